@@ -1,0 +1,53 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmga.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that becomes `path` when the block ends well.
+
+    The temporary name keeps the suffix, because writers such as `numpy.savez` append one of their
+    own. It may be written as a file or as a folder; an existing file or folder at `path` is
+    replaced. On an error the temporary file is removed and `path` is left as it was.
+
+    Raises:
+        UserError: the folder cannot be created or written, or the disk is full.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if temporary.is_dir() and target.is_dir():
+            # A folder cannot be renamed over a non-empty one: the old one steps aside first.
+            aside = target.with_name(f".{target.stem}.{os.getpid()}.old{target.suffix}")
+            os.replace(target, aside)
+            os.replace(temporary, target)
+            shutil.rmtree(aside)
+        else:
+            os.replace(temporary, target)
+    except OSError as error:
+        # A missing file that the block itself tried to read is not this file's failure.
+        if isinstance(error, FileNotFoundError) and error.filename not in (
+            None,
+            str(temporary),
+            str(target),
+            str(target.parent),
+        ):
+            raise
+        raise UserError(
+            f"{target} could not be written: {error.strerror or error}; "
+            "choose a folder that can be written and has room"
+        ) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
