@@ -1,0 +1,17 @@
+// Which clone of a MMGA_VECTOR_CLONES function runs here. No torch header: module.cpp includes it.
+#pragma once
+
+namespace mmga {
+
+inline const char* instruction_set() {
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2, FMA)";
+  return "x86-64";
+#else
+  return "as compiled";
+#endif
+}
+
+}  // namespace mmga

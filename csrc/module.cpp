@@ -1,0 +1,12 @@
+// The module object mmga._C: build facts. Operators are registered by the other files of this
+// library when it is loaded; this file includes no torch header, which pybind11 may not share.
+#include <pybind11/pybind11.h>
+
+#include "cpu/instruction_set.h"
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "CPU kernels of mmga; loading it registers them with torch's dispatcher.";
+  module.def("instruction_set", &mmga::instruction_set,
+             "The instruction set that the vector code takes on this machine.");
+  module.attr("compiler") = __VERSION__;
+}

@@ -1,0 +1,85 @@
+"""Find and load the compiled kernels; say which are there and, for an absent one, why."""
+
+import ctypes
+import functools
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """One compiled library.
+
+    Attributes:
+        loaded: its operators are registered with torch.
+        detail: what it is (instruction set, architectures), or why it is not there.
+    """
+
+    loaded: bool
+    detail: str
+
+
+@functools.cache
+def build_info() -> dict[str, Any]:
+    """Return what setup.py wrote down about the build, empty if it never ran."""
+    path = Path(__file__).with_name("_build_info.json")
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+@functools.cache
+def load() -> dict[str, Library]:
+    """Load `_C` and `_C_cuda` once and return a record of both, keyed `cpu` and `cuda`.
+
+    `MMGA_DISABLE_EXTENSION=1` loads neither, so that everything runs on the reference.
+    """
+    if os.environ.get("MMGA_DISABLE_EXTENSION") == "1":
+        off = Library(False, "switched off by MMGA_DISABLE_EXTENSION=1")
+        return {"cpu": off, "cuda": off}
+    return {"cpu": _load_cpu(), "cuda": _load_cuda()}
+
+
+def _absent(kind: str) -> Library:
+    info = build_info()
+    reason = info.get("reason" if kind == "cpu" else "cuda_reason")
+    if not info:
+        reason = "never built; run `pip install -e .`"
+    elif kind == "cuda" and not info["kernels"]:
+        reason = info["reason"]
+    return Library(False, f"not built: {reason or 'the library file is missing'}")
+
+
+def _load_cpu() -> Library:
+    import torch  # noqa: F401  the library needs libtorch in the process
+
+    try:
+        module = importlib.import_module("mmga._C")
+    except ModuleNotFoundError:
+        return _absent("cpu")
+    except ImportError as error:
+        return Library(False, f"built, but does not load: {error}")
+    return Library(True, module.instruction_set())
+
+
+def _load_cuda() -> Library:
+    import torch
+
+    path = Path(__file__).with_name("_C_cuda.so")
+    if not path.is_file():
+        return _absent("cuda")
+    if torch.version.cuda is None:
+        return Library(False, f"built, but torch {torch.__version__} has no CUDA")
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return Library(False, f"built, but does not load: {error}")
+    archs = str(build_info().get("cuda_archs") or "?").replace(";", ", ")
+    if not torch.cuda.is_available():
+        return Library(True, f"sm {archs}; no CUDA device on this machine")
+    return Library(True, f"sm {archs}")

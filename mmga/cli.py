@@ -1,0 +1,100 @@
+"""What every command shares: options from a dataclass, one-line errors, exit codes.
+
+Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 Ctrl-C, 143 SIGTERM,
+1 anything else, with its traceback.
+"""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar
+
+from mmga.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def run(
+    verb: str,
+    options_class: type[Options],
+    body: Callable[[Options], int | None],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse `argv` into `options_class`, call `body` and leave with the right exit code.
+
+    Args:
+        verb: the command's name, for messages.
+        options_class: a dataclass; the string below a field is its help.
+        body: does the work; its return value, if any, is the exit code.
+        argv: words of the command line, `sys.argv[1:]` if None.
+
+    Raises:
+        SystemExit: always but for success.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    options = parse(verb, options_class, words)
+    try:
+        code = body(options) or 0
+    except UserError as error:
+        _fail(verb, str(error))
+    except KeyboardInterrupt:
+        print(f"mmga {verb}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): not an error of ours.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    if code:
+        raise SystemExit(code)
+
+
+def parse(verb: str, options_class: type[Options], words: list[str]) -> Options:
+    """Return the options that `words` spell; `--help` prints and leaves with 0.
+
+    Raises:
+        SystemExit: with code 2 and one line on stderr, if the words spell none.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                options_class,
+                prog=f"mmga {verb}",
+                args=words,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as leave:
+        if not leave.code:
+            raise
+        _fail(verb, _one_sentence(said.getvalue(), options_class, verb))
+
+
+def _fail(verb: str, sentence: str) -> NoReturn:
+    print(f"mmga {verb}: error: {' '.join(sentence.split())}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def _one_sentence(boxed: str, options_class: type[Any], verb: str) -> str:
+    """Return the parser's boxed message as one line, with the nearest option's name."""
+    lines = []
+    for line in boxed.splitlines():
+        text = line.strip("│ ").strip()
+        if line.startswith(("╭", "╰")):
+            continue
+        if set(text) == {"─"}:
+            break
+        lines.append(text)
+    sentence = " ".join(lines) or "the options could not be read"
+    unknown = re.search(r"Unrecognized options: (--?[\w-]+)", sentence)
+    if unknown:
+        names = ["--" + field.name.replace("_", "-") for field in fields(options_class)]
+        near = difflib.get_close_matches(unknown.group(1), names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"see mmga {verb} --help"
+        sentence = f"unknown option {unknown.group(1)}; {hint}"
+    return sentence

@@ -1,0 +1,5 @@
+"""Operators: public functions here, their specification in `mmga.ops.reference`."""
+
+from mmga.ops.backends import backends
+
+__all__ = ["backends"]

@@ -1,0 +1,57 @@
+"""How an operator of mmga is made: schema, reference and fake kernel in Python, speed elsewhere.
+
+C++ and CUDA kernels are registered by their libraries for the CPU and CUDA keys and take precedence
+over the reference, which is registered for every device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mmga import _extension
+
+LIBRARY = torch.library.Library("mmga", "FRAGMENT")
+
+
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    tags: tuple[torch.Tag, ...] = (torch.Tag.pt2_compliant_tag,),
+) -> Any:
+    """Register `torch.ops.mmga.<name>` and return it.
+
+    Args:
+        schema: `name(Tensor x, ...) -> Tensor`, without the namespace.
+        reference: the plain PyTorch implementation, used where no kernel is registered.
+        fake: allocates outputs of the right shapes for torch.compile and opcheck.
+        tags: torch's operator tags.
+    """
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=tags)
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mmga::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.mmga, name).default
+
+
+def has_kernel(name: str, key: str) -> bool:
+    """Return whether a kernel other than the reference serves `name` for dispatch key `key`."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"mmga::{name}", key)
+
+
+def refuse_gradient(name: str, *tensors: torch.Tensor) -> None:
+    """Raise where an input of a non-differentiable operator requires a gradient.
+
+    Raises:
+        ValueError: an input requires a gradient while gradients are recorded.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        raise ValueError(
+            f"{name} has no gradient: its inputs must not require one; "
+            "pass x.detach() or call it under torch.no_grad()"
+        )
+
+
+_extension.load()
