@@ -28,9 +28,10 @@ def build_info() -> dict[str, Any]:
     """Return what setup.py wrote down about the build, empty if it never ran."""
     path = Path(__file__).with_name("_build_info.json")
     try:
-        return json.loads(path.read_text())
+        info: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
+    return info
 
 
 @functools.cache
