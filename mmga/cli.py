@@ -5,12 +5,13 @@ Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 Ct
 """
 
 import contextlib
+import dataclasses
 import difflib
 import io
 import re
 import sys
+import typing
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 from mmga.errors import UserError
@@ -23,6 +24,7 @@ def run(
     options_class: type[Options],
     body: Callable[[Options], int | None],
     argv: Sequence[str] | None = None,
+    default: Callable[[list[str]], Options] | None = None,
 ) -> None:
     """Parse `argv` into `options_class`, call `body` and leave with the right exit code.
 
@@ -31,13 +33,15 @@ def run(
         options_class: a dataclass; the string below a field is its help.
         body: does the work; its return value, if any, is the exit code.
         argv: words of the command line, `sys.argv[1:]` if None.
+        default: gives the options that the words start from, out of the words themselves.
 
     Raises:
         SystemExit: always but for success.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    options = parse(verb, options_class, words)
     try:
+        start = default(words) if default is not None else None
+        options = parse(verb, options_class, words, start)
         code = body(options) or 0
     except UserError as error:
         _fail(verb, str(error))
@@ -52,7 +56,9 @@ def run(
         raise SystemExit(code)
 
 
-def parse(verb: str, options_class: type[Options], words: list[str]) -> Options:
+def parse(
+    verb: str, options_class: type[Options], words: list[str], default: Options | None = None
+) -> Options:
     """Return the options that `words` spell; `--help` prints and leaves with 0.
 
     Raises:
@@ -67,7 +73,9 @@ def parse(verb: str, options_class: type[Options], words: list[str]) -> Options:
                 options_class,
                 prog=f"mmga {verb}",
                 args=words,
-                config=(tyro.conf.AvoidSubcommands,),
+                default=default,
+                # Nested sections give flat flags.
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as leave:
         if not leave.code:
@@ -93,8 +101,20 @@ def _one_sentence(boxed: str, options_class: type[Any], verb: str) -> str:
     sentence = " ".join(lines) or "the options could not be read"
     unknown = re.search(r"Unrecognized options: (--?[\w-]+)", sentence)
     if unknown:
-        names = ["--" + field.name.replace("_", "-") for field in fields(options_class)]
+        names = ["--" + name.replace("_", "-") for name in _field_names(options_class)]
         near = difflib.get_close_matches(unknown.group(1), names, 1)
         hint = f"did you mean {near[0]}?" if near else f"see mmga {verb} --help"
         sentence = f"unknown option {unknown.group(1)}; {hint}"
     return sentence
+
+
+def _field_names(options_class: type[Any]) -> list[str]:
+    """Return the names of a dataclass' fields and of those of its sections."""
+    hints = typing.get_type_hints(options_class)
+    names = []
+    for field in dataclasses.fields(options_class):
+        if dataclasses.is_dataclass(hints[field.name]):
+            names += _field_names(hints[field.name])
+        else:
+            names.append(field.name)
+    return names

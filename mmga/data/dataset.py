@@ -13,7 +13,6 @@ import torch
 from mmga.data.masks import MaskFolder, PartMask
 from mmga.errors import UserError
 
-
 Ints = Sequence[int] | np.ndarray
 
 

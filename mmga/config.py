@@ -1,0 +1,379 @@
+"""The configuration of a training run: typed, from a recipe, a YAML file and flags, in that order.
+
+Imports no torch, so that `--help` and the checks of a configuration are instant. Sources of the
+defaults: PAPER = the paper or notes on it; AUTHOR = the first author's public code of the same
+weeks; TRICKS = "Bag of Tricks" (Luo et al., CVPRW 2019); OURS = this project's choice.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mmga.errors import UserError
+from mmga.files import atomic_path
+
+DataName = Literal["synthetic", "market1501", "viper", "csv"]
+RecipeName = Literal["synthetic", "mgn", "bot", "strong"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What is trained on."""
+
+    data: DataName = "synthetic"
+    """Data set."""
+    root: Path | None = None
+    """Folder of the data set, or of its parent; for csv the table itself."""
+    masks: Path | None = None
+    """Folder of mask PNGs (for viper also the .mat of silhouettes); none for synthetic."""
+    label_set: str = "parts"
+    """Label set of the mask files: parts, lip, atr, pascal, densepose or silhouette."""
+    split: int = 0
+    """Number of the split, where a data set has several."""
+    splits_file: Path | None = None
+    """File of fixed splits (viper); without it splits are drawn from their number."""
+    direction: Literal["ab", "ba"] = "ab"
+    """Which camera is the query (viper): cam_a or cam_b."""
+    height: int = 384
+    """Image height in pixels."""
+    width: int = 128
+    """Image width in pixels."""
+    persons: int = 64
+    """Training identities (synthetic)."""
+    test_persons: int = 48
+    """Test identities (synthetic)."""
+    challenge: str = "mixed"
+    """What makes the images hard (synthetic): mixed, clean, pose, misalignment, occlusion, ..."""
+    severity: int = 1
+    """How hard, 1 to 3 (synthetic)."""
+    data_seed: int = 0
+    """Seed of the generated images (synthetic)."""
+    allow_missing_masks: bool = False
+    """Train although fewer than half of the images have a mask."""
+    skip_broken: bool = False
+    """Leave out and count images that cannot be decoded, instead of stopping."""
+    workers: int = 0
+    """Processes that load images; 0 loads in the training process."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network (mmga.models.MMGA)."""
+
+    backbone: str = "resnet50"
+    """Any torchvision ResNet, or tiny."""
+    weights: str = "IMAGENET1K_V1"
+    """torchvision's weights of the backbone, or none."""
+    backbone_weights: Path | None = None
+    """File of backbone weights: a plain ResNet state dict (.pth or .safetensors)."""
+    attention: Literal["both", "first", "none", "auxiliary"] = "both"
+    """Modules that are there; auxiliary computes the maps without multiplying them in."""
+    combine: Literal["product", "residual"] = "product"
+    """S*C [PAPER] or C*(1+S) [AUTHOR]."""
+    branches: Literal["copies", "shared", "single"] = "copies"
+    """Each branch its own copy of the late stages [AUTHOR], one for all, or one branch only."""
+    heads: Literal[3, 8] = 3
+    """One head a branch, or MGN's stripes as well [AUTHOR]."""
+    neck: Literal["none", "bnneck"] = "none"
+    """bnneck: batch norm between triplet and classifier [TRICKS]."""
+    pool: Literal["max", "avg", "gem"] = "max"
+    """Global pooling [AUTHOR]."""
+    spatial_kernel: Literal[1, 3] = 1
+    """Kernel of the spatial attention's convolutions: 1 [PAPER] or 3 [AUTHOR]."""
+    read0: Literal["layer1", "layer2"] = "layer1"
+    """Where module 1 reads."""
+    reduction: Literal["head", "shared"] = "head"
+    """The 1x1 convolution to the embedding: one per head [OURS] or shared [AUTHOR]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """The losses; L = triplet + id_weight * id + mask_weight * mask."""
+
+    id_weight: float = 2.0
+    """Weight of the cross-entropy [AUTHOR]."""
+    mask_weight: float = 1.0
+    """lambda, weight of the mask-guided attention loss [OURS]."""
+    margin: float = 1.2
+    """Margin of the batch-hard triplet [AUTHOR]."""
+    smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Adam with coupled L2, and how its learning rate moves."""
+
+    lr: float = 2e-4
+    """Learning rate, for the whole batch of P*K images."""
+    weight_decay: float = 5e-4
+    """Coupled L2."""
+    amsgrad: bool = True
+    """Adam's amsgrad."""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: times gamma at each milestone; cosine: down to zero at the end."""
+    milestones: tuple[int, ...] = (100, 200, 250, 300, 350, 400, 450)
+    """Epochs at which a step schedule drops."""
+    gamma: float = 0.5
+    """Factor of a drop."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up from 1% of the rate."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0 clips nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchConfig:
+    """How batches are drawn, and how images are changed."""
+
+    sampler: Literal["mgn", "bot"] = "mgn"
+    """mgn: every identity once an epoch; bot: every image, in chunks of K."""
+    p: int = 16
+    """Identities in a batch."""
+    k: int = 4
+    """Images of each."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """How images are resized."""
+    flip: float = 0.5
+    """Probability of a mirror image."""
+    pad: int = 0
+    """Pixels padded on each side before a random crop."""
+    erasing: float = 0.5
+    """Probability of random erasing."""
+    erasing_fill: Literal["zero", "mean"] = "zero"
+    """zero after normalisation (the mean colour) [AUTHOR], or the mean colour's value [TRICKS]."""
+    erase_mask: bool = True
+    """Erase the mask in the same rectangle."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """How long, where, and how exactly."""
+
+    epochs: int = 500
+    """Epochs to train."""
+    seed: int = 0
+    """Seed of initialisation, sampling and augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves them as they are."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast in forward and loss."""
+    channels_last: bool = False
+    """Memory layout of images and convolutions."""
+    compile: bool = False
+    """torch.compile the network."""
+    deterministic: bool = False
+    """Refuse algorithms whose results change from run to run."""
+    eval_every: int = 0
+    """Epochs between evaluations; 0 evaluates after the last epoch alone."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    flip_test: bool = True
+    """Sum the features of an image and of its mirror image when evaluating."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A whole training run; each field of each section is a flag of its own name."""
+
+    recipe: RecipeName = "mgn"
+    """What the defaults come from."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def check(config: Config) -> None:
+    """Raise a UserError if the values of a configuration do not fit together."""
+    data, run = config.data, config.run
+    for name, value in {
+        "height": data.height,
+        "width": data.width,
+        "p": config.batch.p,
+        "epochs": run.epochs,
+        "checkpoint-every": run.checkpoint_every,
+        "log-every": run.log_every,
+    }.items():
+        if value < 1:
+            raise UserError(f"--{name} must be at least 1, got {value}")
+    if config.batch.k < 2:
+        raise UserError(
+            f"--k must be at least 2, because a triplet needs two images of an identity, "
+            f"got {config.batch.k}"
+        )
+    if not config.optimizer.lr > 0:
+        raise UserError(f"--lr must be above 0, got {config.optimizer.lr}")
+    if data.data != "synthetic" and data.root is None:
+        raise UserError(f"--root is missing: name the folder of {data.data} with --root DIR")
+
+
+def _bot(**run: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "model": {"neck": "bnneck", "pool": "max"},
+        "loss": {"id_weight": 1.0, "margin": 0.3, "smoothing": 0.1},
+        "optimizer": {
+            "lr": 3.5e-4,
+            "amsgrad": False,
+            "milestones": (40, 70),
+            "gamma": 0.1,
+            "warmup_epochs": 10,
+        },
+        "batch": {
+            "sampler": "bot",
+            "interpolation": "bilinear",
+            "pad": 10,
+            "erasing_fill": "mean",
+        },
+        "run": {"epochs": 120, "flip_test": False, **run},
+    }
+
+
+def recipe_values(recipe: str) -> dict[str, Any]:
+    """Return what a recipe changes of the defaults, as nested mappings.
+
+    Raises:
+        UserError: there is no such recipe.
+    """
+    names = typing.get_args(RecipeName)
+    if recipe == "mgn":
+        return {"recipe": recipe}
+    if recipe == "bot":
+        return {"recipe": recipe, **_bot()}
+    if recipe == "strong":
+        values = _bot(flip_test=True)
+        values["model"] |= {"pool": "gem", "heads": 8}
+        values["optimizer"] |= {"schedule": "cosine"}
+        return {"recipe": recipe, **values}
+    if recipe == "synthetic":
+        return {
+            "recipe": recipe,
+            "data": {"height": 128, "width": 64},
+            "model": {"backbone": "tiny", "weights": "none"},
+            "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_epochs": 2},
+            "batch": {"sampler": "bot", "interpolation": "bilinear", "pad": 4, "erasing": 0.3},
+            "run": {"epochs": 30},
+        }
+    raise UserError(f"recipe must be one of {', '.join(names)}, got {recipe!r}")
+
+
+def load_config(path: Path | str, base: Config | None = None) -> Config:
+    """Read a YAML configuration; keys that it leaves out come from its recipe, or from `base`.
+
+    Raises:
+        UserError: the file cannot be read, or holds a key or a value that does not exist.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"configuration {path} must hold sections such as `data:` and `model:`")
+    recipe = values.get("recipe", base.recipe if base is not None else "mgn")
+    start = recipe_config(recipe) if base is None else base
+    return merged(start, values, where=str(path))
+
+
+def recipe_config(recipe: str) -> Config:
+    """Return the configuration of a recipe."""
+    return merged(Config(), recipe_values(recipe), where=f"recipe {recipe}")
+
+
+def merged(config: Config, values: dict[str, Any], *, where: str) -> Config:
+    """Return `config` with nested `values` in place of its own.
+
+    Raises:
+        UserError: a key does not exist (the nearest one is named) or a value has the wrong type.
+    """
+    whole: Config = _merge(config, values, where, "")
+    return whole
+
+
+def _merge(instance: Any, values: dict[str, Any], where: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(type(instance))
+    changes = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, 1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(hints)}"
+            raise UserError(f"{where}: no key {prefix}{key}; {hint}")
+        old = getattr(instance, key)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {prefix}{key} must be a section, found {value!r}")
+            changes[key] = _merge(old, value, where, f"{prefix}{key}.")
+        else:
+            changes[key] = _converted(value, hints[key], f"{where}: {prefix}{key}")
+    return dataclasses.replace(instance, **changes)
+
+
+def _converted(value: Any, hint: Any, name: str) -> Any:
+    """Return `value` as the annotated type, refusing what only looks like it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        hint = next(argument for argument in arguments if argument is not type(None))
+        return _converted(value, hint, name)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{name} must be a list, got {value!r}")
+        return tuple(_converted(item, arguments[0], name) for item in value)
+    if hint is Path and isinstance(value, str | Path):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):
+        # YAML reads 2e-4, which has no dot, as a string.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise UserError(f"{name} must be of type {hint.__name__}, got {value!r}")
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain nested values, fit for YAML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, Path):
+            return str(value)
+        return list(value) if isinstance(value, tuple) else value
+
+    values: dict[str, Any] = plain(dataclasses.asdict(config))
+    return values
+
+
+def save_config(config: Config, path: Path | str) -> None:
+    """Write the whole configuration as YAML."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(to_yaml(config))
+
+
+def to_yaml(config: Config) -> str:
+    """Return the whole configuration as YAML text."""
+    return yaml.safe_dump(as_dict(config), sort_keys=False)
