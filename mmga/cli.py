@@ -69,14 +69,15 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            options: Options = tyro.cli(
                 options_class,
                 prog=f"mmga {verb}",
                 args=words,
-                default=default,
+                default=typing.cast(Options, default),
                 # Nested sections give flat flags.
                 config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
             )
+            return options
     except SystemExit as leave:
         if not leave.code:
             raise

@@ -1,0 +1,37 @@
+# make demo: train, evaluate and show on synthetic persons; make test: prove. Both do their own
+# set-up in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+KERNELS := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test lint bench clean
+
+# torch comes first: the isolated build of the kernels then finds its headers and downloads nothing
+# a second time.
+$(VENV)/torch.done:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
+	touch $@
+
+$(VENV)/mmga.done: $(VENV)/torch.done $(KERNELS)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/mmga.done
+	$(BIN)/python -m mmga.demo --out runs/demo
+
+test: $(VENV)/mmga.done
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/mmga.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+bench: $(VENV)/mmga.done
+	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+clean:
+	rm -rf $(VENV) build mmga/_C*.so mmga/_build_info.json

@@ -1,0 +1,86 @@
+"""`python -m mmga.doctor`: what is active here and why something is not; what is wrong with features.
+
+With --query and --gallery (or --features) it looks through feature files before anything is
+computed and says what would spoil an evaluation, and the fix.
+"""
+
+import platform
+import sys
+from dataclasses import dataclass
+
+from mmga import __version__, cli
+from mmga.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Say what is active on this machine, or what is wrong with a set of features."""
+
+    query: str | None = None
+    """Features of the queries."""
+    gallery: str | None = None
+    """Features of the gallery."""
+    features: str | None = None
+    """One file that holds both sides."""
+
+
+def environment() -> dict[str, str]:
+    """Return versions, back ends and the facts of the build, in the order to be shown."""
+    import torch
+
+    from mmga._extension import build_info
+    from mmga.ops import backends
+
+    info = build_info()
+    lines = {
+        "mmga": __version__,
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} CPU threads",
+    }
+    lines |= backends()
+    if info.get("kernels"):
+        lines["built with"] = (
+            f"{info['compiler']}; torch headers {info['torch_headers']}, "
+            f"stable ABI of {info['torch_target']}; nvcc {info['nvcc'] or 'not used'}"
+        )
+    return lines
+
+
+def body(options: Options) -> int:
+    """Print the findings; 0 if there is nothing to mend."""
+    if options.query or options.gallery or options.features:
+        return _check_features(options)
+    for name, value in environment().items():
+        print(f"{name:<11} {value}")
+    return 0
+
+
+def _check_features(options: Options) -> int:
+    from mmga.retrieval.doctor import check
+    from mmga.retrieval.features import load_features
+
+    if options.features:
+        if options.query or options.gallery:
+            raise UserError("--features holds both sides; leave out --query and --gallery")
+        query = load_features(options.features, side="query")
+        gallery = load_features(options.features, side="gallery")
+    elif options.query and options.gallery:
+        query, gallery = load_features(options.query), load_features(options.gallery)
+    else:
+        missing = "--gallery" if options.query else "--query"
+        raise UserError(f"{missing} is missing: name the features of both sides")
+    findings = check(query, gallery)
+    for finding in findings:
+        print(finding)
+    if not findings:
+        print("nothing found that would spoil an evaluation")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    cli.run("doctor", Options, body, argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
