@@ -92,11 +92,9 @@ def _fail(verb: str, sentence: str) -> NoReturn:
 def _one_sentence(boxed: str, options_class: type[Any], verb: str) -> str:
     """Return the parser's boxed message as one line, with the nearest option's name."""
     lines = []
-    for line in boxed.splitlines():
-        text = line.strip("│ ").strip()
-        if line.startswith(("╭", "╰")):
-            continue
-        if set(text) == {"─"}:
+    for line in boxed.splitlines()[1:]:  # the first is the box's title
+        text = line.strip("│|╰╯+ ")
+        if set(text) <= set("─-"):
             break
         lines.append(text)
     sentence = " ".join(lines) or "the options could not be read"

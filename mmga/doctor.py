@@ -1,4 +1,4 @@
-"""`python -m mmga.doctor`: what is active here and why something is not; what is wrong with features.
+"""`python -m mmga.doctor`: what is active here, and what is wrong with a set of features.
 
 With --query and --gallery (or --features) it looks through feature files before anything is
 computed and says what would spoil an evaluation, and the fix.

@@ -50,4 +50,5 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                temporary.unlink()

@@ -1,0 +1,77 @@
+"""What a run writes down: metrics.jsonl, one JSON object a line, and TensorBoard events."""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from mmga.errors import UserError
+from mmga.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+
+class RunLog:
+    """Appends figures to `metrics.jsonl` and to `tensorboard/` below a run's folder.
+
+    Args:
+        folder: the run's folder.
+        step: where the run stands; lines and events after it, left over from a run that was
+            killed after its last checkpoint, are cut off.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._cut(step)
+        self._file = self.path.open("a")
+        self._board = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.warning("no TensorBoard events are written: pip install tensorboard")
+        else:
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def _cut(self, step: int) -> None:
+        if not self.path.is_file():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """Append one line `{"kind", "step", **figures}`, and its numbers as TensorBoard scalars.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written: {error.strerror}") from error
+        if self._board is None:
+            return
+        for name, value in figures.items():
+            if isinstance(value, dict):
+                for key, item in value.items():
+                    if isinstance(item, int | float):
+                        self._board.add_scalar(f"{kind}/{name}/{key}", item, step)
+            elif isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _step(line: str) -> float:
+    """Return a line's step; a line that was cut off in the middle belongs to no step."""
+    try:
+        step: float = json.loads(line)["step"]
+        return step
+    except (ValueError, KeyError, TypeError):
+        return math.inf

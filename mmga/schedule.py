@@ -1,0 +1,25 @@
+"""How the learning rate moves over a run."""
+
+import math
+
+from mmga.config import OptimizerConfig
+
+WARMUP_START = 0.01
+"""Share of the learning rate at which a warm-up starts [Bag of Tricks]."""
+
+
+def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:
+    """Return the learning rate of an epoch.
+
+    Args:
+        config: rate, warm-up and schedule.
+        epoch: counted from 0.
+        epochs: epochs of the whole run.
+    """
+    rate = config.lr
+    if epoch < config.warmup_epochs:
+        share = epoch / config.warmup_epochs
+        rate *= WARMUP_START * (1 - share) + share
+    if config.schedule == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return rate * config.gamma ** sum(epoch >= milestone for milestone in config.milestones)

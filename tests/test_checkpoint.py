@@ -1,0 +1,105 @@
+"""Checkpoints are whole or not there, and say what is wrong with a file."""
+
+import os
+
+import pytest
+import torch
+
+from mmga.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_optimizer_state,
+    load_weights,
+    save_checkpoint,
+)
+from mmga.errors import UserError
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+
+def stepped(net: torch.nn.Module) -> torch.optim.Adam:
+    optimizer = torch.optim.Adam(net.parameters(), amsgrad=True)
+    net(torch.randn(5, 3)).square().sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_round_trip(tmp_path):
+    net, path = network(), tmp_path / "last.safetensors"
+    optimizer = stepped(net)
+    save_checkpoint(path, net, Progress(2, 3, 17), {"a": [1]}, 4, optimizer.state_dict())
+    loaded = load_checkpoint(path)
+    assert (loaded.progress, loaded.config) == (Progress(2, 3, 17), {"a": [1]})
+    assert loaded.num_classes == 4
+    other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    load_weights(other, loaded, path)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    state = load_optimizer_state(path, loaded)
+    assert torch.equal(state["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+
+
+def test_a_checkpoint_always_finds_its_own_optimizer_state(tmp_path, monkeypatch):
+    """Killed between the two files, the older pair is still complete."""
+    net, path = network(), tmp_path / "last.safetensors"
+    optimizer = stepped(net)
+    save_checkpoint(path, net, Progress(0, 0, 1), {}, 4, optimizer.state_dict())
+    real = os.replace
+
+    def killed(source, target):
+        if str(target).endswith("last.safetensors"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, net, Progress(0, 0, 2), {}, 4, optimizer.state_dict())
+    monkeypatch.undo()
+    loaded = load_checkpoint(path)
+    assert loaded.progress.step == 1
+    load_optimizer_state(path, loaded)
+    save_checkpoint(path, net, Progress(0, 0, 3), {}, 4, optimizer.state_dict())
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == ["last.optimizer-3.pt", "last.safetensors"]
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint .*last\.safetensors"):
+        load_checkpoint(tmp_path / "last.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 60, -1])
+def test_a_truncated_checkpoint_is_named(tmp_path, keep):
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, network(), Progress(), {}, 4)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"last\.safetensors cannot be read: truncated"):
+        load_checkpoint(path)
+
+
+def test_a_foreign_file_is_named(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match="not a checkpoint of mmga"):
+        load_checkpoint(path)
+
+
+def test_a_truncated_optimizer_state_is_named(tmp_path):
+    net, path = network(), tmp_path / "last.safetensors"
+    save_checkpoint(path, net, Progress(0, 0, 1), {}, 4, stepped(net).state_dict())
+    file = tmp_path / "last.optimizer-1.pt"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"last\.optimizer-1\.pt cannot be read"):
+        load_optimizer_state(path, load_checkpoint(path))
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, network(), Progress(), {}, 4)
+    with pytest.raises(UserError, match="belongs to another network: Missing key"):
+        load_weights(torch.nn.Conv2d(1, 1, 1), load_checkpoint(path), path)

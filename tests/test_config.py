@@ -1,0 +1,84 @@
+"""Recipes, YAML and the sentences for what does not fit."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mmga.config import Config, check, load_config, merged, recipe_config, save_config
+from mmga.errors import UserError
+from mmga.schedule import learning_rate
+
+
+@pytest.mark.parametrize("recipe", ["mgn", "bot", "strong", "synthetic"])
+def test_a_recipe_survives_the_way_through_yaml(recipe, tmp_path):
+    config = recipe_config(recipe)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_yaml_starts_from_its_recipe(tmp_path):
+    (tmp_path / "c.yaml").write_text("recipe: bot\noptimizer: {lr: 1e-4}\nbatch:\n  p: 8\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.optimizer.lr, config.batch.p) == (1e-4, 8)
+    assert config.model.neck == "bnneck"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("optimizer: {learning_rate: 1}", r"no key optimizer.learning_rate; there are lr"),
+        ("batch: {smapler: mgn}", r"no key batch.smapler; did you mean batch.sampler\?"),
+        ("modle: {}", r"no key modle; did you mean model\?"),
+        ("batch: {p: 3.5}", r"batch.p must be of type int, got 3.5"),
+        ("batch: {p: true}", r"batch.p must be of type int, got True"),
+        ("model: {heads: 4}", r"model.heads must be one of 3, 8, got 4"),
+        ("batch: 3", r"batch must be a section, found 3"),
+        ("recipe: best", r"recipe must be one of synthetic, mgn, bot, strong, got 'best'"),
+        ("- 1", r"must hold sections"),
+        ("a: [", r"is not YAML"),
+    ],
+)
+def test_what_does_not_exist_is_named(text, sentence, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"data": {"data": "market1501"}}, "--root is missing"),
+        ({"batch": {"k": 1}}, "--k must be at least 2"),
+        ({"run": {"epochs": 0}}, "--epochs must be at least 1, got 0"),
+        ({"optimizer": {"lr": 0.0}}, "--lr must be above 0"),
+        ({"optimizer": {"lr": float("nan")}}, "--lr must be above 0"),
+    ],
+)
+def test_values_that_do_not_fit_together(values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(merged(Config(), values, where="test"))
+
+
+def test_learning_rates_of_the_published_recipes():
+    bot = recipe_config("bot").optimizer
+    rates = [learning_rate(bot, epoch, 120) for epoch in (0, 5, 10, 39, 40, 69, 70, 119)]
+    expected = [3.5e-6, 3.5e-4 * 0.505, 3.5e-4, 3.5e-4, 3.5e-5, 3.5e-5, 3.5e-6, 3.5e-6]
+    assert rates == pytest.approx(expected, rel=1e-12)
+    mgn = recipe_config("mgn").optimizer
+    assert [learning_rate(mgn, epoch, 500) for epoch in (0, 99, 100, 450)] == pytest.approx(
+        [2e-4, 2e-4, 1e-4, 2e-4 * 0.5**7]
+    )
+    strong = recipe_config("strong").optimizer
+    assert learning_rate(strong, 60, 120) == pytest.approx(3.5e-4 / 2)
+
+
+def test_the_configuration_imports_no_torch():
+    code = "import sys, mmga.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
