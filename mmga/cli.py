@@ -94,9 +94,10 @@ def _one_sentence(boxed: str, options_class: type[Any], verb: str) -> str:
     lines = []
     for line in boxed.splitlines()[1:]:  # the first is the box's title
         text = line.strip("│|╰╯+ ")
-        if set(text) <= set("─-"):
+        if not set(text) <= set("─-"):
+            lines.append(text)
+        elif lines:  # a rule before the text belongs to the title
             break
-        lines.append(text)
     sentence = " ".join(lines) or "the options could not be read"
     unknown = re.search(r"Unrecognized options: (--?[\w-]+)", sentence)
     if unknown:
