@@ -1,0 +1,263 @@
+"""Losses: L = L_tri + a L_id + lambda L_mask, of triplets, identities and masks.
+
+Legend: `B` images, `A` anchors, `D` embedding, `N` identities, `H W` image, `h w` attention map;
+parts are ordered whole, upper, bottom everywhere. All is computed in float32, autocast or not.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BACKGROUND, UPPER, BOTTOM, OTHER = 0, 1, 2, 3
+"""Values of a label map; OTHER is body that is neither upper nor bottom (a carried bag)."""
+
+TARGETS = {"whole0": 0, "whole": 0, "upper": 1, "bottom": 2}
+"""Which of the parts whole, upper, bottom guides a map."""
+
+
+class Output(Protocol):
+    """What a network returns in training; see `mmga.models.Output`."""
+
+    @property
+    def embeddings(self) -> Mapping[str, Tensor]:
+        """Per head [B, D]."""
+
+    @property
+    def logits(self) -> Mapping[str, Tensor]:
+        """Per head [B, N]."""
+
+    @property
+    def attention(self) -> Mapping[str, Tensor]:
+        """Sigmoid maps [B, 1, h, w]."""
+
+
+def part_targets(
+    labels: Tensor, parts: Tensor, has_mask: Tensor, size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Turn label maps into attention targets, down-sampled by area average.
+
+    Args:
+        labels: uint8 [B, H, W] of BACKGROUND, UPPER, BOTTOM, OTHER; anything where `has_mask` is
+            False.
+        parts: bool [B], False for silhouettes.
+        has_mask: bool [B].
+        size: (h, w) of the attention map.
+
+    Returns:
+        targets: float32 [B, 3, h, w] in [0, 1].
+        known: bool [B, 3]; targets that are not known are to be left out, not taken as zero.
+    """
+    masks = torch.stack((labels != BACKGROUND, labels == UPPER, labels == BOTTOM), dim=1)
+    targets = torch.nn.functional.adaptive_avg_pool2d(masks.float(), (size[0], size[1]))
+    halves = has_mask & parts
+    return targets, torch.stack((has_mask, halves, halves), dim=1)
+
+
+def mask_rmse(maps: Tensor, targets: Tensor) -> Tensor:
+    """Return sqrt(mean over pixels of (S - M)^2 + 1e-8) of each image.
+
+    Args:
+        maps: attention in [0, 1], [B, 1, h, w] or [B, h, w].
+        targets: masks in [0, 1], the same number of values.
+
+    Returns:
+        float32 [B].
+    """
+    difference = maps.float().flatten(1) - targets.float().flatten(1)  # [B, h w]
+    return difference.square().mean(1).add(1e-8).sqrt()
+
+
+def mask_iou(maps: Tensor, targets: Tensor, threshold: float = 0.5) -> Tensor:
+    """Return the intersection over union of map and mask, both cut at a threshold.
+
+    Args:
+        maps: attention in [0, 1], [B, 1, h, w] or [B, h, w].
+        targets: masks in [0, 1], the same number of values.
+        threshold: values from here on count as inside.
+
+    Returns:
+        float32 [B]; NaN where neither has a pixel inside, which averages should leave out.
+    """
+    inside = maps.flatten(1) >= threshold
+    true = targets.flatten(1) >= threshold
+    return (inside & true).sum(1).float() / (inside | true).sum(1)
+
+
+def mask_loss(
+    attention: Mapping[str, Tensor],
+    labels: Tensor,
+    parts: Tensor,
+    has_mask: Tensor,
+    *,
+    counts: Tensor | None = None,
+    whole_only: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mask guided attention loss: RMSE between maps and masks.
+
+    Each term is the mean over the images whose target is known: an image without a mask counts
+    nowhere, a silhouette in the terms of the whole body alone. The loss is the mean over the terms
+    that have an image; 0, with zero gradient, where no image of the batch has a mask.
+
+    Args:
+        attention: sigmoid maps [B, 1, h, w] named whole0, whole, upper, bottom, or some of them.
+        labels: uint8 [B, H, W], as in `part_targets`.
+        parts: bool [B], False for silhouettes.
+        has_mask: bool [B].
+        counts: float [3], by how many images with known whole, upper and bottom each term is
+            divided; by default those of the batch. In a process group: the mean over processes.
+        whole_only: guide every map by the whole body (an ablation).
+
+    Returns:
+        The loss and its terms by name, scalars.
+    """
+    if not attention:
+        return labels.new_zeros((), dtype=torch.float32), {}
+    cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    terms: dict[str, Tensor] = {}
+    present = []
+    for name, maps in attention.items():
+        size = (maps.shape[-2], maps.shape[-1])
+        if size not in cache:
+            cache[size] = part_targets(labels, parts, has_mask, size)
+        targets, known = cache[size]
+        part = 0 if whole_only else TARGETS[name]
+        count = known[:, part].sum() if counts is None else counts[part]
+        rmse = mask_rmse(maps, targets[:, part])
+        # The smallest share of an image among W processes is 1/W, so no count between 0 and 1e-6.
+        terms[name] = rmse.where(known[:, part], 0).sum() / count.clamp(min=1e-6)
+        present.append(count > 0)
+    there = torch.stack(present)
+    loss = (torch.stack(list(terms.values())) * there).sum() / there.sum().clamp(min=1)
+    return loss, terms
+
+
+def batch_hard_triplet(
+    embeddings: Tensor,
+    pids: Tensor,
+    margin: float = 1.2,
+    *,
+    candidates: Tensor | None = None,
+    candidate_pids: Tensor | None = None,
+    offset: int = 0,
+) -> Tensor:
+    """Batch-hard triplet loss (Hermans et al., 2017, section 2), Euclidean and not normalised.
+
+    The mean over anchors of max(0, margin + d(hardest positive) - d(hardest negative)). An image is
+    no positive of itself, and an anchor without a positive or a negative counts nowhere.
+
+    Args:
+        embeddings: anchors [A, D].
+        pids: int64 [A].
+        margin: of the triplet.
+        candidates: [B, D] where positives and negatives are sought, the anchors among them; by
+            default the anchors. In a process group: those gathered from all, with gradient.
+        candidate_pids: int64 [B].
+        offset: row of the first anchor among the candidates.
+
+    Returns:
+        A scalar; 0 where no anchor has both.
+    """
+    if candidates is None or candidate_pids is None:
+        candidates, candidate_pids = embeddings, pids
+    distances = _euclidean(embeddings, candidates)  # [A, B]
+    same = pids[:, None] == candidate_pids[None]
+    anchors = torch.arange(len(pids), device=pids.device)[:, None] + offset
+    others = torch.arange(len(candidate_pids), device=pids.device)[None] != anchors
+    positive = distances.masked_fill(~(same & others), -torch.inf).amax(1)  # [A]
+    negative = distances.masked_fill(same, torch.inf).amin(1)
+    valid = (positive > -torch.inf) & (negative < torch.inf)
+    # Infinities are replaced before the subtraction: their gradient would be NaN, not zero.
+    hinge = torch.relu(margin + positive.where(valid, 0) - negative.where(valid, 0))
+    return hinge.where(valid, 0).sum() / valid.sum().clamp(min=1)
+
+
+def identity_loss(logits: Tensor, classes: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of identities, optionally with label smoothing.
+
+    Args:
+        logits: [B, N].
+        classes: int64 [B] in 0 .. N - 1.
+        smoothing: share of the target spread evenly over all N classes.
+    """
+    return torch.nn.functional.cross_entropy(logits.float(), classes, label_smoothing=smoothing)
+
+
+def total_loss(
+    output: Output,
+    classes: Tensor,
+    labels: Tensor,
+    parts: Tensor,
+    has_mask: Tensor,
+    *,
+    margin: float = 1.2,
+    id_weight: float = 2.0,
+    mask_weight: float = 1.0,
+    smoothing: float = 0.0,
+    triplet_heads: Sequence[str] | None = None,
+    whole_only: bool = False,
+    counts: Tensor | None = None,
+    candidates: Mapping[str, Tensor] | None = None,
+    candidate_classes: Tensor | None = None,
+    offset: int = 0,
+) -> dict[str, Tensor]:
+    """Return the training loss of one batch and its parts.
+
+    Args:
+        output: of the network in training.
+        classes: int64 [B], identities as class labels.
+        labels: uint8 [B, H, W], see `mask_loss`.
+        parts: bool [B].
+        has_mask: bool [B].
+        margin: of the triplet.
+        id_weight: of the identity loss.
+        mask_weight: lambda, of the mask loss; with 0 the mask loss is still reported.
+        smoothing: of the labels.
+        triplet_heads: heads that the triplet loss is averaged over; all by default.
+        whole_only: see `mask_loss`.
+        counts: see `mask_loss`.
+        candidates: per head [C, D], the embeddings of all processes; see `batch_hard_triplet`.
+        candidate_classes: int64 [C].
+        offset: row of this process's first image among them.
+
+    Returns:
+        Scalars: `loss` (the total), `triplet`, `id`, `mask`, and `mask_<map>` for each map, which
+        is 0 where no image of the batch knows it.
+    """
+    names = list(output.embeddings) if triplet_heads is None else list(triplet_heads)
+    triplets = [
+        batch_hard_triplet(
+            output.embeddings[name],
+            classes,
+            margin,
+            candidates=None if candidates is None else candidates[name],
+            candidate_pids=candidate_classes,
+            offset=offset,
+        )
+        for name in names
+    ]
+    triplet = torch.stack(triplets).mean()
+    identities = [identity_loss(scores, classes, smoothing) for scores in output.logits.values()]
+    identity = torch.stack(identities).mean() if identities else triplet.new_zeros(())
+    mask, terms = mask_loss(
+        output.attention, labels, parts, has_mask, counts=counts, whole_only=whole_only
+    )
+    total = triplet + id_weight * identity
+    if mask_weight:
+        total = total + mask_weight * mask
+    return {
+        "loss": total,
+        "triplet": triplet,
+        "id": identity,
+        "mask": mask,
+        **{f"mask_{name}": term for name, term in terms.items()},
+    }
+
+
+def _euclidean(x: Tensor, y: Tensor) -> Tensor:
+    """Return Euclidean distances [A, B]; a distance of zero has gradient zero."""
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = x.float(), y.float()
+        squared = x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T
+    return squared.clamp(min=1e-12).sqrt()

@@ -1,0 +1,296 @@
+"""The body-part mask guided attention network (Cai, Wang, Cheng, CVPR Workshops 2019).
+
+Legend: `B` images, `C` channels, `h w` feature map, `P` parts of one branch, `D` embedding.
+"""
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mmga.errors import UserError
+from mmga.models.attention import Attention
+from mmga.models.backbone import build_backbone
+from mmga.models.head import CLASSIFIERS, NECKS, Head, make_reduction
+from mmga.ops.attention import attention_multiply, attention_pool
+from mmga.ops.reference import stripe_rows
+
+PARTS = ("whole", "upper", "bottom")
+
+OPENING = 2.0
+"""Logit at which module 1 starts: sigmoid 0.88, so that layer3 sees features near their scale."""
+
+# Numbers of stripes of each branch (8: MGN, Wang et al., ACM MM 2018, section 3.1).
+_STRIPES: dict[int, dict[str, tuple[int, ...]]] = {
+    3: {"whole": (1,), "upper": (1,), "bottom": (1,)},
+    8: {"whole": (1,), "upper": (1, 2), "bottom": (1, 3)},
+}
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "attention": ("both", "first", "none", "auxiliary"),
+    "combine": ("product", "residual"),
+    "branches": ("copies", "shared", "single"),
+    "heads": tuple(_STRIPES),
+    "neck": NECKS,
+    "pool": ("max", "avg", "gem"),
+    "spatial_kernel": (1, 3),
+    "read0": ("layer1", "layer2"),
+    "reduction": ("head", "shared"),
+    "classifier": CLASSIFIERS,
+}
+
+
+class Output(NamedTuple):
+    """What the network returns in training.
+
+    Attributes:
+        embeddings: per head [B, D], for the triplet loss.
+        logits: per head [B, N], for the identity loss; empty without classifiers.
+        attention: sigmoid maps [B, 1, h, w] named whole0 (module 1), whole, upper, bottom.
+        attention_logits: the same maps before the sigmoid, as multiplied into the features; the
+            gradient of any loss with respect to a map is taken here.
+        features: per head [B, D], what the test concatenates; the embeddings without a bnneck.
+    """
+
+    embeddings: dict[str, torch.Tensor]
+    logits: dict[str, torch.Tensor]
+    attention: dict[str, torch.Tensor]
+    attention_logits: dict[str, torch.Tensor]
+    features: dict[str, torch.Tensor]
+
+
+class MMGA(nn.Module):
+    """A ResNet with mask guided whole-body and part attention at two scales.
+
+    In training `forward` returns an `Output`; in evaluation it returns the L2-normalised vector
+    [B, D of all heads] of the images as given (no mirror image). The default of every switch stands
+    first; where the paper's text does not settle a choice, the reason is in the documentation.
+
+    Args:
+        num_classes: training identities; 0 builds no classifiers.
+        backbone: any torchvision ResNet, or `tiny` (ResNet-18's wiring at 16-32-64-128 channels).
+        weights: None or `none` for random weights, or torchvision's name, such as `IMAGENET1K_V1`.
+        backbone_weights: a file with a plain ResNet state dict, in place of `weights`.
+        attention: `both` modules, the `first` alone, or `none`; `auxiliary` computes the spatial
+            maps of both but multiplies nothing (no channel attention is built), so that masks are
+            an auxiliary task alone.
+        combine: `product` multiplies by S * C, `residual` by (1 + S) * C.
+        branches: `copies` gives each part its own layer3[1:] and layer4, `shared` one to all;
+            `single` is one whole-body branch, which without attention is the plain ResNet baseline.
+        heads: 3 (one a branch) or 8 (with MGN's stripes, 2 on upper and 3 on bottom).
+        neck: `none` or `bnneck`.
+        pool: `max`, `avg` or `gem` (its exponent is learned, from 3).
+        spatial_kernel: 1 or 3, the size of all three convolutions of a spatial attention.
+        read0: `layer1` or `layer2`, the stage at whose output module 1 is read.
+        reduction: one per `head`, or one `shared`.
+        classifier: `kaiming` (fan_out) or `normal` (N(0, .001), no bias).
+        embed_dim: D of one head; None uses the pooled features as they are.
+
+    Raises:
+        UserError: an argument has no such value, or weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: str = "resnet50",
+        weights: str | None = None,
+        *,
+        backbone_weights: str | os.PathLike[str] | None = None,
+        attention: str = "both",
+        combine: str = "product",
+        branches: str = "copies",
+        heads: int = 3,
+        neck: str = "none",
+        pool: str = "max",
+        spatial_kernel: int = 1,
+        read0: str = "layer1",
+        reduction: str = "head",
+        classifier: str = "kaiming",
+        embed_dim: int | None = 256,
+    ) -> None:
+        super().__init__()
+        self.options: dict[str, Any] = {
+            "num_classes": num_classes,
+            "backbone": backbone,
+            "attention": attention,
+            "combine": combine,
+            "branches": branches,
+            "heads": heads,
+            "neck": neck,
+            "pool": pool,
+            "spatial_kernel": spatial_kernel,
+            "read0": read0,
+            "reduction": reduction,
+            "classifier": classifier,
+            "embed_dim": embed_dim,
+        }
+        """Arguments that build the same network again (weights aside)."""
+        for name, choices in _CHOICES.items():
+            if self.options[name] not in choices:
+                raise UserError(
+                    f"{name} must be one of {', '.join(map(str, choices))}, "
+                    f"got {self.options[name]!r}"
+                )
+        if branches == "single" and heads != 3:
+            raise UserError(f"heads must be left at 3 where branches is single, got {heads}")
+        self.combine, self.pool, self.read0 = combine, pool, read0
+        self.parts = PARTS[:1] if branches == "single" else PARTS
+        self._stripes = {part: _STRIPES[heads][part] for part in self.parts}
+
+        resnet = build_backbone(backbone, weights, backbone_weights)
+        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3 = resnet.layer3[0]
+        tail = nn.Sequential(resnet.layer3[1:], resnet.layer4)
+        names = ("shared",) if branches == "shared" else self.parts
+        self.branches = nn.ModuleDict({name: copy.deepcopy(tail) for name in names})
+
+        width1, width2, width3, width4 = (
+            _out_channels(stage)
+            for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
+        )
+        multiply = attention != "auxiliary"
+        self.attention1 = None
+        if attention != "none":
+            read = width1 if read0 == "layer1" else width2
+            target = width2 if multiply else None
+            self.attention1 = Attention(read, target, spatial_kernel, OPENING)
+        self.attention2 = None
+        if attention in ("both", "auxiliary"):
+            target = width4 if multiply else None
+            self.attention2 = nn.ModuleDict(
+                {part: Attention(width3, target, spatial_kernel) for part in self.parts}
+            )
+        self.exponent = nn.Parameter(torch.tensor(3.0)) if pool == "gem" else None
+
+        self.head_names = tuple(name for part in self.parts for name in self._heads_of(part))
+        dim = width4 if embed_dim is None else embed_dim
+        self.dim = dim * len(self.head_names)
+        """Length of the test vector."""
+        self.reductions = nn.ModuleDict()
+        if embed_dim is not None:
+            shared = reduction == "shared"
+            for name in ("shared",) if shared else self.head_names:
+                self.reductions[name] = make_reduction(width4, dim, neck)
+        self.heads = nn.ModuleDict(
+            {name: Head(dim, num_classes, neck, classifier) for name in self.head_names}
+        )
+
+    def forward(
+        self, images: torch.Tensor, maps: Mapping[str, torch.Tensor] | None = None
+    ) -> Output | torch.Tensor:
+        """Return an `Output` in training, the L2-normalised vector [B, D] in evaluation.
+
+        Args:
+            images: normalised float images [B, 3, H, W].
+            maps: spatial maps [B, 1, h, w] in [0, 1] to use in place of the predicted ones, by
+                name (whole0, whole, upper, bottom): the true masks, to see what attention could do.
+        """
+        output = self.outputs(images, maps)
+        return output if self.training else nn.functional.normalize(_concatenate(output))
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the test vector [B, D] before normalisation, as views are to be summed."""
+        return _concatenate(self.outputs(images))
+
+    def attention(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the sigmoid maps [B, 1, h, w] named whole0, whole, upper, bottom."""
+        return self.outputs(images).attention
+
+    def outputs(
+        self, images: torch.Tensor, maps: Mapping[str, torch.Tensor] | None = None
+    ) -> Output:
+        """Return everything that the network computes, in training as in evaluation."""
+        given = {name: torch.logit(m, eps=1e-4) for name, m in (maps or {}).items()}
+        x1 = self.layer1(self.stem(images))
+        x2 = self.layer2(x1)  # [B, C, h, w]
+        spatial: dict[str, torch.Tensor] = {}
+        channel: dict[str, torch.Tensor | None] = {}
+        if self.attention1 is not None:
+            size = (x2.shape[2], x2.shape[3])
+            logits, channels = self.attention1(x1 if self.read0 == "layer1" else x2, size)
+            spatial["whole0"] = given.get("whole0", logits)
+            if channels is not None:
+                x2 = attention_multiply(x2, spatial["whole0"], channels, self.combine)
+        x3 = self.layer3(x2)
+        if self.attention2 is not None:
+            for part in self.parts:
+                logits, channel[part] = self.attention2[part](x3)
+                spatial[part] = given.get(part, logits)
+
+        pooled: dict[str, torch.Tensor] = {}  # per head [B, C]
+        for name, branch in self.branches.items():
+            features = branch(x3)
+            parts = self.parts if name == "shared" else (name,)
+            for stripes in sorted({n for part in parts for n in self._stripes[part]}):
+                members = [part for part in parts if stripes in self._stripes[part]]
+                rows = self._pool(features, members, spatial, channel, stripes)
+                for index, part in enumerate(members):
+                    for stripe in range(stripes):
+                        pooled[_head_name(part, stripes, stripe)] = rows[:, index, stripe]
+        return self._finish(pooled, spatial)
+
+    def _pool(
+        self,
+        x: torch.Tensor,
+        parts: list[str],
+        spatial: Mapping[str, torch.Tensor],
+        channel: Mapping[str, torch.Tensor | None],
+        stripes: int,
+    ) -> torch.Tensor:
+        """Pool one feature map [B, C, h, w] for each of P parts to [B, P, stripes, C]."""
+        weights = [channel[part] for part in parts if channel.get(part) is not None]
+        exponent: Any = 3.0 if self.exponent is None else self.exponent
+        if weights:
+            logits = torch.cat([spatial[part] for part in parts], dim=1)  # [B, P, h, w]
+            gates = torch.stack(weights, dim=1)  # type: ignore[arg-type]  # [B, P, C]
+            return attention_pool(x, logits, gates, self.pool, self.combine, stripes, exponent)
+        rows = [x[:, :, a:b] for a, b in stripe_rows(x.shape[2], stripes)]
+        if self.pool == "max":
+            # One position takes the gradient of a maximum, as in attention_pool.
+            rows = [row.flatten(2).max(2).values for row in rows]
+        elif self.pool == "avg":
+            rows = [row.mean((2, 3)) for row in rows]
+        else:
+            rows = [
+                row.float().clamp(min=1e-6).pow(exponent).mean((2, 3)).pow(1 / exponent).to(x.dtype)
+                for row in rows
+            ]
+        return torch.stack(rows, dim=1)[:, None].expand(-1, len(parts), -1, -1)
+
+    def _finish(
+        self, pooled: Mapping[str, torch.Tensor], spatial: dict[str, torch.Tensor]
+    ) -> Output:
+        embeddings, logits, features = {}, {}, {}
+        for name in self.head_names:
+            embedding = pooled[name]
+            if len(self.reductions):
+                key = "shared" if "shared" in self.reductions else name
+                embedding = self.reductions[key](embedding)
+            embeddings[name] = embedding
+            features[name], scores = self.heads[name](embedding)
+            if scores is not None:
+                logits[name] = scores
+        attention = {name: torch.sigmoid(value) for name, value in spatial.items()}
+        return Output(embeddings, logits, attention, spatial, features)
+
+    def _heads_of(self, part: str) -> list[str]:
+        return [_head_name(part, n, i) for n in self._stripes[part] for i in range(n)]
+
+
+def _head_name(part: str, stripes: int, stripe: int) -> str:
+    return part if stripes == 1 else f"{part}_{stripe}"
+
+
+def _concatenate(output: Output) -> torch.Tensor:
+    return torch.cat(list(output.features.values()), dim=1)
+
+
+def _out_channels(stage: nn.Module) -> int:
+    """Return the channels of a ResNet stage, read from its last batch normalisation."""
+    norms = [m for m in stage[-1].children() if isinstance(m, nn.BatchNorm2d)]  # type: ignore[index]
+    return norms[-1].num_features
