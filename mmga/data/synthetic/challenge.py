@@ -1,0 +1,51 @@
+"""The challenges of a test, each of which can be turned up alone."""
+
+import dataclasses
+
+import numpy as np
+
+from mmga.errors import UserError
+
+CHALLENGES = ("pose", "misalignment", "occlusion", "clutter")
+"""What can be turned up."""
+
+SETTINGS = ("clean", "mixed", *CHALLENGES)
+"""Values of `challenge`: nothing turned up, a random mixture, or one challenge alone."""
+
+SEVERITIES = (1, 2, 3)
+
+_MIXED = 0.4
+"""Probability of each challenge in an image of the setting `mixed`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Levels:
+    """How far each challenge is turned up in one image: 0 not at all, 3 most."""
+
+    pose: float = 0.0
+    misalignment: float = 0.0
+    occlusion: float = 0.0
+    clutter: float = 0.0
+
+
+def check_challenge(challenge: str, severity: int) -> None:
+    """Raise a UserError unless the setting and the severity exist."""
+    if challenge not in SETTINGS:
+        raise UserError(f"challenge must be one of {', '.join(SETTINGS)}, got {challenge!r}")
+    if severity not in SEVERITIES:
+        raise UserError(f"severity must be 1, 2 or 3, got {severity!r}")
+
+
+def draw_levels(rng: np.random.Generator, challenge: str, severity: int) -> Levels:
+    """Draw the levels of an image.
+
+    A single challenge stands at `severity` in every image; in a mixture each is on in four images
+    of ten, at any level up to `severity`.
+    """
+    if challenge == "clean":
+        return Levels()
+    if challenge != "mixed":
+        return Levels(**{challenge: float(severity)})
+    on = rng.random(len(CHALLENGES)) < _MIXED
+    height = rng.uniform(0.3, 1.0, len(CHALLENGES)) * severity
+    return Levels(**dict(zip(CHALLENGES, (on * height).tolist(), strict=True)))

@@ -1,0 +1,170 @@
+"""The synthetic data set: image sets held in memory and the function that makes them."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mmga.data.dataset import DataSet, ImageSet
+from mmga.data.masks import PartMask
+from mmga.data.synthetic.challenge import check_challenge
+from mmga.data.synthetic.world import Picture, Shot, World
+from mmga.errors import UserError
+from mmga.progress import Progress
+
+
+class SyntheticImages:
+    """Pictures of a world, rendered once into memory.
+
+    Attributes:
+        pids: int64 [N].
+        camids: int64 [N], from 1.
+        paths: relative paths such as `train/0001_c2_003.png`.
+        world: renders them.
+        shots: which pictures of the world they are.
+
+    Args:
+        name: first part of the paths.
+        world: the world.
+        shots: which pictures.
+        first_pid: identity of person 0.
+        progress: told how many are rendered.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        world: World,
+        shots: Sequence[Shot],
+        first_pid: int,
+        progress: Progress | None = None,
+    ) -> None:
+        self.world, self.shots = world, list(shots)
+        self.pids = np.array([first_pid + shot.person for shot in shots], np.int64)
+        self.camids = np.array([1 + shot.camera for shot in shots], np.int64)
+        self.paths = [
+            f"{name}/{pid:04d}_c{camid}_{shot.frame:03d}.png"
+            for pid, camid, shot in zip(self.pids, self.camids, shots, strict=True)
+        ]
+        count, (height, width) = len(shots), world.size
+        self._images = torch.empty((count, 3, height, width), dtype=torch.uint8)
+        self._labels = torch.empty((count, height, width), dtype=torch.uint8)
+        images, labels = self._images.numpy(), self._labels.numpy()
+        for i, shot in enumerate(shots):
+            picture = world.picture(shot)
+            images[i], labels[i] = picture.image, picture.labels
+            if progress is not None and (i % 32 == 31 or i + 1 == count):
+                progress(f"drawing {name}", i + 1, count)
+
+    def __len__(self) -> int:
+        return len(self.shots)
+
+    def image(self, index: int) -> torch.Tensor:
+        """Return image `index`, uint8 [3, H, W]."""
+        return self._images[index]
+
+    def mask(self, index: int) -> PartMask:
+        """Return the exact mask of image `index`."""
+        return PartMask(self._labels[index])
+
+    def picture(self, index: int, with_person: bool = True) -> Picture:
+        """Render image `index` anew with all that is known about it, or its scene alone."""
+        return self.world.picture(self.shots[index], with_person)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SyntheticData(DataSet):
+    """A data set with, on request, a validation pair.
+
+    Attributes:
+        val: query and gallery of the validation identities, None unless asked for.
+    """
+
+    val: tuple[ImageSet, ImageSet] | None = None
+
+
+def synthetic(
+    seed: int = 0,
+    num_train: int = 48,
+    num_val: int = 0,
+    num_test: int = 40,
+    size: tuple[int, int] = (128, 64),
+    images_per_camera: int = 6,
+    cameras: int = 6,
+    rho: float = 0.5,
+    challenge: str = "mixed",
+    severity: int = 1,
+    train_challenge: str = "mixed",
+    train_severity: int = 1,
+    progress: Progress | None = None,
+) -> SyntheticData:
+    """Make the built-in synthetic persons.
+
+    Each identity is seen by two to four of the cameras, `images_per_camera` times by each.
+    Training, validation and test have persons, clothes and places of their own and the cameras in
+    common. A test person's first picture in each camera is a query, the others are the gallery.
+
+    Args:
+        seed: of everything; the same arguments make the same pictures, bit for bit on one machine.
+        num_train: training identities; 0 renders no training set.
+        num_val: validation identities; 0 for none.
+        num_test: test identities; 0 renders no test set.
+        size: (H, W) of the pictures.
+        images_per_camera: pictures of an identity in each camera that sees it.
+        cameras: number of cameras.
+        rho: probability with which a picture shows its tracklet's backdrop.
+        challenge: setting of validation and test: `clean`, `mixed`, or one of `pose`,
+            `misalignment`, `occlusion`, `clutter`.
+        severity: of that, 1 to 3.
+        train_challenge: setting of training.
+        train_severity: of that.
+        progress: told how many pictures are rendered.
+
+    Raises:
+        UserError: an argument is out of range.
+    """
+    check_challenge(challenge, severity)
+    check_challenge(train_challenge, train_severity)
+    _check(num_train >= 0, "num_train", "0 or more", num_train)
+    _check(num_val >= 0, "num_val", "0 or more", num_val)
+    _check(num_test >= 0, "num_test", "0 or more", num_test)
+    _check(len(size) == 2 and min(size) >= 16, "size", "(height, width) of 16 or more", size)
+    _check(images_per_camera >= 2, "images_per_camera", "2 or more", images_per_camera)
+    _check(cameras >= 2, "cameras", "2 or more", cameras)
+    _check(0.0 <= rho <= 1.0, "rho", "0 to 1", rho)
+
+    def world(split: str, persons: int) -> World:
+        setting = (train_challenge, train_severity) if split == "train" else (challenge, severity)
+        return World(seed, split, persons, cameras, size, rho, *setting)
+
+    def pair(split: str, persons: int, first_pid: int) -> tuple[SyntheticImages, SyntheticImages]:
+        there = world(split, persons)
+        shots = _shots(there, images_per_camera)
+        prefix = "" if split == "test" else f"{split}_"
+        first = [shot for shot in shots if shot.frame == 0]
+        others = [shot for shot in shots if shot.frame > 0]
+        return (
+            SyntheticImages(f"{prefix}query", there, first, first_pid, progress),
+            SyntheticImages(f"{prefix}gallery", there, others, first_pid, progress),
+        )
+
+    there = world("train", num_train)
+    train = SyntheticImages("train", there, _shots(there, images_per_camera), 1, progress)
+    val = pair("val", num_val, 1 + num_train) if num_val else None
+    query, gallery = pair("test", num_test, 1 + num_train + num_val)
+    return SyntheticData("synthetic", train, query, gallery, val)
+
+
+def _shots(world: World, images_per_camera: int) -> list[Shot]:
+    return [
+        Shot(person, camera, frame)
+        for person in range(len(world.persons))
+        for camera in world.seen_by(person)
+        for frame in range(images_per_camera)
+    ]
+
+
+def _check(right: bool, name: str, expected: str, found: object) -> None:
+    if not right:
+        raise UserError(f"{name} must be {expected}, got {found}")

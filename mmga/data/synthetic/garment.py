@@ -1,0 +1,229 @@
+"""Clothes, what people carry, and the wardrobe they share."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from mmga.data.synthetic.textures import (
+    FRONT,
+    PATTERNS,
+    TILE_HEIGHT,
+    TILE_SHAPE,
+    TILE_WIDTH,
+    Atlas,
+    draw_colour,
+    draw_colours,
+    draw_tile,
+    patterned,
+    plain,
+)
+
+_ROWS = np.arange(TILE_HEIGHT)[:, None]
+Thing = TypeVar("Thing")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Top:
+    """A garment of the upper body.
+
+    Attributes:
+        body: its tile around the trunk, row 0 at the hem, float32; persons add their print to it.
+        sleeve: number of the sleeves' tile.
+        length: how far sleeves reach: 0 none, 1 to the elbow, 2 to the wrist.
+        hem: how far it hangs below the hips, as a share of the body's height.
+        loose: what it adds to the body's thickness, as a share of the body's height.
+        hood: whether a hood lies on the back.
+    """
+
+    body: np.ndarray
+    sleeve: int
+    length: float
+    hem: float
+    loose: float
+    hood: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Bottom:
+    """A garment of the bottom body.
+
+    Attributes:
+        tile: number of its tile, row 0 at the hem.
+        skirt: True for a skirt, False for legs.
+        length: how far it reaches: 1 to the knee, 2 to the ankle.
+        loose: what it adds to the legs' thickness, as a share of the body's height.
+    """
+
+    tile: int
+    skirt: bool
+    length: float
+    loose: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bag:
+    """Something carried, to be seen from one side only.
+
+    Attributes:
+        kind: `backpack`, `shoulder` or `hand`.
+        side: 1 left, -1 right; of no meaning for a backpack.
+        tile: number of its tile.
+        strap: number of its straps' tile.
+        size: factor on its size.
+    """
+
+    kind: str
+    side: int
+    tile: int
+    strap: int
+    size: float
+
+
+def draw_top(rng: np.random.Generator, atlas: Atlas) -> Top:
+    """Draw a garment of the upper body and put its sleeves' tile into the atlas."""
+    kind = str(rng.choice(["tee", "shirt", "hoodie", "jacket", "coat", "vest"]))
+    pattern = PATTERNS[rng.integers(1, len(PATTERNS))] if rng.random() < 0.72 else "plain"
+    colours = draw_colours(rng, 3)
+    body = patterned(pattern, colours, rng)
+    sleeve = body if rng.random() < 0.6 else plain(colours[rng.integers(2)])
+    if kind == "jacket" and rng.random() < 0.6:
+        # Open in front: the shirt below shows.
+        body = np.where((FRONT < 5)[..., None], colours[2], body)
+    elif kind in ("jacket", "coat", "hoodie"):
+        body = np.where((FRONT < 1)[..., None], body * 0.55, body)
+    if kind in ("tee", "shirt"):
+        neckline = (_ROWS > TILE_HEIGHT - 1 - (4 - FRONT * 0.6)) & (FRONT < 7)
+        body = np.where(neckline[..., None], body * 0.7, body)
+    if kind in ("hoodie", "jacket"):
+        # A welt at the hem and pockets at the sides of the front.
+        body = np.where((_ROWS < 2)[..., None], body * 0.75, body)
+    if kind == "vest":
+        sleeve = plain(colours[2])
+    return Top(
+        body=body.astype(np.float32),
+        sleeve=atlas.add(sleeve),
+        length=1.0 if kind == "tee" else 2.0,
+        hem={"tee": 0.02, "shirt": 0.025, "hoodie": 0.03, "coat": 0.14}.get(kind, 0.03)
+        + rng.uniform(-0.01, 0.02),
+        loose={"tee": 0.003, "shirt": 0.004, "vest": 0.008}.get(kind, 0.01) + rng.uniform(0, 0.004),
+        hood=kind == "hoodie",
+    )
+
+
+def draw_bottom(rng: np.random.Generator, atlas: Atlas) -> Bottom:
+    """Draw a garment of the bottom body and put its tile into the atlas."""
+    kind = str(
+        rng.choice(["trousers", "jeans", "wide", "shorts", "skirt"], p=[0.3, 0.3, 0.16, 0.14, 0.1])
+    )
+    colours = draw_colours(rng, 2)
+    if kind == "jeans":
+        pattern = "mottled"
+        colours[1] = colours[0] * 0.7 + 60
+    else:
+        pattern = PATTERNS[rng.integers(1, len(PATTERNS))] if rng.random() < 0.5 else "plain"
+    tile = patterned(pattern, colours, rng)
+    if not rng.integers(4):
+        # Piping down both sides.
+        tile = np.where((np.abs(FRONT - TILE_WIDTH // 4) < 3)[..., None], colours[1], tile)
+    elif not rng.integers(4):
+        tile = np.where((_ROWS < 5)[..., None], colours[1], tile)
+    return Bottom(
+        tile=atlas.add(np.broadcast_to(tile, TILE_SHAPE)),
+        skirt=kind == "skirt",
+        length=float(rng.uniform(0.85, 1.15)) if kind in ("shorts", "skirt") else 2.0,
+        loose={"wide": 0.014, "shorts": 0.008, "jeans": 0.004}.get(kind, 0.005),
+    )
+
+
+def draw_bag(rng: np.random.Generator, atlas: Atlas, kind: str) -> Bag:
+    """Draw something to carry and put its tiles into the atlas."""
+    tile = draw_tile(rng)
+    # A pocket, so that a bag is not a patch of cloth.
+    pocket = (_ROWS > 4) & (_ROWS < 14) & (FRONT < 9)
+    tile = np.where(pocket[..., None], tile * 0.78, tile)
+    return Bag(
+        kind=kind,
+        side=int(rng.choice([-1, 1])),
+        tile=atlas.add(tile),
+        strap=atlas.add(plain(tile.mean((0, 1)) * 0.7)),
+        size=float(rng.uniform(0.85, 1.15)),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Print:
+    """A motif on the chest or on the back of a top.
+
+    Attributes:
+        where: bool [TILE_HEIGHT, TILE_WIDTH].
+        colour: float32 [3].
+    """
+
+    where: np.ndarray
+    colour: np.ndarray
+
+    def on(self, body: np.ndarray) -> np.ndarray:
+        """Return a copy of a top's tile that carries the motif."""
+        return np.where(self.where[..., None], self.colour, body)
+
+
+def draw_print(rng: np.random.Generator) -> Print:
+    """Draw a motif, in front or on the back."""
+    columns = np.arange(TILE_WIDTH)[None, :] - TILE_WIDTH // 2
+    if rng.random() < 0.4:
+        columns = (columns + TILE_WIDTH) % TILE_WIDTH - TILE_WIDTH // 2
+    y, x = (_ROWS - 20) / 7.0, columns / 9.0
+    shape = rng.integers(6)
+    if shape == 0:
+        where = y**2 + x**2 < 0.8
+    elif shape == 1:
+        where = (abs(y) < 0.75) & (abs(x) < 0.85)
+    elif shape == 2:
+        where = abs(y) + abs(x) < 1.0
+    elif shape == 3:
+        where = (abs(y) < 0.9) & (abs(x) < 0.9) & ((abs(y) < 0.28) | (abs(x) < 0.28))
+    elif shape == 4:
+        where = (abs(x) < 0.9) & (abs(y) < 0.9) & (np.floor(y * 3) % 2 == 0)
+    else:
+        where = (abs(x) < 0.9) & (abs(y) < 0.95) & (y > abs(x) * 1.6 - 0.9)
+    return Print(np.broadcast_to(where, TILE_SHAPE[:2]), draw_colour(rng))
+
+
+def deal(rng: np.random.Generator, count: int, share: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Deal tops and bottoms so that at least `share` persons wear each.
+
+    No two persons wear the same pair where there are pairs enough (count >= 6 * share).
+
+    Args:
+        rng: the stream of outfits.
+        count: number of persons.
+        share: how many persons at least wear the same garment.
+
+    Returns:
+        top and bottom of each person, int64 [count]; number of tops, which is that of bottoms.
+    """
+    garments = max(1, count // share)
+    place = np.arange(count)
+    tops = place % garments
+    # Round r wears the tops once each, with bottoms shifted by an offset of its own.
+    offsets = rng.permutation(garments)
+    bottoms = (tops + offsets[(place // garments) % garments]) % garments
+    order = rng.permutation(count)
+    return (
+        rng.permutation(garments)[tops][order],
+        rng.permutation(garments)[bottoms][order],
+        garments,
+    )
+
+
+def deal_shared(
+    rng: np.random.Generator, count: int, things: Sequence[Thing], share: float
+) -> list[Thing | None]:
+    """Deal things of a small stock to a share of the persons; the others get None."""
+    dealt: list[Thing | None] = (
+        [things[i % len(things)] for i in range(round(count * share))] if things else []
+    )
+    dealt += [None] * (count - len(dealt))
+    return [dealt[i] for i in rng.permutation(count)]

@@ -1,0 +1,145 @@
+"""Identities: a build, a head and an outfit each."""
+
+import dataclasses
+
+import numpy as np
+
+from mmga.data.synthetic.garment import (
+    Bag,
+    Bottom,
+    Top,
+    deal,
+    deal_shared,
+    draw_bag,
+    draw_bottom,
+    draw_print,
+    draw_top,
+)
+from mmga.data.synthetic.pose import Build, draw_build
+from mmga.data.synthetic.streams import stream
+from mmga.data.synthetic.textures import (
+    FRONT,
+    HAIR,
+    SKIN,
+    TILE_HEIGHT,
+    Atlas,
+    draw_colour,
+    plain,
+)
+
+HAIR_STYLES = ("bald", "short", "long", "bun", "cap")
+_ROWS = np.arange(TILE_HEIGHT)[:, None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Person:
+    """Everything that makes an identity.
+
+    Attributes:
+        build: proportions.
+        hair: one of HAIR_STYLES.
+        head_tile: face and hair, all around.
+        hair_tile: hair alone.
+        skin_tile: skin alone.
+        shoe_tile: shoes.
+        torso_tile: the top with this person's print.
+        top: the top.
+        bottom: the bottom.
+        top_number: which top of the wardrobe it is.
+        bottom_number: which bottom of the wardrobe it is.
+        bags: what is carried.
+    """
+
+    build: Build
+    hair: str
+    head_tile: int
+    hair_tile: int
+    skin_tile: int
+    shoe_tile: int
+    torso_tile: int
+    top: Top
+    bottom: Bottom
+    top_number: int
+    bottom_number: int
+    bags: tuple[Bag, ...]
+
+
+def draw_persons(
+    atlas: Atlas, count: int, passers: int, *key: int | str, share: int = 5
+) -> tuple[list[Person], list[Person]]:
+    """Draw persons who share a wardrobe.
+
+    Args:
+        atlas: takes their tiles.
+        count: number of identities.
+        passers: number of bystanders.
+        key: key of the stream.
+        share: how many identities at least wear each top, and each bottom.
+
+    Returns:
+        the identities, and bystanders who wear the same garments in other combinations.
+    """
+    rng = stream(*key, "wardrobe")
+    top_of, bottom_of, garments = deal(rng, count, share)
+    top_of = np.concatenate((top_of, rng.integers(garments, size=passers)))
+    bottom_of = np.concatenate((bottom_of, rng.integers(garments, size=passers)))
+    count += passers
+    tops = [draw_top(rng, atlas) for _ in range(garments)]
+    bottoms = [draw_bottom(rng, atlas) for _ in range(garments)]
+    stock = max(1, garments // 3)
+    prints = deal_shared(rng, count, [draw_print(rng) for _ in range(stock)], 0.35)
+    bags = [
+        deal_shared(rng, count, [draw_bag(rng, atlas, kind) for _ in range(stock)], portion)
+        for kind, portion in (("backpack", 0.25), ("shoulder", 0.25), ("hand", 0.15))
+    ]
+    shoes = [atlas.add(_shoe(rng)) for _ in range(max(2, garments // 2))]
+    heads = [_draw_head(rng, atlas) for _ in range(max(2, garments // 2))]
+    plain_torsos = [atlas.add(top.body) for top in tops]
+    persons = []
+    for i in range(count):
+        top, bottom = tops[top_of[i]], bottoms[bottom_of[i]]
+        motif = prints[i]
+        hair, head_tile, hair_tile, skin_tile = heads[rng.integers(len(heads))]
+        persons.append(
+            Person(
+                build=draw_build(rng),
+                hair=hair,
+                head_tile=head_tile,
+                hair_tile=hair_tile,
+                skin_tile=skin_tile,
+                shoe_tile=shoes[rng.integers(len(shoes))],
+                torso_tile=(
+                    plain_torsos[top_of[i]] if motif is None else atlas.add(motif.on(top.body))
+                ),
+                top=top,
+                bottom=bottom,
+                top_number=int(top_of[i]),
+                bottom_number=int(bottom_of[i]),
+                bags=tuple(bag for kind in bags if (bag := kind[i]) is not None),
+            )
+        )
+    return persons[:-passers], persons[-passers:]
+
+
+def _shoe(rng: np.random.Generator) -> np.ndarray:
+    tile = plain(draw_colour(rng))
+    return np.where((_ROWS < 8)[..., None], tile * 0.6, tile)
+
+
+def _draw_head(rng: np.random.Generator, atlas: Atlas) -> tuple[str, int, int, int]:
+    skin = SKIN[rng.choice(len(SKIN), p=[0.3, 0.3, 0.2, 0.12, 0.08])] + rng.normal(0, 5, 3)
+    hair = HAIR[rng.choice(len(HAIR), p=[0.35, 0.3, 0.17, 0.08, 0.1])] + rng.normal(0, 4, 3)
+    style = str(rng.choice(HAIR_STYLES, p=[0.08, 0.42, 0.28, 0.1, 0.12]))
+    if style == "cap":
+        hair = draw_colour(rng)
+    side = FRONT > 11
+    covered = ((_ROWS > 21) | (side & (_ROWS > 11)) | ((FRONT > 20) & (_ROWS > 6))) & (
+        style != "bald"
+    )
+    face = plain(skin)
+    eyes = (np.abs(FRONT - 5) < 2) & (np.abs(_ROWS - 17) < 2)
+    mouth = (FRONT < 4) & (np.abs(_ROWS - 7) < 1)
+    face = np.where(eyes[..., None], skin * 0.45, face)
+    face = np.where(mouth[..., None], skin * 0.75, face)
+    head = np.where(covered[..., None], hair, face)
+    return style, atlas.add(head), atlas.add(plain(hair)), atlas.add(plain(skin))

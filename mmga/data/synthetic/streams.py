@@ -1,0 +1,29 @@
+"""Random streams keyed by what they are for, so that nothing depends on the order of drawing."""
+
+import zlib
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+
+
+def _mix(state: int, value: int) -> int:
+    # One round of splitmix64 (Steele, Lea & Flood 2014), enough to separate neighbouring keys.
+    state = (state + value + 0x9E3779B97F4A7C15) & _MASK
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
+
+
+def stream(*key: int | str) -> np.random.Generator:
+    """Return the generator that belongs to a key, always in the same state.
+
+    Args:
+        key: integers and words, for instance `(seed, "train", pid, camid, frame, "pose")`.
+    """
+    low, high = 0, 0x6D6D6761
+    for part in key:
+        value = zlib.crc32(part.encode()) | 1 << 40 if isinstance(part, str) else int(part)
+        low = _mix(low, value & _MASK)
+        high = _mix(high ^ low, value & _MASK)
+    return np.random.Generator(np.random.Philox(key=low | high << 64))

@@ -1,0 +1,180 @@
+"""Colours and the tiles that every surface wears: clothes, skin, bags, walls, furniture.
+
+A tile is a small uint8 picture [TILE_HEIGHT, TILE_WIDTH, 3]. On a body part its columns run once
+around the part (column TILE_WIDTH / 2 is the front, larger columns lie to the wearer's left) and
+its rows from the part's first end to its second. Flat things repeat it.
+"""
+
+import numpy as np
+
+TILE_HEIGHT = 32
+TILE_WIDTH = 64
+TILE_SHAPE = (TILE_HEIGHT, TILE_WIDTH, 3)
+
+PALETTE = np.array(
+    [
+        (28, 28, 32),
+        (46, 48, 54),
+        (84, 86, 90),
+        (132, 134, 136),
+        (186, 186, 182),
+        (226, 224, 218),
+        (30, 42, 78),
+        (58, 84, 132),
+        (112, 144, 182),
+        (132, 36, 40),
+        (186, 62, 56),
+        (46, 84, 60),
+        (104, 116, 72),
+        (116, 84, 58),
+        (170, 142, 104),
+        (202, 164, 66),
+        (92, 58, 98),
+        (196, 136, 148),
+    ],
+    np.float32,
+)
+"""Colours of cloth, bags, walls and furniture alike, RGB 0 to 255 [18, 3]."""
+
+_WEIGHTS = np.array([10, 8, 6, 6, 5, 6, 8, 6, 4, 4, 4, 4, 4, 4, 5, 2, 2, 2], np.float64)
+
+SKIN = np.array([(228, 188, 160), (208, 162, 130), (172, 124, 92), (120, 80, 58), (84, 56, 42)])
+HAIR = np.array([(26, 22, 20), (48, 34, 26), (84, 58, 38), (142, 108, 66), (120, 118, 116)])
+
+PATTERNS = (
+    "plain",
+    "hoops",
+    "stripes",
+    "check",
+    "dots",
+    "block",
+    "band",
+    "diagonal",
+    "camouflage",
+    "mottled",
+)
+
+_ROWS = np.arange(TILE_HEIGHT)[:, None]
+_COLUMNS = np.arange(TILE_WIDTH)[None, :]
+FRONT = np.abs(_COLUMNS - TILE_WIDTH // 2)
+"""Distance of each column from the front, in columns [1, TILE_WIDTH]."""
+
+
+def draw_colour(rng: np.random.Generator) -> np.ndarray:
+    """Draw a colour near one of the palette's, float32 [3]."""
+    base = PALETTE[rng.choice(len(PALETTE), p=_WEIGHTS / _WEIGHTS.sum())]
+    return np.clip(base + rng.normal(0, 5, 3), 8, 247).astype(np.float32)
+
+
+def draw_colours(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draw colours that can be told apart from their predecessor, float32 [count, 3]."""
+    colours = [draw_colour(rng)]
+    while len(colours) < count:
+        colour = draw_colour(rng)
+        if np.abs(colour - colours[-1]).sum() > 90:
+            colours.append(colour)
+    return np.stack(colours)
+
+
+def plain(colour: np.ndarray) -> np.ndarray:
+    """Return a tile of one colour, float32 [TILE_HEIGHT, TILE_WIDTH, 3]."""
+    return np.broadcast_to(np.asarray(colour, np.float32), TILE_SHAPE).copy()
+
+
+def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
+    """Return periodic smooth noise of unit deviation, float32 [height, width].
+
+    Args:
+        rng: the stream to draw from.
+        height: rows.
+        width: columns.
+        cell: size of a blob in pixels.
+    """
+    fy = np.fft.fftfreq(height)[:, None]
+    fx = np.fft.rfftfreq(width)[None, :]
+    spectrum = np.fft.rfft2(rng.standard_normal((height, width)))
+    field = np.fft.irfft2(
+        spectrum * np.exp(-((fy**2 + fx**2) * (cell * 2.0) ** 2)), (height, width)
+    )
+    return ((field - field.mean()) / (field.std() + 1e-9)).astype(np.float32)
+
+
+def patterned(pattern: str, colours: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a tile of cloth.
+
+    Args:
+        pattern: one of PATTERNS.
+        colours: two colours [2, 3]; the first covers more.
+        rng: draws widths and positions.
+
+    Returns:
+        float32 [TILE_HEIGHT, TILE_WIDTH, 3].
+    """
+    first, second = (np.asarray(c, np.float32) for c in colours[:2])
+    shape = (TILE_HEIGHT, TILE_WIDTH)
+    if pattern == "plain":
+        where = np.zeros(shape, bool)
+    elif pattern == "hoops":
+        period = int(rng.choice([5, 8, 11]))
+        where = np.broadcast_to((_ROWS + rng.integers(period)) % period < period * 0.45, shape)
+    elif pattern == "stripes":
+        period = int(rng.choice([8, 16]))
+        where = np.broadcast_to(_COLUMNS % period < period * 0.4, shape)
+    elif pattern == "check":
+        rows, columns = int(rng.choice([6, 8, 11])), int(rng.choice([8, 16]))
+        weight = 0.5 * (_ROWS % rows < rows * 0.5) + 0.5 * (_COLUMNS % columns < columns * 0.5)
+        return first + (second - first) * weight[..., None].astype(np.float32)
+    elif pattern == "dots":
+        period = int(rng.choice([8, 16]))
+        shift = (_ROWS // (period // 2) % 2) * (period // 2)
+        y = _ROWS % (period // 2) - period / 4 + 0.5
+        x = (_COLUMNS + shift) % period - period / 2 + 0.5
+        where = y**2 + (x * 0.8) ** 2 < (period * 0.19) ** 2
+    elif pattern == "block":
+        where = np.broadcast_to(rng.integers(12, 22) < _ROWS, shape)
+    elif pattern == "band":
+        start, width = rng.integers(8, 20), rng.integers(4, 8)
+        where = np.broadcast_to((start <= _ROWS) & (start + width > _ROWS), shape)
+    elif pattern == "diagonal":
+        period = int(rng.choice([16, 32]))
+        where = (_ROWS * 2 + _COLUMNS) % period < period * 0.4
+    elif pattern == "camouflage":
+        where = smooth_noise(rng, *shape, cell=4) > 0.25
+    elif pattern == "mottled":
+        weight = np.clip(0.3 + 0.25 * smooth_noise(rng, *shape, cell=2), 0, 0.8)
+        return first + (second - first) * weight[..., None]
+    else:
+        raise ValueError(f"pattern {pattern!r} is not one of {', '.join(PATTERNS)}")
+    return np.where(where[..., None], second, first)
+
+
+def draw_tile(rng: np.random.Generator) -> np.ndarray:
+    """Draw cloth of any pattern and colours: what walls, bags and furniture are covered with."""
+    pattern = PATTERNS[rng.integers(len(PATTERNS))] if rng.random() < 0.7 else "plain"
+    return patterned(pattern, draw_colours(rng, 2), rng)
+
+
+def finish(tile: np.ndarray) -> np.ndarray:
+    """Round a tile to what the atlas stores, uint8 [TILE_HEIGHT, TILE_WIDTH, 3]."""
+    return np.clip(np.rint(tile), 0, 255).astype(np.uint8)
+
+
+class Atlas:
+    """All tiles of a split, addressed by number."""
+
+    def __init__(self) -> None:
+        self._tiles: list[np.ndarray] = []
+        self._stacked: np.ndarray | None = None
+
+    def add(self, tile: np.ndarray) -> int:
+        """Store a tile and return its number."""
+        self._tiles.append(finish(tile))
+        self._stacked = None
+        return len(self._tiles) - 1
+
+    @property
+    def texels(self) -> np.ndarray:
+        """All tiles as one table of colours, uint8 [tiles * TILE_HEIGHT * TILE_WIDTH, 3]."""
+        if self._stacked is None:
+            self._stacked = np.stack(self._tiles).reshape(-1, 3)
+        return self._stacked
