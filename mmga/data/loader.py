@@ -1,0 +1,301 @@
+"""From image sets to normalised batches."""
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmga.data.dataset import ImageSet
+from mmga.data.masks import check_size
+from mmga.data.sampler import IdentitySampler
+from mmga.data.transforms import EvalTransform, Sample, TrainTransform, erase, normalise
+from mmga.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """One batch.
+
+    Attributes:
+        images: float32 [B, 3, H, W], normalised.
+        pids: int64 [B], class labels in training, the set's own identities in evaluation.
+        camids: int64 [B].
+        labels: uint8 [B, H, W], label maps; zero where there is no mask.
+        parts: bool [B], False for silhouettes and where there is no mask.
+        has_mask: bool [B].
+        indices: int64 [B], places in the image set.
+    """
+
+    images: torch.Tensor
+    pids: torch.Tensor
+    camids: torch.Tensor
+    labels: torch.Tensor
+    parts: torch.Tensor
+    has_mask: torch.Tensor
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class TrainLoader:
+    """Training batches, epoch by epoch; the same whatever the number of workers.
+
+    Args:
+        images: the training set.
+        sampler: which images make a batch.
+        transform: what is done to them, drawn from (seed, epoch, index); where an image stands
+            several times in a batch, each time differently.
+        seed: of the transforms.
+        workers: processes that prepare images; 0 uses this one.
+        device: where batches are put.
+        skip_broken: leave out images that cannot be decoded, and count them in `broken`.
+        rank: number of this process.
+        world: number of processes.
+
+    Attributes:
+        broken: message by path of each image left out.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        sampler: IdentitySampler,
+        transform: TrainTransform,
+        *,
+        seed: int = 0,
+        workers: int = 0,
+        device: torch.device | str = "cpu",
+        skip_broken: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.sampler = sampler
+        self.broken: dict[str, str] = {}
+        self._rank, self._world = rank, world
+        self._fill, self._device = transform.erasing_fill, torch.device(device)
+        self._skip = skip_broken
+        self._batches = _Batches()
+        samples = _Samples(images, sampler.labels(images.pids), transform, seed)
+        self._loader = _data_loader(samples, self._batches, workers, self._device)
+
+    def steps(self, epoch: int) -> int:
+        """Return the number of batches of an epoch."""
+        return len(self.sampler.batches(epoch, self._rank, self._world))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch, from batch number `start` on.
+
+        Raises:
+            UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
+        """
+        batches = self.sampler.batches(epoch, self._rank, self._world)[start:]
+        self._batches.batches = [_with_repeats(epoch, batch) for batch in batches]
+        return _finished(self._loader, self._fill, self._device, self._skip, self.broken)
+
+
+def eval_batches(
+    images: ImageSet,
+    transform: EvalTransform,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    skip_broken: bool = False,
+    broken: dict[str, str] | None = None,
+    masks: bool = True,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Yield all images in their order.
+
+    Args:
+        images: the set.
+        transform: the resizing.
+        batch_size: images in a batch; the last may hold fewer.
+        workers: processes that prepare images; 0 uses this one.
+        device: where batches are put.
+        skip_broken: leave out images that cannot be decoded; `indices` says which are there.
+        broken: filled with the message by path of each image left out.
+        masks: whether masks are read.
+        start: image to start from.
+
+    Raises:
+        UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
+    """
+    order = np.arange(start, len(images))
+    batches = _Batches()
+    batches.batches = [
+        [(0, int(i), 0) for i in order[a : a + batch_size]]
+        for a in range(0, len(order), batch_size)
+    ]
+    device = torch.device(device)
+    samples = _Samples(images, images.pids, transform, 0, masks)
+    loader = _data_loader(samples, batches, workers, device)
+    return _finished(loader, "zero", device, skip_broken, {} if broken is None else broken)
+
+
+_Item = tuple[int, int, int]
+"""Epoch, index and how many times the index stood earlier in the batch."""
+
+
+class _Batches:
+    """The batch sampler of torch's loader; its list changes from epoch to epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[_Item]] = []
+
+    def __iter__(self) -> Iterator[list[_Item]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@dataclasses.dataclass(slots=True)
+class _Prepared:
+    """A batch before normalisation.
+
+    Attributes:
+        batch: with uint8 images; None where no image could be read.
+        samples: rectangle to erase and seed of each image.
+        broken: path and message of each image that cannot be decoded.
+        error: message of any other mistake, which is never skipped.
+    """
+
+    batch: Batch | None
+    samples: list[tuple[Any, int]]
+    broken: list[tuple[str, str]]
+    error: str | None = None
+
+    def pin_memory(self) -> "_Prepared":
+        if self.batch is not None:
+            self.batch = _mapped(self.batch, torch.Tensor.pin_memory)
+        return self
+
+
+class _Samples(Dataset[Any]):
+    """Reads and transforms; errors of the user travel as values, whole, out of the workers."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        classes: np.ndarray,
+        transform: TrainTransform | EvalTransform,
+        seed: int,
+        masks: bool = True,
+    ) -> None:
+        self.images, self.classes, self.transform = images, classes, transform
+        self.seed, self.masks = seed, masks
+
+    def __getitems__(self, items: Sequence[_Item]) -> _Prepared:
+        read: list[tuple[int, Sample, bool]] = []
+        broken: list[tuple[str, str]] = []
+        for item in items:
+            index = item[1]
+            try:
+                image = self.images.image(index)
+            except UserError as error:
+                broken.append((self.images.paths[index], str(error)))
+                continue
+            try:
+                read.append((index, *self._transformed(item, image)))
+            except UserError as error:
+                return _Prepared(None, [], broken, str(error))
+        if not read:
+            return _Prepared(None, [], broken)
+        indices = torch.tensor([index for index, _, _ in read])
+        samples = [sample for _, sample, _ in read]
+        height, width = samples[0].image.shape[-2:]
+        empty = torch.zeros(height, width, dtype=torch.uint8)
+        batch = Batch(
+            images=torch.stack([sample.image for sample in samples]),
+            pids=torch.from_numpy(self.classes[indices.numpy()]),
+            camids=torch.from_numpy(self.images.camids[indices.numpy()]),
+            labels=torch.stack([empty if s.labels is None else s.labels for s in samples]),
+            parts=torch.tensor([parts for _, _, parts in read]),
+            has_mask=torch.tensor([sample.labels is not None for sample in samples]),
+            indices=indices,
+        )
+        return _Prepared(batch, [(sample.erased, sample.seed) for sample in samples], broken)
+
+    def _transformed(self, item: _Item, image: torch.Tensor) -> tuple[Sample, bool]:
+        epoch, index, repeat = item
+        mask = self.images.mask(index) if self.masks else None
+        if mask is not None:
+            check_size(mask, image, self.images.paths[index])
+        random = np.random.default_rng((self.seed, epoch, index, repeat))
+        labels = None if mask is None else mask.labels
+        return self.transform(image, labels, random), mask is not None and mask.parts
+
+
+def _data_loader(
+    samples: _Samples, batches: _Batches, workers: int, device: torch.device
+) -> "DataLoader[Any]":
+    return DataLoader(
+        samples,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_identity,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+def _finished(
+    loader: "DataLoader[Any]",
+    fill: str,
+    device: torch.device,
+    skip: bool,
+    broken: dict[str, str],
+) -> Iterator[Batch]:
+    for prepared in _guarded(loader):
+        if prepared.error is not None:
+            raise UserError(prepared.error)
+        for path, message in prepared.broken:
+            if not skip:
+                raise UserError(message)
+            if path not in broken:
+                broken[path] = message
+                logger.warning("left out: %s", message)
+        if prepared.batch is None:
+            continue
+        batch = _mapped(prepared.batch, lambda t: t.to(device, non_blocking=True))
+        batch.images = normalise(batch.images)
+        erased, seeds = zip(*prepared.samples, strict=True)
+        erase(batch.images, erased, seeds, fill)
+        yield batch
+
+
+def _guarded(loader: Iterable[_Prepared]) -> Iterator[_Prepared]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that loads images died ({str(error).splitlines()[0]}); "
+            "there may be too little memory: lower --workers"
+        ) from error
+
+
+def _with_repeats(epoch: int, batch: np.ndarray) -> list[_Item]:
+    seen: dict[int, int] = {}
+    items = []
+    for index in batch.tolist():
+        items.append((epoch, index, seen.get(index, 0)))
+        seen[index] = seen.get(index, 0) + 1
+    return items
+
+
+def _mapped(batch: Batch, change: Any) -> Batch:
+    return Batch(**{f.name: change(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+
+
+def _identity(prepared: Any) -> Any:
+    return prepared
