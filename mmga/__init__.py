@@ -17,6 +17,8 @@ _PUBLIC = {
     "evaluate": "mmga.retrieval.evaluate",
     "evaluate_distances": "mmga.retrieval.evaluate",
     "Report": "mmga.retrieval.report",
+    "KReciprocal": "mmga.retrieval.k_reciprocal",
+    "rerank_distances": "mmga.retrieval.rerank",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -229,3 +229,333 @@ def attention_pool_backward(
     grad_spatial = grad_s * (s * (1 - s))
     grad_channel = grad_c * (c * (1 - c))
     return grad_x.to(x.dtype), grad_spatial.to(spatial.dtype), grad_channel.to(channel.dtype)
+
+
+# nearest: bounded selection of distances
+
+
+def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k smallest entries of each row in the order of (distance, index).
+
+    Args:
+        distances: [R, N], float32 or float64, free of NaN.
+        k: entries a row, 1 to N.
+
+    Returns:
+        distances [R, k] of the input's type and int32 indices [R, k].
+    """
+    ordered, index = torch.sort(distances, dim=1, stable=True)
+    return ordered[:, :k].contiguous(), index[:, :k].to(torch.int32)
+
+
+def select_candidates(
+    candidates: Tensor,
+    counts: Tensor,
+    thresholds: Tensor,
+    maxima: Tensor,
+    tile: Tensor,
+    k: int,
+    first_item: int,
+    first_other: int,
+    transposed: bool,
+    triangle: bool,
+) -> None:
+    """Offer a tile of distances to the candidate lists of the items along one of its sides.
+
+    A candidate is one int64: the bits of its float32 distance (>= 0, so that they order like the
+    number) above its int32 index; the lists are therefore ordered by (distance, index).
+
+    Args:
+        candidates: [N, S] int64, S >= k slots an item, changed in place.
+        counts: [N] int32 filled slots, changed in place.
+        thresholds: [N] float32, infinity while an item has fewer than k candidates, then a bound
+            that its k-th smallest distance does not exceed; changed in place.
+        maxima: [N] float32 largest distance seen by each item, changed in place.
+        tile: [R, C] float32, C contiguous: distances between items and others.
+        k: how many candidates each item needs in the end.
+        first_item: item of the tile's first row (first column if transposed).
+        first_other: index of the first candidate along the other side.
+        transposed: the items lie along the columns.
+        triangle: take only entries with row < column (a tile on the diagonal).
+    """
+    block = tile.t() if transposed else tile  # [I, O]
+    items, others = block.shape
+    own = slice(first_item, first_item + items)
+    taken = torch.ones_like(block, dtype=torch.bool)
+    if triangle:
+        taken = taken.tril(-1) if transposed else taken.triu(1)
+    index = torch.arange(first_other, first_other + others, device=tile.device)
+    packed = (block.contiguous().view(torch.int32).to(torch.int64) << 32) | index  # [I, O]
+    packed = packed.masked_fill(~taken, _EMPTY)
+    slots = torch.arange(candidates.shape[1], device=tile.device)
+    held = candidates[own].masked_fill(slots >= counts[own, None], _EMPTY)
+    merged = torch.cat([held, packed], dim=1).sort(dim=1).values[:, :k]
+    found = (merged != _EMPTY).sum(1)
+    candidates[own, : merged.shape[1]] = merged
+    counts[own] = found.to(torch.int32)
+    full = found == k
+    bound = (merged[:, -1] >> 32).to(torch.int32).view(torch.float32)
+    thresholds[own] = torch.where(full, bound, thresholds[own])
+    if others:
+        reach = block.masked_fill(~taken, 0).amax(1)
+        maxima[own] = torch.maximum(maxima[own], reach)
+
+
+_EMPTY = torch.iinfo(torch.int64).max
+
+
+def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return <x[rows[p]], y[columns[p]]> for each p in float64.
+
+    Eight interleaved accumulators joined by a fixed tree, so that the result depends on neither
+    device nor batch.
+
+    Args:
+        x: [N, D] float32.
+        y: [M, D] float32.
+        rows: [P] int64.
+        columns: [P] int64.
+
+    Returns:
+        [P] float64.
+    """
+    result = x.new_zeros(len(rows), dtype=torch.float64)
+    for begin in range(0, len(rows), 1024):
+        part = slice(begin, begin + 1024)
+        terms = x[rows[part]].double() * y[columns[part]].double()  # [P, D], exact products
+        terms = torch.nn.functional.pad(terms, (0, -terms.shape[1] % 8))
+        total = terms.new_zeros(len(terms), 8)
+        for step in terms.unflatten(1, (-1, 8)).unbind(1):
+            total = total + step
+        pairs = total[:, 0::2] + total[:, 1::2]
+        result[part] = (pairs[:, 0] + pairs[:, 1]) + (pairs[:, 2] + pairs[:, 3])
+    return result
+
+
+# k_reciprocal: Zhong et al., CVPR 2017, as sparse rows
+#
+# N items, K neighbours a row (self among them), in the order of (distance, index). A set of rows
+# is a CSR pair: offsets int64 [N + 1] and columns int32 [E], ascending within a row; weights are
+# a third array of E values.
+
+
+def reciprocal_sets(neighbours: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return for every item the j among its first k neighbours that have it among theirs.
+
+    Args:
+        neighbours: [N, K] int32, nearest first.
+        k: length of the lists compared, self included; 1 to K.
+
+    Returns:
+        CSR offsets and columns.
+    """
+    forward = neighbours[:, :k].long()  # [N, k]
+    items = torch.arange(len(neighbours), device=neighbours.device)
+    mutual = (neighbours[forward, :k] == items[:, None, None]).any(2)  # [N, k]
+    rows = items[:, None].expand_as(forward)[mutual]
+    return _csr(rows * len(items) + forward[mutual], len(items), len(items))
+
+
+def expand_sets(
+    offsets: Tensor, columns: Tensor, half_offsets: Tensor, half_columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each set R(i) joined with every C(j), j in R(i), of which it holds over two thirds.
+
+    Args:
+        offsets: of the sets R, [N + 1].
+        columns: of the sets R.
+        half_offsets: of the sets C of the half list, [N + 1].
+        half_columns: of the sets C.
+
+    Returns:
+        CSR offsets and columns.
+    """
+    n = len(offsets) - 1
+    rows = _rows(offsets)
+    own = rows * n + columns  # ascending, since rows and columns are
+    pair, entry = _join(columns, half_offsets)  # for pair (i, j): every l in C(j)
+    key = rows[pair] * n + half_columns[entry]
+    inside = _contains(own, key)
+    sizes = half_offsets[1:] - half_offsets[:-1]
+    common = torch.zeros(len(columns), dtype=torch.int64, device=offsets.device)
+    common.index_add_(0, pair, inside.long())
+    accepted = 3 * common > 2 * sizes[columns.long()]
+    return _csr(torch.cat([own, key[accepted[pair]]]).unique(), n, n)
+
+
+def listed_distances(
+    offsets: Tensor, columns: Tensor, neighbours: Tensor, distances: Tensor
+) -> Tensor:
+    """Return d(i, j) of each entry from i's list or else from j's, -1 where neither has it.
+
+    Args:
+        offsets: CSR offsets, [N + 1].
+        columns: CSR columns, [E].
+        neighbours: [N, K] int32.
+        distances: [N, K], float32 or float64.
+
+    Returns:
+        [E] float64.
+    """
+    n = len(offsets) - 1
+    items = torch.arange(n, device=offsets.device)[:, None]
+    listed, order = (items * n + neighbours).reshape(-1).sort()
+    values = distances.reshape(-1).double()[order]
+    rows = _rows(offsets)
+    result = torch.full((len(columns),), -1.0, dtype=torch.float64, device=offsets.device)
+    for key in (columns * n + rows, rows * n + columns):  # the item's own list comes last and wins
+        place = torch.searchsorted(listed, key).clamp(max=max(len(listed) - 1, 0))
+        found = listed[place] == key if len(listed) else torch.zeros_like(key, dtype=torch.bool)
+        result[found] = values[place[found]]
+    return result
+
+
+def encode(offsets: Tensor, distances: Tensor, maxima: Tensor | None) -> Tensor:
+    """Return the weights exp(-d) of each row, divided by their sum.
+
+    Args:
+        offsets: CSR offsets, [N + 1].
+        distances: [E] float64.
+        maxima: [N] float64, by which a row's distances are divided first (0: the row's are 0).
+            None: no division, and the row's smallest distance is subtracted, which leaves the
+            quotient as it is and keeps exp from vanishing.
+
+    Returns:
+        [E] float64.
+    """
+    rows = _rows(offsets)
+    if maxima is None:
+        least = torch.full((len(offsets) - 1,), torch.inf, dtype=torch.float64)
+        least = least.to(offsets.device).scatter_reduce_(0, rows, distances, "amin")
+        scaled = distances - least[rows]
+    else:
+        scaled = torch.where(maxima[rows] > 0, distances / maxima[rows], 0.0)
+    weights = torch.exp(-scaled)
+    total = torch.zeros(len(offsets) - 1, dtype=torch.float64, device=offsets.device)
+    return weights / total.index_add_(0, rows, weights)[rows]
+
+
+def average_rows(
+    offsets: Tensor, columns: Tensor, values: Tensor, neighbours: Tensor, k2: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for every item the mean of the rows of its first k2 neighbours.
+
+    Args:
+        offsets: CSR offsets, [N + 1].
+        columns: CSR columns, [E].
+        values: [E] float64.
+        neighbours: [N, K] int32, nearest first.
+        k2: rows averaged, 1 to K.
+
+    Returns:
+        CSR offsets, columns and values.
+    """
+    n = len(offsets) - 1
+    chosen = neighbours[:, :k2].reshape(-1)
+    pair, entry = _join(chosen, offsets)
+    key, place = ((pair // k2) * n + columns[entry]).unique(return_inverse=True)
+    total = torch.zeros(len(key), dtype=torch.float64, device=offsets.device)
+    total.index_add_(0, place, values[entry])
+    return *_csr(key, n, n), total / k2
+
+
+def transpose_rows(
+    offsets: Tensor, columns: Tensor, values: Tensor, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the inverted index of the rows from `first` on: for each column, rows and values.
+
+    Args:
+        offsets: CSR offsets of N rows over N columns, [N + 1].
+        columns: CSR columns, [E].
+        values: [E] float64.
+        first: rows before it are left out.
+
+    Returns:
+        CSR offsets [N + 1], rows (ascending within a column) and values.
+    """
+    n = len(offsets) - 1
+    begin = int(offsets[first])
+    rows, kept = _rows(offsets)[begin:], columns[begin:].long()
+    order = torch.argsort(kept, stable=True)
+    counts = torch.bincount(kept, minlength=n)
+    return _offsets(counts), rows[order].to(torch.int32), values[begin:][order]
+
+
+def jaccard_rows(
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    inverted_offsets: Tensor,
+    inverted_rows: Tensor,
+    inverted_values: Tensor,
+    rows: Tensor,
+    max_distance: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Jaccard distances of chosen rows to the rows of an inverted index.
+
+    J = 1 - m / (2 - m) with m = sum over l of min(V(i, l), V(j, l)), clamped to [0, 1].
+
+    Args:
+        offsets: of V, [N + 1].
+        columns: of V.
+        values: of V, float64.
+        inverted_offsets: of the inverted index, [N + 1].
+        inverted_rows: of the inverted index.
+        inverted_values: of the inverted index, float64.
+        rows: [M] int64, the chosen rows.
+        max_distance: entries with J <= max_distance are returned; None: those with J < 1.
+
+    Returns:
+        CSR offsets [M + 1], columns (ascending) and values of J.
+    """
+    n = len(offsets) - 1
+    counts, found, distances = [], [], []
+    for i in rows.tolist():
+        mine = slice(int(offsets[i]), int(offsets[i + 1]))
+        pair, entry = _join(columns[mine], inverted_offsets)
+        shared = torch.minimum(values[mine][pair], inverted_values[entry])
+        overlap = torch.zeros(n, dtype=torch.float64, device=offsets.device)
+        overlap.index_add_(0, inverted_rows[entry].long(), shared)
+        jaccard = (1 - overlap / (2 - overlap)).clamp(0, 1)
+        kept = jaccard < 1 if max_distance is None else jaccard <= max_distance
+        found.append(kept.nonzero()[:, 0].to(torch.int32))
+        distances.append(jaccard[kept])
+        counts.append(len(found[-1]))
+    nothing = columns.new_empty(0), values.new_empty(0)
+    lengths = torch.tensor(counts, dtype=torch.int64, device=offsets.device)
+    return _offsets(lengths), torch.cat([nothing[0], *found]), torch.cat([nothing[1], *distances])
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def _rows(offsets: Tensor) -> Tensor:
+    """Return the row of each entry, int64 [E]."""
+    items = torch.arange(len(offsets) - 1, device=offsets.device)
+    return items.repeat_interleave(offsets[1:] - offsets[:-1])
+
+
+def _csr(keys: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Return offsets and columns of entries given as row * columns + column, in any order."""
+    keys = keys.sort().values
+    counts = torch.bincount(keys // columns, minlength=rows)
+    return _offsets(counts), (keys % columns).to(torch.int32)
+
+
+def _join(chosen: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for every entry of every chosen row in turn, (place in `chosen`, entry)."""
+    chosen = chosen.long()
+    sizes = offsets[chosen + 1] - offsets[chosen]
+    places = torch.arange(len(chosen), device=offsets.device)
+    pair = places.repeat_interleave(sizes)
+    begin = (offsets[chosen] - (sizes.cumsum(0) - sizes))[pair]
+    return pair, torch.arange(len(pair), device=offsets.device) + begin
+
+
+def _contains(ordered: Tensor, keys: Tensor) -> Tensor:
+    """Return whether each key is in an ascending tensor."""
+    if not len(ordered):
+        return torch.zeros_like(keys, dtype=torch.bool)
+    place = torch.searchsorted(ordered, keys).clamp(max=len(ordered) - 1)
+    return ordered[place] == keys

@@ -1,0 +1,352 @@
+// k-reciprocal sets, their encoding and Jaccard rows as CSR, threads over rows (Zhong et al., CVPR
+// 2017). Nothing here is of size N x N: scratch is a few arrays of N entries a thread. Bound by
+// memory latency. mmga/ops/reference.py specifies every function.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../common.h"
+#include "csr.h"
+
+namespace mmga {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kRowsPerChunk = 256;
+
+struct Csr {
+  const int64_t* offsets;
+  const int32_t* columns;
+  const double* values;
+};
+
+// Whether a list holds `item`. Lists are short: comparing all entries by vectors beats leaving
+// early.
+__attribute__((always_inline)) inline bool holds(const int32_t* list, int64_t length,
+                                                 int32_t item) {
+  int32_t there = 0;
+  for (int64_t t = 0; t < length; ++t) there |= -static_cast<int32_t>(list[t] == item);
+  return there != 0;
+}
+
+// Place of `item` in a list, `length` where it is not there.
+__attribute__((always_inline)) inline int64_t place_in(const int32_t* list, int64_t length,
+                                                       int32_t item) {
+  if (!holds(list, length, item)) return length;
+  int64_t place = 0;
+  while (list[place] != item) ++place;
+  return place;
+}
+
+MMGA_VECTOR_CLONES
+void reciprocal_rows(const int32_t* neighbours, int64_t width, int64_t k, int64_t begin,
+                     int64_t end, int32_t* counts, int32_t* found) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int32_t* list = neighbours + i * width;
+    int32_t* mutual = found + (i - begin) * k;
+    int32_t count = 0;
+    for (int64_t t = 0; t < k; ++t) {
+      if (holds(neighbours + list[t] * width, k, static_cast<int32_t>(i)))
+        mutual[count++] = list[t];
+    }
+    std::sort(mutual, mutual + count);
+    counts[i - begin] = count;
+  }
+}
+
+std::tuple<Tensor, Tensor> reciprocal_sets(Tensor neighbours, int64_t k) {
+  const int64_t n = neighbours.size(0), width = neighbours.size(1);
+  STD_TORCH_CHECK(neighbours.is_contiguous() && k >= 1 && k <= width,
+                  "reciprocal_sets: neighbours must be contiguous with 1 <= k <= K");
+  const auto* lists = neighbours.const_data_ptr<int32_t>();
+  ChunkedRows rows(n, kRowsPerChunk, false);
+  torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> found(kRowsPerChunk * k), counts(kRowsPerChunk);
+    for (int64_t c = begin; c < end; ++c) {
+      const int64_t first = rows.first_row(c), last = rows.first_row(c + 1);
+      reciprocal_rows(lists, width, k, first, last, counts.data(), found.data());
+      for (int64_t i = first; i < last; ++i) {
+        const int32_t* row = found.data() + (i - first) * k;
+        rows.columns(c).insert(rows.columns(c).end(), row, row + counts[i - first]);
+        rows.set_count(i, counts[i - first]);
+      }
+    }
+  });
+  Tensor offsets = rows.offsets(neighbours);
+  return {offsets, rows.gather_columns(neighbours)};
+}
+
+std::tuple<Tensor, Tensor> expand_sets(Tensor offsets, Tensor columns, Tensor half_offsets,
+                                       Tensor half_columns) {
+  const int64_t n = offsets.size(0) - 1;
+  const Csr sets{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(), nullptr};
+  const Csr half{half_offsets.const_data_ptr<int64_t>(), half_columns.const_data_ptr<int32_t>(),
+                 nullptr};
+  ChunkedRows rows(n, kRowsPerChunk, false);
+  torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
+    // mark[l] == i: l is in R(i). Rows only ascend, so marks of earlier rows never need clearing.
+    std::vector<int32_t> mark(n, -1);
+    AscendingSet joined(n);
+    for (int64_t c = begin; c < end; ++c) {
+      auto& out = rows.columns(c);
+      for (int64_t i = rows.first_row(c); i < rows.first_row(c + 1); ++i) {
+        const int32_t* own = sets.columns + sets.offsets[i];
+        const int64_t size = sets.offsets[i + 1] - sets.offsets[i];
+        for (int64_t t = 0; t < size; ++t) {
+          mark[own[t]] = static_cast<int32_t>(i);
+          joined.insert(own[t]);
+        }
+        for (int64_t t = 0; t < size; ++t) {
+          const int32_t* other = half.columns + half.offsets[own[t]];
+          const int64_t length = half.offsets[own[t] + 1] - half.offsets[own[t]];
+          int64_t common = 0;
+          for (int64_t u = 0; u < length; ++u) common += mark[other[u]] == i;
+          if (3 * common > 2 * length) {
+            for (int64_t u = 0; u < length; ++u) joined.insert(other[u]);
+          }
+        }
+        const size_t before = out.size();
+        joined.drain([&](int32_t l) { out.push_back(l); });
+        rows.set_count(i, out.size() - before);
+      }
+    }
+  });
+  Tensor result = rows.offsets(offsets);
+  return {result, rows.gather_columns(offsets)};
+}
+
+MMGA_VECTOR_CLONES
+void listed_rows(const Csr& sets, const int32_t* neighbours, int64_t width, int64_t begin,
+                 int64_t end, int64_t* places) {
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t e = sets.offsets[i]; e < sets.offsets[i + 1]; ++e) {
+      const int32_t j = sets.columns[e];
+      const int64_t mine = place_in(neighbours + i * width, width, j);
+      int64_t place = i * width + mine;
+      if (mine == width) {
+        const int64_t theirs = place_in(neighbours + j * width, width, static_cast<int32_t>(i));
+        place = theirs == width ? -1 : j * width + theirs;
+      }
+      places[e - sets.offsets[begin]] = place;
+    }
+  }
+}
+
+Tensor listed_distances(Tensor offsets, Tensor columns, Tensor neighbours, Tensor distances) {
+  const int64_t n = offsets.size(0) - 1, width = neighbours.size(1);
+  STD_TORCH_CHECK(neighbours.is_contiguous() && distances.is_contiguous(),
+                  "listed_distances: neighbours and distances must be contiguous");
+  const bool wide = distances.scalar_type() == ScalarType::Double;
+  STD_TORCH_CHECK(wide || distances.scalar_type() == ScalarType::Float,
+                  "listed_distances: distances must be float32 or float64");
+  const Csr sets{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(), nullptr};
+  const auto* lists = neighbours.const_data_ptr<int32_t>();
+  const auto* narrow_values = wide ? nullptr : distances.const_data_ptr<float>();
+  const auto* wide_values = wide ? distances.const_data_ptr<double>() : nullptr;
+  Tensor result = torch::stable::new_empty(distances, {columns.size(0)}, ScalarType::Double);
+  auto* out = result.mutable_data_ptr<double>();
+  torch::stable::parallel_for(0, n, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> places;
+    for (int64_t first = begin; first < end; first += kRowsPerChunk) {
+      const int64_t last = std::min(end, first + kRowsPerChunk);
+      const int64_t base = sets.offsets[first];
+      places.resize(sets.offsets[last] - base);
+      listed_rows(sets, lists, width, first, last, places.data());
+      for (size_t e = 0; e < places.size(); ++e) {
+        const int64_t place = places[e];
+        out[base + e] = place < 0 ? -1.0
+                        : wide    ? wide_values[place]
+                                  : static_cast<double>(narrow_values[place]);
+      }
+    }
+  });
+  return result;
+}
+
+Tensor encode(Tensor offsets, Tensor distances, std::optional<Tensor> maxima) {
+  const int64_t n = offsets.size(0) - 1;
+  const auto* begin_of = offsets.const_data_ptr<int64_t>();
+  const auto* d = distances.const_data_ptr<double>();
+  const double* maximum = maxima.has_value() ? maxima->const_data_ptr<double>() : nullptr;
+  Tensor result = torch::stable::empty_like(distances);
+  auto* out = result.mutable_data_ptr<double>();
+  torch::stable::parallel_for(0, n, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = begin_of[i], last = begin_of[i + 1];
+      double least = 0.0, total = 0.0;
+      if (maximum == nullptr && first < last) least = *std::min_element(d + first, d + last);
+      for (int64_t e = first; e < last; ++e) {
+        double scaled = d[e] - least;
+        if (maximum != nullptr) scaled = maximum[i] > 0 ? d[e] / maximum[i] : 0.0;
+        out[e] = std::exp(-scaled);
+        total += out[e];
+      }
+      for (int64_t e = first; e < last; ++e) out[e] /= total;
+    }
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> average_rows(Tensor offsets, Tensor columns, Tensor values,
+                                                Tensor neighbours, int64_t k2) {
+  const int64_t n = offsets.size(0) - 1, width = neighbours.size(1);
+  STD_TORCH_CHECK(neighbours.is_contiguous() && k2 >= 1 && k2 <= width,
+                  "average_rows: neighbours must be contiguous with 1 <= k2 <= K");
+  const Csr v{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
+              values.const_data_ptr<double>()};
+  const auto* lists = neighbours.const_data_ptr<int32_t>();
+  ChunkedRows rows(n, kRowsPerChunk, true);
+  torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<double> sum(n, 0.0);
+    AscendingSet touched(n);
+    for (int64_t c = begin; c < end; ++c) {
+      auto& out = rows.columns(c);
+      auto& weights = rows.values(c);
+      for (int64_t i = rows.first_row(c); i < rows.first_row(c + 1); ++i) {
+        for (int64_t t = 0; t < k2; ++t) {
+          const int32_t j = lists[i * width + t];
+          for (int64_t e = v.offsets[j]; e < v.offsets[j + 1]; ++e) {
+            sum[v.columns[e]] += v.values[e];
+            touched.insert(v.columns[e]);
+          }
+        }
+        const size_t before = out.size();
+        touched.drain([&](int32_t l) {
+          out.push_back(l);
+          weights.push_back(sum[l] / k2);
+          sum[l] = 0.0;
+        });
+        rows.set_count(i, out.size() - before);
+      }
+    }
+  });
+  Tensor result = rows.offsets(offsets);
+  return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
+}
+
+// A counting sort by column: row ranges are counted and written by different threads, each range
+// with its own place inside every column, so that rows ascend whatever the number of threads.
+std::tuple<Tensor, Tensor, Tensor> transpose_rows(Tensor offsets, Tensor columns, Tensor values,
+                                                  int64_t first) {
+  const int64_t n = offsets.size(0) - 1;
+  const Csr v{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
+              values.const_data_ptr<double>()};
+  const int64_t total = v.offsets[n] - v.offsets[first];
+  Tensor inverted = torch::stable::new_empty(offsets, {n + 1});
+  Tensor rows = torch::stable::new_empty(columns, {total});
+  Tensor weights = torch::stable::new_empty(values, {total});
+  auto* begin_of = inverted.mutable_data_ptr<int64_t>();
+  auto* out_rows = rows.mutable_data_ptr<int32_t>();
+  auto* out_values = weights.mutable_data_ptr<double>();
+  const int64_t parts = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, 8);
+  const int64_t span = (n - first + parts - 1) / parts;
+  std::vector<std::vector<int64_t>> next(parts, std::vector<int64_t>(n, 0));
+  const auto range = [&](int64_t p) {
+    return std::pair(std::min(first + p * span, n), std::min(first + (p + 1) * span, n));
+  };
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const auto [low, high] = range(p);
+      for (int64_t e = v.offsets[low]; e < v.offsets[high]; ++e) ++next[p][v.columns[e]];
+    }
+  });
+  int64_t place = 0;
+  for (int64_t l = 0; l < n; ++l) {
+    begin_of[l] = place;
+    for (auto& counts : next) {
+      const int64_t count = counts[l];
+      counts[l] = place;
+      place += count;
+    }
+  }
+  begin_of[n] = place;
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const auto [low, high] = range(p);
+      for (int64_t i = low; i < high; ++i) {
+        for (int64_t e = v.offsets[i]; e < v.offsets[i + 1]; ++e) {
+          const int64_t slot = next[p][v.columns[e]]++;
+          out_rows[slot] = static_cast<int32_t>(i);
+          out_values[slot] = v.values[e];
+        }
+      }
+    }
+  });
+  return {inverted, rows, weights};
+}
+
+std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, Tensor values,
+                                                Tensor inverted_offsets, Tensor inverted_rows,
+                                                Tensor inverted_values, Tensor rows_of_interest,
+                                                std::optional<double> max_distance) {
+  const int64_t n = offsets.size(0) - 1, m = rows_of_interest.size(0);
+  const Csr v{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
+              values.const_data_ptr<double>()};
+  const Csr inverted{inverted_offsets.const_data_ptr<int64_t>(),
+                     inverted_rows.const_data_ptr<int32_t>(),
+                     inverted_values.const_data_ptr<double>()};
+  const auto* chosen = rows_of_interest.const_data_ptr<int64_t>();
+  ChunkedRows rows(m, 32, true);
+  torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<double> overlap(n, 0.0);
+    std::vector<int32_t> touched(n + 1);
+    AscendingSet order(n);
+    for (int64_t c = begin; c < end; ++c) {
+      auto& out = rows.columns(c);
+      auto& distances = rows.values(c);
+      for (int64_t r = rows.first_row(c); r < rows.first_row(c + 1); ++r) {
+        const int64_t i = chosen[r];
+        int64_t count = 0;
+        for (int64_t e = v.offsets[i]; e < v.offsets[i + 1]; ++e) {
+          const int64_t l = v.columns[e];
+          const double weight = v.values[e];
+          for (int64_t f = inverted.offsets[l]; f < inverted.offsets[l + 1]; ++f) {
+            const int32_t j = inverted.columns[f];
+            const double before = overlap[j], shared = std::min(weight, inverted.values[f]);
+            overlap[j] = before + shared;
+            // Kept only where j is new, without a branch to mispredict. A weight may be 0 (exp
+            // underflows): it adds nothing, and counted it would let `touched` overflow.
+            touched[count] = j;
+            count += (before == 0.0) & (shared > 0.0);
+          }
+        }
+        for (int64_t t = 0; t < count; ++t) order.insert(touched[t]);
+        const size_t before = out.size();
+        order.drain([&](int32_t j) {
+          const double shared = overlap[j];
+          overlap[j] = 0.0;
+          const double jaccard = std::clamp(1.0 - shared / (2.0 - shared), 0.0, 1.0);
+          if (max_distance.has_value() ? jaccard <= *max_distance : jaccard < 1.0) {
+            out.push_back(j);
+            distances.push_back(jaccard);
+          }
+        });
+        rows.set_count(r, out.size() - before);
+      }
+    }
+  });
+  Tensor result = rows.offsets(offsets);
+  return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
+}
+
+}  // namespace
+}  // namespace mmga
+
+STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
+  m.impl("reciprocal_sets", TORCH_BOX(&mmga::reciprocal_sets));
+  m.impl("expand_sets", TORCH_BOX(&mmga::expand_sets));
+  m.impl("listed_distances", TORCH_BOX(&mmga::listed_distances));
+  m.impl("encode", TORCH_BOX(&mmga::encode));
+  m.impl("average_rows", TORCH_BOX(&mmga::average_rows));
+  m.impl("transpose_rows", TORCH_BOX(&mmga::transpose_rows));
+  m.impl("jaccard_rows", TORCH_BOX(&mmga::jaccard_rows));
+}

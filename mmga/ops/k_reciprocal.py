@@ -1,0 +1,192 @@
+"""k-reciprocal encoding as sparse rows: sets, weights and Jaccard distances, stage by stage.
+
+Each operator is specified by the function of the same name in `mmga.ops.reference`. A set of rows
+is a CSR triple: offsets int64 [N + 1], columns int32 [E] ascending within a row, weights float64.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmga.ops import _library, reference
+
+
+class Rows(NamedTuple):
+    """Sparse rows: `values[offsets[i] : offsets[i + 1]]` belong to `columns[...]` of row i."""
+
+    offsets: Tensor
+    columns: Tensor
+    values: Tensor
+
+
+def _unknown() -> torch.SymInt:
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+def _fake_sets(offsets: Tensor) -> tuple[Tensor, Tensor]:
+    return offsets.new_empty(offsets.shape), offsets.new_empty(_unknown(), dtype=torch.int32)
+
+
+def _fake_rows(offsets: Tensor, rows: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor]:
+    entries = _unknown()
+    return (
+        offsets.new_empty(rows + 1),
+        offsets.new_empty(entries, dtype=torch.int32),
+        offsets.new_empty(entries, dtype=torch.float64),
+    )
+
+
+def _fake_reciprocal_sets(neighbours: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    return _fake_sets(neighbours.new_empty(neighbours.shape[0] + 1, dtype=torch.int64))
+
+
+_reciprocal_sets = _library.define(
+    "reciprocal_sets(Tensor neighbours, int k) -> (Tensor, Tensor)",
+    reference.reciprocal_sets,
+    _fake_reciprocal_sets,
+)
+_expand_sets = _library.define(
+    "expand_sets(Tensor offsets, Tensor columns, Tensor half_offsets, Tensor half_columns)"
+    " -> (Tensor, Tensor)",
+    reference.expand_sets,
+    lambda offsets, columns, half_offsets, half_columns: _fake_sets(offsets),
+)
+_listed_distances = _library.define(
+    "listed_distances(Tensor offsets, Tensor columns, Tensor neighbours, Tensor distances)"
+    " -> Tensor",
+    reference.listed_distances,
+    lambda offsets, columns, neighbours, distances: columns.new_empty(
+        columns.shape, dtype=torch.float64
+    ),
+)
+_encode = _library.define(
+    "encode(Tensor offsets, Tensor distances, Tensor? maxima) -> Tensor",
+    reference.encode,
+    lambda offsets, distances, maxima: torch.empty_like(distances),
+)
+_average_rows = _library.define(
+    "average_rows(Tensor offsets, Tensor columns, Tensor values, Tensor neighbours, int k2)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference.average_rows,
+    lambda offsets, columns, values, neighbours, k2: _fake_rows(offsets, offsets.shape[0] - 1),
+)
+_transpose_rows = _library.define(
+    "transpose_rows(Tensor offsets, Tensor columns, Tensor values, int first)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference.transpose_rows,
+    lambda offsets, columns, values, first: _fake_rows(offsets, offsets.shape[0] - 1),
+)
+_jaccard_rows = _library.define(
+    "jaccard_rows(Tensor offsets, Tensor columns, Tensor values, Tensor inverted_offsets,"
+    " Tensor inverted_rows, Tensor inverted_values, Tensor rows, float? max_distance)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference.jaccard_rows,
+    lambda offsets, columns, values, inv_offsets, inv_rows, inv_values, rows, max_distance: (
+        _fake_rows(offsets, rows.shape[0])
+    ),
+)
+
+
+def expanded_sets(neighbours: Tensor, list_length: int, half_length: int) -> tuple[Tensor, Tensor]:
+    """Return the expanded k-reciprocal set of every item (Zhong et al., steps 2 and 3).
+
+    Args:
+        neighbours: [N, K] int32, nearest first in the order of (distance, index).
+        list_length: neighbours that make a list, self included, k1 + 1 in the paper.
+        half_length: the same for the sets that are joined.
+
+    Returns:
+        CSR offsets int64 [N + 1] and columns int32.
+    """
+    _check_lists(neighbours, list_length, "list_length")
+    _check_lists(neighbours, half_length, "half_length")
+    if neighbours.numel() and not 0 <= int(neighbours.min()) <= int(neighbours.max()) < len(
+        neighbours
+    ):
+        raise ValueError(f"neighbours must be indices of its own {len(neighbours)} rows")
+    sets = _reciprocal_sets(neighbours, list_length)
+    half = _reciprocal_sets(neighbours, half_length)
+    joined: tuple[Tensor, Tensor] = _expand_sets(*sets, *half)
+    return joined
+
+
+def listed_distances(sets: tuple[Tensor, Tensor], neighbours: Tensor, distances: Tensor) -> Tensor:
+    """Return d(i, j) of each entry of the sets from i's or else j's list, -1 where in neither.
+
+    Args:
+        sets: CSR offsets [N + 1] and columns [E].
+        neighbours: [N, K] int32.
+        distances: [N, K], float32 or float64.
+
+    Returns:
+        [E] float64.
+    """
+    _library.refuse_gradient("listed_distances", distances)
+    listed: Tensor = _listed_distances(*sets, neighbours, distances)
+    return listed
+
+
+def encode(sets: tuple[Tensor, Tensor], distances: Tensor, maxima: Tensor | None) -> Rows:
+    """Return V: exp(-d) over each set, divided by its sum (step 4).
+
+    Args:
+        sets: CSR offsets [N + 1] and columns [E].
+        distances: [E] float64, d(i, j) of each entry.
+        maxima: [N] float64, each row's distances are divided by; None for softmax(-d).
+
+    Returns:
+        V as sparse rows.
+    """
+    _library.refuse_gradient("encode", distances)
+    return Rows(*sets, _encode(sets[0], distances, maxima))
+
+
+def average_rows(rows: Rows, neighbours: Tensor, k2: int) -> Rows:
+    """Return the mean of the rows of each item's first k2 neighbours (step 5).
+
+    Args:
+        rows: V.
+        neighbours: [N, K] int32, nearest first.
+        k2: rows averaged, 1 to K.
+    """
+    _check_lists(neighbours, k2, "k2")
+    return Rows(*_average_rows(*rows, neighbours, k2))
+
+
+def transpose_rows(rows: Rows, first: int = 0) -> Rows:
+    """Return the inverted index of the rows from `first` on.
+
+    Args:
+        rows: V, [N, N].
+        first: rows before it are left out.
+    """
+    return Rows(*_transpose_rows(*rows, first))
+
+
+def jaccard_rows(
+    rows: Rows, inverted: Rows, chosen: Tensor, max_distance: float | None = None
+) -> Rows:
+    """Return the Jaccard distances of chosen rows to those in the inverted index (step 6).
+
+    Args:
+        rows: V, [N, N].
+        inverted: `transpose_rows` of V.
+        chosen: [M] int64, rows of V.
+        max_distance: keep J <= max_distance; None: J < 1. What is missing is 1.
+
+    Returns:
+        [M, N] sparse rows.
+    """
+    return Rows(*_jaccard_rows(*rows, *inverted, chosen, max_distance))
+
+
+def _check_lists(neighbours: Tensor, length: int, name: str) -> None:
+    if neighbours.dtype != torch.int32 or neighbours.ndim != 2:
+        raise TypeError(
+            f"neighbours must be int32 [N, K], got {neighbours.dtype} {tuple(neighbours.shape)}"
+        )
+    if not 1 <= length <= neighbours.shape[1]:
+        raise ValueError(
+            f"{name} must be from 1 to the {neighbours.shape[1]} neighbours given, got {length}"
+        )

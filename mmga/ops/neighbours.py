@@ -1,0 +1,163 @@
+"""Exact nearest neighbours: bounded selection from rows or tiles of distances.
+
+Specified by the functions of the same names in `mmga.ops.reference`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmga.ops import _library, reference
+
+
+def _fake_select_candidates(*arguments: Any) -> None:
+    return None
+
+
+_nearest_in_rows = _library.define(
+    "nearest_in_rows(Tensor distances, int k) -> (Tensor, Tensor)",
+    reference.nearest_in_rows,
+    lambda distances, k: (
+        distances.new_empty(distances.shape[0], k),
+        distances.new_empty((distances.shape[0], k), dtype=torch.int32),
+    ),
+)
+_select_candidates = _library.define(
+    "select_candidates(Tensor(a!) candidates, Tensor(b!) counts, Tensor(c!) thresholds,"
+    " Tensor(d!) maxima, Tensor tile, int k, int first_item, int first_other, bool transposed,"
+    " bool triangle) -> ()",
+    reference.select_candidates,
+    _fake_select_candidates,
+)
+_pair_products = _library.define(
+    "pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) -> Tensor",
+    reference.pair_products,
+    lambda x, y, rows, columns: x.new_empty(rows.shape, dtype=torch.float64),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The k nearest of every item, nearest first in the order of (distance, index).
+
+    Attributes:
+        index: [N, K] int32.
+        distances: [N, K] squared distances.
+        maxima: [N], the largest distance of each item to any.
+    """
+
+    index: Tensor
+    distances: Tensor
+    maxima: Tensor
+
+
+def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k smallest entries of each row in the order of (distance, index).
+
+    Args:
+        distances: [R, N], float32 or float64, no NaN.
+        k: 1 to N.
+
+    Returns:
+        distances [R, k] and int32 indices [R, k].
+
+    Raises:
+        ValueError: k is out of range, or the distances require a gradient.
+    """
+    _library.refuse_gradient("nearest_in_rows", distances)
+    if not 1 <= k <= distances.shape[1]:
+        raise ValueError(f"k must be from 1 to the {distances.shape[1]} columns given, got {k}")
+    near: tuple[Tensor, Tensor] = _nearest_in_rows(distances, k)
+    return near
+
+
+def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the float64 inner products <x[rows], y[columns]> of pairs of float32 vectors.
+
+    Args:
+        x: [N, D] float32, contiguous.
+        y: [M, D] float32, contiguous.
+        rows: [P] int64, rows of x.
+        columns: [P] int64, rows of y.
+
+    Returns:
+        [P] float64.
+    """
+    _library.refuse_gradient("pair_products", x, y)
+    products: Tensor = _pair_products(x, y, rows, columns)
+    return products
+
+
+class NearestLists:
+    """The k nearest of N items, gathered from tiles of distances that come in any order.
+
+    Memory: N (2k + 16) candidates of 8 bytes.
+    """
+
+    def __init__(self, items: int, k: int, device: torch.device | str = "cpu") -> None:
+        """Start with empty lists of k for so many items."""
+        self.k = k
+        slots = 2 * k + 16
+        self._candidates = torch.empty((items, slots), dtype=torch.int64, device=device)
+        self._counts = torch.zeros(items, dtype=torch.int32, device=device)
+        self._thresholds = torch.full((items,), math.inf, device=device)
+        self._maxima = torch.zeros(items, device=device)
+
+    def add_self(self) -> None:
+        """Offer every item to itself at distance 0 (the diagonal is never read from a tile)."""
+        if self._counts.any():
+            raise RuntimeError("add_self comes before the first tile")
+        self._candidates[:, 0] = torch.arange(len(self._counts), device=self._counts.device)
+        self._counts.fill_(1)
+
+    def add(
+        self,
+        tile: Tensor,
+        first_item: int,
+        first_other: int,
+        *,
+        transposed: bool = False,
+        triangle: bool = False,
+    ) -> None:
+        """Offer a tile of float32 distances >= 0 to the items along its rows.
+
+        Args:
+            tile: [R, C], columns contiguous.
+            first_item: item of its first row (first column if transposed).
+            first_other: index of its first candidate along the other side.
+            transposed: the items are the columns.
+            triangle: take only entries with row < column.
+        """
+        _select_candidates(
+            self._candidates,
+            self._counts,
+            self._thresholds,
+            self._maxima,
+            tile,
+            self.k,
+            first_item,
+            first_other,
+            transposed,
+            triangle,
+        )
+
+    def result(self) -> Neighbours:
+        """Return the lists in order; each item must have been offered at least k others."""
+        if int(self._counts.min()) < self.k:
+            raise RuntimeError(f"an item was offered fewer than {self.k} candidates")
+        index = self._candidates.new_empty((len(self._counts), self.k), dtype=torch.int32)
+        distances = self._candidates.new_empty(index.shape, dtype=torch.float32)
+        slots = torch.arange(self._candidates.shape[1], device=index.device)
+        for begin in range(0, len(index), 65536):  # a bounded copy to sort
+            part = slice(begin, begin + 65536)
+            unused = slots >= self._counts[part, None]
+            ordered = self._candidates[part].masked_fill(unused, torch.iinfo(torch.int64).max)
+            ordered = ordered.sort(dim=1).values[:, : self.k]
+            index[part] = (ordered & 0x7FFFFFFF).to(torch.int32)
+            distances[part] = (ordered >> 32).to(torch.int32).view(torch.float32)
+        return Neighbours(index, distances, self._maxima)

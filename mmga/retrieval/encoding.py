@@ -1,0 +1,60 @@
+"""From neighbour lists to the encodings V of k-reciprocal re-ranking, as sparse rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmga.ops import k_reciprocal as ops
+from mmga.ops.k_reciprocal import Rows
+from mmga.ops.neighbours import Neighbours
+from mmga.retrieval.k_reciprocal import KReciprocal
+
+PairDistances = Callable[[Tensor, Tensor], Tensor]
+"""Squared distances, float64 [P], of pairs of items given as two int64 [P]."""
+
+
+def encode(neighbours: Neighbours, rule: KReciprocal, distance_of: PairDistances) -> Rows:
+    """Return V after the k2-mean: steps 2 to 5 of Zhong et al.
+
+    Args:
+        neighbours: of the N items, squared distances, at least `rule.neighbours_needed(N)` each.
+        rule: k1, k2, variant and half list.
+        distance_of: gives the distances that no neighbour list has: a set that is joined in step 3
+            brings items from beyond an item's own list.
+
+    Returns:
+        V, [N, N].
+    """
+    n = len(neighbours.index)
+    sets = ops.expanded_sets(neighbours.index, min(rule.list_length, n), min(rule.half_length, n))
+    distances = ops.listed_distances(sets, neighbours.index, neighbours.distances)
+    unlisted = (distances < 0).nonzero()[:, 0]
+    if len(unlisted):
+        rows = torch.searchsorted(sets[0], unlisted, right=True) - 1
+        distances[unlisted] = distance_of(rows, sets[1][unlisted].long())
+    maxima: Tensor | None = neighbours.maxima.double()
+    if rule.variant == "torchreid":
+        distances, maxima = distances.square(), neighbours.maxima.double().square()
+    elif rule.variant == "fastreid":
+        maxima = None
+    rows_of_v = ops.encode(sets, distances, maxima)
+    k2 = min(rule.k2, n)
+    return ops.average_rows(rows_of_v, neighbours.index, k2) if k2 > 1 else rows_of_v
+
+
+def jaccard(rows: Rows, chosen: Tensor, first: int, max_distance: float | None = None) -> Rows:
+    """Return Jaccard distances of chosen items to the items from `first` on: step 6.
+
+    Args:
+        rows: V, [N, N].
+        chosen: [M] int64.
+        first: items before it get no column.
+        max_distance: entries kept; None: those below 1. What is missing is 1.
+
+    Returns:
+        [M, N] sparse rows.
+    """
+    return ops.jaccard_rows(rows, ops.transpose_rows(rows, first), chosen, max_distance)

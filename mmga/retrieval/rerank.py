@@ -1,0 +1,184 @@
+"""k-reciprocal re-ranking, exact and sparse: given matrices, or features of any number."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops.k_reciprocal import Rows
+from mmga.ops.neighbours import Neighbours, nearest_in_rows
+from mmga.retrieval.encoding import encode, jaccard
+from mmga.retrieval.k_reciprocal import KReciprocal
+
+Matrix = TypeVar("Matrix", Tensor, np.ndarray)
+
+_BLOCK = 256  # rows of a given matrix looked at together
+
+
+def rerank_distances(
+    q_g: Matrix,
+    q_q: Matrix,
+    g_g: Matrix,
+    rerank: KReciprocal | None = None,
+    *,
+    squared: bool,
+) -> Matrix:
+    """Return re-ranked distances of queries to gallery from given distance matrices.
+
+    Beside the three matrices and the result this takes memory for some hundred entries an item;
+    arithmetic is float64. Of `q_q` and `g_g` the upper triangle is read, the diagonal counts as 0,
+    distances below 0 as 0.
+
+    Args:
+        q_g: [Q, G] distances of queries to gallery, tensor or array.
+        q_q: [Q, Q] among queries.
+        g_g: [G, G] among the gallery.
+        rerank: settings, `KReciprocal()` if None.
+        squared: True where the matrices hold squared Euclidean distances (or 2 - 2 cos, or any
+            other that is not to be squared), False where they hold Euclidean ones, which the
+            published rule squares. The variant `torchreid` squares once more.
+
+    Returns:
+        [Q, G] float64, a tensor for tensors and an array for arrays.
+
+    Raises:
+        UserError: shapes do not fit, a distance is NaN or infinite, or a matrix is not symmetric.
+    """
+    rule = rerank or KReciprocal()
+    matrices = _Matrices(q_g, q_q, g_g, squared)
+    queries = matrices.queries
+    neighbours = matrices.neighbours(rule)
+    rows = encode(neighbours, rule, matrices.pairs)
+    overlaps = jaccard(rows, torch.arange(queries, device=rows.offsets.device), queries)
+    original = matrices.block(0, queries)[:, queries:]
+    final = mix(original, neighbours.maxima[:queries], overlaps, queries, rule)
+    return final if isinstance(q_g, Tensor) else final.numpy()
+
+
+def mix(
+    squared: Tensor, maxima: Tensor, overlaps: Rows, first: int, rule: KReciprocal, scale: float = 1
+) -> Tensor:
+    """Return the final distances of some queries: step 7.
+
+    Args:
+        squared: [R, G] squared distances d.
+        maxima: [R] largest d of each query to any item.
+        overlaps: Jaccard distances of the same queries, [R, N]; what is missing is 1.
+        first: column of `overlaps` that is the gallery's first.
+        rule: lambda_value and variant.
+        scale: the metric's own distance as a multiple of d; only `fastreid` mixes that in.
+
+    Returns:
+        [R, G] float64.
+    """
+    original = squared.double()
+    largest = maxima.double()[:, None]
+    if rule.variant == "fastreid":
+        original = original * scale
+    else:
+        if rule.variant == "torchreid":
+            original, largest = original.square(), largest.square()
+        original = torch.where(largest > 0, original / largest, 0.0)
+    distances = torch.ones_like(original)
+    counts = overlaps.offsets[1:] - overlaps.offsets[:-1]
+    queries = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    distances[queries, overlaps.columns.long() - first] = overlaps.values
+    return (1 - rule.lambda_value) * distances + rule.lambda_value * original
+
+
+class _Matrices:
+    """The [N, N] matrix of squared distances that three given ones make up, by blocks of rows."""
+
+    def __init__(self, q_g: Matrix, q_q: Matrix, g_g: Matrix, squared: bool) -> None:
+        self.q_g, self.q_q, self.g_g = (
+            _matrix(name, value) for name, value in (("q_g", q_g), ("q_q", q_q), ("g_g", g_g))
+        )
+        self.squared = squared
+        self.queries, self.gallery = self.q_g.shape
+        for name, side, count in (("q_q", "Q", self.queries), ("g_g", "G", self.gallery)):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (count, count):
+                raise UserError(
+                    f"{name} must be [{side}, {side}] = {[count, count]} to go with q_g "
+                    f"{list(self.q_g.shape)}, got {list(shape)}"
+                )
+            _check_symmetric(name, getattr(self, name))
+        self.items = self.queries + self.gallery
+
+    def block(self, begin: int, end: int) -> Tensor:
+        """Return rows [begin, end), which lie on one side of the border: [R, N] float64."""
+        if begin < self.queries:
+            parts = [_symmetric_rows(self.q_q, begin, end), self.q_g[begin:end].double()]
+        else:
+            low, high = begin - self.queries, end - self.queries
+            parts = [self.q_g[:, low:high].t().double(), _symmetric_rows(self.g_g, low, high)]
+        block = torch.cat(parts, 1).clamp_(min=0)
+        return block if self.squared else block.square_()
+
+    def neighbours(self, rule: KReciprocal) -> Neighbours:
+        k = rule.neighbours_needed(self.items)
+        distances, index, maxima = [], [], []
+        for low, high in ((0, self.queries), (self.queries, self.items)):
+            for begin in range(low, high, _BLOCK):
+                block = self.block(begin, min(begin + _BLOCK, high))
+                near, which = nearest_in_rows(block, k)
+                distances.append(near)
+                index.append(which)
+                maxima.append(block.amax(1))
+        return Neighbours(torch.cat(index), torch.cat(distances), torch.cat(maxima))
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the squared distances of pairs of items, float64 [P]."""
+        low, high = torch.minimum(rows, columns), torch.maximum(rows, columns)
+        q = self.queries
+        result = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for matrix, chosen, shift_low, shift_high in (
+            (self.q_q, high < q, 0, 0),
+            (self.q_g, (low < q) & (high >= q), 0, q),
+            (self.g_g, low >= q, q, q),
+        ):
+            result[chosen] = matrix[low[chosen] - shift_low, high[chosen] - shift_high].double()
+        result = result.masked_fill_(rows == columns, 0).clamp_(min=0)
+        return result if self.squared else result.square_()
+
+
+def _matrix(name: str, value: Tensor | np.ndarray) -> Tensor:
+    matrix = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+    if matrix.ndim != 2 or not matrix.is_floating_point() or matrix.requires_grad:
+        raise UserError(
+            f"{name} must be a two-dimensional matrix of floating-point distances without a "
+            f"gradient, got {matrix.dtype} {list(matrix.shape)}"
+        )
+    for begin in range(0, len(matrix), _BLOCK):
+        if not matrix[begin : begin + _BLOCK].isfinite().all():
+            raise UserError(f"{name} must be finite, got NaN or infinity in its rows {begin} ff.")
+    if not matrix.numel():
+        raise UserError(f"{name} must not be empty, got {list(matrix.shape)}")
+    return matrix
+
+
+def _check_symmetric(name: str, matrix: Tensor) -> None:
+    """Rounding may tell the two triangles apart, more may not."""
+    for begin in range(0, len(matrix), _BLOCK):
+        rows, columns = matrix[begin : begin + _BLOCK], matrix[:, begin : begin + _BLOCK].t()
+        if ((rows - columns).abs() > 1e-3 * rows.abs().amax()).any():
+            raise UserError(
+                f"{name} must be symmetric, got distances that differ from their transposed ones "
+                f"in rows {begin} to {begin + len(rows) - 1}; pass distances, not scores, of one "
+                "set against itself"
+            )
+
+
+def _symmetric_rows(matrix: Tensor, begin: int, end: int) -> Tensor:
+    """Return rows of a square matrix, all from its upper triangle and with a diagonal of 0."""
+    rows = matrix[begin:end].double()
+    if rows.data_ptr() == matrix[begin:end].data_ptr():
+        rows = rows.clone()
+    rows[:, :begin] = matrix[:begin, begin:end].t()
+    square = rows[:, begin:end].triu(1)
+    rows[:, begin:end] = square + square.t()
+    return rows

@@ -1,0 +1,152 @@
+"""The C++ stages against their reference, stage by stage."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmga.ops import _library, backends, k_reciprocal, neighbours, reference
+
+STAGES = [
+    "reciprocal_sets",
+    "expand_sets",
+    "listed_distances",
+    "encode",
+    "average_rows",
+    "transpose_rows",
+    "jaccard_rows",
+    "nearest_in_rows",
+    "select_candidates",
+    "pair_products",
+]
+KERNEL = pytest.mark.skipif(
+    not backends()["cpu"].startswith("active"), reason=f"C++ kernels: {backends()['cpu']}"
+)
+CASES = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@KERNEL
+@pytest.mark.parametrize("stage", STAGES)
+def test_kernel_is_active(stage):
+    assert _library.has_kernel(stage, "CPU")
+
+
+@st.composite
+def graphs(draw):
+    """Neighbour lists of points on an integer grid, with ties and duplicates."""
+    items = draw(st.integers(1, 70))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    top = draw(st.sampled_from([1, 3, 12]))
+    points = torch.randint(0, top + 1, (items, 2), generator=generator).double()
+    d = torch.cdist(points, points).square().round()
+    k = draw(st.integers(1, min(items, 24)))
+    near, index = reference.nearest_in_rows(d, k)
+    return index, near, d
+
+
+def stages_of(index, near, d, k2):
+    """The arguments of every stage, each from the reference's results before it."""
+    n, k = index.shape
+    sets = reference.reciprocal_sets(index, k)
+    half = reference.reciprocal_sets(index, (k + 1) // 2)
+    joined = reference.expand_sets(*sets, *half)
+    rows = torch.arange(n).repeat_interleave(joined[0].diff())
+    distances = d[rows, joined[1].long()]
+    weights = reference.encode(joined[0], distances, d.amax(1))
+    v = reference.average_rows(*joined, weights, index, min(k2, k))
+    first = n // 3
+    inverted = reference.transpose_rows(*v, first)
+    chosen = torch.arange(0, n, 2)
+    return [
+        ("reciprocal_sets", (index, k)),
+        ("reciprocal_sets", (index, (k + 1) // 2)),
+        ("expand_sets", (*sets, *half)),
+        ("listed_distances", (*joined, index, near)),
+        ("listed_distances", (*joined, index, near.float())),
+        ("encode", (joined[0], distances, d.amax(1))),
+        ("encode", (joined[0], distances * 400, None)),
+        ("average_rows", (*joined, weights, index, min(k2, k))),
+        ("transpose_rows", (*v, first)),
+        ("jaccard_rows", (*v, *inverted, chosen, None)),
+        ("jaccard_rows", (*v, *inverted, chosen, 0.5)),
+    ]
+
+
+def assert_same(actual, expected, stage):
+    if isinstance(expected, torch.Tensor):
+        actual, expected = (actual,), (expected,)
+    for left, right in zip(actual, expected, strict=True):
+        assert left.dtype == right.dtype, stage
+        # Integers are equal; float64 differs by the libraries' exp (1 ulp) and summation order.
+        torch.testing.assert_close(
+            left, right, rtol=1e-13, atol=1e-14, equal_nan=True, msg=lambda m: f"{stage}: {m}"
+        )
+
+
+@KERNEL
+@CASES
+@given(graphs(), st.integers(1, 8))
+def test_kernels_equal_reference(graph, k2):
+    for stage, arguments in stages_of(*graph, k2):
+        kernel = getattr(torch.ops.mmga, stage)(*arguments)
+        assert_same(kernel, getattr(reference, stage)(*arguments), stage)
+
+
+@KERNEL
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_results_do_not_depend_on_threads(threads):
+    generator = torch.Generator().manual_seed(3)
+    d = torch.cdist(*[torch.randn(900, 6, generator=generator, dtype=torch.float64)] * 2).square()
+    near, index = reference.nearest_in_rows(d, 21)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for stage, arguments in stages_of(index, near, d, 6):
+            kernel = getattr(torch.ops.mmga, stage)(*arguments)
+            assert_same(kernel, getattr(reference, stage)(*arguments), stage)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_weights_that_vanish():
+    """exp underflows to 0 for most entries; shared columns of weight 0 are no overlap."""
+    offsets = torch.tensor([0, 3, 6, 8])
+    columns = torch.tensor([0, 1, 2, 0, 1, 2, 1, 2], dtype=torch.int32)
+    values = torch.tensor([1.0, 0, 0, 0, 0, 1.0, 0, 1.0], dtype=torch.float64)
+    inverted = torch.ops.mmga.transpose_rows(offsets, columns, values, 0)
+    result = torch.ops.mmga.jaccard_rows(offsets, columns, values, *inverted, torch.arange(3), None)
+    assert [part.tolist() for part in result] == [[0, 1, 3, 5], [0, 1, 2, 1, 2], [0.0] * 5]
+
+
+def test_empty_sets_have_no_weights():
+    """Duplicates can push self out of its own list: such an item is in no set, J = 1."""
+    index = torch.tensor([[0], [0], [0]], dtype=torch.int32)
+    sets = k_reciprocal.expanded_sets(index, 1, 1)
+    assert [part.tolist() for part in sets] == [[0, 1, 1, 1], [0]]
+    rows = k_reciprocal.encode(sets, torch.zeros(1, dtype=torch.float64), None)
+    found = k_reciprocal.jaccard_rows(rows, k_reciprocal.transpose_rows(rows), torch.arange(3))
+    assert [part.tolist() for part in found] == [[0, 1, 1, 1], [0], [0.0]]
+
+
+def test_opcheck():
+    generator = torch.Generator().manual_seed(1)
+    d = torch.cdist(*[torch.randn(40, 3, generator=generator, dtype=torch.float64)] * 2).square()
+    near, index = reference.nearest_in_rows(d, 9)
+    for stage, arguments in stages_of(index, near, d, 3):
+        torch.library.opcheck(getattr(torch.ops.mmga, stage).default, arguments)
+
+
+def test_bad_neighbours_are_refused():
+    index = torch.zeros((4, 3), dtype=torch.int32)
+    with pytest.raises(ValueError, match="list_length must be from 1 to the 3"):
+        k_reciprocal.expanded_sets(index, 4, 1)
+    with pytest.raises(TypeError, match="int32"):
+        k_reciprocal.expanded_sets(index.long(), 2, 1)
+    with pytest.raises(ValueError, match="its own 4 rows"):
+        k_reciprocal.expanded_sets(index + 4, 2, 1)
+
+
+def test_gradients_are_refused():
+    d = torch.zeros((3, 3), requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient"):
+        neighbours.nearest_in_rows(d, 1)

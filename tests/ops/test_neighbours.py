@@ -1,0 +1,137 @@
+"""Bounded selection against a stable sort."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmga.ops import reference
+from mmga.ops.neighbours import NearestLists, nearest_in_rows, pair_products
+
+CASES = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@CASES
+@given(st.integers(1, 9), st.integers(1, 400), st.integers(1, 60), st.integers(0, 2**31))
+def test_nearest_in_rows_equals_stable_sort(rows, columns, k, seed):
+    generator = torch.Generator().manual_seed(seed)
+    k = min(k, columns)
+    for dtype, top in ((torch.float32, 5), (torch.float64, 1000)):
+        d = torch.randint(0, top, (rows, columns), generator=generator).to(dtype)
+        distances, index = nearest_in_rows(d, k)
+        expected, order = reference.nearest_in_rows(d, k)
+        assert torch.equal(index, order) and torch.equal(distances, expected)
+        assert index.dtype == torch.int32 and distances.dtype == dtype
+
+
+def symmetric(items, top, seed):
+    generator = torch.Generator().manual_seed(seed)
+    d = torch.randint(0, top, (items, items), generator=generator).float()
+    d = d.triu(1)
+    return d + d.t()
+
+
+def by_tiles(d, k, tile):
+    """Offer each pair once, from a tile on or above the diagonal, to both its items."""
+    n = len(d)
+    lists = NearestLists(n, k)
+    lists.add_self()
+    for i in range(0, n, tile):
+        for j in range(i, n, tile):
+            part = d[i : i + tile, j : j + tile].clone()
+            if i == j:  # the lower triangle and the diagonal must not be read
+                part += torch.full_like(part, 7.0).tril()
+            lists.add(part, i, j, triangle=i == j)
+            lists.add(part, j, i, transposed=True, triangle=i == j)
+    return lists.result()
+
+
+@CASES
+@given(
+    st.integers(1, 260),
+    st.integers(1, 40),
+    st.sampled_from([2, 6, 100000]),
+    st.sampled_from([16, 64, 96, 300]),
+    st.integers(0, 2**31),
+)
+def test_symmetric_tiles_equal_stable_sort(items, k, top, tile, seed):
+    d, k = symmetric(items, top, seed), min(k, items)
+    found = by_tiles(d, k, tile)
+    expected, order = reference.nearest_in_rows(d, k)
+    assert torch.equal(found.index, order) and torch.equal(found.distances, expected)
+    assert torch.equal(found.maxima, d.amax(1))
+
+
+def test_order_of_tiles_does_not_matter():
+    d = symmetric(300, 9, 0)
+    expected = by_tiles(d, 11, 64)
+    lists = NearestLists(300, 11)
+    lists.add_self()
+    pairs = [(i, j) for i in range(0, 300, 64) for j in range(i, 300, 64)]
+    for i, j in reversed(pairs):
+        part = d[i : i + 64, j : j + 64].contiguous()
+        lists.add(part, j, i, transposed=True, triangle=i == j)
+        lists.add(part, i, j, triangle=i == j)
+    found = lists.result()
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.distances, expected.distances)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("triangle", [False, True])
+def test_select_candidates_equals_reference(transposed, triangle):
+    generator = torch.Generator().manual_seed(5)
+    outcomes = []
+    tiles = [torch.randint(0, 50, (130, 130), generator=generator).float() for _ in range(3)]
+    for select in (torch.ops.mmga.select_candidates, reference.select_candidates):
+        lists = NearestLists(140, 5)
+        state = (lists._candidates, lists._counts, lists._thresholds, lists._maxima)
+        lists.add_self()
+        for step, tile in enumerate(tiles):
+            select(
+                *state,
+                tile[:, :100] if not triangle else tile,
+                5,
+                3,
+                200 * step + 150,
+                transposed,
+                triangle,
+            )
+        covered = slice(3, 103)
+        kept = [sorted(row[:c].tolist())[:5] for row, c in zip(state[0], state[1], strict=True)]
+        outcomes.append((kept[covered], state[3].tolist()))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_opcheck_select_candidates():
+    lists = NearestLists(20, 3)
+    lists.add_self()
+    state = (lists._candidates.fill_(0), lists._counts, lists._thresholds, lists._maxima)
+    arguments = (*state, torch.rand(20, 20), 3, 0, 0, False, True)
+    torch.library.opcheck(torch.ops.mmga.select_candidates.default, arguments)
+
+
+@pytest.mark.parametrize("dimensions", [1, 7, 8, 33, 512])
+def test_pair_products_equal_reference_bit_for_bit(dimensions):
+    generator = torch.Generator().manual_seed(dimensions)
+    x = torch.randn(50, dimensions, generator=generator)
+    y = torch.randn(30, dimensions, generator=generator)
+    rows = torch.randint(0, 50, (700,), generator=generator)
+    columns = torch.randint(0, 30, (700,), generator=generator)
+    found = pair_products(x, y, rows, columns)
+    assert torch.equal(found, reference.pair_products(x, y, rows, columns))
+    exact = (x[rows].double() * y[columns].double()).sum(1)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
+    torch.library.opcheck(torch.ops.mmga.pair_products.default, (x, y, rows, columns))
+
+
+def test_too_few_candidates_is_an_error():
+    lists = NearestLists(4, 3)
+    lists.add(torch.ones(4, 2), 0, 0)
+    with pytest.raises(RuntimeError, match="fewer than 3"):
+        lists.result()
+
+
+def test_k_out_of_range():
+    with pytest.raises(ValueError, match="from 1 to the 3 columns"):
+        nearest_in_rows(torch.zeros(2, 3), 4)
