@@ -11,11 +11,11 @@ KERNELS := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.tom
 # a second time.
 $(VENV)/torch.done:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision
+	$(BIN)/pip install --disable-pip-version-check torch torchvision
 	touch $@
 
 $(VENV)/mmga.done: $(VENV)/torch.done $(KERNELS)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/mmga.done

@@ -85,6 +85,7 @@ def save_checkpoint(
     }
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
     for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
         if old.name != optimizer_file:
             old.unlink()

@@ -38,8 +38,6 @@ class DataConfig:
     """Number of the split, where a data set has several."""
     splits_file: Path | None = None
     """File of fixed splits (viper); without it splits are drawn from their number."""
-    direction: Literal["ab", "ba"] = "ab"
-    """Which camera is the query (viper): cam_a or cam_b."""
     height: int = 384
     """Image height in pixels."""
     width: int = 128

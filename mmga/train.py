@@ -1,0 +1,103 @@
+"""`python -m mmga.train`: train MMGA.
+
+    python -m mmga.train --out runs/synthetic                        # built-in synthetic persons
+    python -m mmga.train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
+    python -m mmga.train --resume --out runs/market                  # go on after an interruption
+
+Values come from the recipe, then from --config FILE.yaml, then from flags.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmga import cli
+from mmga.config import Config, check, load_config, recipe_config, to_yaml
+from mmga.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Train MMGA."""
+
+    out: Path = Path("runs/train")
+    """Folder of the run."""
+    config: Path | None = None
+    """YAML file with sections data, model, loss, optimizer, batch and run."""
+    resume: bool = False
+    """Go on from the last checkpoint of --out, with its configuration."""
+    print_config: bool = False
+    """Print the whole configuration as YAML and leave."""
+    settings: Config = field(default_factory=Config)
+
+
+def _flag(words: list[str], name: str) -> str | None:
+    """Return the value that follows `name` among `words`, before they are parsed."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def starting_point(words: list[str]) -> Options:
+    """Return the options that flags change: of the run to resume, a YAML file or a recipe."""
+    out, config = _flag(words, "--out"), _flag(words, "--config")
+    recipe = _flag(words, "--recipe")
+    if "--resume" in words:
+        if config is not None or recipe is not None:
+            raise UserError(
+                "--resume takes the run's own configuration; leave out --config and --recipe"
+            )
+        saved = Path(out or Options().out) / "config.yaml"
+        if not saved.is_file():
+            raise UserError(f"--resume: there is no run in {saved.parent}; train without it")
+        return Options(settings=load_config(saved))
+    if config is not None:
+        base = recipe_config(recipe) if recipe is not None else None
+        return Options(settings=load_config(config, base))
+    real = _flag(words, "--data") not in (None, "synthetic")
+    return Options(settings=recipe_config(recipe or ("mgn" if real else "synthetic")))
+
+
+def body(options: Options) -> int:
+    """Train, evaluate, and say where everything is."""
+    check(options.settings)
+    if options.print_config:
+        print(to_yaml(options.settings), end="")
+        return 0
+    from mmga import engine
+    from mmga.progress import bar
+
+    try:
+        with bar() as progress:
+            result = engine.train(
+                options.settings, options.out, resume=options.resume, progress=progress
+            )
+    except engine.Stopped:
+        print(
+            f"mmga train: stopped and saved; go on with: "
+            f"python -m mmga.train --resume --out {options.out}",
+            file=sys.stderr,
+        )
+        return 143
+    print(
+        f"trained {result.steps} steps at {result.images_per_second:.0f} images/s; "
+        f"everything is in {result.folder}"
+    )
+    if result.figures:
+        figures = result.figures
+        print(
+            f"mAP {figures['mAP']:.4f}  rank-1 {figures['rank1']:.4f}  mINP {figures['mINP']:.4f}"
+        )
+    return 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    cli.run("train", Options, body, argv, default=starting_point)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`python -m mmga.visualize`: pictures of what a run attends to and whom it finds.
+
+    python -m mmga.visualize --run runs/x
+
+writes attention.png (query images with their attention maps beside the true masks) and ranked.png
+(each query's nearest gallery images, right ones framed green, wrong ones red).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmga import cli
+from mmga.config import DataName
+from mmga.errors import UserError
+from mmga.extract import with_data
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Draw attention maps and ranked lists."""
+
+    run: Path
+    """Folder of a run, or one of its checkpoints."""
+    out: Path | None = None
+    """Folder for the pictures; the run's own folder by default."""
+    data: DataName | None = None
+    """Another data set than the run was trained on."""
+    root: Path | None = None
+    """Folder of that data set."""
+    rows: int = 10
+    """Queries on a sheet, spread evenly over the set."""
+    top: int = 10
+    """Gallery images a query."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def body(options: Options) -> int:
+    """Draw both sheets and say where they are."""
+    if options.rows < 1 or options.top < 1:
+        raise UserError("--rows and --top must be at least 1")
+    import numpy as np
+    import torch
+
+    from mmga import pictures
+    from mmga.data.dataset import Subset
+    from mmga.data.loader import eval_batches
+    from mmga.data.transforms import denormalise
+    from mmga.extraction import embed, eval_transform, extract, load_data, open_run
+    from mmga.progress import bar
+
+    run = open_run(options.run, options.device)
+    config = with_data(run.config, options.data, options.root)
+    folder = options.out or run.folder
+    with bar() as progress:
+        data = load_data(config, progress)
+        chosen = np.unique(np.linspace(0, len(data.query) - 1, options.rows).round().astype(int))
+        queries = Subset(data.query, chosen)
+        batch = next(
+            iter(
+                eval_batches(
+                    queries,
+                    eval_transform(config),
+                    batch_size=len(chosen),
+                    device=next(run.network.parameters()).device,
+                )
+            )
+        )
+        with torch.inference_mode():
+            maps = {name: m.cpu() for name, m in run.network.attention(batch.images).items()}
+        gallery = extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+    images = denormalise(batch.images).cpu()
+    lines = [f"id {pid}, camera {cam}" for pid, cam in zip(batch.pids, batch.camids, strict=True)]
+    labels = [
+        rows if there else None for rows, there in zip(batch.labels, batch.has_mask, strict=True)
+    ]
+    if maps:
+        pictures.attention_sheet(folder / "attention.png", images, maps, labels, lines)
+        print(f"attention maps beside true masks: {folder / 'attention.png'}")
+    features = embed(run.network, batch, config.run.flip_test).cpu()  # [N, D]
+    assert gallery.rows is not None  # extract gives whole-image features
+    distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
+    pids, camids = data.gallery.pids, data.gallery.camids
+    hits = []
+    for index, row in enumerate(distances):
+        pid, camid = int(batch.pids[index]), int(batch.camids[index])
+        left_out = (pids == -1) | ((pids == pid) & (camids == camid))  # the Market rule
+        order = np.argsort(np.where(left_out, np.inf, row), kind="stable")
+        order = order[: min(options.top, int((~left_out).sum()))]
+        hits.append(
+            [
+                (data.gallery.image(int(i)), bool(pids[i] == pid), f"{row[i]:.2f}, c{camids[i]}")
+                for i in order
+            ]
+        )
+    pictures.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
+    print(f"ranked lists, right in green and wrong in red: {folder / 'ranked.png'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    cli.run("visualize", Options, body, argv)
+
+
+if __name__ == "__main__":
+    main()

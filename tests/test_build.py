@@ -1,0 +1,90 @@
+"""The compiled libraries: what they need, that every CUDA file compiles, how absence reads."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmga import _extension
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = sorted((ROOT / "mmga").glob("_C*.so"))
+
+
+def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.skipif(not LIBRARIES, reason="nothing was built")
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name)
+def test_only_the_stable_abi_is_used(library):
+    """An unstable symbol of libtorch would bind the binary to one release of torch."""
+    symbols = run("nm", "-D", "--undefined-only", library)
+    if symbols.returncode:
+        pytest.skip("nm is not installed")
+    names = [line.split()[-1].split("@")[0] for line in symbols.stdout.splitlines()]
+    unstable = [name for name in names if re.match(r"_ZNK?(3c10|2at|5torch|5caffe2)", name)]
+    assert not unstable
+    assert any(name.startswith(("aoti_torch", "torch_")) for name in names)
+
+
+def test_the_module_tells_its_instruction_set():
+    if not _extension.load()["cpu"].loaded:
+        pytest.skip(_extension.load()["cpu"].detail)
+    import mmga._C
+
+    assert mmga._C.instruction_set() in _extension.load()["cpu"].detail
+
+
+def test_switched_off_everything_says_so():
+    code = "import mmga.ops; print(mmga.ops.backends()['cpu']); print(mmga.ops.backends()['cuda'])"
+    done = run(sys.executable, "-c", code, MMGA_DISABLE_EXTENSION="1")
+    assert done.stdout.splitlines() == ["switched off by MMGA_DISABLE_EXTENSION=1"] * 2
+
+
+def test_what_was_never_built_says_so(monkeypatch):
+    monkeypatch.setattr(_extension, "build_info", dict)
+    assert _extension._absent("cpu").detail == "not built: never built; run `pip install -e .`"
+    monkeypatch.setattr(
+        _extension, "build_info", lambda: {"kernels": False, "reason": "no C++ compiler found"}
+    )
+    assert _extension._absent("cuda").detail == "not built: no C++ compiler found"
+
+
+def test_every_cuda_file_compiles(tmp_path):
+    """sm_80 and sm_90, warnings as errors; no GPU and no CUDA build of torch needed."""
+    nvcc, cmake, ninja = (shutil.which(tool) for tool in ("nvcc", "cmake", "ninja"))
+    if not (nvcc and cmake):
+        pytest.skip("nvcc or cmake is not installed")
+    torch_dir = Path(torch.__file__).parent
+    generator = ["-G", "Ninja"] if ninja else []
+    configured = run(
+        cmake,
+        "-S",
+        ROOT,
+        "-B",
+        tmp_path,
+        *generator,
+        f"-DMMGA_TORCH_DIR={torch_dir}",
+        f"-DMMGA_OUTPUT_DIR={tmp_path}",
+        "-DMMGA_CUDA=check",
+        "-DMMGA_WERROR=ON",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        "-DCMAKE_CUDA_ARCHITECTURES=80;90",
+    )
+    assert configured.returncode == 0, configured.stderr
+    built = run(cmake, "--build", tmp_path, "--target", "_C_cuda", "--parallel", "2")
+    assert built.returncode == 0, built.stdout[-3000:]
+    objects = {path.name for path in tmp_path.rglob("*.cu.o")}
+    assert objects == {f"{path.name}.o" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
