@@ -119,7 +119,7 @@ def test_probabilities():
 @pytest.mark.parametrize("size", [(64, 32), (16, 8), (48, 20)], ids=str)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_resizing_keeps_image_and_label_aligned(size, interpolation):
-    """The centre of mass of a resized blob agrees to 0.3 of a pixel, as half a pixel off would not."""
+    """The centre of mass of a resized blob agrees to 0.3 pixels; half a pixel off fails."""
     labels = torch.zeros(32, 16, dtype=torch.uint8)
     labels[8:21, 3:10] = 1
     image = (labels * 255).expand(3, 32, 16)

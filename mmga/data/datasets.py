@@ -1,0 +1,65 @@
+"""Data sets by name."""
+
+import difflib
+import os
+from pathlib import Path
+
+from mmga.data.dataset import DataSet
+from mmga.data.masks import MaskFolder
+from mmga.errors import UserError
+
+NAMES = ("market1501", "viper", "csv")
+"""Data sets that are read from files; the synthetic one is made by `mmga.data.synthetic`."""
+
+
+def load(
+    name: str,
+    root: str | os.PathLike[str],
+    *,
+    masks: str | os.PathLike[str] | None = None,
+    label_set: str = "parts",
+    halved_at: float | None = None,
+    split: int = 0,
+    splits_file: str | os.PathLike[str] | None = None,
+    direction: str = "ab",
+) -> DataSet:
+    """Read a data set.
+
+    Args:
+        name: one of NAMES.
+        root: its folder or that folder's parent; for `csv` the table itself.
+        masks: folder of mask PNGs named as the images, or for `viper` SDALF's .mat of silhouettes.
+        label_set: label set of the mask files (`mmga.data.masks.LABEL_SETS`, or `silhouette`).
+        halved_at: height, as a share of the image, at which silhouettes are halved into upper and
+            bottom; None leaves the halves unknown.
+        split: number of the split, from 0 (`viper`).
+        splits_file: file of fixed splits (`viper`).
+        direction: which camera is the query, `ab` or `ba` (`viper`).
+
+    Raises:
+        UserError: the name is not known, or files are missing or wrong.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(NAMES)}"
+        raise UserError(f"data set {name!r} is not known; {hint}")
+    in_memory = name == "viper" and masks is not None and Path(masks).suffix == ".mat"
+    folder = None if masks is None or in_memory else MaskFolder(Path(masks), label_set, halved_at)
+    if name == "market1501":
+        from mmga.data.market1501 import read_market1501
+
+        return read_market1501(root, folder)
+    if name == "viper":
+        from mmga.data.viper import read_viper
+
+        return read_viper(
+            root,
+            folder if folder is not None else masks,
+            split=split,
+            splits_file=splits_file,
+            direction=direction,
+            halved_at=halved_at,
+        )
+    from mmga.data.table import read_table
+
+    return read_table(root, folder, label_set=label_set, halved_at=halved_at)

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from PIL import Image
+
+from mmga.data.datasets import load
+from mmga.data.masks import PartMask, write_mask
+from mmga.errors import UserError
+
+HEADER = "path,pid,camid,split"
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(*lines):
+        (tmp_path / "people.csv").write_text("\n".join(lines) + "\n")
+        return tmp_path / "people.csv"
+
+    for name in "abcde":
+        (tmp_path / "i").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 16), (ord(name), 0, 0)).save(tmp_path / "i" / f"{name}.png")
+    return write
+
+
+ROWS = (
+    "i/a.png,3,1,train",
+    "i/b.png,3,2,train",
+    "i/c.png,-1,1,gallery",
+    "i/d.png,9,1,query",
+    "i/e.png,9,2,gallery",
+)
+
+
+def test_numbers_are_kept(table):
+    data = load("csv", table(HEADER, *ROWS))
+    assert data.name == "people"
+    assert data.train.pids.tolist() == [3, 3]
+    assert data.train.camids.tolist() == [1, 2]
+    assert data.gallery.pids.tolist() == [-1, 9]
+    assert data.gallery.paths == ["i/c.png", "i/e.png"]
+    assert data.query.image(0)[0, 0, 0] == ord("d")
+    assert data.query.mask(0) is None
+
+
+def test_names_are_numbered_in_sorted_order(table):
+    path = table(
+        HEADER,
+        "i/a.png,zoe,left,train",
+        "i/b.png,ann,right,train",
+        "i/d.png,bob,left,query",
+        "i/e.png,bob,right,gallery",
+    )
+    data = load("csv", path)
+    assert data.train.pids.tolist() == [2, 0]
+    assert data.query.pids.tolist() == data.gallery.pids.tolist() == [1]
+    assert data.train.camids.tolist() == [0, 1]
+
+
+def test_masks_of_a_column_and_of_a_folder(table, tmp_path):
+    for name, value in (("m/one.png", 1), ("f/i/b.png", 2)):
+        labels = torch.full((16, 8), value, dtype=torch.uint8)
+        write_mask(tmp_path / name, PartMask(labels))
+    path = table(f"{HEADER},mask", f"{ROWS[0]},m/one.png", *[f"{row}," for row in ROWS[1:]])
+    data = load("csv", path, masks=tmp_path / "f")
+    assert data.train.mask(0).labels.unique().tolist() == [1]
+    assert data.train.mask(1).labels.unique().tolist() == [2]
+    assert data.query.mask(0) is None
+    assert load("csv", path, label_set="pascal").train.mask(1) is None
+    without = load("csv", table(HEADER, *ROWS), masks=tmp_path / "f")
+    assert without.train.mask(0) is None
+    assert without.train.mask(1).labels.unique().tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,pid,split", "a,1,train"], "lacks the column camid"),
+        ([], "lacks the column path; .* found nothing"),
+        ([HEADER, *ROWS, "i/a.png,3,1,test"], "line 7: split must be train, query or gallery"),
+        ([HEADER, *ROWS, "i/a.png,,1,train"], "line 7: pid is empty"),
+        ([HEADER, *ROWS, "i/a.png,3"], "line 7: camid is empty"),
+        ([HEADER, *ROWS[:3]], "has no row of split query"),
+        ([HEADER + ",mask", ROWS[0] + ",gone.png"], r"gone\.png of i/a\.png does not exist"),
+    ],
+    ids=["column", "empty", "split", "pid", "short", "no query", "mask"],
+)
+def test_bad_tables(table, lines, message):
+    with pytest.raises(UserError, match=rf"people\.csv.*{message}"):
+        load("csv", table(*lines))
+
+
+def test_missing_table(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.csv cannot be read"):
+        load("csv", tmp_path / "gone.csv")
