@@ -117,7 +117,7 @@ def train(
     torch.manual_seed(config.run.seed)
     network = build_network(config.model, len(sampler.classes), batch.sampler).to(device)
     if config.run.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(
         network.parameters(),
         lr=config.optimizer.lr,
@@ -235,7 +235,7 @@ class _Training:
         if gradients:
             figures["map_gradients"] = _map_gradients(losses, output)
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        losses["loss"].backward()
         if self.config.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(
                 self.network.parameters(), self.config.optimizer.clip_norm
