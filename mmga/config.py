@@ -34,10 +34,14 @@ class DataConfig:
     """Folder of mask PNGs (for viper also the .mat of silhouettes); none for synthetic."""
     label_set: str = "parts"
     """Label set of the mask files: parts, lip, atr, pascal, densepose or silhouette."""
+    halved_at: float | None = None
+    """Height, as a share of the image, at which silhouettes are halved; unset leaves them whole."""
     split: int = 0
     """Number of the split, where a data set has several."""
     splits_file: Path | None = None
     """File of fixed splits (viper); without it splits are drawn from their number."""
+    direction: Literal["ab", "ba"] = "ab"
+    """Which camera is the query (viper)."""
     height: int = 384
     """Image height in pixels."""
     width: int = 128

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mmga.checkpoint import load_checkpoint, load_weights
-from mmga.config import Config, ModelConfig, merged, recipe_config
+from mmga.config import Config, ModelConfig, check, merged, recipe_config
 from mmga.data.dataset import DataSet, ImageSet
 from mmga.data.loader import Batch, eval_batches
 from mmga.data.transforms import EvalTransform
@@ -125,13 +125,16 @@ def load_data(config: Config, progress: Progress | None = None) -> DataSet:
         )
     from mmga.data.datasets import load
 
+    check(config)
     return load(
         data.data,
-        data.root,
+        data.root or "",  # check has refused an empty one
         masks=data.masks,
         label_set=data.label_set,
+        halved_at=data.halved_at,
         split=data.split,
         splits_file=data.splits_file,
+        direction=data.direction,
     )
 
 
