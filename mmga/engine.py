@@ -262,7 +262,7 @@ class _Training:
             extract(self.network, images, self.config, phase=name, progress=self.progress)
             for name, images in sides
         )
-        report = evaluate(query, gallery, progress=self.progress).to_json()
+        report = evaluate(query, gallery, progress=self.progress).as_dict()
         names = ("mAP", "mINP", "rank1", "rank5", "rank10", "num_valid_query")
         fits = guidance.measure(
             self.network, self.data.train, self.data.query, self.config, self.progress
