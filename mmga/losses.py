@@ -5,54 +5,15 @@ parts are ordered whole, upper, bottom everywhere. All is computed in float32, a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-BACKGROUND, UPPER, BOTTOM, OTHER = 0, 1, 2, 3
-"""Values of a label map; OTHER is body that is neither upper nor bottom (a carried bag)."""
+from mmga.data.masks import part_targets
+from mmga.models.network import Output
 
 TARGETS = {"whole0": 0, "whole": 0, "upper": 1, "bottom": 2}
 """Which of the parts whole, upper, bottom guides a map."""
-
-
-class Output(Protocol):
-    """What a network returns in training; see `mmga.models.Output`."""
-
-    @property
-    def embeddings(self) -> Mapping[str, Tensor]:
-        """Per head [B, D]."""
-
-    @property
-    def logits(self) -> Mapping[str, Tensor]:
-        """Per head [B, N]."""
-
-    @property
-    def attention(self) -> Mapping[str, Tensor]:
-        """Sigmoid maps [B, 1, h, w]."""
-
-
-def part_targets(
-    labels: Tensor, parts: Tensor, has_mask: Tensor, size: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Turn label maps into attention targets, down-sampled by area average.
-
-    Args:
-        labels: uint8 [B, H, W] of BACKGROUND, UPPER, BOTTOM, OTHER; anything where `has_mask` is
-            False.
-        parts: bool [B], False for silhouettes.
-        has_mask: bool [B].
-        size: (h, w) of the attention map.
-
-    Returns:
-        targets: float32 [B, 3, h, w] in [0, 1].
-        known: bool [B, 3]; targets that are not known are to be left out, not taken as zero.
-    """
-    masks = torch.stack((labels != BACKGROUND, labels == UPPER, labels == BOTTOM), dim=1)
-    targets = torch.nn.functional.adaptive_avg_pool2d(masks.float(), (size[0], size[1]))
-    halves = has_mask & parts
-    return targets, torch.stack((has_mask, halves, halves), dim=1)
 
 
 def mask_rmse(maps: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Body-part masks: label maps of whole, upper and bottom, and their files."""
+"""Body-part masks: label maps of whole, upper and bottom, their files, and attention targets.
+
+Legend: `B` images, `H W` image, `h w` attention map; parts are ordered whole, upper, bottom.
+"""
 
 import dataclasses
 import os
@@ -10,23 +13,9 @@ import torch
 
 from mmga.errors import UserError
 from mmga.files import atomic_path
-from mmga.losses import BACKGROUND, BOTTOM, OTHER, UPPER, part_targets
 
-__all__ = [
-    "BACKGROUND",
-    "BOTTOM",
-    "LABEL_SETS",
-    "OTHER",
-    "UPPER",
-    "LabelSet",
-    "MaskFolder",
-    "PartMask",
-    "check_size",
-    "part_targets",
-    "read_mask",
-    "to_part_mask",
-    "write_mask",
-]
+BACKGROUND, UPPER, BOTTOM, OTHER = 0, 1, 2, 3
+"""Values of a label map; OTHER is body that is neither upper nor bottom (a carried bag)."""
 
 _SILHOUETTE = 255
 """Value of the body in a file that knows the whole body only."""
@@ -248,6 +237,28 @@ def check_size(mask: PartMask, image: torch.Tensor, path: str) -> None:
             f"the mask of {path} is {height} x {width} pixels and the image "
             f"{image_height} x {image_width}; make the mask from that very image"
         )
+
+
+def part_targets(
+    labels: torch.Tensor, parts: torch.Tensor, has_mask: torch.Tensor, size: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn label maps into attention targets, down-sampled by area average.
+
+    Args:
+        labels: uint8 [B, H, W] of BACKGROUND, UPPER, BOTTOM, OTHER; anything where `has_mask` is
+            False.
+        parts: bool [B], False for silhouettes.
+        has_mask: bool [B].
+        size: (h, w) of the attention map.
+
+    Returns:
+        targets: float32 [B, 3, h, w] in [0, 1].
+        known: bool [B, 3]; targets that are not known are to be left out, not taken as zero.
+    """
+    masks = torch.stack((labels != BACKGROUND, labels == UPPER, labels == BOTTOM), dim=1)
+    targets = torch.nn.functional.adaptive_avg_pool2d(masks.float(), (size[0], size[1]))
+    halves = has_mask & parts
+    return targets, torch.stack((has_mask, halves, halves), dim=1)
 
 
 def _check_label_set(label_set: str) -> None:

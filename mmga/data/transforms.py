@@ -135,9 +135,8 @@ def resize(
 
     image = functional.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
     if labels is not None:
-        # Mask resizing in torchvision takes the upper left pixel: half a pixel off the image.
-        exact = InterpolationMode.NEAREST_EXACT
-        labels = functional.resize(labels[None], list(size), exact)[0]
+        rows = _nearest(labels.shape[0], size[0])
+        labels = labels[rows[:, None], _nearest(labels.shape[1], size[1])]
     return image, labels
 
 
@@ -198,6 +197,15 @@ def erase(
             rectangle.fill(image, noise.to(image.device))
         else:
             rectangle.fill(image, mean if fill == "mean" else 0.0)
+
+
+@functools.lru_cache(maxsize=256)
+def _nearest(length: int, new: int) -> torch.Tensor:
+    """Return the old pixel whose centre is nearest to each new one's, int64 [new].
+
+    torchvision's resizing of masks takes the first pixel instead: half a pixel off the image.
+    """
+    return ((torch.arange(new) + 0.5) * (length / new)).long().clamp_(max=length - 1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -136,6 +136,15 @@ def test_resizing_keeps_image_and_label_aligned(size, interpolation):
         assert abs(a - b) * min(1, old / new) < 0.3
 
 
+@pytest.mark.parametrize("size", [(128, 64), (16, 8), (48, 20), (31, 7)], ids=str)
+def test_labels_are_resized_as_nearest_exact(size):
+    labels = _pair()[1]
+    expected = torch.nn.functional.interpolate(
+        labels[None, None].float(), size, mode="nearest-exact"
+    )
+    assert torch.equal(resize(_pair()[0], labels, size, "bilinear")[1], expected[0, 0].byte())
+
+
 def test_no_labels_no_work():
     sample = TrainTransform(size=(16, 8), pad=2, erasing=1.0)(
         _pair()[0], None, np.random.default_rng(0)
