@@ -10,9 +10,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mmga.data.dataset import ImageSet
-from mmga.data.masks import check_size
+from mmga.data.masks import PartMask, check_size
 from mmga.data.sampler import IdentitySampler
-from mmga.data.transforms import EvalTransform, Sample, TrainTransform, erase, normalise
+from mmga.data.transforms import (
+    EvalTransform,
+    Sample,
+    TrainTransform,
+    erase,
+    normalise,
+    resize,
+)
 from mmga.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +63,8 @@ class TrainLoader:
         workers: processes that prepare images; 0 uses this one.
         device: where batches are put.
         skip_broken: leave out images that cannot be decoded, and count them in `broken`.
+        memory: bytes of images and masks, resized, that each reading process keeps; those read
+            after it is full are read again every time.
         rank: number of this process.
         world: number of processes.
 
@@ -73,6 +82,7 @@ class TrainLoader:
         workers: int = 0,
         device: torch.device | str = "cpu",
         skip_broken: bool = False,
+        memory: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -82,7 +92,8 @@ class TrainLoader:
         self._fill, self._device = transform.erasing_fill, torch.device(device)
         self._skip = skip_broken
         self._batches = _Batches()
-        samples = _Samples(images, sampler.labels(images.pids), transform, seed)
+        classes = sampler.labels(images.pids)
+        samples = _Samples(images, classes, transform, seed, memory=memory)
         self._loader = _data_loader(samples, self._batches, workers, self._device)
 
     def steps(self, epoch: int) -> int:
@@ -189,24 +200,34 @@ class _Samples(Dataset[Any]):
         transform: TrainTransform | EvalTransform,
         seed: int,
         masks: bool = True,
+        memory: int = 0,
     ) -> None:
         self.images, self.classes, self.transform = images, classes, transform
         self.seed, self.masks = seed, masks
+        self._room = memory
+        self._kept: dict[int, tuple[torch.Tensor, PartMask | None]] = {}
 
     def __getitems__(self, items: Sequence[_Item]) -> _Prepared:
         read: list[tuple[int, Sample, bool]] = []
         broken: list[tuple[str, str]] = []
         for item in items:
             index = item[1]
-            try:
-                image = self.images.image(index)
-            except UserError as error:
-                broken.append((self.images.paths[index], str(error)))
-                continue
-            try:
-                read.append((index, *self._transformed(item, image)))
-            except UserError as error:
-                return _Prepared(None, [], broken, str(error))
+            pair = self._kept.get(index)
+            if pair is None:
+                try:
+                    image = self.images.image(index)
+                except UserError as error:
+                    broken.append((self.images.paths[index], str(error)))
+                    continue
+                try:
+                    pair = self._resized(index, image)
+                except UserError as error:
+                    return _Prepared(None, [], broken, str(error))
+            image, mask = pair
+            random = np.random.default_rng((self.seed, *item))
+            labels = None if mask is None else mask.labels
+            sample = self.transform(image, labels, random)
+            read.append((index, sample, mask is not None and mask.parts))
         if not read:
             return _Prepared(None, [], broken)
         indices = torch.tensor([index for index, _, _ in read])
@@ -224,14 +245,21 @@ class _Samples(Dataset[Any]):
         )
         return _Prepared(batch, [(sample.erased, sample.seed) for sample in samples], broken)
 
-    def _transformed(self, item: _Item, image: torch.Tensor) -> tuple[Sample, bool]:
-        epoch, index, repeat = item
+    def _resized(self, index: int, image: torch.Tensor) -> tuple[torch.Tensor, PartMask | None]:
+        """Return an image and its mask at the transform's size, and keep them if there is room."""
         mask = self.images.mask(index) if self.masks else None
         if mask is not None:
             check_size(mask, image, self.images.paths[index])
-        random = np.random.default_rng((self.seed, epoch, index, repeat))
         labels = None if mask is None else mask.labels
-        return self.transform(image, labels, random), mask is not None and mask.parts
+        size, interpolation = self.transform.size, self.transform.interpolation
+        image, labels = resize(image, labels, size, interpolation)
+        if mask is not None and labels is not None:
+            mask = PartMask(labels, mask.parts)
+        bytes_ = image.numel() + (0 if labels is None else labels.numel())
+        if bytes_ <= self._room:
+            self._room -= bytes_
+            self._kept[index] = image, mask
+        return image, mask
 
 
 def _data_loader(

@@ -136,7 +136,9 @@ def resize(
     image = functional.resize(image, list(size), InterpolationMode(interpolation), antialias=True)
     if labels is not None:
         rows = _nearest(labels.shape[0], size[0])
-        labels = labels[rows[:, None], _nearest(labels.shape[1], size[1])]
+        columns = _nearest(labels.shape[1], size[1])
+        # NumPy, because torch would wake its threads for every small image.
+        labels = torch.from_numpy(labels.numpy()[rows[:, None], columns])
     return image, labels
 
 
@@ -200,12 +202,12 @@ def erase(
 
 
 @functools.lru_cache(maxsize=256)
-def _nearest(length: int, new: int) -> torch.Tensor:
+def _nearest(length: int, new: int) -> np.ndarray:
     """Return the old pixel whose centre is nearest to each new one's, int64 [new].
 
     torchvision's resizing of masks takes the first pixel instead: half a pixel off the image.
     """
-    return ((torch.arange(new) + 0.5) * (length / new)).long().clamp_(max=length - 1)
+    return ((np.arange(new) + 0.5) * (length / new)).astype(np.int64).clip(max=length - 1)
 
 
 @functools.lru_cache(maxsize=8)

@@ -65,6 +65,21 @@ def test_the_same_whatever_the_workers():
     assert _digest(plain.epoch(0)) != _digest(_loader(seed=2).epoch(0))
 
 
+def test_memory_changes_nothing_but_the_reading():
+    images, read = Images(), []
+    plain = _loader(images)
+    expected = [_digest(plain.epoch(epoch)) for epoch in range(3)]
+    images.image = lambda index: read.append(index) or Images.image(images, index)
+    room = 10 * 4 * 32 * 16  # of ten images with masks; those without take three quarters
+    loader = _loader(images, memory=room)
+    assert [_digest(loader.epoch(epoch)) for epoch in range(3)] == expected
+    once = {index for index in read if read.count(index) == 1}
+    everything = [i for digests in expected for _, _, indices in digests for i in indices]
+    assert len(read) < len(everything)
+    kept = {index for index in once if everything.count(index) > 1}
+    assert 5 <= len(kept) <= 13
+
+
 def test_an_epoch_may_start_in_the_middle():
     loader = _loader()
     assert loader.steps(4) == 2
