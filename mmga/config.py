@@ -114,6 +114,9 @@ class OptimizerConfig:
 
     lr: float = 2e-4
     """Learning rate, for the whole batch of P*K images."""
+    attention_lr: float = 1.0
+    """Factor on the attention modules' rate [OURS]; short runs need more than 1, because the last
+    layer of a spatial attention has a handful of weights and Adam moves each by the rate."""
     weight_decay: float = 5e-4
     """Coupled L2."""
     amsgrad: bool = True

@@ -119,7 +119,7 @@ def train(
     if config.run.channels_last:
         network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(
-        network.parameters(),
+        parameter_groups(network, config.optimizer.attention_lr),
         lr=config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay,
         amsgrad=config.optimizer.amsgrad,
@@ -148,6 +148,21 @@ def prepare(config: Config) -> torch.device:
     return resolve_device(config.run.device)
 
 
+def parameter_groups(network: MMGA, attention_factor: float) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: the attention modules' rate is multiplied by a factor."""
+    inside = {
+        parameter
+        for module in (network.attention1, network.attention2)
+        if module is not None
+        for parameter in module.parameters()
+    }
+    groups = [
+        {"params": [p for p in network.parameters() if p not in inside], "factor": 1.0},
+        {"params": [p for p in network.parameters() if p in inside], "factor": attention_factor},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 @dataclass(slots=True)
 class _Training:
     """What the steps of a run share."""
@@ -173,7 +188,7 @@ class _Training:
         for epoch in range(position.epoch, run.epochs):
             rate = learning_rate(self.config.optimizer, epoch, run.epochs)
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             self.network.train()
             began = time.perf_counter()
             for offset, batch in enumerate(self.loader.epoch(epoch, start), start + 1):
