@@ -17,7 +17,7 @@ class Camera:
         number: from 0.
         pitch: how far it looks down, radians.
         gains: of red, green and blue, float32 [3]; its colour cast.
-        gamma: exponent of its tone curve.
+        tone: of its curve, positive darkens the middle, negative lightens it.
         saturation: 1 keeps colours, 0 makes them grey.
         haze: share of white veil.
         blur: standard deviation of its optics in pixels of a picture 128 high.
@@ -29,7 +29,7 @@ class Camera:
     number: int
     pitch: float
     gains: np.ndarray
-    gamma: float
+    tone: float
     saturation: float
     haze: float
     blur: float
@@ -47,24 +47,26 @@ class Exposure:
         gain: brightness.
         warmth: drift of the colour cast, from blue (negative) to red.
         blur: factor on the camera's blur.
+        grain: which noise.
     """
 
     light: Light
     gain: float
     warmth: float
     blur: float
+    grain: int
 
 
 def draw_camera(number: int, *key: int | str) -> Camera:
     """Draw camera `number` of the world that `key` names."""
     rng = stream(*key, "camera", number)
-    cast = np.exp(rng.normal(0, 0.13, 3))
+    cast = np.exp(rng.normal(0, 0.1, 3))
     return Camera(
         number=number,
         pitch=rng.uniform(0.05, 0.5),
         gains=(cast / cast.mean() * np.exp(rng.normal(0, 0.12))).astype(np.float32),
-        gamma=float(np.exp(rng.normal(0, 0.16))),
-        saturation=rng.uniform(0.55, 1.15),
+        tone=rng.uniform(-0.3, 0.35),
+        saturation=rng.uniform(0.45, 1.0),
         haze=rng.uniform(0.0, 0.1),
         blur=rng.uniform(0.35, 0.85),
         noise=rng.uniform(2.0, 8.0),
@@ -92,19 +94,17 @@ def draw_exposure(rng: np.random.Generator, camera: Camera) -> Exposure:
         gain=float(np.exp(rng.normal(0, 0.16))),
         warmth=float(rng.normal(0, 0.04)),
         blur=float(np.exp(rng.normal(0, 0.25))),
+        grain=int(rng.integers(1 << 40)),
     )
 
 
-def develop(
-    colour: np.ndarray, camera: Camera, exposure: Exposure, rng: np.random.Generator
-) -> np.ndarray:
+def develop(colour: np.ndarray, camera: Camera, exposure: Exposure) -> np.ndarray:
     """Turn a composited frame into a picture: cast, tone, blur, noise, JPEG.
 
     Args:
         colour: float32 [H, W, 3], 0 to 255.
         camera: the camera.
         exposure: the moment.
-        rng: the stream of sensor noise.
 
     Returns:
         uint8 [3, H, W].
@@ -115,33 +115,61 @@ def develop(
     # Cast and saturation are one 3 x 3 matrix.
     grey = np.array([0.299, 0.587, 0.114], np.float32)
     mix = np.eye(3, dtype=np.float32) * camera.saturation + (1 - camera.saturation) * grey
-    frame = np.maximum(colour.reshape(-1, 3) @ (mix.T * gains), 0.0).reshape(height, width, 3)
-    frame = 255.0 * (frame / 255.0) ** np.float32(camera.gamma)
-    frame = frame * (1 - camera.haze) + 200.0 * camera.haze
-    frame = _blur(frame.astype(np.float32), camera.blur * exposure.blur * height / 128)
-    noise = rng.standard_normal((height, width, 3), dtype=np.float32)
-    frame += camera.noise * noise * (0.6 + 0.4 * frame / 255.0)
-    return jpeg(np.clip(frame, 0, 255), camera.quality).transpose(2, 0, 1)
+    mix = (mix * gains[:, None]).astype(np.float32)
+    frame = np.dot(mix, colour.reshape(-1, 3).T)  # [3, H * W]
+    np.maximum(frame, 0.0, out=frame)
+    frame *= np.float32(1 / 255)
+    bent = frame * frame if camera.tone > 0 else np.sqrt(frame)
+    frame += np.float32(abs(camera.tone)) * (bent - frame)
+    frame *= np.float32(255 * (1 - camera.haze))
+    frame += np.float32(200 * camera.haze)
+    frame = _blur(frame.reshape(3, height, width), camera.blur * exposure.blur * height / 128)
+    # Sensor noise grows with the light that falls on a pixel.
+    frame += (camera.noise * _grain(exposure.grain, frame.size)).reshape(frame.shape) * (
+        np.float32(0.6) + frame * np.float32(0.4 / 255)
+    )
+    return jpeg(np.clip(frame, 0, 255), camera.quality)
+
+
+_GRAINS = 1 << 20
+
+
+@functools.cache
+def _all_grain() -> np.ndarray:
+    return stream("grain").standard_normal(_GRAINS, dtype=np.float32)
+
+
+def _grain(start: int, count: int) -> np.ndarray:
+    """Return `count` values of unit noise from a long stock of it, which costs no drawing."""
+    if count > _GRAINS // 2:
+        return stream("grain", start).standard_normal(count, dtype=np.float32)
+    start %= _GRAINS - count
+    return _all_grain()[start : start + count]
 
 
 def _blur(frame: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur with a Gaussian, edges repeated; [H, W, 3]."""
+    """Blur planes [C, H, W] with a Gaussian, edges repeated."""
     if sigma < 0.15:
         return frame
     radius = max(1, int(np.ceil(2.2 * sigma)))
-    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).astype(np.float32)
-    weights /= weights.sum()
-    for axis in (0, 1):
-        size = frame.shape[axis]
-        pad = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
-        padded = np.pad(frame, pad, mode="edge")
-        total = np.zeros_like(frame)
-        for i, weight in enumerate(weights):
-            cut = [slice(None)] * 3
-            cut[axis] = slice(i, i + size)
-            total += weight * padded[tuple(cut)]
-        frame = total
-    return frame
+    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
+    weights = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
+    planes, height, width = frame.shape
+    padded = np.empty((planes, height + 2 * radius, width), np.float32)
+    padded[:, radius:-radius] = frame
+    padded[:, :radius], padded[:, -radius:] = frame[:, :1], frame[:, -1:]
+    rows = weights[0] * frame
+    for i in range(1, radius + 1):
+        before = padded[:, radius - i : radius - i + height]
+        rows += weights[i] * (before + padded[:, radius + i : radius + i + height])
+    padded = np.empty((planes, height, width + 2 * radius), np.float32)
+    padded[..., radius:-radius] = rows
+    padded[..., :radius], padded[..., -radius:] = rows[..., :1], rows[..., -1:]
+    blurred = weights[0] * rows
+    for i in range(1, radius + 1):
+        before = padded[..., radius - i : radius - i + width]
+        blurred += weights[i] * (before + padded[..., radius + i : radius + i + width])
+    return blurred
 
 
 _LUMINANCE = np.array(
@@ -179,24 +207,30 @@ def jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
     the pictures do not hang on the version of a codec.
 
     Args:
-        frame: float32 [H, W, 3], 0 to 255.
+        frame: float32 [3, H, W], 0 to 255.
         quality: 1 to 100, as libjpeg scales its tables.
 
     Returns:
-        uint8 [H, W, 3].
+        uint8 [3, H, W].
     """
-    height, width, _ = frame.shape
+    _, height, width = frame.shape
     pad = (-height % 16, -width % 16)
     if any(pad):
-        frame = np.pad(frame, ((0, pad[0]), (0, pad[1]), (0, 0)), mode="edge")
-    planes = np.moveaxis(frame @ _TO_YCC.T, -1, 0)  # [3, H, W]
+        frame = np.pad(frame, ((0, 0), (0, pad[0]), (0, pad[1])), mode="edge")
+    full = frame.shape[1:]
+    planes = np.dot(_TO_YCC, frame.reshape(3, -1)).reshape(3, *full)
     luma_table, chroma_table = _tables(quality)
-    luma = _quantise(planes[:1] - 128, luma_table)[0] + 128
-    full = planes.shape[1:]
-    chroma = planes[1:].reshape(2, full[0] // 2, 2, full[1] // 2, 2).mean((2, 4))
-    chroma = _quantise(chroma, chroma_table).repeat(2, axis=1).repeat(2, axis=2)
-    picture = np.stack((luma, chroma[0], chroma[1]), -1) @ _FROM_YCC.T
-    return np.clip(np.rint(picture[:height, :width]), 0, 255).astype(np.uint8)
+    picture = np.empty_like(planes)
+    picture[0] = _quantise(planes[:1] - 128, luma_table)[0]
+    picture[0] += 128
+    chroma = planes[1:, ::2] + planes[1:, 1::2]
+    chroma = 0.25 * (chroma[..., ::2] + chroma[..., 1::2])
+    chroma = _quantise(chroma, chroma_table)
+    for row in (0, 1):
+        picture[1:, row::2, ::2] = chroma
+        picture[1:, row::2, 1::2] = chroma
+    picture = np.dot(_FROM_YCC, picture.reshape(3, -1)).reshape(3, *full)[:, :height, :width]
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
 @functools.cache
@@ -213,9 +247,9 @@ def _quantise(planes: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Quantise the 8 x 8 cosine coefficients of planes [C, H, W]."""
     count, height, width = planes.shape
     rows = _DCT @ planes.reshape(-1, 8, width)  # [C * H/8, 8, W]
-    both = rows.reshape(-1, 8) @ _DCT.T
+    both = np.dot(rows.reshape(-1, 8), _DCT.T)
     both = both.reshape(-1, 8, width // 8, 8)  # [C * H/8, 8, W/8, 8]
     steps = table[:, None, :]
     both = np.rint(both / steps) * steps
-    rows = (both.reshape(-1, 8) @ _DCT).reshape(-1, 8, width)
+    rows = np.dot(both.reshape(-1, 8), _DCT).reshape(-1, 8, width)
     return (_DCT.T @ rows).reshape(count, height, width)

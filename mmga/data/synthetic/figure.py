@@ -354,7 +354,7 @@ class _Figure:
     def _torso(self) -> Solid:
         person = self.person
         girth, loose = person.build.girth, person.top.loose
-        wide = person.build.shoulders / 0.094
+        wide = person.build.shoulders / 0.09
         side, depth = _SIDE * girth, _DEPTH * girth
         side[4:8] *= wide / girth
         widths = self._across(side, depth) + loose * np.array([1.3, 1.3, 1.2, 1, 1, 1, 0.8, 0.5, 0])

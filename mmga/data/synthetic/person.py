@@ -93,7 +93,7 @@ def draw_persons(
         for kind, portion in (("backpack", 0.25), ("shoulder", 0.25), ("hand", 0.15))
     ]
     shoes = [atlas.add(_shoe(rng)) for _ in range(max(2, garments // 2))]
-    heads = [_draw_head(rng, atlas) for _ in range(max(2, garments // 2))]
+    heads = [_draw_head(rng, atlas) for _ in range(garments + 2)]
     plain_torsos = [atlas.add(top.body) for top in tops]
     persons = []
     for i in range(count):

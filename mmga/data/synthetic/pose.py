@@ -62,7 +62,7 @@ class Build:
     """
 
     legs: float = 0.5
-    shoulders: float = 0.094
+    shoulders: float = 0.09
     hips: float = 0.05
     girth: float = 1.0
     limbs: float = 1.0
@@ -77,7 +77,7 @@ def draw_build(rng: np.random.Generator) -> Build:
     """Draw the proportions of a person."""
     return Build(
         legs=rng.normal(0.5, 0.008),
-        shoulders=rng.normal(0.094, 0.004),
+        shoulders=rng.normal(0.09, 0.004),
         hips=rng.normal(0.05, 0.002),
         girth=rng.normal(1.0, 0.07),
         limbs=rng.normal(1.0, 0.06),
@@ -99,9 +99,9 @@ def draw_pose(rng: np.random.Generator, level: float = 0.0) -> Pose:
     bends = rng.uniform(0.1, 0.6, 2)
     spread = rng.uniform(0.06, 0.2, 2)
     action = ACTIONS[rng.integers(len(ACTIONS))]
-    strength = level / 3 * rng.uniform(0.65, 1.0)
+    strength = level / 3 * rng.uniform(0.8, 1.1)
     sides, reach = rng.permutation(2), rng.uniform(0.6, 1.0)
-    tilt = rng.normal(0, 0.16) * strength
+    tilt = rng.normal(0, 0.2) * strength
 
     if action == "run" and strength:
         stride = max(stride, 0.35) + 0.45 * strength

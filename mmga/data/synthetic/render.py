@@ -158,20 +158,15 @@ class Canvas:
         reach = widths.max(1) * np.maximum(1.0, table[:, 9:11].max(1)) + 1.0  # [N]
         left = np.maximum(np.floor(np.minimum(ends[:, 0], ends[:, 2]) - reach), 0).astype(np.int64)
         top = np.maximum(np.floor(np.minimum(ends[:, 1], ends[:, 3]) - reach), 0).astype(np.int64)
-        right = np.minimum(np.ceil(np.maximum(ends[:, 0], ends[:, 2]) + reach), width)
-        bottom = np.minimum(np.ceil(np.maximum(ends[:, 1], ends[:, 3]) + reach), height)
+        right = np.minimum(np.ceil(np.maximum(ends[:, 0], ends[:, 2]) + reach) + 1, width)
+        bottom = np.minimum(np.ceil(np.maximum(ends[:, 1], ends[:, 3]) + reach) + 1, height)
         across = np.maximum(right.astype(np.int64) - left, 0)
         down = np.maximum(bottom.astype(np.int64) - top, 0)
         counts = across * down  # [N]
         first = np.concatenate(([0], np.cumsum(counts)))
         if not first[-1]:
             return
-        owner = np.repeat(np.arange(len(solids)), counts)  # [M]
-        within = np.arange(first[-1]) - first[owner]
-        row = within // across[owner]
-        x = (within - row * across[owner] + left[owner]).astype(np.float32)
-        y = (row + top[owner]).astype(np.float32)
-        source, alpha = _shade(table, owner, x, y, texels, light)
+        source, alpha = _shade(table, left, top, across, down, texels, light)
         for i in np.flatnonzero(counts):
             part = slice(first[i], first[i + 1])
             box = self._pixels[top[i] : top[i] + down[i], left[i] : left[i] + across[i]]
@@ -181,9 +176,10 @@ class Canvas:
 
 def _shade(
     table: np.ndarray,
-    owner: np.ndarray,
-    x: np.ndarray,
-    y: np.ndarray,
+    left: np.ndarray,
+    top: np.ndarray,
+    across: np.ndarray,
+    down: np.ndarray,
     texels: np.ndarray,
     light: Light,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -191,9 +187,10 @@ def _shade(
 
     Args:
         table: solids, float32 [N, 17 + STATIONS].
-        owner: solid of each pixel [M].
-        x: column of each pixel [M].
-        y: row of each pixel [M].
+        left: first column of each box [N].
+        top: first row of each box [N].
+        across: columns of each box [N].
+        down: rows of each box [N].
         texels: the atlas.
         light: the light.
 
@@ -204,59 +201,89 @@ def _shade(
     length = np.maximum(np.hypot(axis_x, axis_y), 1e-3)
     axis_x, axis_y = axis_x / length, axis_y / length
 
-    # Share along the axis and offset across it.
-    dx, dy = x - table[owner, 0], y - table[owner, 1]
-    ux, uy = axis_x[owner], axis_y[owner]
-    t = (dx * ux + dy * uy) / length[owner]  # [M]
-    s = dy * ux - dx * uy
-    inside = np.clip(t, 0.0, 1.0)
-    beyond = t - inside
-    cap = np.where(beyond < 0, table[owner, 9], table[owner, 10])
-    beyond *= length[owner] / cap
+    # Share along the axis and offset across it are linear in a row: start there, then step.
+    solid_of_row = np.repeat(np.arange(len(table)), down)  # [rows of all boxes]
+    row = np.arange(len(solid_of_row)) - np.repeat(np.cumsum(down) - down, down)
+    dx = (left - table[:, 0])[solid_of_row]
+    dy = (top - table[:, 1])[solid_of_row] + row
+    ux, uy = axis_x[solid_of_row], axis_y[solid_of_row]
+    wide = across[solid_of_row]
+    start = np.cumsum(wide) - wide
+    owner = np.repeat(solid_of_row, wide)  # [M]
+    total = len(owner)
+    column = (np.arange(total) - np.repeat(start, wide)).astype(np.float32)
+    per_length = (axis_x / length)[solid_of_row]
+    along = ((dx * ux + dy * uy) / length[solid_of_row]).astype(np.float32)
+    aside = (dy * ux - dx * uy).astype(np.float32)
+    t = np.repeat(along, wide) + column * np.repeat(per_length, wide)
+    s = np.repeat(aside, wide) - column * np.repeat(uy, wide)
+
+    # Nothing is painted far beside the axis or far beyond its ends.
+    widest = table[:, 17:].max(1)
+    ends = widest * table[:, 9:11].max(1) / length + 1.0 / length
+    near = (np.abs(s) < np.repeat((widest + 1.0)[solid_of_row], wide)) & (
+        np.abs(t - 0.5) < np.repeat((ends + 0.5).astype(np.float32)[solid_of_row], wide)
+    )
+    kept = np.flatnonzero(near)
+    owner, t, s = owner[kept], t[kept], s[kept]
 
     # Half-width there, and the distance to the outline to first order.
-    place = inside * (STATIONS - 1)
+    inside = np.minimum(np.maximum(t, 0.0), 1.0)
+    beyond = t - inside
+    caps = np.ascontiguousarray(table[:, 9:11]).reshape(-1)
+    cap = caps[2 * owner + (beyond > 0)]
+    lengths = length[owner]
+    beyond *= lengths / cap
+    place = inside * np.float32(STATIONS - 1)
     station = np.minimum(place.astype(np.int64), STATIONS - 2)
-    flat = table[:, 17:].reshape(-1)
     index = owner * STATIONS + station
-    low = flat[index]
-    step = flat[index + 1] - low
-    half = low + step * (place - station)
-    distance = np.sqrt(s * s + beyond * beyond) + 1e-6
-    slope = np.where(beyond == 0, step * (STATIONS - 1) / length[owner], 0.0)
-    gradient = np.sqrt((s / distance) ** 2 + (beyond / (distance * cap)) ** 2 + slope**2)
+    stations = np.ascontiguousarray(table[:, 17:])
+    low = stations.reshape(-1)[index]
+    steps = np.diff(stations, axis=1, append=stations[:, -1:])
+    step = steps.reshape(-1)[index]
+    half = low + step * (place - station.astype(np.float32))
+    distance = np.sqrt(s * s + beyond * beyond) + np.float32(1e-6)
     # On the axis itself the gradient of |s| vanishes; there any value at least 1 will do.
-    alpha = np.clip((half - distance) / np.maximum(gradient, 1.0) + 0.5, 0.0, 1.0)
-    alpha *= table[owner, 16]
+    slope = step * (STATIONS - 1) / lengths
+    slope[beyond != 0] = 0.0
+    gradient = np.sqrt((s * s + (beyond / cap) ** 2) / (distance * distance) + slope * slope)
+    cover = (half - distance) / np.maximum(gradient, 1.0) + np.float32(0.5)
+    painted = np.flatnonzero(cover > 0)
+    owner, inside, s, half = owner[painted], inside[painted], s[painted], half[painted]
+    kept = kept[painted]
+    cover = np.minimum(cover[painted], 1.0) * table[:, 16][owner]
 
     # Texel: the angle around the solid, asin to within 0.02.
     u = np.clip(s / np.maximum(half, 0.3), -1.0, 1.0)
-    curved = table[owner, 11]
-    turn = np.where(curved > 0, u + u * u * u * 0.5708, u * table[owner, 12])
-    column = ((table[owner, 6] + turn) * (TILE_WIDTH / (2 * np.pi)) + TILE_WIDTH * 4.5).astype(
-        np.int64
-    )
-    v = table[owner, 7] + inside * (table[owner, 8] - table[owner, 7])
+    square = u * u
+    curved = table[:, 11][owner] > 0
+    bulge = np.where(curved, 1.0 + np.float32(np.pi / 2 - 1) * square, table[:, 12][owner])
+    turn = table[:, 6][owner] + u * bulge
+    across_tile = (turn * np.float32(TILE_WIDTH / (2 * np.pi)) + TILE_WIDTH * 4.5).astype(np.int64)
+    rows = table[:, 7:9]
+    v = rows[:, 0][owner] + inside * (rows[:, 1] - rows[:, 0])[owner]
     tile_row = (v * TILE_HEIGHT).astype(np.int64)
-    texel = (table[owner, 4].astype(np.int64) * TILE_HEIGHT + tile_row % TILE_HEIGHT) * TILE_WIDTH
-    texel += column % TILE_WIDTH
+    texel = (table[:, 4].astype(np.int64) * TILE_HEIGHT)[owner] + (tile_row & (TILE_HEIGHT - 1))
+    texel = texel * TILE_WIDTH + (across_tile & (TILE_WIDTH - 1))
 
     # Light and creases.
-    facing = np.sqrt(1.0 - u * u)
-    lit = light.ambient + (1 - light.ambient) * np.clip(
-        light.right * u + light.up * (0.4 + 0.6 * inside) + light.front * facing, 0.0, 1.5
-    )
-    lit = np.where(curved > 0, lit, 0.85 * light.ambient + 0.25)
-    crease = table[owner, 14].astype(np.int64)
+    lit = light.right * u + light.up * (0.4 + 0.6 * inside) + light.front * np.sqrt(1.0 - square)
+    lit = light.ambient + (1 - light.ambient) * np.clip(lit, 0.0, 1.5)
+    lit = np.where(curved, lit, np.float32(0.85 * light.ambient + 0.25))
+    crease = table[:, 14].astype(np.int64)[owner]
     fold = _FOLD_MAP.reshape(-1)[
-        ((tile_row + crease) % _FOLDS) * _FOLDS + (column + crease * 7) % _FOLDS
+        ((tile_row + crease) & (_FOLDS - 1)) * _FOLDS + ((across_tile + crease * 7) & (_FOLDS - 1))
     ]
-    lit *= (1.0 + table[owner, 13] * fold) * table[owner, 15]
+    lit *= (1.0 + table[:, 13][owner] * fold) * table[:, 15][owner]
 
-    source = np.zeros((len(owner), 6), np.float32)
-    np.multiply(texels.take(texel, axis=0), lit[:, None], out=source[:, :3])
-    marks = np.zeros((len(table), 3), np.float32)
-    body = table[:, 5] > 0
-    marks[body, table[body, 5].astype(np.int64) - 1] = 1.0
-    source[:, 3:] = marks[owner]
-    return source, alpha.astype(np.float32)
+    marks = np.zeros((len(table), 6), np.float32)
+    body = np.flatnonzero(table[:, 5])
+    marks[body, table[body, 5].astype(np.int64) + 2] = 1.0
+    found = marks[owner]
+    found[:, :3] = texels.take(texel, axis=0)
+    found[:, :3] *= lit.astype(np.float32)[:, None]
+    source = np.zeros((total, 6), np.float32)
+    source[kept] = found
+    alpha = np.zeros(total, np.float32)
+    alpha[kept] = cover
+    return source, alpha

@@ -66,6 +66,7 @@ def add_tiles(atlas: Atlas, rng: np.random.Generator, count: int) -> list[int]:
             continue
         # Half of them faint, as walls and floors are.
         colours = draw_colours(rng, 2)
+        colours[0] += 0.4 * (colours[0].mean() - colours[0])
         colours[1] = 0.75 * colours[0] + 0.25 * colours[1]
         pattern = PATTERNS[rng.integers(len(PATTERNS))]
         tiles.append(atlas.add(patterned(pattern, colours, rng)))
@@ -203,13 +204,13 @@ def look(
     columns = spot[0] + (np.arange(size[1]) - origin[0]) / zoom
     upper, lower, down = _neighbours(rows, panorama.shape[0])
     left, right, across = _neighbours(columns, panorama.shape[1])
-    first = int(min(upper.min(), lower.min()))
-    band = panorama[first : int(max(upper.max(), lower.max())) + 1].astype(np.float32)
-    band = band[:, left] * (1 - across[:, None]) + band[:, right] * across[:, None]
-    return (
-        band[upper - first] * (1 - down[:, None, None])
-        + band[lower - first] * (down[:, None, None])
-    )
+    first = int(min(left.min(), right.min()))
+    strip = panorama[:, first : int(max(left.max(), right.max())) + 1]
+    above = strip[upper].astype(np.float32)
+    above += down[:, None, None] * (strip[lower] - above)
+    frame = above.take(left - first, axis=1)
+    frame += across[:, None] * (above.take(right - first, axis=1) - frame)
+    return frame
 
 
 def _neighbours(places: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from mmga.data.synthetic.scene import (
     draw_panorama,
     look,
 )
-from mmga.data.synthetic.streams import stream
+from mmga.data.synthetic.streams import stream, uniform
 from mmga.data.synthetic.textures import Atlas
 
 PLACES = 3
@@ -135,8 +135,8 @@ class World:
 
     def backdrop(self, shot: Shot) -> tuple[int, ...]:
         """Return the key of the scene behind a shot; shots of a tracklet share it at times."""
-        own = stream(self.seed, self.split, *dataclasses.astuple(shot), "tracklet").random()
         tracklet = (shot.person, shot.camera)
+        own = uniform(self.seed, self.split, *tracklet, shot.frame, "tracklet")
         return tracklet if own < self.rho else (*tracklet, shot.frame)
 
     def picture(self, shot: Shot, with_person: bool = True) -> Picture:
@@ -148,14 +148,14 @@ class World:
         """
         height, width = self.size
         person, camera = self.persons[shot.person], self.cameras[shot.camera]
-        key = (self.seed, self.split, *dataclasses.astuple(shot))
+        key = (self.seed, self.split, shot.person, shot.camera, shot.frame)
         levels = draw_levels(stream(*key, "levels"), self.challenge, self.severity)
 
         # Viewpoint, pose and place in the frame.
-        walk = stream(self.seed, self.split, shot.person, shot.camera, "walk")
+        walk = uniform(self.seed, self.split, shot.person, shot.camera, "walk")
         rng = stream(*key, "view")
         view = View(
-            walk.uniform(0, 2 * math.pi) + rng.normal(0, 0.35),
+            2 * math.pi * walk + rng.normal(0, 0.35),
             camera.pitch + rng.normal(0, 0.04),
             rng.normal(0, 0.03),
         )
@@ -177,7 +177,10 @@ class World:
             origin[0] + scale * right,
             origin[1] + scale * bottom,
         )
-        grow, shift = _misalign(stream(*key, "misalignment"), levels.misalignment, box, self.size)
+        grow, shift = 1.0, (0.0, 0.0)
+        if levels.misalignment:
+            missed = stream(*key, "misalignment")
+            grow, shift = _misalign(missed, levels.misalignment, box, self.size)
         origin = origin[0] * grow + shift[0], origin[1] * grow + shift[1]
         box = tuple(side * grow + shift[i % 2] for i, side in enumerate(box))  # type: ignore[assignment]
         scale, nominal, zoom = scale * grow, nominal * grow, zoom * grow
@@ -203,7 +206,7 @@ class World:
             stream(*key, "occlusion"), self.stock, levels.occlusion, box, nominal, camera.pitch
         )
         canvas.paint(solids, self.stock.texels, exposure.light)
-        image = develop(canvas.colour, camera, exposure, stream(*key, "sensor"))
+        image = develop(canvas.colour, camera, exposure)
         return Picture(
             image, canvas.labels(), levels, backdrop, box, scene, canvas.colour, canvas.cover
         )
@@ -234,15 +237,13 @@ def _misalign(
 
     Args:
         rng: the stream of misalignment.
-        level: 0 for none, up to 3.
+        level: above 0, up to 3.
         box: of the body, pixels (left, top, right, bottom).
         size: (H, W).
 
     Returns:
         factor on all coordinates, and the shift (x, y) after it.
     """
-    if level <= 0:
-        return 1.0, (0.0, 0.0)
     height, width = size
     grow = math.exp(rng.uniform(-0.05, 0.1) * level)
     cut = level * rng.uniform(0.09, 0.15)
