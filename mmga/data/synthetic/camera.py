@@ -47,6 +47,7 @@ class Exposure:
         gain: brightness.
         warmth: drift of the colour cast, from blue (negative) to red.
         blur: factor on the camera's blur.
+        shadow: where a shadow falls across the scene, see `_shade`; depth 0 for none.
         grain: which noise.
     """
 
@@ -54,6 +55,7 @@ class Exposure:
     gain: float
     warmth: float
     blur: float
+    shadow: tuple[float, float, float, float]
     grain: int
 
 
@@ -91,9 +93,15 @@ def draw_exposure(rng: np.random.Generator, camera: Camera) -> Exposure:
             up=usual.up + 0.5 * up,
             front=usual.front + 0.5 * front,
         ),
-        gain=float(np.exp(rng.normal(0, 0.16))),
-        warmth=float(rng.normal(0, 0.04)),
+        gain=float(np.exp(rng.normal(0, 0.2))),
+        warmth=float(rng.normal(0, 0.06)),
         blur=float(np.exp(rng.normal(0, 0.25))),
+        shadow=(
+            float(rng.uniform(0.25, 0.6) if rng.random() < 0.5 else 0.0),
+            float(rng.uniform(0, 2 * np.pi)),
+            float(rng.uniform(-0.3, 0.3)),
+            float(rng.uniform(0.01, 0.12)),
+        ),
         grain=int(rng.integers(1 << 40)),
     )
 
@@ -119,6 +127,8 @@ def develop(colour: np.ndarray, camera: Camera, exposure: Exposure) -> np.ndarra
     frame = np.dot(mix, colour.reshape(-1, 3).T)  # [3, H * W]
     np.maximum(frame, 0.0, out=frame)
     frame *= np.float32(1 / 255)
+    if exposure.shadow[0]:
+        frame *= _shade(exposure.shadow, height, width).reshape(-1)
     bent = frame * frame if camera.tone > 0 else np.sqrt(frame)
     frame += np.float32(abs(camera.tone)) * (bent - frame)
     frame *= np.float32(255 * (1 - camera.haze))
@@ -129,6 +139,22 @@ def develop(colour: np.ndarray, camera: Camera, exposure: Exposure) -> np.ndarra
         np.float32(0.6) + frame * np.float32(0.4 / 255)
     )
     return jpeg(np.clip(frame, 0, 255), camera.quality)
+
+
+def _shade(shadow: tuple[float, float, float, float], height: int, width: int) -> np.ndarray:
+    """Return how much light a shadow leaves to each pixel, float32 [H, W].
+
+    Args:
+        shadow: depth, direction of its edge's normal, distance of the edge from the centre and
+            width of the edge, the latter two as shares of the height.
+        height: of the frame.
+        width: of the frame.
+    """
+    depth, direction, distance, edge = shadow
+    y = (np.arange(height, dtype=np.float32) / height - 0.5) * np.sin(direction)
+    x = (np.arange(width, dtype=np.float32) - 0.5 * width) / height * np.cos(direction)
+    inside = (y[:, None] + x[None] - distance) / edge
+    return np.asarray(1.0 - depth * np.clip(inside + 0.5, 0, 1), np.float32)
 
 
 _GRAINS = 1 << 20

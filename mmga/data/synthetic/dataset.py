@@ -97,6 +97,8 @@ def synthetic(
     severity: int = 1,
     train_challenge: str = "mixed",
     train_severity: int = 1,
+    share: int = 5,
+    schemes: int = 0,
     progress: Progress | None = None,
 ) -> SyntheticData:
     """Make the built-in synthetic persons.
@@ -119,6 +121,9 @@ def synthetic(
         severity: of that, 1 to 3.
         train_challenge: setting of training.
         train_severity: of that.
+        share: how many persons at least wear each top, and each bottom; more is harder.
+        schemes: number of colour schemes of a split's clothes; fewer is harder. 0 for one to ten
+            tops and at least three.
         progress: told how many pictures are rendered.
 
     Raises:
@@ -132,11 +137,13 @@ def synthetic(
     _check(len(size) == 2 and min(size) >= 16, "size", "(height, width) of 16 or more", size)
     _check(images_per_camera >= 2, "images_per_camera", "2 or more", images_per_camera)
     _check(cameras >= 2, "cameras", "2 or more", cameras)
+    _check(share >= 1, "share", "1 or more", share)
+    _check(schemes >= 0, "schemes", "0 or more", schemes)
     _check(0.0 <= rho <= 1.0, "rho", "0 to 1", rho)
 
     def world(split: str, persons: int) -> World:
         setting = (train_challenge, train_severity) if split == "train" else (challenge, severity)
-        return World(seed, split, persons, cameras, size, rho, *setting)
+        return World(seed, split, persons, cameras, size, rho, *setting, share, schemes)
 
     def pair(split: str, persons: int, first_pid: int) -> tuple[SyntheticImages, SyntheticImages]:
         there = world(split, persons)

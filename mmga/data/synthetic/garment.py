@@ -13,9 +13,7 @@ from mmga.data.synthetic.textures import (
     TILE_SHAPE,
     TILE_WIDTH,
     Atlas,
-    draw_colour,
     draw_colours,
-    draw_tile,
     patterned,
     plain,
 )
@@ -81,11 +79,36 @@ class Bag:
     size: float
 
 
-def draw_top(rng: np.random.Generator, atlas: Atlas) -> Top:
+class Fashion:
+    """The colour schemes that a split's clothes and bags keep to.
+
+    Few schemes and many patterns make garments that have their colours in common with many others,
+    so that persons are told apart by what colours form and where, not by colours alone.
+
+    Args:
+        rng: the stream of fashions.
+        count: number of schemes.
+    """
+
+    def __init__(self, rng: np.random.Generator, count: int) -> None:
+        self.schemes = [draw_colours(rng, 3) for _ in range(count)]
+        self._patterns = [rng.permutation(len(PATTERNS)) for _ in range(2 * count)]
+
+    def cloth(self, garment: int, bottom: bool) -> tuple[str, np.ndarray]:
+        """Return pattern and colours [3, 3] of a garment; no two tops share both if they can."""
+        scheme = garment % len(self.schemes)
+        patterns = self._patterns[2 * scheme + bottom]
+        pattern = PATTERNS[patterns[garment // len(self.schemes) % len(PATTERNS)]]
+        return pattern, self.schemes[scheme]
+
+    def colours(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw a scheme [3, 3], for what is not a garment."""
+        return self.schemes[rng.integers(len(self.schemes))]
+
+
+def draw_top(rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.ndarray) -> Top:
     """Draw a garment of the upper body and put its sleeves' tile into the atlas."""
     kind = str(rng.choice(["tee", "shirt", "hoodie", "jacket", "coat", "vest"]))
-    pattern = PATTERNS[rng.integers(1, len(PATTERNS))] if rng.random() < 0.72 else "plain"
-    colours = draw_colours(rng, 3)
     body = patterned(pattern, colours, rng)
     sleeve = body if rng.random() < 0.6 else plain(colours[rng.integers(2)])
     if kind == "jacket" and rng.random() < 0.6:
@@ -112,17 +135,11 @@ def draw_top(rng: np.random.Generator, atlas: Atlas) -> Top:
     )
 
 
-def draw_bottom(rng: np.random.Generator, atlas: Atlas) -> Bottom:
+def draw_bottom(
+    rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.ndarray
+) -> Bottom:
     """Draw a garment of the bottom body and put its tile into the atlas."""
-    kind = str(
-        rng.choice(["trousers", "jeans", "wide", "shorts", "skirt"], p=[0.3, 0.3, 0.16, 0.14, 0.1])
-    )
-    colours = draw_colours(rng, 2)
-    if kind == "jeans":
-        pattern = "mottled"
-        colours[1] = colours[0] * 0.7 + 60
-    else:
-        pattern = PATTERNS[rng.integers(1, len(PATTERNS))] if rng.random() < 0.5 else "plain"
+    kind = str(rng.choice(["trousers", "wide", "shorts", "skirt"], p=[0.5, 0.2, 0.18, 0.12]))
     tile = patterned(pattern, colours, rng)
     if not rng.integers(4):
         # Piping down both sides.
@@ -133,13 +150,13 @@ def draw_bottom(rng: np.random.Generator, atlas: Atlas) -> Bottom:
         tile=atlas.add(np.broadcast_to(tile, TILE_SHAPE)),
         skirt=kind == "skirt",
         length=float(rng.uniform(0.85, 1.15)) if kind in ("shorts", "skirt") else 2.0,
-        loose={"wide": 0.014, "shorts": 0.008, "jeans": 0.004}.get(kind, 0.005),
+        loose={"wide": 0.014, "shorts": 0.008}.get(kind, 0.005),
     )
 
 
-def draw_bag(rng: np.random.Generator, atlas: Atlas, kind: str) -> Bag:
+def draw_bag(rng: np.random.Generator, atlas: Atlas, kind: str, colours: np.ndarray) -> Bag:
     """Draw something to carry and put its tiles into the atlas."""
-    tile = draw_tile(rng)
+    tile = patterned(PATTERNS[rng.integers(len(PATTERNS))], colours[1:], rng)
     # A pocket, so that a bag is not a patch of cloth.
     pocket = (_ROWS > 4) & (_ROWS < 14) & (FRONT < 9)
     tile = np.where(pocket[..., None], tile * 0.78, tile)
@@ -169,7 +186,7 @@ class Print:
         return np.where(self.where[..., None], self.colour, body)
 
 
-def draw_print(rng: np.random.Generator) -> Print:
+def draw_print(rng: np.random.Generator, colour: np.ndarray) -> Print:
     """Draw a motif, in front or on the back."""
     columns = np.arange(TILE_WIDTH)[None, :] - TILE_WIDTH // 2
     if rng.random() < 0.4:
@@ -188,7 +205,7 @@ def draw_print(rng: np.random.Generator) -> Print:
         where = (abs(x) < 0.9) & (abs(y) < 0.9) & (np.floor(y * 3) % 2 == 0)
     else:
         where = (abs(x) < 0.9) & (abs(y) < 0.95) & (y > abs(x) * 1.6 - 0.9)
-    return Print(np.broadcast_to(where, TILE_SHAPE[:2]), draw_colour(rng))
+    return Print(np.broadcast_to(where, TILE_SHAPE[:2]), colour)
 
 
 def deal(rng: np.random.Generator, count: int, share: int) -> tuple[np.ndarray, np.ndarray, int]:

@@ -7,6 +7,7 @@ import numpy as np
 from mmga.data.synthetic.garment import (
     Bag,
     Bottom,
+    Fashion,
     Top,
     deal,
     deal_shared,
@@ -27,6 +28,7 @@ from mmga.data.synthetic.textures import (
     plain,
 )
 
+_SHOES = np.array([(30, 30, 34), (70, 56, 46), (120, 122, 124), (222, 220, 214)], np.float32)
 HAIR_STYLES = ("bald", "short", "long", "bun", "cap")
 _ROWS = np.arange(TILE_HEIGHT)[:, None]
 
@@ -65,12 +67,13 @@ class Person:
 
 
 def draw_persons(
-    atlas: Atlas, count: int, passers: int, *key: int | str, share: int = 5
+    atlas: Atlas, fashion: Fashion, count: int, passers: int, *key: int | str, share: int = 5
 ) -> tuple[list[Person], list[Person]]:
     """Draw persons who share a wardrobe.
 
     Args:
         atlas: takes their tiles.
+        fashion: what they dress in.
         count: number of identities.
         passers: number of bystanders.
         key: key of the stream.
@@ -84,16 +87,23 @@ def draw_persons(
     top_of = np.concatenate((top_of, rng.integers(garments, size=passers)))
     bottom_of = np.concatenate((bottom_of, rng.integers(garments, size=passers)))
     count += passers
-    tops = [draw_top(rng, atlas) for _ in range(garments)]
-    bottoms = [draw_bottom(rng, atlas) for _ in range(garments)]
+    tops = [draw_top(rng, atlas, *fashion.cloth(i, False)) for i in range(garments)]
+    bottoms = [draw_bottom(rng, atlas, *fashion.cloth(i, True)) for i in range(garments)]
     stock = max(1, garments // 3)
-    prints = deal_shared(rng, count, [draw_print(rng) for _ in range(stock)], 0.35)
+    prints = deal_shared(
+        rng, count, [draw_print(rng, fashion.colours(rng)[1]) for _ in range(stock)], 0.35
+    )
     bags = [
-        deal_shared(rng, count, [draw_bag(rng, atlas, kind) for _ in range(stock)], portion)
+        deal_shared(
+            rng,
+            count,
+            [draw_bag(rng, atlas, kind, fashion.colours(rng)) for _ in range(stock)],
+            portion,
+        )
         for kind, portion in (("backpack", 0.25), ("shoulder", 0.25), ("hand", 0.15))
     ]
-    shoes = [atlas.add(_shoe(rng)) for _ in range(max(2, garments // 2))]
-    heads = [_draw_head(rng, atlas) for _ in range(garments + 2)]
+    shoes = [atlas.add(_shoe(rng)) for _ in range(3)]
+    heads = [_draw_head(rng, atlas) for _ in range(max(4, garments // 4))]
     plain_torsos = [atlas.add(top.body) for top in tops]
     persons = []
     for i in range(count):
@@ -122,7 +132,7 @@ def draw_persons(
 
 
 def _shoe(rng: np.random.Generator) -> np.ndarray:
-    tile = plain(draw_colour(rng))
+    tile = plain(_SHOES[rng.integers(len(_SHOES))])
     return np.where((_ROWS < 8)[..., None], tile * 0.6, tile)
 
 

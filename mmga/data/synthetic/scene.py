@@ -11,6 +11,7 @@ import numpy as np
 
 from mmga.data.synthetic.camera import Camera
 from mmga.data.synthetic.figure import View, draw_figure
+from mmga.data.synthetic.garment import Fashion
 from mmga.data.synthetic.person import Person
 from mmga.data.synthetic.pose import draw_pose
 from mmga.data.synthetic.render import Canvas, Light, Solid
@@ -57,15 +58,21 @@ class Stock:
         return self.passers[rng.integers(len(self.passers))]
 
 
-def add_tiles(atlas: Atlas, rng: np.random.Generator, count: int) -> list[int]:
+def add_tiles(atlas: Atlas, fashion: Fashion, rng: np.random.Generator, count: int) -> list[int]:
     """Put tiles for scenes into the atlas and return their numbers."""
     tiles = []
-    for _ in range(count):
-        if rng.random() < 0.5:
+    for i in range(count):
+        if i % 4 == 0:
             tiles.append(atlas.add(draw_tile(rng)))
             continue
-        # Half of them faint, as walls and floors are.
-        colours = draw_colours(rng, 2)
+        colours = fashion.colours(rng).copy() if i % 4 < 3 else draw_colours(rng, 2)
+        if i % 4 == 1:
+            # As clothes are.
+            colours = rng.permutation(colours)[:2]
+            pattern = PATTERNS[rng.integers(len(PATTERNS))]
+            tiles.append(atlas.add(patterned(pattern, colours, rng)))
+            continue
+        # Half of the tiles are faint, as walls and floors are.
         colours[0] += 0.4 * (colours[0].mean() - colours[0])
         colours[1] = 0.75 * colours[0] + 0.25 * colours[1]
         pattern = PATTERNS[rng.integers(len(PATTERNS))]

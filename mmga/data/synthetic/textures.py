@@ -43,16 +43,25 @@ HAIR = np.array([(26, 22, 20), (48, 34, 26), (84, 58, 38), (142, 108, 66), (120,
 
 PATTERNS = (
     "plain",
+    "narrow hoops",
     "hoops",
+    "wide hoops",
     "stripes",
+    "wide stripes",
     "check",
+    "wide check",
     "dots",
-    "block",
-    "band",
+    "wide dots",
     "diagonal",
+    "wide diagonal",
+    "chevron",
     "camouflage",
-    "mottled",
+    "fine camouflage",
+    "halves",
+    "block",
 )
+"""Patterns of cloth. All but `plain` show both colours on half of the cloth, so that the share of a
+colour does not give the pattern away."""
 
 _ROWS = np.arange(TILE_HEIGHT)[:, None]
 _COLUMNS = np.arange(TILE_WIDTH)[None, :]
@@ -105,51 +114,48 @@ def patterned(pattern: str, colours: np.ndarray, rng: np.random.Generator) -> np
     Args:
         pattern: one of PATTERNS.
         colours: two colours [2, 3]; the first covers more.
-        rng: draws widths and positions.
+        rng: draws positions.
 
     Returns:
         float32 [TILE_HEIGHT, TILE_WIDTH, 3].
     """
     first, second = (np.asarray(c, np.float32) for c in colours[:2])
     shape = (TILE_HEIGHT, TILE_WIDTH)
-    if pattern == "plain":
+    rows, columns = _ROWS + rng.integers(TILE_HEIGHT), _COLUMNS
+    scale = 2 if pattern.startswith("wide") else 1
+    kind = pattern.split()[-1]
+    if kind == "plain":
         where = np.zeros(shape, bool)
-    elif pattern == "hoops":
-        period = int(rng.choice([5, 8, 11]))
-        where = np.broadcast_to((_ROWS + rng.integers(period)) % period < period * 0.45, shape)
-    elif pattern == "stripes":
-        period = int(rng.choice([8, 16]))
-        where = np.broadcast_to(_COLUMNS % period < period * 0.4, shape)
-    elif pattern == "check":
-        rows, columns = int(rng.choice([6, 8, 11])), int(rng.choice([8, 16]))
-        weight = 0.5 * (_ROWS % rows < rows * 0.5) + 0.5 * (_COLUMNS % columns < columns * 0.5)
-        return first + (second - first) * weight[..., None].astype(np.float32)
-    elif pattern == "dots":
-        period = int(rng.choice([8, 16]))
-        shift = (_ROWS // (period // 2) % 2) * (period // 2)
-        y = _ROWS % (period // 2) - period / 4 + 0.5
-        x = (_COLUMNS + shift) % period - period / 2 + 0.5
-        where = y**2 + (x * 0.8) ** 2 < (period * 0.19) ** 2
-    elif pattern == "block":
-        where = np.broadcast_to(rng.integers(12, 22) < _ROWS, shape)
-    elif pattern == "band":
-        start, width = rng.integers(8, 20), rng.integers(4, 8)
-        where = np.broadcast_to((start <= _ROWS) & (start + width > _ROWS), shape)
-    elif pattern == "diagonal":
-        period = int(rng.choice([16, 32]))
-        where = (_ROWS * 2 + _COLUMNS) % period < period * 0.4
-    elif pattern == "camouflage":
-        where = smooth_noise(rng, *shape, cell=4) > 0.25
-    elif pattern == "mottled":
-        weight = np.clip(0.3 + 0.25 * smooth_noise(rng, *shape, cell=2), 0, 0.8)
-        return first + (second - first) * weight[..., None]
+    elif kind == "hoops":
+        period = {"narrow hoops": 5, "hoops": 8, "wide hoops": 16}[pattern]
+        where = rows % period < period / 2
+    elif kind == "stripes":
+        where = columns % (8 * scale) < 4 * scale
+    elif kind == "check":
+        where = (rows // (4 * scale) + columns // (4 * scale)) % 2 == 0
+    elif kind == "dots":
+        period = 8 * scale
+        shift = (rows // (period // 2) % 2) * (period // 2)
+        y = rows % (period // 2) - period / 4 + 0.5
+        x = (columns + shift) % period - period / 2 + 0.5
+        where = y**2 + (0.7 * x) ** 2 < (0.24 * period) ** 2
+    elif kind == "diagonal":
+        where = (rows * 2 + columns) % (16 * scale) < 8 * scale
+    elif kind == "chevron":
+        where = (rows + np.abs(columns % 16 - 8)) % 8 < 4
+    elif kind == "camouflage":
+        where = smooth_noise(rng, *shape, cell=2 if pattern.startswith("fine") else 4) > 0
+    elif kind == "halves":
+        where = columns < TILE_WIDTH // 2
+    elif kind == "block":
+        where = _ROWS >= TILE_HEIGHT // 2
     else:
         raise ValueError(f"pattern {pattern!r} is not one of {', '.join(PATTERNS)}")
-    return np.where(where[..., None], second, first)
+    return np.where(np.broadcast_to(where, shape)[..., None], second, first)
 
 
 def draw_tile(rng: np.random.Generator) -> np.ndarray:
-    """Draw cloth of any pattern and colours: what walls, bags and furniture are covered with."""
+    """Draw cloth of any pattern and any colours."""
     pattern = PATTERNS[rng.integers(len(PATTERNS))] if rng.random() < 0.7 else "plain"
     return patterned(pattern, draw_colours(rng, 2), rng)
 

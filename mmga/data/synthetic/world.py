@@ -9,6 +9,7 @@ import numpy as np
 from mmga.data.synthetic.camera import Camera, develop, draw_camera, draw_exposure
 from mmga.data.synthetic.challenge import Levels, draw_levels
 from mmga.data.synthetic.figure import View, draw_figure, extent
+from mmga.data.synthetic.garment import Fashion
 from mmga.data.synthetic.person import draw_persons
 from mmga.data.synthetic.pose import draw_pose
 from mmga.data.synthetic.render import Canvas, Solid
@@ -89,6 +90,7 @@ class World:
         challenge: a setting of `mmga.data.synthetic.challenge`.
         severity: 1 to 3.
         share: how many persons at least wear each garment.
+        schemes: number of colour schemes of their clothes; 0 for one to ten tops, at least three.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class World:
         challenge: str = "mixed",
         severity: int = 1,
         share: int = 5,
+        schemes: int = 0,
     ) -> None:
         self.seed, self.split, self.size, self.rho = seed, split, size, rho
         self.challenge, self.severity = challenge, severity
@@ -109,8 +112,12 @@ class World:
         self.cameras = [draw_camera(i, seed) for i in range(cameras)]
         atlas = Atlas()
         passers = max(20, persons // 4)
-        self.persons, passing = draw_persons(atlas, persons, passers, seed, split, share=share)
-        tiles = add_tiles(atlas, stream(seed, split, "tiles"), 120)
+        schemes = schemes or max(3, persons // (10 * share))
+        fashion = Fashion(stream(seed, split, "fashion"), schemes)
+        self.persons, passing = draw_persons(
+            atlas, fashion, persons, passers, seed, split, share=share
+        )
+        tiles = add_tiles(atlas, fashion, stream(seed, split, "tiles"), 120)
         self.stock = Stock(atlas.texels, tiles, passing)
 
     @functools.cached_property

@@ -1,0 +1,72 @@
+"""`python -m mmga.data.synthetic`: audit the synthetic persons, or draw a sheet of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmga import cli
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """Audit the built-in synthetic persons, or draw a sheet of them."""
+
+    audit: bool = False
+    """Print what background, camera, silhouette and colours alone retrieve; 1 if a limit breaks."""
+    sheet: Path | None = None
+    """Write a PNG of training pictures and of their masks."""
+    num_train: int = 60
+    """Training identities."""
+    num_test: int = 150
+    """Test identities."""
+    images_per_camera: int = 4
+    """Pictures of an identity in each camera that sees it."""
+    rho: float = 0.5
+    """Probability with which a picture shows its tracklet's backdrop."""
+    challenge: str = "mixed"
+    """clean, mixed, pose, misalignment, occlusion or clutter."""
+    severity: int = 1
+    """1 to 3."""
+    seed: int = 0
+    """Of everything."""
+
+
+def body(options: Options) -> int:
+    """Do what the options ask for; 1 if the audit fails."""
+    from mmga.data.synthetic.audit import audit, table
+    from mmga.data.synthetic.dataset import synthetic
+    from mmga.data.synthetic.sheet import write_sheet
+    from mmga.errors import UserError
+    from mmga.progress import bar
+
+    if not options.audit and options.sheet is None:
+        raise UserError("nothing to do: give --audit, --sheet FILE or both")
+    with bar() as progress:
+        data = synthetic(
+            seed=options.seed,
+            num_train=options.num_train,
+            num_test=options.num_test if options.audit else 0,
+            images_per_camera=options.images_per_camera,
+            rho=options.rho,
+            challenge=options.challenge,
+            severity=options.severity,
+            train_challenge=options.challenge,
+            train_severity=options.severity,
+            progress=progress,
+        )
+        figures = audit(data, progress) if options.audit else []
+    if options.sheet is not None:
+        write_sheet(options.sheet, data.train)
+        print(f"sheet: {options.sheet}")
+    if figures:
+        print(table(figures))
+    return 0 if all(figure.passed for figure in figures) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    cli.run("data.synthetic", Options, body, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A contact sheet: pictures of some identities above the same with their masks."""
+
+import os
+
+import numpy as np
+import torch
+
+from mmga.data.dataset import ImageSet
+from mmga.errors import UserError
+from mmga.files import atomic_path
+
+_COLOURS = torch.tensor([(0, 0, 0), (235, 70, 60), (60, 100, 245), (250, 220, 40)])
+
+
+def overlay(image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return an image [3, H, W] with its labels [H, W] in colours over it, uint8."""
+    colours = _COLOURS[labels.long()].permute(2, 0, 1)
+    mixed = 0.45 * image + 0.55 * colours
+    return torch.where(labels > 0, mixed, image.float()).to(torch.uint8)
+
+
+def write_sheet(
+    path: str | os.PathLike[str], images: ImageSet, identities: int = 8, each: int = 14
+) -> None:
+    """Write a PNG with two rows for each identity: pictures, and masks over them.
+
+    Args:
+        path: the file.
+        images: the set.
+        identities: how many identities.
+        each: pictures of each, spread over its cameras.
+
+    Raises:
+        UserError: the set is empty or the file cannot be written.
+    """
+    from torchvision.io import write_png
+
+    if not len(images):
+        raise UserError("a sheet needs at least one training identity, got none")
+    rows = []
+    for pid in np.unique(images.pids)[:identities]:
+        own = np.flatnonzero(images.pids == pid)
+        chosen = own[np.linspace(0, len(own) - 1, each).round().astype(int)].tolist()
+        pictures = [images.image(i) for i in chosen]
+        masks = [images.mask(i) for i in chosen]
+        rows.append(torch.cat(pictures, dim=2))
+        rows.append(
+            torch.cat(
+                [
+                    picture if mask is None else overlay(picture, mask.labels)
+                    for picture, mask in zip(pictures, masks, strict=True)
+                ],
+                dim=2,
+            )
+        )
+    with atomic_path(path) as temporary:
+        write_png(torch.cat(rows, dim=1), str(temporary))
