@@ -74,8 +74,16 @@ def audit(data: SyntheticData, progress: Progress | None = None) -> list[Figure]
         value = mean_average_precision(_squared_distances(*sides), *labels)
         figures.append(Figure(name, value, limit))
 
-    add("background, layout", _scene_layout, limit)
-    add("background, colours", _scene_colours, limit)
+    scenes: dict[tuple[int, int], np.ndarray] = {}
+
+    def scene(images: SyntheticImages, index: int) -> np.ndarray:
+        key = id(images), index
+        if key not in scenes:
+            scenes[key] = images.picture(index, with_person=False).image
+        return scenes[key]
+
+    add("background, layout", lambda images, i: _layout(scene(images, i)), limit)
+    add("background, colours", lambda images, i: _colours(scene(images, i)), limit)
     camera = (query.camids[:, None] == gallery.camids[None]).astype(np.float64)
     for name, distance in (("camera, nearest first", -camera), ("camera, farthest first", camera)):
         value = mean_average_precision(distance, *labels, draws=20)
@@ -153,17 +161,15 @@ def _shrink(planes: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return np.asarray(down.T @ planes @ across)
 
 
-def _scene_layout(images: SyntheticImages, index: int) -> np.ndarray:
-    """Describe the scene without the person by its contrast-normalised thumbnail."""
-    frame = images.picture(index, with_person=False).image.astype(np.float32)
-    small = _shrink(frame, 16, 8)
+def _layout(frame: np.ndarray) -> np.ndarray:
+    """Describe a picture by its contrast-normalised thumbnail."""
+    small = _shrink(frame.astype(np.float32), 16, 8)
     small -= small.mean((1, 2), keepdims=True)
     return (small / (small.std() + 1e-3)).reshape(-1)
 
 
-def _scene_colours(images: SyntheticImages, index: int) -> np.ndarray:
-    """Describe the scene without the person by colour histograms of stripes."""
-    frame = images.picture(index, with_person=False).image
+def _colours(frame: np.ndarray) -> np.ndarray:
+    """Describe a picture by colour histograms of stripes."""
     return _histograms(frame, np.ones(frame.shape[1:], bool))
 
 

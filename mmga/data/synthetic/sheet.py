@@ -33,7 +33,7 @@ def write_sheet(
     Raises:
         UserError: the set is empty or the file cannot be written.
     """
-    from torchvision.io import write_png
+    from PIL import Image
 
     if not len(images):
         raise UserError("a sheet needs at least one training identity, got none")
@@ -54,4 +54,4 @@ def write_sheet(
             )
         )
     with atomic_path(path) as temporary:
-        write_png(torch.cat(rows, dim=1), str(temporary))
+        Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(temporary, "PNG")
