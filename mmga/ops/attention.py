@@ -6,17 +6,22 @@ and 3N backward; pool N forward, N (max) or 2N (avg) backward. Pooling never hol
 the P parts [B, P, C, h, w].
 
 Kernels exist for ``"max"`` and ``"avg"``; the generalised mean is always computed by the reference.
+On CUDA devices the kernels are Triton's, for every dtype but float64, which the reference serves.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmga.ops import reference
-from mmga.ops._library import define
+from mmga.ops._library import LIBRARY, define, has_kernel
+from mmga.ops.layout import empty_gradients, memory_format
 
 COMBINE = ("product", "residual")
 MODES = ("max", "avg", "gem")
@@ -135,16 +140,6 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Layout of everything shaped like ``x`` that the ops return.
-
-    Slices count as what they were cut from; a map with one channel or one pixel counts as NCHW.
-    """
-    if x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1 and x.stride(1) == 1:
-        return torch.channels_last
-    return torch.contiguous_format
-
-
 def _combine(residual: bool) -> str:
     return COMBINE[int(residual)]
 
@@ -172,7 +167,7 @@ def _multiply_backward(
 def _multiply_backward_fake(
     grad: Tensor, x: Tensor, spatial: Tensor, channel: Tensor, residual: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_grads(x, spatial, channel)
+    return empty_gradients(x, spatial, channel)
 
 
 def _pool(
@@ -217,21 +212,13 @@ def _pool_backward_fake(
     residual: bool,
     stripes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_grads(x, spatial, channel)
+    return empty_gradients(x, spatial, channel)
 
 
 def _dense(grads: tuple[Tensor, Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, grad_spatial, grad_channel = grads
     grad_x = grad_x.contiguous(memory_format=memory_format(x))
     return grad_x, grad_spatial.contiguous(), grad_channel.contiguous()
-
-
-def _empty_grads(x: Tensor, spatial: Tensor, channel: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(x, memory_format=memory_format(x)),
-        torch.empty_like(spatial, memory_format=torch.contiguous_format),
-        torch.empty_like(channel, memory_format=torch.contiguous_format),
-    )
 
 
 _MULTIPLY = define(
@@ -303,3 +290,26 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "mmga::attention_pool_backward", _no_double_backward("attention_pool")
 )
+
+
+def _triton(name: str, reference_of_float64: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the Triton launcher of an op; Triton itself is imported at the first call."""
+
+    def launch(*args: Any) -> Any:
+        if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in args):
+            return reference_of_float64(*args)
+        kernels = importlib.import_module("mmga.ops.triton_attention")
+        return getattr(kernels, name)(*args)
+
+    return launch
+
+
+if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    for _name, _reference in (
+        ("attention_multiply", _multiply),
+        ("attention_multiply_backward", _multiply_backward),
+        ("attention_pool", _pool),
+        ("attention_pool_backward", _pool_backward),
+    ):
+        if not has_kernel(_name, "CUDA"):
+            LIBRARY.impl(_name, _triton(_name, _reference), "CUDA")
