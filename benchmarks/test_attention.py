@@ -17,6 +17,7 @@ from torch import Tensor
 from mmga.ops import backends, reference
 
 BATCH = int(os.environ.get("MMGA_BENCHMARK_BATCH", "16"))
+ROUNDS = 10
 MAPS = {"512x48x16": (512, 48, 16), "2048x24x8": (2048, 24, 8)}
 WORKLOADS = ("multiply", "pool-max-P1", "pool-max-P3", "pool-avg-P1", "pool-avg-P3")
 PROVIDERS = ("reference", "eager", "cpu", "triton")
@@ -128,5 +129,4 @@ def test_attention(benchmark, provider, workload, shape, dtype, layout, directio
         if device == "cuda":
             torch.cuda.synchronize()
 
-    synchronised()
-    benchmark(synchronised)
+    benchmark.pedantic(synchronised, rounds=ROUNDS, warmup_rounds=2)

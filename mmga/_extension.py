@@ -34,13 +34,18 @@ def build_info() -> dict[str, Any]:
     return info
 
 
+def disabled() -> bool:
+    """Return whether MMGA_DISABLE_EXTENSION=1 asks for the reference everywhere."""
+    return os.environ.get("MMGA_DISABLE_EXTENSION") == "1"
+
+
 @functools.cache
 def load() -> dict[str, Library]:
     """Load `_C` and `_C_cuda` once and return a record of both, keyed `cpu` and `cuda`.
 
     `MMGA_DISABLE_EXTENSION=1` loads neither, so that everything runs on the reference.
     """
-    if os.environ.get("MMGA_DISABLE_EXTENSION") == "1":
+    if disabled():
         off = Library(False, "switched off by MMGA_DISABLE_EXTENSION=1")
         return {"cpu": off, "cuda": off}
     return {"cpu": _load_cpu(), "cuda": _load_cuda()}

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmga import _extension
 from mmga.ops import reference
 from mmga.ops._library import LIBRARY, define, has_kernel
 from mmga.ops.layout import empty_gradients, memory_format
@@ -304,7 +305,11 @@ def _triton(name: str, reference_of_float64: Callable[..., Any]) -> Callable[...
     return launch
 
 
-if torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+if (
+    torch.cuda.is_available()
+    and importlib.util.find_spec("triton") is not None
+    and not _extension.disabled()
+):
     for _name, _reference in (
         ("attention_multiply", _multiply),
         ("attention_multiply_backward", _multiply_backward),

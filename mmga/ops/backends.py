@@ -22,12 +22,15 @@ def backends() -> dict[str, str]:
         cuda_text = cuda.detail
     elif not has_device:
         cuda_text = f"loaded, idle: {cuda.detail}"
-    if importlib.util.find_spec("triton") is None:
+    if _extension.disabled():
+        triton_text = "switched off by MMGA_DISABLE_EXTENSION=1"
+    elif importlib.util.find_spec("triton") is None:
         triton_text = "not installed: pip install triton"
     else:
         triton_text = "active" if has_device else f"installed, idle: {no_device}"
     return {
-        "reference": f"active: torch {torch.__version__}",
+        # Nothing else serves the generalised mean, nor float64 on CUDA devices.
+        "reference": f"active: torch {torch.__version__}; alone for attention_pool(mode='gem')",
         "cpu": f"active: {record['cpu'].detail}" if record["cpu"].loaded else record["cpu"].detail,
         "cuda": cuda_text,
         "triton": triton_text,
