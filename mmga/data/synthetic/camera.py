@@ -62,11 +62,13 @@ class Exposure:
 def draw_camera(number: int, *key: int | str) -> Camera:
     """Draw camera `number` of the world that `key` names."""
     rng = stream(*key, "camera", number)
-    cast = np.exp(rng.normal(0, 0.1, 3))
+    cast = np.exp(np.clip(rng.normal(0, 0.1, 3), -0.14, 0.14))
     return Camera(
         number=number,
         pitch=rng.uniform(0.05, 0.5),
-        gains=(cast / cast.mean() * np.exp(rng.normal(0, 0.12))).astype(np.float32),
+        gains=(cast / cast.mean() * np.exp(np.clip(rng.normal(0, 0.12), -0.2, 0.2))).astype(
+            np.float32
+        ),
         tone=rng.uniform(-0.3, 0.35),
         saturation=rng.uniform(0.45, 1.0),
         haze=rng.uniform(0.0, 0.1),
@@ -93,11 +95,11 @@ def draw_exposure(rng: np.random.Generator, camera: Camera) -> Exposure:
             up=usual.up + 0.5 * up,
             front=usual.front + 0.5 * front,
         ),
-        gain=float(np.exp(rng.normal(0, 0.2))),
+        gain=float(np.exp(np.clip(rng.normal(0, 0.2), -0.4, 0.4))),
         warmth=float(rng.normal(0, 0.06)),
         blur=float(np.exp(rng.normal(0, 0.25))),
         shadow=(
-            float(rng.uniform(0.25, 0.6) if rng.random() < 0.5 else 0.0),
+            float(rng.uniform(0.25, 0.5) if rng.random() < 0.5 else 0.0),
             float(rng.uniform(0, 2 * np.pi)),
             float(rng.uniform(-0.3, 0.3)),
             float(rng.uniform(0.01, 0.12)),

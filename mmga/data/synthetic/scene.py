@@ -21,7 +21,6 @@ from mmga.data.synthetic.textures import (
     TILE_HEIGHT,
     Atlas,
     draw_colours,
-    draw_tile,
     patterned,
     smooth_noise,
 )
@@ -41,7 +40,7 @@ class Stock:
 
     Attributes:
         texels: the atlas' texels.
-        tiles: numbers of tiles for boards, bags, poles.
+        tiles: numbers of tiles for boards, bags, poles; the latter half faint, as walls are.
         passers: bystanders, who share the identities' wardrobe but are none of them.
     """
 
@@ -53,6 +52,11 @@ class Stock:
         """Draw a tile."""
         return self.tiles[rng.integers(len(self.tiles))]
 
+    def wall(self, rng: np.random.Generator) -> int:
+        """Draw a tile for a wall or a floor, mostly a faint one."""
+        half = len(self.tiles) // 2
+        return self.tiles[rng.integers(half if rng.random() < 0.8 else 0, len(self.tiles))]
+
     def passer(self, rng: np.random.Generator) -> Person:
         """Draw a bystander."""
         return self.passers[rng.integers(len(self.passers))]
@@ -60,24 +64,18 @@ class Stock:
 
 def add_tiles(atlas: Atlas, fashion: Fashion, rng: np.random.Generator, count: int) -> list[int]:
     """Put tiles for scenes into the atlas and return their numbers."""
-    tiles = []
-    for i in range(count):
-        if i % 4 == 0:
-            tiles.append(atlas.add(draw_tile(rng)))
-            continue
-        colours = fashion.colours(rng).copy() if i % 4 < 3 else draw_colours(rng, 2)
-        if i % 4 == 1:
-            # As clothes are.
-            colours = rng.permutation(colours)[:2]
-            pattern = PATTERNS[rng.integers(len(PATTERNS))]
-            tiles.append(atlas.add(patterned(pattern, colours, rng)))
-            continue
-        # Half of the tiles are faint, as walls and floors are.
+    bold, faint = [], []
+    for i in range(count // 2):
+        # Every other tile keeps to the fashion of the split's clothes.
+        colours = rng.permutation(fashion.colours(rng)) if i % 2 else draw_colours(rng, 2)
+        pattern = PATTERNS[rng.integers(len(PATTERNS))] if rng.random() < 0.8 else "plain"
+        bold.append(atlas.add(patterned(pattern, colours[:2], rng)))
+        colours = fashion.colours(rng).copy() if i % 2 else draw_colours(rng, 2)
         colours[0] += 0.4 * (colours[0].mean() - colours[0])
         colours[1] = 0.75 * colours[0] + 0.25 * colours[1]
         pattern = PATTERNS[rng.integers(len(PATTERNS))]
-        tiles.append(atlas.add(patterned(pattern, colours, rng)))
-    return tiles
+        faint.append(atlas.add(patterned(pattern, colours, rng)))
+    return bold + faint
 
 
 def board(
@@ -127,8 +125,8 @@ def draw_panorama(stock: Stock, camera: Camera, unit: float, *key: int | str) ->
     canvas = Canvas(np.full((height, width, 3), 128, np.float32))
     texel = rng.uniform(1.0, 2.5) * unit
     solids = [
-        board(stock.tile(rng), -2, width + 2, -2, height + 2, texel, int(rng.integers(128))),
-        board(stock.tile(rng), -2, width + 2, -2, horizon, texel, int(rng.integers(128)), 0.95),
+        board(stock.wall(rng), -2, width + 2, -2, height + 2, texel, int(rng.integers(128))),
+        board(stock.wall(rng), -2, width + 2, -2, horizon, texel, int(rng.integers(128)), 0.95),
     ]
     for _ in range(rng.integers(3, 7)):
         middle, half = rng.uniform(0, width), rng.uniform(10, 40) * unit
@@ -466,7 +464,7 @@ def draw_occluders(
     width, height = right - left, bottom - top
     edge = left if side < 0 else right
     if kind == "low":
-        line = bottom - share * height * 1.15
+        line = bottom - share * height
         return [
             board(
                 tile,
@@ -479,7 +477,7 @@ def draw_occluders(
             )
         ]
     if kind == "side":
-        inner = edge - side * share * width * 1.25
+        inner = edge - side * share * width
         outer = edge + side * scale
         line = top - scale if rng.random() < 0.5 else top + rng.uniform(0.0, 0.25) * height
         return [
@@ -494,7 +492,7 @@ def draw_occluders(
             )
         ]
     if kind == "post":
-        half = share * width * 0.6
+        half = share * width * 0.45
         x = left + rng.uniform(0.25, 0.75) * width
         return [
             Solid(

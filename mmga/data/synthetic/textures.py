@@ -154,12 +154,6 @@ def patterned(pattern: str, colours: np.ndarray, rng: np.random.Generator) -> np
     return np.where(np.broadcast_to(where, shape)[..., None], second, first)
 
 
-def draw_tile(rng: np.random.Generator) -> np.ndarray:
-    """Draw cloth of any pattern and any colours."""
-    pattern = PATTERNS[rng.integers(len(PATTERNS))] if rng.random() < 0.7 else "plain"
-    return patterned(pattern, draw_colours(rng, 2), rng)
-
-
 def finish(tile: np.ndarray) -> np.ndarray:
     """Round a tile to what the atlas stores, uint8 [TILE_HEIGHT, TILE_WIDTH, 3]."""
     return np.clip(np.rint(tile), 0, 255).astype(np.uint8)
