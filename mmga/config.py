@@ -92,6 +92,8 @@ class ModelConfig:
     """Where module 1 reads."""
     reduction: Literal["head", "shared"] = "head"
     """The 1x1 convolution to the embedding: one per head [OURS] or shared [AUTHOR]."""
+    classifier: Literal["kaiming", "normal"] = "kaiming"
+    """How classifiers start: kaiming fan_out [AUTHOR], or N(0, .001) without bias [TRICKS]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +229,7 @@ def check(config: Config) -> None:
 
 def _bot(**run: Any) -> dict[str, dict[str, Any]]:
     return {
-        "model": {"neck": "bnneck", "pool": "max"},
+        "model": {"neck": "bnneck", "classifier": "normal"},
         "loss": {"id_weight": 1.0, "margin": 0.3, "smoothing": 0.1},
         "optimizer": {
             "lr": 3.5e-4,
@@ -267,7 +269,13 @@ def recipe_values(recipe: str) -> dict[str, Any]:
             "recipe": recipe,
             "data": {"height": 128, "width": 64},
             "model": {"backbone": "tiny", "weights": "none"},
-            "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_epochs": 2},
+            "loss": {"mask_weight": 3.0},
+            "optimizer": {
+                "lr": 1e-3,
+                "attention_lr": 10.0,
+                "schedule": "cosine",
+                "warmup_epochs": 2,
+            },
             "batch": {"sampler": "bot", "interpolation": "bilinear", "pad": 4, "erasing": 0.3},
             "run": {"epochs": 30},
         }

@@ -115,7 +115,7 @@ def train(
         skip_broken=config.data.skip_broken,
     )
     torch.manual_seed(config.run.seed)
-    network = build_network(config.model, len(sampler.classes), batch.sampler).to(device)
+    network = build_network(config.model, len(sampler.classes)).to(device)
     if config.run.channels_last:
         network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(

@@ -60,14 +60,8 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def build_network(config: ModelConfig, num_classes: int, sampler: str) -> MMGA:
-    """Build the network that a configuration describes.
-
-    Args:
-        config: the network's switches.
-        num_classes: identities of its classifiers.
-        sampler: the recipe's family, `mgn` or `bot`, which settles how classifiers start.
-    """
+def build_network(config: ModelConfig, num_classes: int) -> MMGA:
+    """Build the network that a configuration describes, with `num_classes` identities."""
     return MMGA(
         num_classes,
         config.backbone,
@@ -82,7 +76,7 @@ def build_network(config: ModelConfig, num_classes: int, sampler: str) -> MMGA:
         spatial_kernel=config.spatial_kernel,
         read0=config.read0,
         reduction=config.reduction,
-        classifier="normal" if sampler == "bot" else "kaiming",
+        classifier=config.classifier,
     )
 
 
@@ -98,7 +92,7 @@ def open_run(path: Path, device: str = "auto") -> Run:
     config = merged(base, checkpoint.config, where=str(file))
     # The checkpoint holds every weight: nothing is to be downloaded.
     bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
-    network = build_network(bare.model, checkpoint.num_classes, config.batch.sampler)
+    network = build_network(bare.model, checkpoint.num_classes)
     load_weights(network, checkpoint, file)
     network.to(resolve_device(device)).eval()
     return Run(file.parent, config, network, checkpoint.progress.step)

@@ -49,8 +49,13 @@ class RunLog:
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
             self._file.flush()
+            self._draw(kind, step, figures)
         except OSError as error:
-            raise UserError(f"{self.path} could not be written: {error.strerror}") from error
+            raise UserError(
+                f"{self.path.parent} could not be written: {error.strerror}; make room and --resume"
+            ) from error
+
+    def _draw(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         if self._board is None:
             return
         for name, value in figures.items():
