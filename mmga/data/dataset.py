@@ -177,7 +177,9 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
         data = np.fromfile(path, dtype=np.uint8)
         decode = _torchvision_decoder()
         if decode is not None and _is_torchvision_format(data):
-            return decode(torch.from_numpy(data))
+            image = decode(torch.from_numpy(data))
+            # PNGs may have 16 bits.
+            return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
         from PIL import Image
 
         with Image.open(path) as image:

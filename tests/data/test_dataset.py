@@ -34,6 +34,14 @@ def test_grey_images_become_three_channels(tmp_path):
     assert torch.equal(image[0], image[2])
 
 
+def test_sixteen_bits_become_eight(tmp_path):
+    values = np.arange(0, 65536, 512, dtype=np.uint16).reshape(16, 8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.dtype == torch.uint8
+    np.testing.assert_array_equal(image[1].numpy(), values >> 8)
+
+
 @pytest.mark.parametrize("content", ["empty", "text", "short jpeg", "short png", "short bmp"])
 def test_broken_images_are_named(tmp_path, content):
     path = tmp_path / "broken.jpg"
