@@ -33,8 +33,8 @@ class Case:
 CASES = (
     Case("odd", (2, 5, 7, 3), parts=3, stripes=2),
     Case("odd-last", (2, 5, 7, 3), parts=3, stripes=2, layout="channels_last"),
-    Case("blocks", (2, 70, 9, 8), parts=2, stripes=3),
-    Case("blocks-last", (1, 300, 6, 4), parts=2, stripes=3, layout="channels_last"),
+    Case("blocks", (2, 70, 11, 8), parts=2, stripes=2),
+    Case("blocks-last", (1, 300, 8, 4), parts=2, stripes=3, layout="channels_last"),
     Case("parts8", (1, 3, 5, 5), parts=8, stripes=5),
     Case("parts8-last", (1, 33, 5, 5), parts=8, stripes=5, layout="channels_last"),
     Case("rows", (2, 6, 4, 3), parts=2, stripes=2, layout="rows"),
