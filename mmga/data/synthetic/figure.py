@@ -136,9 +136,8 @@ class _Figure:
             for solid, near in self._bag(bag):
                 if bag.kind == "backpack":
                     (trunk if near else behind).append(solid)
-                elif bag.kind == "hand":
-                    (ahead if near else behind).insert(0, solid)
                 else:
+                    # Below the arm that carries it or hangs over it.
                     (ahead if near else behind).insert(0, solid)
         return [*behind, *lower, *trunk, *head, *ahead]
 
@@ -440,69 +439,53 @@ class _Figure:
 
     def _bag(self, bag: Bag) -> list[tuple[Solid, bool]]:
         """Return the solids of something carried, each with whether it is in front of the trunk."""
-        j, size, project = self.joints, bag.size, self.project
         if bag.kind == "backpack":
-            high = self._between("hips", "chest", 0.93)
-            low = self._between("hips", "chest", 0.22)
-            high = (high[0], high[1], high[2] - 0.085)
-            low = (low[0], low[1], low[2] - 0.1)
-            wide = float(self._across(np.array([0.078]), np.array([0.052]))[0]) * size
-            pack = self._solid(
-                low,
-                high,
-                (wide, wide, wide, 0.8 * wide),
-                bag.tile,
-                OTHER,
-                (0.45, 0.6),
-                folds=0.06,
-                turn=math.pi,
-            )
-            parts = [(pack, self.front < 0.05)]
-            if self.front > 0.15:
-                for sign in (-1.0, 1.0):
-                    parts.append(
-                        (
-                            self._solid(
-                                (sign * 0.075, j["hips"][1] + 0.13, j["hips"][2] + 0.055),
-                                self._offset("chest", sign * 0.058, -0.035, 0.04),
-                                (0.009, 0.010),
-                                bag.strap,
-                                OTHER,
-                                (0.3, 0.3),
-                            ),
-                            True,
-                        )
-                    )
-            return parts
-        if bag.kind == "hand":
-            name = "left" if bag.side > 0 else "right"
-            hand = j[f"finger_{name}"]
-            low = (hand[0], hand[1] - 0.15 * size, hand[2])
-            high = (hand[0], hand[1] - 0.03, hand[2])
-            wide = float(self._across(np.array([0.03]), np.array([0.07]))[0]) * size
-            near = project.depth(hand) > -0.035
-            return [
-                (self._solid(high, hand, (0.02, 0.008), bag.strap, OTHER, (0.3, 0.3)), near),
-                (self._solid(low, high, (wide, wide), bag.tile, OTHER, (0.3, 0.3)), near),
-            ]
-        # A shoulder bag: on the hip, its strap across the trunk from the other shoulder.
-        sign = float(bag.side)
-        hips = j["hips"]
-        low = (hips[0] + sign * 0.115, hips[1] - 0.075 * size, hips[2] - 0.01)
-        high = (hips[0] + sign * 0.11, hips[1] + 0.055 * size, hips[2] - 0.01)
-        wide = float(self._across(np.array([0.034]), np.array([0.085]))[0]) * size
-        near = project.depth(low) > -0.04
-        chest_side = 0.05 if self.front > 0 else -0.05
-        strap = self._solid(
-            (hips[0] + sign * 0.09, hips[1] + 0.05, hips[2] + 0.7 * chest_side),
-            self._offset("chest", -sign * 0.05, -0.012, chest_side * 0.5),
-            (0.009, 0.010),
-            bag.strap,
-            OTHER,
-            (0.3, 0.3),
-        )
-        pouch = self._solid(low, high, (wide, wide, 0.9 * wide), bag.tile, OTHER, (0.35, 0.25))
-        return [(pouch, near), (strap, True)]
+            return self._backpack(bag)
+        return self._handbag(bag) if bag.kind == "hand" else self._shoulder_bag(bag)
+
+    def _backpack(self, bag: Bag) -> list[tuple[Solid, bool]]:
+        hips = self.joints["hips"]
+        high = self._between("hips", "chest", 0.93)
+        low = self._between("hips", "chest", 0.22)
+        high = (high[0], high[1], high[2] - 0.085)
+        low = (low[0], low[1], low[2] - 0.1)
+        wide = float(self._across(np.array([0.078]), np.array([0.052]))[0]) * bag.size
+        widths, caps = (wide, wide, wide, 0.8 * wide), (0.45, 0.6)
+        pack = self._solid(low, high, widths, bag.tile, OTHER, caps, folds=0.06, turn=math.pi)
+        parts = [(pack, self.front < 0.05)]
+        if self.front > 0.15:
+            for sign in (-1.0, 1.0):
+                foot = (sign * 0.075, hips[1] + 0.13, hips[2] + 0.055)
+                top = self._offset("chest", sign * 0.058, -0.035, 0.04)
+                parts.append((self._strap(foot, top, bag), True))
+        return parts
+
+    def _handbag(self, bag: Bag) -> list[tuple[Solid, bool]]:
+        hand = self.joints["finger_left" if bag.side > 0 else "finger_right"]
+        low = (hand[0], hand[1] - 0.15 * bag.size, hand[2])
+        high = (hand[0], hand[1] - 0.03, hand[2])
+        wide = float(self._across(np.array([0.03]), np.array([0.07]))[0]) * bag.size
+        near = self.project.depth(hand) > -0.035
+        pouch = self._solid(low, high, (wide, wide), bag.tile, OTHER, (0.3, 0.3))
+        grip = self._solid(high, hand, (0.02, 0.008), bag.strap, OTHER, (0.3, 0.3))
+        return [(grip, near), (pouch, near)]
+
+    def _shoulder_bag(self, bag: Bag) -> list[tuple[Solid, bool]]:
+        """A pouch on one hip, its strap across the trunk from the other shoulder."""
+        sign, hips = float(bag.side), self.joints["hips"]
+        low = (hips[0] + sign * 0.115, hips[1] - 0.075 * bag.size, hips[2] - 0.01)
+        high = (hips[0] + sign * 0.11, hips[1] + 0.055 * bag.size, hips[2] - 0.01)
+        wide = float(self._across(np.array([0.034]), np.array([0.085]))[0]) * bag.size
+        widths = (wide, wide, 0.9 * wide)
+        pouch = self._solid(low, high, widths, bag.tile, OTHER, (0.35, 0.25))
+        # Of the strap the half on the side that the camera sees is drawn.
+        depth = 0.05 if self.front > 0 else -0.05
+        foot = (hips[0] + sign * 0.09, hips[1] + 0.05, hips[2] + 0.7 * depth)
+        strap = self._strap(foot, self._offset("chest", -sign * 0.05, -0.012, 0.5 * depth), bag)
+        return [(pouch, self.project.depth(low) > -0.04), (strap, True)]
+
+    def _strap(self, foot: Point, top: Point, bag: Bag) -> Solid:
+        return self._solid(foot, top, (0.009, 0.010), bag.strap, OTHER, (0.3, 0.3))
 
     def _offset(self, name: str, left: float, up: float, forward: float) -> Point:
         point = self.joints[name]
