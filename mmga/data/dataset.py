@@ -182,8 +182,9 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
             return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
         from PIL import Image
 
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB"))  # [H, W, 3]
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"image {path} cannot be opened ({error.strerror})") from error
     except (OSError, RuntimeError, SyntaxError, ValueError) as error:
