@@ -231,6 +231,156 @@ def attention_pool_backward(
     return grad_x.to(x.dtype), grad_spatial.to(spatial.dtype), grad_channel.to(channel.dtype)
 
 
+# distance
+
+METRICS = ("given", "cosine", "euclidean")
+"""How a tile's values become ranking keys; a metric's number is its place here."""
+
+
+def interleaved_sum(products: Tensor) -> Tensor:
+    """Sum float64 values [..., D] in the one order that every device keeps.
+
+    Accumulator l of 8 takes the elements l, l + 8, l + 16, ... in this order; the eight are then
+    added as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
+    """
+    products = torch.nn.functional.pad(products, (0, -products.shape[-1] % 8))
+    accumulators = torch.zeros_like(products[..., :8])
+    for start in range(0, products.shape[-1], 8):
+        accumulators = accumulators + products[..., start : start + 8]
+    pairs = accumulators[..., 0::2] + accumulators[..., 1::2]
+    fours = pairs[..., 0::2] + pairs[..., 1::2]
+    return fours[..., 0] + fours[..., 1]
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """Return s(x, x) of every row.
+
+    Args:
+        x: float32 or float16 [N, D].
+
+    Returns:
+        float64 [N]; the products are exact, the order of their sum is `interleaved_sum`'s.
+    """
+    return interleaved_sum(x.to(torch.float64).square())
+
+
+def ranking_keys(values: Tensor, row_term: Tensor, column_term: Tensor, metric: int) -> Tensor:
+    """Turn inner products into ranking keys, in the dtype of `values`.
+
+    Args:
+        values: inner products [...], or the keys themselves for metric ``given``.
+        row_term: cosine: 1 / norm of the query (0 for a zero vector); euclidean: its squared norm.
+            Shaped to broadcast against `values`.
+        column_term: the same of the gallery item.
+        metric: place in `METRICS`.
+
+    Returns:
+        cosine: 1 - (value * row_term) * column_term; euclidean: the squared distance
+        max(0, (row_term + column_term) - 2 * value).
+    """
+    if metric == 1:
+        return 1 - (values * row_term) * column_term
+    if metric == 2:
+        return ((row_term + column_term) - 2 * values).clamp_min(0)
+    return values
+
+
+# ranking
+
+
+def count_preceding(
+    values: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    offset: int,
+    match_start: Tensor,
+    match_item: Tensor,
+    match_key: Tensor,
+    ignored_start: Tensor,
+    ignored_item: Tensor,
+    row_camera: Tensor | None,
+    column_camera: Tensor | None,
+    removed: Tensor | None,
+    preceding: Tensor,
+    tied: Tensor,
+    nearest: Tensor,
+    moved: Tensor,
+) -> None:
+    """Count, for every match of every row of a tile, the items of the tile that rank before it.
+
+    Item j ranks before match m if (key of j, j) < (key of m, m). Matches are not counted: they are
+    in the ignored lists and ranked among themselves. Called once for each tile of a gallery, the
+    counts add up to the number of kept items that are no match and rank before it.
+
+    Args:
+        values: [R, W], see `ranking_keys`.
+        row_term: [R] in the dtype of `values`.
+        column_term: [W] in the dtype of `values`.
+        metric: place in `METRICS`.
+        offset: item number of the tile's first column.
+        match_start: int64 [R + 1], where each row's matches begin in the lists of matches.
+        match_item: int64 [M], item numbers.
+        match_key: [M] in the dtype of `values`, ascending by (key, item) in each row.
+        ignored_start: int64 [R + 1].
+        ignored_item: int64, item numbers that are not counted, ascending in each row.
+        row_camera: int32 [R]; items of the same code are not counted. None: no such rule.
+        column_camera: int32 [W], or None.
+        removed: bool [R, W], items that are not counted, or None.
+        preceding: int64 [M], increased by the counts.
+        tied: int64 [R], increased by the number of pairs (match, counted item) of equal keys.
+        nearest: [R], lowered to the smallest key that is counted; NaN if any key of the row is.
+        moved: int64 [R], increased by the matches whose key in this tile is not `match_key`.
+    """
+    columns = torch.arange(offset, offset + values.shape[1], device=values.device)
+    for row in range(values.shape[0]):
+        keys = values[row]  # [W]
+        if metric != METRICS.index("given"):  # which has no terms
+            keys = ranking_keys(keys, row_term[row], column_term, metric)
+        counted = torch.ones_like(keys, dtype=torch.bool)
+        ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
+        here = ignored[(ignored >= offset) & (ignored < offset + len(keys))]
+        counted[here - offset] = False
+        if row_camera is not None and column_camera is not None:
+            counted &= column_camera != row_camera[row]
+        if removed is not None:
+            counted &= ~removed[row]
+
+        mine = slice(int(match_start[row]), int(match_start[row + 1]))
+        item, key = match_item[mine], match_key[mine]  # [m]
+        equal = counted & (keys == key[:, None])  # [m, W]
+        before = (counted & (keys < key[:, None])) | (equal & (columns < item[:, None]))
+        preceding[mine] += before.sum(1)
+        tied[row] += equal.sum()
+        inside = (item >= offset) & (item < offset + len(keys))
+        moved[row] += (keys[item[inside] - offset] != key[inside]).sum()
+        smallest = torch.where(counted, keys, torch.inf).amin()
+        nearest[row] = torch.where(
+            keys.isnan().any(), torch.nan, torch.minimum(nearest[row], smallest)
+        )
+
+
+def average_precision(ranks: Tensor, trapezoid: bool = False) -> Tensor:
+    """Average precision of one query.
+
+    Args:
+        ranks: ranks of its matches among the kept items, ascending from 1, int64 [m], m >= 1.
+        trapezoid: the mean of the precisions before and at each hit, as Market-1501's MATLAB code
+            has it: hit h at rank r adds ((h - 1) / (r - 1) + h / r) / 2, whose first term is 1
+            where r = 1.
+
+    Returns:
+        float64 scalar.
+    """
+    rank = ranks.to(torch.float64)
+    hit = torch.arange(1, len(ranks) + 1, dtype=torch.float64, device=ranks.device)
+    at = hit / rank
+    if not trapezoid:
+        return at.mean()
+    before = torch.where(ranks == 1, 1.0, (hit - 1) / (rank - 1).clamp_min(1))
+    return ((before + at) / 2).mean()
+
+
 # nearest: bounded selection of distances
 
 

@@ -1,0 +1,463 @@
+// count_preceding on the CPU: how many items of a tile rank before each match of its rows.
+//
+// A row is taken in segments that stay in the L1 cache. Keys are made from inner products there,
+// items that are not counted become NaN (which no comparison finds smaller), and groups of 64 keys
+// are compared with the row's sorted thresholds: first the group's minimum, which most thresholds
+// of a good ranking are below, then every key with the thresholds that are left. Rows with many
+// matches search the sorted thresholds instead. Work is compare-bound: two comparisons for each key
+// and threshold that the minimum does not settle.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "common.h"
+
+namespace mmga {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kSegment = 2048;
+constexpr int64_t kGroup = 64;
+// From more matches than this on, searching sorted thresholds is cheaper than comparing with all.
+constexpr int64_t kFewMatches = 32;
+// Keys that one thread should have before another is worth waking.
+constexpr int64_t kGrain = 1 << 15;
+
+enum Metric : int64_t { kGiven = 0, kCosine = 1, kEuclidean = 2 };
+
+// A vector of 64 bytes, which the compiler splits where registers are shorter.
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float type __attribute__((vector_size(64)));
+  typedef int32_t mask __attribute__((vector_size(64)));
+  typedef float half __attribute__((vector_size(32)));
+  typedef float quarter __attribute__((vector_size(16)));
+};
+template <>
+struct Vector<double> {
+  typedef double type __attribute__((vector_size(64)));
+  typedef int64_t mask __attribute__((vector_size(64)));
+  typedef double half __attribute__((vector_size(32)));
+  typedef double quarter __attribute__((vector_size(16)));
+};
+
+#define MMGA_INLINE __attribute__((always_inline)) inline
+
+template <typename T>
+MMGA_INLINE void load(T& to, const void* from) {
+  std::memcpy(&to, from, sizeof(T));
+}
+
+// The smallest lane of a vector without NaN.
+template <typename T>
+MMGA_INLINE auto smallest_lane(const T& vector) {
+  using Scalar = std::decay_t<decltype(vector[0])>;
+  const char* bytes = reinterpret_cast<const char*>(&vector);
+  typename Vector<Scalar>::half a, b;
+  load(a, bytes);
+  load(b, bytes + 32);
+  a = a < b ? a : b;
+  bytes = reinterpret_cast<const char*>(&a);
+  typename Vector<Scalar>::quarter c, d;
+  load(c, bytes);
+  load(d, bytes + 16);
+  c = c < d ? c : d;
+  Scalar result = c[0];
+  for (unsigned lane = 1; lane < 16 / sizeof(Scalar); ++lane) {
+    result = c[lane] < result ? c[lane] : result;
+  }
+  return result;
+}
+
+// What one row counts its keys against, and the counts of one segment.
+template <typename T>
+struct Thresholds {
+  const T* key;  // ascending
+  int64_t count;
+  int64_t* below;      // keys < threshold, zero on entry
+  int64_t* not_above;  // keys <= threshold, zero on entry
+};
+
+// Writes the keys of a segment; returns whether any is NaN.
+template <typename T>
+MMGA_INLINE bool make_keys_body(const T* values, int64_t width, int64_t metric, T row_term,
+                                const T* column_term, T* keys) {
+  if (metric == kCosine) {
+    for (int64_t j = 0; j < width; ++j) keys[j] = 1 - (values[j] * row_term) * column_term[j];
+  } else if (metric == kEuclidean) {
+    for (int64_t j = 0; j < width; ++j) {
+      const T key = (row_term + column_term[j]) - 2 * values[j];
+      keys[j] = key < 0 ? 0 : key;  // NaN stays NaN
+    }
+  } else {
+    std::memcpy(keys, values, width * sizeof(T));
+  }
+  int bad = 0;
+  for (int64_t j = 0; j < width; ++j) bad |= keys[j] != keys[j];
+  return bad != 0;
+}
+
+// Counts `groups` groups of keys and returns the smallest key.
+template <typename T>
+MMGA_INLINE T count_few_body(const T* keys, int64_t groups, const Thresholds<T>& thresholds) {
+  using V = typename Vector<T>::type;
+  using M = typename Vector<T>::mask;
+  constexpr int kLanes = 64 / sizeof(T);
+  constexpr int kVectors = kGroup / kLanes;
+  const int64_t count = thresholds.count;
+  const T infinity = std::numeric_limits<T>::infinity();
+  M below[kFewMatches];
+  M not_above[kFewMatches];
+  int64_t first_used = count;  // thresholds before it have met no key
+  T nearest = infinity;
+  for (int64_t group = 0; group < groups; ++group) {
+    V x[kVectors];
+    for (int v = 0; v < kVectors; ++v) load(x[v], keys + group * kGroup + v * kLanes);
+    V low = V{} + infinity;
+    for (int v = 0; v < kVectors; ++v) low = x[v] < low ? x[v] : low;
+    const T smallest = smallest_lane(low);
+    nearest = smallest < nearest ? smallest : nearest;
+    int64_t k = count;
+    while (k > 0 && thresholds.key[k - 1] >= smallest) --k;
+    while (first_used > k) {
+      --first_used;
+      below[first_used] = M{};
+      not_above[first_used] = M{};
+    }
+    for (; k < count; ++k) {
+      const V threshold = V{} + thresholds.key[k];
+      M less = x[0] < threshold;
+      M at_most = x[0] <= threshold;
+      for (int v = 1; v < kVectors; ++v) {
+        less += x[v] < threshold;
+        at_most += x[v] <= threshold;
+      }
+      below[k] -= less;
+      not_above[k] -= at_most;
+    }
+  }
+  for (int64_t k = first_used; k < count; ++k) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      thresholds.below[k] += below[k][lane];
+      thresholds.not_above[k] += not_above[k][lane];
+    }
+  }
+  return nearest;
+}
+
+// The same for any number of thresholds, in logarithmic time for each key.
+template <typename T>
+MMGA_INLINE T count_many_body(const T* keys, int64_t groups, const Thresholds<T>& thresholds) {
+  using V = typename Vector<T>::type;
+  constexpr int kLanes = 64 / sizeof(T);
+  const int64_t count = thresholds.count;
+  const T infinity = std::numeric_limits<T>::infinity();
+  const T last = thresholds.key[count - 1];
+  T nearest = infinity;
+  // below[k] and not_above[k] first collect the keys whose first larger (not smaller) threshold
+  // is k; running sums make them counts.
+  for (int64_t group = 0; group < groups; ++group) {
+    const T* x = keys + group * kGroup;
+    V low = V{} + infinity;
+    for (int v = 0; v < kGroup / kLanes; ++v) {
+      V lanes;
+      load(lanes, x + v * kLanes);
+      low = lanes < low ? lanes : low;
+    }
+    const T smallest = smallest_lane(low);
+    nearest = smallest < nearest ? smallest : nearest;
+    if (!(smallest <= last)) continue;
+    for (int64_t j = 0; j < kGroup; ++j) {
+      const T key = x[j];
+      if (!(key <= last)) continue;
+      // Branch-free lower bound: the first threshold that is not below the key.
+      const T* base = thresholds.key;
+      int64_t length = count;
+      while (length > 1) {
+        const int64_t half = length / 2;
+        base = base[half - 1] < key ? base + half : base;
+        length -= half;
+      }
+      const int64_t at = base - thresholds.key;
+      ++thresholds.not_above[at];
+      int64_t above = at;
+      if (thresholds.key[at] == key) {
+        above = std::upper_bound(thresholds.key + at, thresholds.key + count, key) - thresholds.key;
+      }
+      if (above < count) ++thresholds.below[above];
+    }
+  }
+  for (int64_t k = 1; k < count; ++k) {
+    thresholds.below[k] += thresholds.below[k - 1];
+    thresholds.not_above[k] += thresholds.not_above[k - 1];
+  }
+  return nearest;
+}
+
+template <typename T>
+MMGA_INLINE void leave_out_camera_body(T* keys, int64_t width, int32_t camera,
+                                       const int32_t* column_camera) {
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  for (int64_t j = 0; j < width; ++j) keys[j] = column_camera[j] == camera ? nan : keys[j];
+}
+
+// A template cannot be compiled for several instruction sets, an overload can.
+#define MMGA_RANKING_KERNELS(T)                                                                    \
+  MMGA_VECTOR_CLONES bool make_keys(const T* values, int64_t width, int64_t metric, T row_term,    \
+                                    const T* column_term, T* keys) {                               \
+    return make_keys_body<T>(values, width, metric, row_term, column_term, keys);                  \
+  }                                                                                                \
+  MMGA_VECTOR_CLONES T count_few(const T* keys, int64_t groups, const Thresholds<T>& thresholds) { \
+    return count_few_body<T>(keys, groups, thresholds);                                            \
+  }                                                                                                \
+  MMGA_VECTOR_CLONES T count_many(const T* keys, int64_t groups,                                   \
+                                  const Thresholds<T>& thresholds) {                               \
+    return count_many_body<T>(keys, groups, thresholds);                                           \
+  }                                                                                                \
+  MMGA_VECTOR_CLONES void leave_out_camera(T* keys, int64_t width, int32_t camera,                 \
+                                           const int32_t* column_camera) {                         \
+    leave_out_camera_body<T>(keys, width, camera, column_camera);                                  \
+  }
+MMGA_RANKING_KERNELS(float)
+MMGA_RANKING_KERNELS(double)
+#undef MMGA_RANKING_KERNELS
+
+template <typename T>
+const T* pointer(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+
+template <typename T>
+const T* pointer(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? pointer<T>(*tensor) : nullptr;
+}
+
+// The raw arrays of one call; see reference.py for their meaning.
+template <typename T>
+struct Tile {
+  const T* values;
+  int64_t row_stride;
+  int64_t rows;
+  int64_t width;
+  const T* row_term;
+  const T* column_term;
+  int64_t metric;
+  int64_t offset;
+  const int64_t* match_start;
+  const int64_t* match_item;
+  const T* match_key;
+  const int64_t* ignored_start;
+  const int64_t* ignored_item;
+  const int32_t* row_camera;
+  const int32_t* column_camera;
+  const bool* removed;
+  int64_t removed_stride;
+  int64_t* preceding;
+  int64_t* tied;
+  T* nearest;
+  int64_t* moved;
+};
+
+template <typename T>
+class RowCounter {
+ public:
+  explicit RowCounter(const Tile<T>& tile) : tile_(tile) {}
+
+  void count(int64_t row) {
+    const int64_t first = tile_.match_start[row];
+    const int64_t count = tile_.match_start[row + 1] - first;
+    counts_.resize(2 * count);
+    bool bad = false;
+    T nearest = tile_.nearest[row];
+    for (int64_t start = 0; start < tile_.width; start += kSegment) {
+      const int64_t width = std::min(kSegment, tile_.width - start);
+      bad |= fill(row, start, width);
+      std::fill(counts_.begin(), counts_.end(), 0);
+      const Thresholds<T> thresholds{tile_.match_key + first, count, counts_.data(),
+                                     counts_.data() + count};
+      const int64_t groups = (width + kGroup - 1) / kGroup;
+      const T smallest = count <= kFewMatches ? count_few(keys_, groups, thresholds)
+                                              : count_many(keys_, groups, thresholds);
+      nearest = smallest < nearest ? smallest : nearest;
+      settle(row, start, width, thresholds);
+    }
+    tile_.nearest[row] = bad ? std::numeric_limits<T>::quiet_NaN() : nearest;
+  }
+
+ private:
+  // Fills keys_ with a segment of a row, NaN where an item is not counted and up to a whole group.
+  bool fill(int64_t row, int64_t start, int64_t width) {
+    const T* values = tile_.values + row * tile_.row_stride + start;
+    const bool given = tile_.metric == kGiven;
+    const bool bad = make_keys(values, width, tile_.metric, given ? T(0) : tile_.row_term[row],
+                               given ? nullptr : tile_.column_term + start, keys_);
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    const int64_t offset = tile_.offset + start;
+    for (int64_t m = tile_.match_start[row]; m < tile_.match_start[row + 1]; ++m) {
+      const int64_t column = tile_.match_item[m] - offset;
+      if (column >= 0 && column < width && keys_[column] != tile_.match_key[m]) {
+        ++tile_.moved[row];
+      }
+    }
+    const int64_t* end = tile_.ignored_item + tile_.ignored_start[row + 1];
+    const int64_t* item =
+        std::lower_bound(tile_.ignored_item + tile_.ignored_start[row], end, offset);
+    for (; item < end && *item < offset + width; ++item) keys_[*item - offset] = nan;
+    if (tile_.row_camera != nullptr && tile_.column_camera != nullptr) {
+      leave_out_camera(keys_, width, tile_.row_camera[row], tile_.column_camera + start);
+    }
+    if (tile_.removed != nullptr) {
+      const bool* removed = tile_.removed + row * tile_.removed_stride + start;
+      for (int64_t j = 0; j < width; ++j) keys_[j] = removed[j] ? nan : keys_[j];
+    }
+    for (int64_t j = width; j % kGroup != 0; ++j) keys_[j] = nan;
+    return bad;
+  }
+
+  // Adds a segment's counts; equal keys count where the item comes first.
+  void settle(int64_t row, int64_t start, int64_t width, const Thresholds<T>& thresholds) {
+    const int64_t first = tile_.match_start[row];
+    const int64_t offset = tile_.offset + start;
+    for (int64_t k = 0; k < thresholds.count; ++k) {
+      int64_t before = thresholds.below[k];
+      const int64_t equal = thresholds.not_above[k] - before;
+      if (equal != 0) {
+        tile_.tied[row] += equal;
+        const int64_t column = tile_.match_item[first + k] - offset;
+        if (column >= width) {
+          before += equal;
+        } else {
+          for (int64_t j = 0; j < column; ++j) before += keys_[j] == thresholds.key[k];
+        }
+      }
+      tile_.preceding[first + k] += before;
+    }
+  }
+
+  const Tile<T>& tile_;
+  std::vector<int64_t> counts_;
+  alignas(64) T keys_[kSegment];
+};
+
+template <typename T>
+void count_tile(const Tile<T>& tile) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, tile.width));
+  torch::stable::parallel_for(0, tile.rows, grain, [&](int64_t first, int64_t last) {
+    RowCounter<T> counter(tile);
+    for (int64_t row = first; row < last; ++row) counter.count(row);
+  });
+}
+
+template <typename T>
+void count_preceding_of(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+                        int64_t metric, int64_t offset, const Tensor& match_start,
+                        const Tensor& match_item, const Tensor& match_key,
+                        const Tensor& ignored_start, const Tensor& ignored_item,
+                        const std::optional<Tensor>& row_camera,
+                        const std::optional<Tensor>& column_camera,
+                        const std::optional<Tensor>& removed, Tensor& preceding, Tensor& tied,
+                        Tensor& nearest, Tensor& moved) {
+  count_tile(Tile<T>{
+      pointer<T>(values),
+      values.stride(0),
+      values.size(0),
+      values.size(1),
+      pointer<T>(row_term),
+      pointer<T>(column_term),
+      metric,
+      offset,
+      pointer<int64_t>(match_start),
+      pointer<int64_t>(match_item),
+      pointer<T>(match_key),
+      pointer<int64_t>(ignored_start),
+      pointer<int64_t>(ignored_item),
+      pointer<int32_t>(row_camera),
+      pointer<int32_t>(column_camera),
+      pointer<bool>(removed),
+      removed.has_value() ? removed->stride(0) : 0,
+      static_cast<int64_t*>(preceding.mutable_data_ptr()),
+      static_cast<int64_t*>(tied.mutable_data_ptr()),
+      static_cast<T*>(nearest.mutable_data_ptr()),
+      static_cast<int64_t*>(moved.mutable_data_ptr()),
+  });
+}
+
+void check_contiguous(const Tensor& tensor, ScalarType type, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+                     int64_t metric, int64_t offset, const Tensor& match_start,
+                     const Tensor& match_item, const Tensor& match_key, const Tensor& ignored_start,
+                     const Tensor& ignored_item, std::optional<Tensor> row_camera,
+                     std::optional<Tensor> column_camera, std::optional<Tensor> removed,
+                     Tensor preceding, Tensor tied, Tensor nearest, Tensor moved) {
+  const ScalarType type = values.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                  "values must be float32 or float64");
+  STD_TORCH_CHECK(values.dim() == 2 && (values.stride(1) == 1 || values.size(1) == 1),
+                  "values must be [R, W] with contiguous rows");
+  const int64_t rows = values.size(0);
+  const int64_t width = values.size(1);
+  STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
+  if (metric != kGiven) {
+    check_contiguous(row_term, type, "row_term");
+    check_contiguous(column_term, type, "column_term");
+    STD_TORCH_CHECK(row_term.numel() == rows && column_term.numel() == width,
+                    "row_term and column_term must be [R] and [W]");
+  }
+  check_contiguous(match_start, ScalarType::Long, "match_start");
+  check_contiguous(match_item, ScalarType::Long, "match_item");
+  check_contiguous(match_key, type, "match_key");
+  check_contiguous(ignored_start, ScalarType::Long, "ignored_start");
+  check_contiguous(ignored_item, ScalarType::Long, "ignored_item");
+  check_contiguous(preceding, ScalarType::Long, "preceding");
+  check_contiguous(tied, ScalarType::Long, "tied");
+  check_contiguous(nearest, type, "nearest");
+  check_contiguous(moved, ScalarType::Long, "moved");
+  STD_TORCH_CHECK(match_start.numel() == rows + 1 && ignored_start.numel() == rows + 1,
+                  "match_start and ignored_start must be [R + 1]");
+  STD_TORCH_CHECK(
+      match_item.numel() == match_key.numel() && match_item.numel() == preceding.numel(),
+      "match_item, match_key and preceding must have equal lengths");
+  STD_TORCH_CHECK(tied.numel() == rows && nearest.numel() == rows && moved.numel() == rows,
+                  "tied, nearest and moved must be [R]");
+  STD_TORCH_CHECK(row_camera.has_value() == column_camera.has_value(),
+                  "row_camera and column_camera come together");
+  if (row_camera.has_value()) {
+    check_contiguous(*row_camera, ScalarType::Int, "row_camera");
+    check_contiguous(*column_camera, ScalarType::Int, "column_camera");
+    STD_TORCH_CHECK(row_camera->numel() == rows && column_camera->numel() == width,
+                    "row_camera and column_camera must be [R] and [W]");
+  }
+  if (removed.has_value()) {
+    STD_TORCH_CHECK(removed->scalar_type() == ScalarType::Bool && removed->dim() == 2 &&
+                        removed->size(0) == rows && removed->size(1) == width &&
+                        (removed->stride(1) == 1 || width == 1),
+                    "removed must be bool [R, W] with contiguous rows");
+  }
+  auto run = type == ScalarType::Float ? count_preceding_of<float> : count_preceding_of<double>;
+  run(values, row_term, column_term, metric, offset, match_start, match_item, match_key,
+      ignored_start, ignored_item, row_camera, column_camera, removed, preceding, tied, nearest,
+      moved);
+}
+
+}  // namespace
+}  // namespace mmga
+
+STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
+  m.impl("count_preceding", TORCH_BOX(&mmga::count_preceding));
+}

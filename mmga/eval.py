@@ -1,0 +1,152 @@
+"""`python -m mmga.eval`: CMC, mAP and mINP of feature files, plain and re-ranked.
+
+python -m mmga.eval --query q.npz --gallery g.npz
+python -m mmga.eval --features pytorch_result.mat --protocol market1501-matlab
+python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out.json
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from mmga import cli
+from mmga.errors import UserError
+
+if TYPE_CHECKING:
+    from mmga.retrieval.evaluate import Reranker
+    from mmga.retrieval.features import Features
+
+# Spelled out, because the options must not import torch to know them; a test compares them.
+ProtocolName = Literal[
+    "market1501",
+    "market1501-matlab",
+    "no-camera",
+    "other-cameras",
+    "cuhk03-single-shot",
+    "viper",
+    "all-vs-all",
+    "multi-query",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Evaluate features: CMC, mAP and mINP, exactly, at any gallery size."""
+
+    query: str | None = None
+    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt or a folder of .npy files; a
+    pattern in quotes for several shards."""
+    gallery: str | None = None
+    """Features of the gallery, likewise."""
+    features: str | None = None
+    """One file that holds both sides, or the one set of protocol all-vs-all."""
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    """Distance."""
+    protocol: ProtocolName = "market1501"
+    """Which items count for a query, and how ranks become figures."""
+    rerank: bool = False
+    """Report k-reciprocal re-ranking beside the plain figures."""
+    k1: int = 20
+    """Re-ranking: neighbours."""
+    k2: int = 6
+    """Re-ranking: neighbours of the local query expansion."""
+    lambda_value: float = 0.3
+    """Re-ranking: weight of the original distance."""
+    exact: Literal["float32"] = "float32"
+    """Whose order counts where distances nearly tie: that of float32 tiles."""
+    max_rank: int = 50
+    """Length of the CMC curve."""
+    trials: int = 0
+    """Seeded draws of protocol cuhk03-single-shot; 0 gives the exact expectation."""
+    seed: int = 0
+    """Seed of whatever is drawn."""
+    pool: Literal["mean", "max"] = "mean"
+    """How protocol multi-query pools the images of a query."""
+    precision: Literal["float32"] | None = None
+    """Precision of the products."""
+    device: str | None = None
+    """Where to compute, such as cpu or cuda:0."""
+    memory: str | None = None
+    """Bound on what is allocated beyond the features, such as 2G."""
+    json: str | None = None
+    """Write the report to this file."""
+    per_query: str | None = None
+    """Write one line for each query to this .csv file."""
+
+
+def load(options: Options) -> tuple["Features", "Features | None"]:
+    """Read both sides; the gallery is None where one set is ranked against itself."""
+    from mmga.retrieval.features import load_features
+
+    itself = options.protocol == "all-vs-all"
+    if options.features is not None:
+        if options.query or options.gallery:
+            raise UserError("--features holds both sides; leave out --query and --gallery")
+        if itself:
+            return load_features(options.features), None
+        return tuple(load_features(options.features, side) for side in ("query", "gallery"))  # type: ignore[return-value]
+    if itself:
+        raise UserError("protocol all-vs-all ranks one set against itself: give it as --features")
+    if options.query is None or options.gallery is None:
+        missing = "--query" if options.query is None else "--gallery"
+        raise UserError(
+            f"{missing} is missing: give --query and --gallery, or --features for a file with both"
+        )
+    return load_features(options.query), load_features(options.gallery)
+
+
+def reranker(options: Options) -> "Reranker | None":
+    """Return the re-ranking that the options ask for."""
+    if not options.rerank:
+        return None
+    from mmga.retrieval.rerank import KReciprocal
+
+    chosen: Reranker = KReciprocal(options.k1, options.k2, options.lambda_value)
+    return chosen
+
+
+def body(options: Options) -> None:
+    """Evaluate, print the table, write the files."""
+    import time
+
+    from mmga.progress import bar
+    from mmga.retrieval import memory
+    from mmga.retrieval.evaluate import evaluate
+
+    memory.baseline()
+    begun = time.perf_counter()
+    query, gallery = load(options)
+    loaded = time.perf_counter() - begun
+    with bar() as progress:
+        report = evaluate(
+            query,
+            gallery,
+            metric=options.metric,
+            protocol=options.protocol,
+            rerank=reranker(options),
+            exact=options.exact,
+            max_rank=options.max_rank,
+            trials=options.trials,
+            seed=options.seed,
+            pool=options.pool,
+            precision=options.precision,
+            device=options.device,
+            memory=options.memory,
+            progress=progress,
+        )
+    report.seconds["load"] = report.seconds.get("load", 0.0) + loaded
+    report.seconds["total"] += loaded
+    if options.json is not None:
+        report.to_json(options.json)
+    if options.per_query is not None:
+        report.to_csv(options.per_query)
+    print(report.table())
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    cli.run("eval", Options, body, argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

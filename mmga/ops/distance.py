@@ -1,0 +1,99 @@
+"""Distances: norms in float64, inner products to ranking keys, and matrices as users see them.
+
+Ranking compares keys (squared Euclidean distance; 1 - cosine); what users see is the Euclidean
+distance itself and 1 - cosine.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmga.ops import reference
+from mmga.ops._library import define, refuse_gradient
+
+METRICS = ("cosine", "euclidean")
+GIVEN = 0
+"""Number of the metric of tiles that hold keys already."""
+
+
+def metric_number(metric: str) -> int:
+    """Return the number that ops know a metric by.
+
+    Raises:
+        ValueError: it is neither cosine nor euclidean.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be {' or '.join(METRICS)}, got {metric!r}")
+    return reference.METRICS.index(metric)
+
+
+def squared_norms(x: Tensor) -> Tensor:
+    """Return the squared norm of every row, summed in float64 in one fixed order.
+
+    Args:
+        x: float16 or float32 [N, D].
+
+    Returns:
+        float64 [N], the same on every device; infinite or NaN exactly where a value of the row is.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another shape, or a gradient is required.
+    """
+    if x.dtype not in (torch.float16, torch.float32):
+        raise TypeError(f"x must be float16 or float32, got {x.dtype}")
+    if x.dim() != 2:
+        raise ValueError(f"x must be [N, D], got {list(x.shape)}")
+    refuse_gradient("squared_norms", x)
+    norms: Tensor = _SQUARED_NORMS(x)
+    return norms
+
+
+def key_terms(norms: Tensor, metric: str) -> Tensor:
+    """Return what a row or column contributes to its keys (see `reference.ranking_keys`).
+
+    Args:
+        norms: squared norms, float64 [N].
+        metric: cosine or euclidean.
+
+    Returns:
+        float32 [N]: 1 / norm, 0 for a zero vector, or the squared norm.
+    """
+    if metric_number(metric) == 2:
+        return norms.to(torch.float32)
+    return torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)
+
+
+def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
+    """Return the distance of every row of `x` to every row of `y`, as users see it.
+
+    Args:
+        x: float16 or float32 [N, D].
+        y: float16 or float32 [M, D].
+        metric: ``"cosine"`` gives 1 - cosine (1 for a zero vector), ``"euclidean"`` the Euclidean
+            distance (not squared).
+
+    Returns:
+        float32 [N, M].
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: shapes that do not fit, an unknown metric, or a gradient is required.
+    """
+    number = metric_number(metric)
+    if x.dim() == 2 and y.dim() == 2 and x.shape[1] != y.shape[1]:
+        raise ValueError(f"x and y must have equal widths, got {x.shape[1]} and {y.shape[1]}")
+    row, column = (key_terms(squared_norms(side), metric) for side in (x, y))
+    products = x.to(torch.float32) @ y.to(torch.float32).T
+    keys = reference.ranking_keys(products, row[:, None], column, number)
+    return keys.sqrt() if metric == "euclidean" else keys
+
+
+def _squared_norms_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.float64)
+
+
+_SQUARED_NORMS = define(
+    "squared_norms(Tensor x) -> Tensor", reference.squared_norms, _squared_norms_fake
+)

@@ -1,0 +1,172 @@
+"""Ranks without sorting: how many gallery items come before each match, counted tile by tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmga.ops import reference
+from mmga.ops._library import define
+
+
+@dataclass(slots=True)
+class Tile:
+    """A tile of a distance matrix whose keys may still have to be made from inner products.
+
+    Attributes:
+        values: [R, W] float32 or float64 with contiguous rows: inner products, or keys.
+        offset: item number of the first column.
+        metric: place in `reference.METRICS`.
+        row_term: [R], see `reference.ranking_keys`; empty where the values are keys.
+        column_term: [W].
+    """
+
+    values: Tensor
+    offset: int
+    metric: int
+    row_term: Tensor
+    column_term: Tensor
+
+    @classmethod
+    def of_keys(cls, keys: Tensor, offset: int = 0) -> Tile:
+        """Return a tile whose values [R, W] are the keys."""
+        empty = keys.new_empty(0)
+        return cls(keys, offset, 0, empty, empty)
+
+    def keys(self) -> Tensor:
+        """Return the ranking keys [R, W], rounded as the kernels round them."""
+        if self.metric == 0:
+            return self.values
+        return reference.ranking_keys(
+            self.values, self.row_term[:, None], self.column_term, self.metric
+        )
+
+    def at(self, row: Tensor, item: Tensor) -> Tensor:
+        """Return the keys of pairs: `row` [K] of the tile, `item` [K] inside its columns."""
+        column = item - self.offset
+        values = self.values[row, column]
+        if self.metric == 0:
+            return values
+        return reference.ranking_keys(
+            values, self.row_term[row], self.column_term[column], self.metric
+        )
+
+
+@dataclass(slots=True)
+class Matches:
+    """The matches and ignored items of the rows of tiles, and what is counted for them.
+
+    Attributes:
+        match_start: int64 [R + 1].
+        match_item: int64 [M].
+        match_key: [M], ascending by (key, item) in each row.
+        ignored_start: int64 [R + 1].
+        ignored_item: int64, ascending in each row.
+        preceding: int64 [M], counted items before each match.
+        tied: int64 [R], pairs of a match and a counted item with equal keys.
+        nearest: [R], smallest counted key; NaN where a key is.
+        moved: int64 [R], matches whose key in a tile was not `match_key`.
+    """
+
+    match_start: Tensor
+    match_item: Tensor
+    match_key: Tensor
+    ignored_start: Tensor
+    ignored_item: Tensor
+    preceding: Tensor
+    tied: Tensor
+    nearest: Tensor
+    moved: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        match_start: Tensor,
+        match_item: Tensor,
+        match_key: Tensor,
+        ignored_start: Tensor,
+        ignored_item: Tensor,
+    ) -> Matches:
+        """Sort the matches of every row by (key, item) and start all counts at zero."""
+        row = torch.repeat_interleave(
+            torch.arange(len(match_start) - 1, device=match_key.device), match_start.diff()
+        )
+        # Items ascend already: a stable sort by key, then by row, leaves (row, key, item).
+        order = torch.sort(match_key, stable=True).indices
+        order = order[torch.sort(row[order], stable=True).indices]
+        rows = len(match_start) - 1
+        zeros = torch.zeros(rows, dtype=torch.int64, device=match_key.device)
+        return cls(
+            match_start,
+            match_item[order],
+            match_key[order],
+            ignored_start,
+            ignored_item,
+            torch.zeros_like(match_item),
+            zeros,
+            torch.full_like(zeros, torch.inf, dtype=match_key.dtype),
+            zeros.clone(),
+        )
+
+    def ranks(self) -> Tensor:
+        """Return the rank of each match among the kept items, from 1: int64 [M]."""
+        position = torch.arange(len(self.match_item), device=self.match_item.device)
+        first = torch.repeat_interleave(self.match_start[:-1], self.match_start.diff())
+        return self.preceding + (position - first) + 1
+
+
+def count_preceding(
+    tile: Tile,
+    rows: slice,
+    matches: Matches,
+    row_camera: Tensor | None = None,
+    column_camera: Tensor | None = None,
+    removed: Tensor | None = None,
+) -> None:
+    """Add a tile's items to the counts of the matches of its rows (`reference.count_preceding`).
+
+    Args:
+        tile: [R, W].
+        rows: the rows of `matches` that the tile's are, a slice with start and stop.
+        matches: what is counted, changed in place.
+        row_camera: int32 [R], with `column_camera` int32 [W]: items of equal code are left out.
+        column_camera: see there.
+        removed: bool [R, W], items that are left out.
+    """
+    ends = slice(rows.start, rows.stop + 1)
+    _COUNT_PRECEDING(
+        tile.values,
+        tile.row_term,
+        tile.column_term,
+        tile.metric,
+        tile.offset,
+        matches.match_start[ends],
+        matches.match_item,
+        matches.match_key,
+        matches.ignored_start[ends],
+        matches.ignored_item,
+        row_camera,
+        column_camera,
+        removed,
+        matches.preceding,
+        matches.tied[rows],
+        matches.nearest[rows],
+        matches.moved[rows],
+    )
+
+
+def _count_fake(*inputs: object) -> None:
+    return None
+
+
+_COUNT_PRECEDING = define(
+    "count_preceding(Tensor values, Tensor row_term, Tensor column_term, int metric, int offset, "
+    "Tensor match_start, Tensor match_item, Tensor match_key, "
+    "Tensor ignored_start, Tensor ignored_item, "
+    "Tensor? row_camera, Tensor? column_camera, Tensor? removed, "
+    "Tensor(a!) preceding, Tensor(b!) tied, Tensor(c!) nearest, Tensor(d!) moved) -> ()",
+    reference.count_preceding,
+    _count_fake,
+)

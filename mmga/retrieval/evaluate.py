@@ -1,0 +1,381 @@
+"""Exact CMC, mAP and mINP in the memory of the features: the public functions."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops import distance, ranking
+from mmga.ops._library import has_kernel
+from mmga.ops.backends import backends
+from mmga.retrieval import memory as memory_sizes
+from mmga.retrieval.features import Features
+from mmga.retrieval.memory import Peak
+from mmga.retrieval.passes import rank
+from mmga.retrieval.protocol import Labels, Selection, protocol_named, select
+from mmga.retrieval.protocol import Protocol as Rules
+from mmga.retrieval.report import Figures, Report
+from mmga.retrieval.rows import Rows
+from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
+
+EXACT = ("float32",)
+POOLS = ("mean", "max")
+
+
+class Context:
+    """What an evaluation has at hand when it re-ranks.
+
+    Attributes:
+        query: the query features.
+        gallery: the gallery features.
+        selection: which queries and items are ranked, in which order.
+        labels: labels of all rows in one numbering; junk is pid -1.
+        query_norms: squared norms of all query rows, float64 [Q].
+        gallery_norms: float64 [G].
+        metric: cosine or euclidean.
+        device: where to compute, or None.
+        memory: bytes that may be allocated, or None.
+        progress: called as (phase, done, total), or None.
+        seconds: filled with seconds by phase.
+        peak: looks at the memory.
+        plain: makes a new source of the plain distances of `selection`.
+    """
+
+    def __init__(
+        self,
+        query: Features,
+        gallery: Features,
+        selection: Selection,
+        labels: Labels,
+        query_norms: Tensor,
+        gallery_norms: Tensor,
+        metric: str,
+        device: torch.device | None,
+        memory: int | None,
+        progress: Progress | None,
+        seconds: dict[str, float],
+        peak: Peak,
+    ) -> None:
+        self.query, self.gallery = query, gallery
+        self.selection, self.labels = selection, labels
+        self.query_norms, self.gallery_norms = query_norms, gallery_norms
+        self.metric, self.device, self.memory = metric, device, memory
+        self.progress, self.seconds, self.peak = progress, seconds, peak
+
+    def plain(self) -> Source:
+        """Return the tiles of the plain distances."""
+        return FeatureSource(
+            self.query.rows,
+            self.selection.queries,
+            self.query_norms,
+            self.gallery.rows,
+            self.selection.gallery,
+            self.gallery_norms,
+            self.metric,
+            self.device,
+            self.memory,
+            TILE,
+        )
+
+
+class Reranker(Protocol):
+    """What may be passed as ``rerank=``."""
+
+    def source(self, context: Context) -> Source:
+        """Return tiles of the re-ranked distances of `context.selection`."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the parameters as the report shows them."""
+        ...
+
+
+def evaluate(
+    query: Features,
+    gallery: Features | None = None,
+    *,
+    metric: str = "cosine",
+    protocol: str = "market1501",
+    rerank: Reranker | None = None,
+    exact: str = "float32",
+    max_rank: int = 50,
+    trials: int = 0,
+    seed: int = 0,
+    pool: str = "mean",
+    precision: str | None = None,
+    device: str | torch.device | None = None,
+    memory: str | int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Rank a gallery for every query and report CMC, mAP and mINP.
+
+    No matrix of all distances is ever held: tiles of inner products are computed once, and how many
+    items precede each match is counted in them. The order is (distance, gallery index).
+
+    Args:
+        query: features of the queries.
+        gallery: features of the gallery; None for protocols that rank one set against itself.
+        metric: ``"cosine"`` or ``"euclidean"``.
+        protocol: a name of `mmga.retrieval.protocol.PROTOCOLS`.
+        rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
+        exact: ``"float32"``: the order of float32 tiles, the same for any tiles and threads.
+        max_rank: length of the CMC curve.
+        trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
+        seed: seed of whatever is drawn.
+        pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
+        precision: precision of products; None is float32, the only one of ``exact="float32"``.
+        device: where to compute; where the gallery lies if None.
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
+        progress: called as (phase, done, total).
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: the features or options do not fit, or no query has a match.
+    """
+    _check_choice("metric", metric, distance.METRICS)
+    _check_choice("exact", exact, EXACT)
+    _check_choice("pool", pool, POOLS)
+    if precision not in (None, "float32"):
+        raise UserError(f"precision: expected float32, found {precision!r}")
+    _check_max_rank(max_rank)
+    rules = protocol_named(protocol)
+    gallery = _gallery_of(rules, query, gallery)
+    peak = Peak()
+    seconds: dict[str, float] = {}
+    begun = time.perf_counter()
+    if query.rows.shape[1:] != gallery.rows.shape[1:]:
+        raise UserError(
+            f"query has rows of {query.rows.shape[1:]} values, gallery of "
+            f"{gallery.rows.shape[1:]}; both must come from one network"
+        )
+    labels = Labels.of(query, gallery)
+    selection = select(rules, labels)
+    with _timed(seconds, "load"):
+        query_norms = checked_norms("query", query.rows)
+        gallery_norms = query_norms if gallery is query else checked_norms("gallery", gallery.rows)
+    context = Context(
+        query,
+        gallery,
+        selection,
+        labels,
+        query_norms,
+        gallery_norms,
+        metric,
+        None if device is None else torch.device(device),
+        memory_sizes.parse(memory),
+        progress,
+        seconds,
+        peak,
+    )
+    with _timed(seconds, "rank"):
+        scores = rank_under(context.plain(), selection, progress, peak)
+    report = _report(rules, query, gallery, selection, scores, max_rank, metric, seconds, peak)
+    report.zero_vectors = int((query_norms == 0).sum())
+    if gallery is not query:
+        report.zero_vectors += int((gallery_norms == 0).sum())
+    if rerank is not None:
+        with _timed(seconds, "rank"):
+            again = rank_under(rerank.source(context), selection, progress, peak, "re-ranked ranks")
+        report.reranked = Figures.of(again, _counted(rules, labels, selection), max_rank)
+        report.rerank = rerank.as_dict()
+    return _finish(report, begun, peak)
+
+
+def evaluate_distances(
+    distmat: Any,
+    query: Features | Any,
+    gallery: Features | Any,
+    protocol: str = "market1501",
+    *,
+    max_rank: int = 50,
+    progress: Progress | None = None,
+) -> Report:
+    """Report CMC, mAP and mINP from a given matrix, read once.
+
+    Args:
+        distmat: [Q, G] float32 or float64 tensor or array; smaller is nearer, ranked as given.
+        query: features, or anything with ``pids`` and ``camids`` (and ``paths``), of the rows.
+        gallery: the same of the columns.
+        protocol: as in `evaluate`.
+        max_rank: length of the CMC curve.
+        progress: called as (phase, done, total).
+
+    Raises:
+        UserError: the matrix or labels do not fit, a distance is NaN, or no query has a match.
+    """
+    _check_max_rank(max_rank)
+    rules = protocol_named(protocol)
+    peak = Peak()
+    begun = time.perf_counter()
+    seconds: dict[str, float] = {"load": 0.0}
+    matrix = _matrix(distmat, len(query.pids), len(gallery.pids))
+    labels = labels_of(query, gallery)
+    selection = select(rules, labels)
+    with _timed(seconds, "rank"):
+        source = MatrixSource(matrix, selection.queries, selection.gallery)
+        scores = rank_under(source, selection, progress, peak)
+    report = _report(rules, query, gallery, selection, scores, max_rank, None, seconds, peak)
+    return _finish(report, begun, peak)
+
+
+def labels_of(query: Any, gallery: Any) -> Labels:
+    """Return the labels of two objects with ``pids``, and ``camids`` and ``paths`` if they have."""
+    if isinstance(query, Features) and isinstance(gallery, Features):
+        return Labels.of(query, gallery)
+    sides = []
+    for side in (query, gallery):
+        count = len(side.pids)
+        sides.append(
+            side
+            if isinstance(side, Features)
+            else Features(
+                torch.zeros(count, 1),
+                side.pids,
+                getattr(side, "camids", None),
+                getattr(side, "paths", None),
+            )
+        )
+    return Labels.of(*sides)
+
+
+def checked_norms(side: str, rows: Rows) -> Tensor:
+    """Return the squared norms of all rows, float64 [N] on the CPU.
+
+    Raises:
+        UserError: a value is NaN or infinite.
+    """
+    norms = torch.cat([distance.squared_norms(shard).cpu() for shard in rows.shards])
+    bad = torch.nonzero(~torch.isfinite(norms)).squeeze(1)
+    if len(bad):
+        raise UserError(
+            f"{side}: {len(bad)} of {len(norms)} rows of features hold NaN or infinity, the first "
+            f"is row {int(bad[0])}; extract them again"
+        )
+    return norms
+
+
+def rank_under(
+    source: Source,
+    selection: Selection,
+    progress: Progress | None,
+    peak: Peak,
+    phase: str = "ranks",
+) -> Any:
+    """Rank what a selection holds from a source of tiles."""
+    return rank(source, selection, phase=phase, progress=progress, peak=peak)
+
+
+def _counted(rules: Rules, labels: Labels, selection: Selection) -> np.ndarray:
+    """Return the queries that enter the averages."""
+    if rules.unmatched == "zero":
+        return np.flatnonzero(labels.query_pids != -1)
+    return np.flatnonzero(selection.num_matches > 0)
+
+
+def _report(
+    rules: Rules,
+    query: Any,
+    gallery: Any,
+    selection: Selection,
+    scores: Any,
+    max_rank: int,
+    metric: str | None,
+    seconds: dict[str, float],
+    peak: Peak,
+) -> Report:
+    counted = _counted(rules, selection.labels, selection)
+    notes = [
+        note
+        for side in {id(query): query, id(gallery): gallery}.values()
+        for note in getattr(side, "notes", [])
+    ]
+    return Report(
+        figures=Figures.of(scores, counted, max_rank),
+        protocol=rules.name,
+        metric=metric,
+        num_query=len(query.pids),
+        num_valid_query=int((selection.num_matches > 0).sum()),
+        num_gallery=len(gallery.pids),
+        excluded=selection.excluded,
+        distractors=selection.distractors,
+        ties=int((scores.tied > 0).sum()),
+        seconds=seconds,
+        peak_memory_bytes=peak.bytes,
+        process_peak_bytes=memory_sizes.process_peak(),
+        backend=_backend(),
+        pids=np.asarray(query.pids),
+        camids=None if getattr(query, "camids", None) is None else np.asarray(query.camids),
+        notes=notes,
+    )
+
+
+def _finish(report: Report, begun: float, peak: Peak) -> Report:
+    peak.look()
+    report.seconds["total"] = time.perf_counter() - begun
+    report.peak_memory_bytes = peak.bytes
+    report.process_peak_bytes = memory_sizes.process_peak()
+    return report
+
+
+def _backend() -> str:
+    """Return what counts ranks on the CPU."""
+    if has_kernel("count_preceding", "CPU"):
+        return f"cpu kernels ({backends().get('cpu', '')})"
+    return "reference"
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    seconds[phase] = seconds.get(phase, 0.0) + time.perf_counter() - begun
+
+
+def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Features:
+    itself = rules.own_image == "index"
+    if itself and gallery is not None and gallery is not query:
+        raise UserError(f"protocol {rules.name} ranks one set against itself; leave out gallery")
+    if not itself and gallery is None:
+        raise UserError(f"gallery: missing; protocol {rules.name} needs one")
+    return query if gallery is None else gallery
+
+
+def _matrix(distmat: Any, rows: int, columns: int) -> Tensor:
+    matrix = distmat.detach() if isinstance(distmat, Tensor) else None
+    if matrix is None:
+        array = np.asarray(distmat)
+        if array.dtype.kind not in "fiub":
+            raise UserError(f"distmat: expected numbers, found {array.dtype}")
+        if not array.dtype.isnative or not array.flags.writeable:
+            array = array.astype(array.dtype.newbyteorder("="))
+        matrix = torch.from_numpy(array)
+    if tuple(matrix.shape) != (rows, columns):
+        raise UserError(
+            f"distmat: expected [{rows}, {columns}], one row for each query and one column for "
+            f"each gallery item, found {list(matrix.shape)}"
+        )
+    if matrix.dtype in (torch.float16, torch.bfloat16):
+        return matrix.to(torch.float32)
+    return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.to(torch.float64)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{name}: expected {' or '.join(choices)}, found {value!r}")
+
+
+def _check_max_rank(max_rank: int) -> None:
+    if max_rank < 1:
+        raise UserError(f"max_rank: expected at least 1, found {max_rank}")
+
+
+__all__ = ["Context", "Reranker", "evaluate", "evaluate_distances", "ranking"]

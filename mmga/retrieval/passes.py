@@ -1,0 +1,174 @@
+"""One pass over all tiles: ranks of the matches, and per-query figures from them.
+
+Legend: ``Q`` queries of the query set, ``M`` matches of a run of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops.ranking import Matches, Tile, count_preceding
+from mmga.retrieval.memory import Peak
+from mmga.retrieval.protocol import Pairs, Selection
+from mmga.retrieval.stream import Progress, Source
+
+# Matches and ignored items of the queries that are ranked together.
+PAIR_LIMIT = 1 << 21
+
+
+@dataclass(slots=True)
+class PerQuery:
+    """Figures of every row of the query set; NaN (0 for counts) where it was not ranked.
+
+    Attributes:
+        average_precision: float64 [Q].
+        inverse_negative_penalty: float64 [Q], matches / rank of the last one.
+        first_rank: rank of the first match, int64 [Q].
+        num_matches: int64 [Q].
+        tied: pairs of a match and another item at equal distance, int64 [Q].
+        first_key: key of the first match, float64 [Q].
+        nearest_other: smallest key of a kept item that is no match, float64 [Q].
+    """
+
+    average_precision: np.ndarray
+    inverse_negative_penalty: np.ndarray
+    first_rank: np.ndarray
+    num_matches: np.ndarray
+    tied: np.ndarray
+    first_key: np.ndarray
+    nearest_other: np.ndarray
+
+    @classmethod
+    def empty(cls, num_matches: np.ndarray) -> PerQuery:
+        """Return figures of queries none of which was ranked yet."""
+        count = len(num_matches)
+        nan, zero = np.full(count, np.nan), np.zeros(count, np.int64)
+        return cls(nan, nan.copy(), zero, num_matches.copy(), zero.copy(), nan.copy(), nan.copy())
+
+
+def rank(
+    source: Source,
+    selection: Selection,
+    *,
+    phase: str = "ranks",
+    progress: Progress | None = None,
+    peak: Peak | None = None,
+) -> PerQuery:
+    """Rank the matches of all selected queries and return what each query scores.
+
+    Args:
+        source: tiles whose rows are `selection.queries` and whose columns `selection.gallery`.
+        selection: what counts for which query.
+        phase: name of this pass for `progress`.
+        progress: called with pairs of (query, item) done and in all.
+        peak: looks at the memory after each tile.
+
+    Raises:
+        UserError: a key is NaN.
+    """
+    scores = PerQuery.empty(selection.num_matches)
+    done, total = 0, len(selection.queries) * source.columns
+
+    def tile_is_done(tile: Tile) -> None:
+        nonlocal done
+        done += tile.values.numel()
+        if progress is not None:
+            progress(phase, done, total)
+        if peak is not None:
+            peak.look()
+
+    for pairs in selection.pairs(PAIR_LIMIT, source.max_rows):
+        matches = _matches(pairs, source.match_keys(pairs))
+        _count(source, selection, pairs, matches, tile_is_done)
+        if bool(matches.moved.any()):
+            # This BLAS rounds products of other shapes differently: the tiles' own values hold.
+            done -= (pairs.stop - pairs.start) * source.columns
+            matches = _matches(pairs, _keys_in_tiles(source, pairs, matches.match_key))
+            _count(source, selection, pairs, matches, tile_is_done)
+        _score(scores, selection, pairs, matches)
+    return scores
+
+
+def _matches(pairs: Pairs, keys: Tensor) -> Matches:
+    device = keys.device
+    return Matches.of(
+        torch.from_numpy(pairs.match_start).to(device),
+        torch.from_numpy(pairs.match_item).to(device),
+        keys,
+        torch.from_numpy(pairs.ignored_start).to(device),
+        torch.from_numpy(pairs.ignored_item).to(device),
+    )
+
+
+def _count(
+    source: Source,
+    selection: Selection,
+    pairs: Pairs,
+    matches: Matches,
+    tile_is_done: Callable[[Tile], None],
+) -> None:
+    row_camera = column_camera = None
+    device = matches.match_key.device
+    if selection.query_camera is not None and selection.gallery_camera is not None:
+        row_camera = torch.from_numpy(selection.query_camera[pairs.start : pairs.stop]).to(device)
+        column_camera = torch.from_numpy(selection.gallery_camera).to(device)
+    for rows, tile in source.tiles(pairs.start, pairs.stop):
+        columns = slice(tile.offset, tile.offset + tile.values.shape[1])
+        count_preceding(
+            tile,
+            rows,
+            matches,
+            None if row_camera is None else row_camera[rows],
+            None if column_camera is None else column_camera[columns],
+        )
+        tile_is_done(tile)
+
+
+def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:
+    """Return the keys of the matches of `pairs` as the tiles have them."""
+    keys = torch.empty_like(like)
+    item = torch.from_numpy(pairs.match_item).to(like.device)
+    row = torch.repeat_interleave(
+        torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
+    ).to(like.device)
+    for rows, tile in source.tiles(pairs.start, pairs.stop):
+        inside = (row >= rows.start) & (row < rows.stop) & (item >= tile.offset)
+        inside &= item < tile.offset + tile.values.shape[1]
+        at = torch.nonzero(inside).squeeze(1)
+        keys[at] = tile.at(row[at] - rows.start, item[at])
+    return keys
+
+
+def _score(scores: PerQuery, selection: Selection, pairs: Pairs, matches: Matches) -> None:
+    """Turn the ranks of a run of queries into their figures, in float64."""
+    queries = selection.queries[pairs.start : pairs.stop]
+    nearest = matches.nearest.cpu().numpy().astype(np.float64)
+    if np.isnan(nearest).any():
+        at = int(queries[np.flatnonzero(np.isnan(nearest))[0]])
+        raise UserError(f"query {at}: a distance is NaN; distances must be numbers")
+    scores.nearest_other[queries] = nearest
+    scores.tied[queries] = matches.tied.cpu().numpy()
+
+    rank = matches.ranks().cpu().numpy()  # [M]
+    sizes = np.diff(pairs.match_start)
+    row = np.repeat(np.arange(len(queries)), sizes)
+    hit = np.arange(len(rank)) - np.repeat(pairs.match_start[:-1], sizes) + 1
+    precision = hit / rank
+    if selection.protocol.precision == "trapezoid":
+        before = np.where(rank == 1, 1.0, (hit - 1) / np.maximum(rank - 1, 1))
+        precision = (before + precision) / 2
+    matched = sizes > 0
+    first = pairs.match_start[:-1][matched]
+    last = pairs.match_start[1:][matched] - 1
+    total = np.bincount(row, precision, minlength=len(queries))
+    of = queries[matched]
+    scores.average_precision[of] = total[matched] / sizes[matched]
+    scores.inverse_negative_penalty[of] = sizes[matched] / rank[last]
+    scores.first_rank[of] = rank[first]
+    scores.first_key[of] = matches.match_key.cpu().numpy()[first]

@@ -1,0 +1,106 @@
+"""Feature rows in one or several pieces, on disk or in memory, handed out as float32 blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Rows:
+    """The rows of a feature matrix that may lie in several shards.
+
+    Shards stay where they are (memory-mapped files are read block by block); only what `block` and
+    `take` return is float32 in memory.
+
+    Attributes:
+        shards: tensors [n, D] (or [n, P, D] for parts) of one dtype and width.
+        starts: index of the first row of each shard, and the number of all rows at the end.
+    """
+
+    def __init__(self, shards: Sequence[Tensor]) -> None:
+        self.shards = list(shards)
+        self.starts = [0]
+        for shard in self.shards:
+            self.starts.append(self.starts[-1] + len(shard))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[N, D], or [N, P, D] for parts."""
+        return (len(self), *self.shards[0].shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float16 or float32, as stored."""
+        return self.shards[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the shards lie."""
+        return self.shards[0].device
+
+    def whole(self) -> Tensor:
+        """All rows as one tensor; copies where there is more than one shard."""
+        return self.shards[0] if len(self.shards) == 1 else torch.cat(self.shards)
+
+    def block(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """Return rows start to stop as float32.
+
+        Args:
+            start: first row.
+            stop: row after the last.
+            out: where to put them, at least [stop - start, ...] float32; the rest of it is set to
+                zero and all of it is returned. Without it a view is returned where one shard holds
+                the rows as float32, else a copy.
+        """
+        pieces = self._pieces(start, stop)
+        if out is None:
+            if len(pieces) == 1 and pieces[0].dtype == torch.float32:
+                return pieces[0]
+            out = torch.empty(
+                (stop - start, *self.shape[1:]), dtype=torch.float32, device=self.device
+            )
+        done = 0
+        for piece in pieces:
+            out[done : done + len(piece)].copy_(piece)
+            done += len(piece)
+        if done < len(out):
+            out[done:].zero_()
+        return out
+
+    def take(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the rows `indices` [K] int64 as float32 [K, ...], in their order.
+
+        Args:
+            indices: row numbers on the CPU.
+            out: as in `block`.
+        """
+        if out is None:
+            out = torch.empty((len(indices), *self.shape[1:]), device=self.device)
+        if len(self.shards) == 1:
+            rows = self.shards[0].index_select(0, indices.to(self.device))
+            out[: len(indices)].copy_(rows)
+        else:
+            starts = torch.tensor(self.starts[1:])
+            shard_of = torch.searchsorted(starts, indices, right=True)
+            for shard in torch.unique(shard_of).tolist():
+                at = torch.nonzero(shard_of == shard).squeeze(1)
+                rows = self.shards[shard].index_select(
+                    0, (indices[at] - self.starts[shard]).to(self.device)
+                )
+                out[at.to(self.device)] = rows.to(torch.float32)
+        if len(indices) < len(out):
+            out[len(indices) :].zero_()
+        return out
+
+    def _pieces(self, start: int, stop: int) -> list[Tensor]:
+        pieces = []
+        for first, last, shard in zip(self.starts[:-1], self.starts[1:], self.shards, strict=True):
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                pieces.append(shard[low - first : high - first])
+        return pieces
