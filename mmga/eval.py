@@ -3,13 +3,16 @@
 python -m mmga.eval --query q.npz --gallery g.npz
 python -m mmga.eval --features pytorch_result.mat --protocol market1501-matlab
 python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out.json
+python -m mmga.eval --run runs/x --data market1501 --root DIR
 """
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmga import cli
+from mmga.config import DataName
 from mmga.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +43,12 @@ class Options:
     """Features of the gallery, likewise."""
     features: str | None = None
     """One file that holds both sides, or the one set of protocol all-vs-all."""
+    run: Path | None = None
+    """A trained run (or one of its checkpoints) whose test split is extracted and evaluated."""
+    data: DataName | None = None
+    """With --run: another data set than the run was trained on."""
+    root: Path | None = None
+    """With --run: folder of that data set."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """Distance."""
     protocol: ProtocolName = "market1501"
@@ -78,6 +87,22 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
     """Read both sides; the gallery is None where one set is ranked against itself."""
     from mmga.retrieval.features import load_features
 
+    if options.run is not None:
+        if options.features or options.query or options.gallery:
+            raise UserError("--run extracts its own features; leave out feature files")
+        from mmga import extract
+        from mmga.progress import bar
+
+        of_run = extract.Options(
+            run=options.run,
+            data=options.data,
+            root=options.root,
+            device=options.device or "auto",
+        )
+        with bar() as progress:
+            return extract.features_of_run(of_run, progress)
+    if options.data is not None or options.root is not None:
+        raise UserError("--data and --root say what a run is evaluated on; name it with --run")
     itself = options.protocol == "all-vs-all"
     if options.features is not None:
         if options.query or options.gallery:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "mmga"
 
 # From the top: a module may import modules of lower rank, or of its own package.
-COMMANDS = 9
+COMMANDS = 10
 RANKS = {
     "errors": 0,
     "files": 1,
@@ -26,10 +26,10 @@ RANKS = {
     "retrieval": 5,
     "compat": 6,
     "distributed": 6,
-    "extraction": 7,
-    "guidance": 7,
     "pictures": 7,
-    "engine": 8,
+    "extraction": 7,
+    "guidance": 8,
+    "engine": 9,
 }
 
 
@@ -63,7 +63,9 @@ def test_imports_point_down(path: Path) -> None:
     if own == "__init__":
         pytest.skip("the lazy table names modules as strings")
     for other in imports(path) - {own}:
-        assert rank(other) < rank(own), f"{own} must not import {other}"
+        # Commands may call one another: evaluating a run extracts its features first.
+        below = rank(other) < rank(own) or rank(own) == rank(other) == COMMANDS
+        assert below, f"{own} must not import {other}"
 
 
 def test_reference_imports_torch_alone() -> None:
