@@ -12,17 +12,20 @@ import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.ops import distance, ranking
+from mmga.ops import distance
 from mmga.ops._library import has_kernel
 from mmga.ops.backends import backends
 from mmga.retrieval import memory as memory_sizes
-from mmga.retrieval.features import Features
+from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.memory import Peak
 from mmga.retrieval.passes import rank
+from mmga.retrieval.pooling import pooled
 from mmga.retrieval.protocol import Labels, Selection, protocol_named, select
 from mmga.retrieval.protocol import Protocol as Rules
 from mmga.retrieval.report import Figures, Report
 from mmga.retrieval.rows import Rows
+from mmga.retrieval.single_shot import single_shot
+from mmga.retrieval.splits import SPLITS, summary, half_of
 from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
 
 EXACT = ("float32",)
@@ -149,6 +152,17 @@ def evaluate(
     _check_max_rank(max_rank)
     rules = protocol_named(protocol)
     gallery = _gallery_of(rules, query, gallery)
+    for side, features in (("query", query), ("gallery", gallery)):
+        if len(features.rows.shape) != 2:
+            raise UserError(f"{side}: expected features [N, D], found part features")
+    if rerank is not None and (rules.splits or rules.single_shot):
+        raise UserError(f"rerank: protocol {rules.name} reports plain figures only")
+    if trials < 0 or (trials and not rules.single_shot):
+        raise UserError("trials: expected a number of draws under protocol cuhk03-single-shot")
+    if rules.splits:
+        return _evaluate_splits(query, gallery, metric, max_rank, device, memory, progress)
+    if rules.pools:
+        query = pooled(query, pool)
     peak = Peak()
     seconds: dict[str, float] = {}
     begun = time.perf_counter()
@@ -182,12 +196,114 @@ def evaluate(
     report.zero_vectors = int((query_norms == 0).sum())
     if gallery is not query:
         report.zero_vectors += int((gallery_norms == 0).sum())
+    if rules.single_shot:
+        with _timed(seconds, "rank"):
+            _draw(report, context.plain(), selection, max_rank, trials, seed, progress)
     if rerank is not None:
         with _timed(seconds, "rank"):
             again = rank_under(rerank.source(context), selection, progress, peak, "re-ranked ranks")
         report.reranked = Figures.of(again, _counted(rules, labels, selection), max_rank)
         report.rerank = rerank.as_dict()
     return _finish(report, begun, peak)
+
+
+def _draw(
+    report: Report,
+    source: Source,
+    selection: Selection,
+    max_rank: int,
+    trials: int,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Replace a report's CMC by that of one drawn gallery image for each identity."""
+    drawn = single_shot(source, selection, max_rank, trials, seed, progress)
+    report.figures.cmc = drawn.cmc
+    deviation = drawn.cmc_deviation
+    report.extra["single_shot"] = {
+        "drawn_mAP": drawn.mAP,
+        "trials": drawn.trials,
+        "cmc_deviation": None if deviation is None else deviation.tolist(),
+    }
+    how = f"{trials} seeded draws" if trials else "exact expectation"
+    report.notes.append(
+        f"CMC is of one drawn gallery image for each identity ({how}), where mAP is "
+        f"{drawn.mAP:.2%}; mAP and mINP above are of the full gallery"
+    )
+
+
+def _evaluate_splits(
+    query: Features,
+    gallery: Features,
+    metric: str,
+    max_rank: int,
+    device: str | torch.device | None,
+    memory: str | int | None,
+    progress: Progress | None,
+) -> Report:
+    """Average the halves of VIPeR's persons in both directions."""
+    labels = Labels.of(query, gallery)
+    persons = np.intersect1d(labels.query_pids, labels.gallery_pids)
+    persons = persons[persons != JUNK]
+    if len(persons) < 2:
+        raise UserError(
+            f"protocol viper needs persons on both sides, found {len(persons)}; give camera a as "
+            "query and camera b as gallery"
+        )
+    reports = []
+    for split in range(SPLITS):
+        tested = half_of(persons, split)
+        sides = [
+            one.select(np.flatnonzero(np.isin(pids, tested)))
+            for one, pids in ((query, labels.query_pids), (gallery, labels.gallery_pids))
+        ]
+        for one, other in (sides, sides[::-1]):
+            reports.append(
+                evaluate(one, other, metric=metric, max_rank=max_rank, device=device, memory=memory)
+            )
+        if progress is not None:
+            progress("splits", split + 1, SPLITS)
+    figures = {
+        "mAP": [one.mAP for one in reports],
+        **{
+            f"rank{r}": [float(one.cmc[r - 1]) for one in reports]
+            for r in (1, 5, 10, 20)
+            if r <= max_rank
+        },
+    }
+    whole = reports[0]
+    whole.figures = Figures(
+        float(np.mean([one.mAP for one in reports])),
+        float(np.mean([one.mINP for one in reports])),
+        np.mean([one.cmc for one in reports], axis=0),
+        None,
+    )
+    whole.protocol = "viper"
+    whole.num_query, whole.num_gallery = len(query), len(gallery)
+    whole.num_valid_query = sum(one.num_valid_query for one in reports)
+    whole.ties = sum(one.ties for one in reports)
+    whole.distractors = sum(one.distractors for one in reports)
+    for name in whole.excluded:
+        whole.excluded[name] = sum(one.excluded[name] for one in reports)
+    for name in whole.seconds:
+        whole.seconds[name] = sum(one.seconds[name] for one in reports)
+    # The two directions of a split share its persons: its mean is one observation.
+    halves = {
+        name: [float(np.mean(values[i : i + 2])) for i in range(0, len(values), 2)]
+        for name, values in figures.items()
+    }
+    whole.extra["splits"] = {
+        "splits": SPLITS,
+        "persons": len(persons) // 2,
+        "directions": 2,
+        **{name: summary(values) for name, values in halves.items()},
+    }
+    error = whole.extra["splits"]["mAP"]["standard_error"]
+    whole.notes.append(
+        f"mean of {SPLITS} splits of {len(persons) // 2} persons in both directions; counts are "
+        f"sums over them; standard error of mAP {error:.2%}"
+    )
+    return whole
 
 
 def evaluate_distances(
@@ -197,6 +313,8 @@ def evaluate_distances(
     protocol: str = "market1501",
     *,
     max_rank: int = 50,
+    trials: int = 0,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
     """Report CMC, mAP and mINP from a given matrix, read once.
@@ -207,6 +325,8 @@ def evaluate_distances(
         gallery: the same of the columns.
         protocol: as in `evaluate`.
         max_rank: length of the CMC curve.
+        trials: as in `evaluate`.
+        seed: as in `evaluate`.
         progress: called as (phase, done, total).
 
     Raises:
@@ -217,6 +337,8 @@ def evaluate_distances(
     peak = Peak()
     begun = time.perf_counter()
     seconds: dict[str, float] = {"load": 0.0}
+    if rules.splits or rules.pools:
+        raise UserError(f"protocol {rules.name} needs features, not distances; use mmga.evaluate")
     matrix = _matrix(distmat, len(query.pids), len(gallery.pids))
     labels = labels_of(query, gallery)
     selection = select(rules, labels)
@@ -224,6 +346,9 @@ def evaluate_distances(
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         scores = rank_under(source, selection, progress, peak)
     report = _report(rules, query, gallery, selection, scores, max_rank, None, seconds, peak)
+    if rules.single_shot:
+        source = MatrixSource(matrix, selection.queries, selection.gallery)
+        _draw(report, source, selection, max_rank, trials, seed, progress)
     return _finish(report, begun, peak)
 
 
@@ -277,7 +402,7 @@ def rank_under(
 def _counted(rules: Rules, labels: Labels, selection: Selection) -> np.ndarray:
     """Return the queries that enter the averages."""
     if rules.unmatched == "zero":
-        return np.flatnonzero(labels.query_pids != -1)
+        return np.flatnonzero(labels.query_pids != JUNK)
     return np.flatnonzero(selection.num_matches > 0)
 
 
@@ -376,6 +501,3 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _check_max_rank(max_rank: int) -> None:
     if max_rank < 1:
         raise UserError(f"max_rank: expected at least 1, found {max_rank}")
-
-
-__all__ = ["Context", "Reranker", "evaluate", "evaluate_distances", "ranking"]
