@@ -17,7 +17,10 @@ _PUBLIC = {
     "evaluate": "mmga.retrieval.evaluate",
     "evaluate_distances": "mmga.retrieval.evaluate",
     "Report": "mmga.retrieval.report",
+    "pairwise_distance": "mmga.ops.distance",
     "KReciprocal": "mmga.retrieval.k_reciprocal",
+    "nearest": "mmga.retrieval.nearest",
+    "rerank": "mmga.retrieval.rerank",
     "rerank_distances": "mmga.retrieval.rerank",
 }
 

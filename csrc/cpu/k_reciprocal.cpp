@@ -338,6 +338,89 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
   return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
 }
 
+// Final distances of one row: every item first as if it had no overlap, then those that do.
+template <typename T>
+__attribute__((always_inline)) inline void mix_row_body(const T* squared, int64_t gallery,
+                                                        double divisor, double factor,
+                                                        int64_t power, double lambda, double* out) {
+  const double rest = (1 - lambda) * 1.0;
+  if (divisor > 0) {
+    if (power == 2) {
+      for (int64_t g = 0; g < gallery; ++g) {
+        const double d = squared[g];
+        out[g] = rest + lambda * (d * d / divisor);
+      }
+    } else {
+      for (int64_t g = 0; g < gallery; ++g) {
+        out[g] = rest + lambda * (static_cast<double>(squared[g]) / divisor);
+      }
+    }
+  } else {
+    for (int64_t g = 0; g < gallery; ++g) {
+      out[g] = rest + lambda * (static_cast<double>(squared[g]) * factor);
+    }
+  }
+}
+
+MMGA_VECTOR_CLONES void mix_row(const float* squared, int64_t gallery, double divisor,
+                                double factor, int64_t power, double lambda, double* out) {
+  mix_row_body(squared, gallery, divisor, factor, power, lambda, out);
+}
+MMGA_VECTOR_CLONES void mix_row(const double* squared, int64_t gallery, double divisor,
+                                double factor, int64_t power, double lambda, double* out) {
+  mix_row_body(squared, gallery, divisor, factor, power, lambda, out);
+}
+
+template <typename T>
+void mix_rows(const Tensor& squared, const double* maxima, const Csr& overlaps, int64_t first,
+              double lambda, int64_t power, double scale, double* out) {
+  const int64_t gallery = squared.size(1), stride = squared.stride(0);
+  const T* d = squared.const_data_ptr<T>();
+  torch::stable::parallel_for(0, squared.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      // No maximum: d is scaled. A maximum of 0: all d are 0, and so is what they become.
+      double divisor = maxima == nullptr ? 0.0 : maxima[r];
+      if (power == 2) divisor = divisor * divisor;
+      const double factor = maxima == nullptr ? scale : 0.0;
+      const T* row = d + r * stride;
+      double* final_row = out + r * gallery;
+      mix_row(row, gallery, divisor, factor, power, lambda, final_row);
+      for (int64_t e = overlaps.offsets[r]; e < overlaps.offsets[r + 1]; ++e) {
+        const int64_t g = overlaps.columns[e] - first;
+        double original = row[g];
+        if (divisor > 0) {
+          original = (power == 2 ? original * original : original) / divisor;
+        } else {
+          original = original * factor;
+        }
+        final_row[g] = (1 - lambda) * overlaps.values[e] + lambda * original;
+      }
+    }
+  });
+}
+
+Tensor mix_distances(Tensor squared, std::optional<Tensor> maxima, Tensor offsets, Tensor columns,
+                     Tensor values, int64_t first, double lambda, int64_t power, double scale) {
+  STD_TORCH_CHECK(offsets.size(0) == squared.size(0) + 1,
+                  "mix_distances: rows of distances and overlaps differ");
+  STD_TORCH_CHECK(squared.size(1) <= 1 || squared.stride(1) == 1,
+                  "mix_distances: rows must be contiguous");
+  const Csr overlaps{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
+                     values.const_data_ptr<double>()};
+  const double* maximum = maxima.has_value() ? maxima->const_data_ptr<double>() : nullptr;
+  Tensor result =
+      torch::stable::new_empty(values, {squared.size(0), squared.size(1)}, ScalarType::Double);
+  auto* out = result.mutable_data_ptr<double>();
+  if (squared.scalar_type() == ScalarType::Double) {
+    mix_rows<double>(squared, maximum, overlaps, first, lambda, power, scale, out);
+  } else {
+    STD_TORCH_CHECK(squared.scalar_type() == ScalarType::Float,
+                    "mix_distances: distances must be float32 or float64");
+    mix_rows<float>(squared, maximum, overlaps, first, lambda, power, scale, out);
+  }
+  return result;
+}
+
 }  // namespace
 }  // namespace mmga
 
@@ -349,4 +432,5 @@ STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("average_rows", TORCH_BOX(&mmga::average_rows));
   m.impl("transpose_rows", TORCH_BOX(&mmga::transpose_rows));
   m.impl("jaccard_rows", TORCH_BOX(&mmga::jaccard_rows));
+  m.impl("mix_distances", TORCH_BOX(&mmga::mix_distances));
 }

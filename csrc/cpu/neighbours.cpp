@@ -124,6 +124,40 @@ void offer_columns(const Lists& lists, const float* tile, int64_t stride, int64_
   }
 }
 
+MMGA_VECTOR_CLONES
+void squared_distance_rows(float* tile, int64_t stride, int64_t columns, const float* row_term,
+                           const float* column_term, bool cosine, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    float* row = tile + r * stride;
+    const float own = row_term[r];
+    if (cosine) {
+      for (int64_t c = 0; c < columns; ++c) {
+        const float d = 2 * (1 - (row[c] * own) * column_term[c]);
+        row[c] = d > 0 ? d : 0;  // never -0, whose bits would order last
+      }
+    } else {
+      for (int64_t c = 0; c < columns; ++c) {
+        const float d = (own + column_term[c]) - 2 * row[c];
+        row[c] = d > 0 ? d : 0;
+      }
+    }
+  }
+}
+
+void squared_distances_(Tensor tile, Tensor row_term, Tensor column_term, bool cosine) {
+  const int64_t rows = tile.size(0), columns = tile.size(1), stride = tile.stride(0);
+  STD_TORCH_CHECK(row_term.size(0) == rows && column_term.size(0) == columns,
+                  "squared_distances_: the terms do not fit the tile");
+  STD_TORCH_CHECK(columns <= 1 || tile.stride(1) == 1,
+                  "squared_distances_: the tile's columns must be contiguous");
+  auto* values = tile.mutable_data_ptr<float>();
+  const auto* own = row_term.const_data_ptr<float>();
+  const auto* others = column_term.const_data_ptr<float>();
+  torch::stable::parallel_for(0, rows, kLane, [&](int64_t begin, int64_t end) {
+    squared_distance_rows(values, stride, columns, own, others, cosine, begin, end);
+  });
+}
+
 void select_candidates(Tensor candidates, Tensor counts, Tensor thresholds, Tensor maxima,
                        Tensor tile, int64_t k, int64_t first_item, int64_t first_other,
                        bool transposed, bool triangle) {
@@ -243,6 +277,7 @@ Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
+  m.impl("squared_distances_", TORCH_BOX(&mmga::squared_distances_));
   m.impl("select_candidates", TORCH_BOX(&mmga::select_candidates));
   m.impl("nearest_in_rows", TORCH_BOX(&mmga::nearest_in_rows));
   m.impl("pair_products", TORCH_BOX(&mmga::pair_products));

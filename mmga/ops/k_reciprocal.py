@@ -88,6 +88,14 @@ _jaccard_rows = _library.define(
 )
 
 
+_mix_distances = _library.define(
+    "mix_distances(Tensor squared, Tensor? maxima, Tensor offsets, Tensor columns, Tensor values,"
+    " int first, float lambda_value, int power, float scale) -> Tensor",
+    reference.mix_distances,
+    lambda squared, *rest: squared.new_empty(squared.shape, dtype=torch.float64),
+)
+
+
 def expanded_sets(neighbours: Tensor, list_length: int, half_length: int) -> tuple[Tensor, Tensor]:
     """Return the expanded k-reciprocal set of every item (Zhong et al., steps 2 and 3).
 
@@ -179,6 +187,34 @@ def jaccard_rows(
         [M, N] sparse rows.
     """
     return Rows(*_jaccard_rows(*rows, *inverted, chosen, max_distance))
+
+
+def mix_distances(
+    squared: Tensor,
+    maxima: Tensor | None,
+    overlaps: Rows,
+    first: int,
+    lambda_value: float,
+    *,
+    power: int = 1,
+    scale: float = 1.0,
+) -> Tensor:
+    """Return the final distances (1 - lambda) J + lambda d' (step 7).
+
+    Args:
+        squared: [R, G] squared distances d, float32 or float64.
+        maxima: [R] float64, d' = (d / maximum)^power; None: d' = scale d.
+        overlaps: the rows' Jaccard distances; what is missing is 1.
+        first: item of `overlaps` that is the gallery's first; it holds none outside the gallery.
+        lambda_value: weight of d'.
+        power: 1 or 2.
+        scale: factor of d where it is not divided.
+
+    Returns:
+        [R, G] float64.
+    """
+    final: Tensor = _mix_distances(squared, maxima, *overlaps, first, lambda_value, power, scale)
+    return final
 
 
 def _check_lists(neighbours: Tensor, length: int, name: str) -> None:

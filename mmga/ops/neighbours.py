@@ -15,7 +15,7 @@ from torch import Tensor
 from mmga.ops import _library, reference
 
 
-def _fake_select_candidates(*arguments: Any) -> None:
+def _fake_nothing(*arguments: Any) -> None:
     return None
 
 
@@ -32,7 +32,12 @@ _select_candidates = _library.define(
     " Tensor(d!) maxima, Tensor tile, int k, int first_item, int first_other, bool transposed,"
     " bool triangle) -> ()",
     reference.select_candidates,
-    _fake_select_candidates,
+    _fake_nothing,
+)
+_squared_distances_ = _library.define(
+    "squared_distances_(Tensor(a!) tile, Tensor row_term, Tensor column_term, bool cosine) -> ()",
+    reference.squared_distances_,
+    _fake_nothing,
 )
 _pair_products = _library.define(
     "pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) -> Tensor",
@@ -74,6 +79,20 @@ def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"k must be from 1 to the {distances.shape[1]} columns given, got {k}")
     near: tuple[Tensor, Tensor] = _nearest_in_rows(distances, k)
     return near
+
+
+def squared_distances_(
+    tile: Tensor, row_term: Tensor, column_term: Tensor, *, cosine: bool
+) -> None:
+    """Turn a tile of inner products into squared distances >= 0 in place.
+
+    Args:
+        tile: [R, C] float32, columns contiguous.
+        row_term: [R] float32, 1 / norm (0 for a zero vector) if cosine, else the squared norm.
+        column_term: [C] float32, likewise.
+        cosine: 2 - 2 cos instead of the squared distances of the vectors as they are.
+    """
+    _squared_distances_(tile, row_term, column_term, cosine)
 
 
 def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

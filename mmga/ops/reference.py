@@ -454,6 +454,23 @@ def select_candidates(
 _EMPTY = torch.iinfo(torch.int64).max
 
 
+def squared_distances_(tile: Tensor, row_term: Tensor, column_term: Tensor, cosine: bool) -> None:
+    """Turn a tile of inner products into squared distances >= 0 in place.
+
+    Args:
+        tile: [R, C] float32.
+        row_term: [R] float32, 1 / norm (0 for a zero vector) if cosine, else the squared norm.
+        column_term: [C] float32, likewise.
+        cosine: squared distances of the normalised vectors, 2 - 2 cos, instead of those of the
+            vectors as they are.
+    """
+    if cosine:
+        tile.copy_(2 * (1 - (tile * row_term[:, None]) * column_term))
+    else:
+        tile.copy_((row_term[:, None] + column_term) - 2 * tile)
+    tile.copy_(torch.where(tile > 0, tile, 0.0))  # never -0, whose bits would order last
+
+
 def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return <x[rows[p]], y[columns[p]]> for each p in float64.
 
@@ -674,6 +691,46 @@ def jaccard_rows(
     nothing = columns.new_empty(0), values.new_empty(0)
     lengths = torch.tensor(counts, dtype=torch.int64, device=offsets.device)
     return _offsets(lengths), torch.cat([nothing[0], *found]), torch.cat([nothing[1], *distances])
+
+
+def mix_distances(
+    squared: Tensor,
+    maxima: Tensor | None,
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    first: int,
+    lambda_value: float,
+    power: int,
+    scale: float,
+) -> Tensor:
+    """Return final distances (1 - lambda) J + lambda d', d' from squared distances d.
+
+    Args:
+        squared: d, [R, G], float32 or float64.
+        maxima: [R] float64, d' = (d / maximum)^power, 0 where the maximum is; None: d' = scale d.
+        offsets: of the rows' Jaccard distances, [R + 1].
+        columns: their items; gallery item g is item first + g; what is missing is 1.
+        values: the Jaccard distances, float64.
+        first: item of the gallery's first.
+        lambda_value: weight of d'.
+        power: 1 or 2: whether distances and maxima are squared (once more) before they are divided.
+        scale: factor of d where it is not divided.
+
+    Returns:
+        [R, G] float64.
+    """
+    original = squared.double()
+    if maxima is None:
+        original = original * scale
+    else:
+        largest = maxima[:, None]
+        if power == 2:
+            original, largest = original * original, largest * largest
+        original = torch.where(largest > 0, original / largest, 0.0)
+    distances = torch.ones_like(original)
+    distances[_rows(offsets), columns.long() - first] = values
+    return (1 - lambda_value) * distances + lambda_value * original
 
 
 def _offsets(counts: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.ops.k_reciprocal import Rows
+from mmga.ops.k_reciprocal import Rows, mix_distances
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
+from mmga.progress import Progress
 from mmga.retrieval.encoding import encode, jaccard
 from mmga.retrieval.k_reciprocal import KReciprocal
 
@@ -59,6 +61,71 @@ def rerank_distances(
     return final if isinstance(q_g, Tensor) else final.numpy()
 
 
+def rerank(
+    query: Any,
+    gallery: Any,
+    rerank: KReciprocal | None = None,
+    *,
+    metric: str = "cosine",
+    topk: int | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Return re-ranked distances of queries to gallery from features.
+
+    Args:
+        query: `Features`, or a tensor or array [Q, D].
+        gallery: likewise, [G, D]. Junk (pid -1) takes no part in the neighbour graph: its distance
+            is infinite, and it is never among the nearest.
+        rerank: settings, `KReciprocal()` if None.
+        metric: "cosine" or "euclidean".
+        topk: give only the nearest so many of each query.
+        progress: called as (phase, done, total).
+
+    Returns:
+        [Q, G] float64 without `topk`. With it (distances float64 [Q, topk], indices int64
+        [Q, topk]), in the order of (distance, index). Arrays if `query` is an array.
+
+    Raises:
+        UserError: the matrix does not fit the free memory, `topk` is out of range, widths differ,
+            or a value is NaN or infinite.
+    """
+    from mmga.retrieval.nearest import feature_rows
+    from mmga.retrieval.reranking import Reranking
+
+    sides = feature_rows(query, "query"), feature_rows(gallery, "gallery")
+    query_rows, gallery_rows = _not_junk(query), _not_junk(gallery)
+    shape = len(sides[0]), len(sides[1])
+    if topk is None:
+        _check_room(*shape)
+    places = torch.arange(shape[1]) if gallery_rows is None else gallery_rows
+    if topk is not None and not 1 <= topk <= len(places):
+        raise UserError(f"topk must be from 1 to the {len(places)} gallery items, got {topk}")
+    reranking = Reranking(
+        *sides,
+        rerank or KReciprocal(),
+        metric,
+        query_rows=query_rows,
+        gallery_rows=gallery_rows,
+        progress=progress,
+    )
+    rows = torch.arange(shape[0]) if query_rows is None else query_rows
+    width = shape[1] if topk is None else topk
+    distances = torch.full((shape[0], width), torch.inf, dtype=torch.float64)
+    index = torch.full((shape[0], topk or 0), -1, dtype=torch.int64)
+    for part, block in reranking.blocks(torch.arange(reranking.queries)):
+        if topk is None:
+            distances[rows[part, None], places] = block
+        else:
+            near, which = nearest_in_rows(block, topk)
+            distances[rows[part]], index[rows[part]] = near, places[which.long()]
+        if progress is not None:
+            progress("re-ranking", part.stop, reranking.queries)
+    as_array = isinstance(query, np.ndarray)
+    if topk is None:
+        return distances.numpy() if as_array else distances
+    return (distances.numpy(), index.numpy()) if as_array else (distances, index)
+
+
 def mix(
     squared: Tensor, maxima: Tensor, overlaps: Rows, first: int, rule: KReciprocal, scale: float = 1
 ) -> Tensor:
@@ -75,19 +142,38 @@ def mix(
     Returns:
         [R, G] float64.
     """
-    original = squared.double()
-    largest = maxima.double()[:, None]
-    if rule.variant == "fastreid":
-        original = original * scale
-    else:
-        if rule.variant == "torchreid":
-            original, largest = original.square(), largest.square()
-        original = torch.where(largest > 0, original / largest, 0.0)
-    distances = torch.ones_like(original)
-    counts = overlaps.offsets[1:] - overlaps.offsets[:-1]
-    queries = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-    distances[queries, overlaps.columns.long() - first] = overlaps.values
-    return (1 - rule.lambda_value) * distances + rule.lambda_value * original
+    return mix_distances(
+        squared,
+        None if rule.variant == "fastreid" else maxima.double(),
+        overlaps,
+        first,
+        rule.lambda_value,
+        power=2 if rule.variant == "torchreid" else 1,
+        scale=scale,
+    )
+
+
+def _not_junk(value: Any) -> Tensor | None:
+    """Return the rows of `Features` that are somebody, None for all."""
+    pids = getattr(value, "pids", None)
+    if pids is None or not (pids == -1).any():
+        return None
+    return torch.from_numpy(np.flatnonzero(pids != -1))
+
+
+def _check_room(queries: int, gallery: int) -> None:
+    """Raise where a matrix of distances is larger than the memory that is free."""
+    needed = 8 * queries * gallery
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:  # not Linux: the allocation itself will tell
+        return
+    free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    if needed > free:
+        raise UserError(
+            f"a matrix of {queries} x {gallery} distances takes {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free; pass topk= for the nearest of each query"
+        )
 
 
 class _Matrices:

@@ -15,6 +15,8 @@ STAGES = [
     "average_rows",
     "transpose_rows",
     "jaccard_rows",
+    "mix_distances",
+    "squared_distances_",
     "nearest_in_rows",
     "select_candidates",
     "pair_products",
@@ -57,6 +59,9 @@ def stages_of(index, near, d, k2):
     first = n // 3
     inverted = reference.transpose_rows(*v, first)
     chosen = torch.arange(0, n, 2)
+    overlaps = reference.jaccard_rows(*v, *inverted, chosen, None)
+    block = d[chosen, first:].contiguous()
+    largest = d.amax(1)[chosen]
     return [
         ("reciprocal_sets", (index, k)),
         ("reciprocal_sets", (index, (k + 1) // 2)),
@@ -69,6 +74,9 @@ def stages_of(index, near, d, k2):
         ("transpose_rows", (*v, first)),
         ("jaccard_rows", (*v, *inverted, chosen, None)),
         ("jaccard_rows", (*v, *inverted, chosen, 0.5)),
+        ("mix_distances", (block, largest, *overlaps, first, 0.3, 1, 1.0)),
+        ("mix_distances", (block.float(), largest, *overlaps, first, 0.7, 2, 1.0)),
+        ("mix_distances", (block, None, *overlaps, first, 0.3, 1, 0.5)),
     ]
 
 

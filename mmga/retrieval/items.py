@@ -1,0 +1,132 @@
+"""The items of a neighbour search: rows of one or two feature sets under one numbering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops.distance import key_terms, squared_norms
+from mmga.ops.neighbours import pair_products
+from mmga.retrieval.rows import Rows
+
+TILE = 512
+"""Rows and columns of every tile, padded with zero vectors at the end of a set: products of one
+shape give the same bits whatever the number of items, tiles or threads. 1 MiB of float32, which
+stays in the cache between the product and the passes over it."""
+
+
+class Items:
+    """Rows of feature sets, one set after the other, with their norms.
+
+    Attributes:
+        metric: "cosine" or "euclidean".
+        norms: [N] squared norms, float64.
+        terms: [N] what an item adds to a squared distance, see `ops.neighbours`.
+        dimension: width of the rows.
+        device: where the rows lie.
+    """
+
+    def __init__(
+        self, sides: Sequence[Rows], metric: str, kept: Sequence[Tensor | None] | None = None
+    ) -> None:
+        """Number the rows of `sides` and read them once for their norms.
+
+        Args:
+            sides: feature rows of equal width, float16 or float32.
+            metric: "cosine" or "euclidean".
+            kept: for each side the rows that count, int64 ascending, or None for all.
+
+        Raises:
+            UserError: widths differ, a side has no rows, or a value is NaN or infinite.
+        """
+        self._sides = list(sides)
+        self._kept = list(kept) if kept is not None else [None] * len(self._sides)
+        self.metric = metric
+        self.dimension = self._sides[0].shape[1]
+        self.device = self._sides[0].device
+        self._starts = [0]
+        for side, chosen in zip(self._sides, self._kept, strict=True):
+            if side.shape[1] != self.dimension:
+                raise UserError(
+                    f"features must have one dimension, got {self.dimension} and {side.shape[1]}"
+                )
+            self._starts.append(self._starts[-1] + (len(side) if chosen is None else len(chosen)))
+        if not len(self):
+            raise UserError("features: expected at least one row, found none")
+        self.norms = torch.empty(len(self), dtype=torch.float64, device=self.device)
+        for begin in range(0, len(self), TILE):
+            end = min(begin + TILE, len(self))
+            self.norms[begin:end] = squared_norms(self.block(begin, end))
+        if not self.norms.isfinite().all():
+            bad = int((~self.norms.isfinite()).nonzero()[0])
+            raise UserError(f"features must be finite, got NaN or infinity in row {bad}")
+        self.terms = key_terms(self.norms, metric)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def block(self, begin: int, end: int, out: Tensor | None = None) -> Tensor:
+        """Return items [begin, end) as float32 [R, D].
+
+        Args:
+            begin: first item.
+            end: item after the last.
+            out: where they are put if they cannot be viewed, [S, D] with S >= R; a block that is
+                shorter than S is always put there and followed by zero rows.
+        """
+        parts = []
+        for side, chosen, low, high in zip(
+            self._sides, self._kept, self._starts, self._starts[1:], strict=False
+        ):
+            first, last = max(begin, low) - low, min(end, high) - low
+            if first < last:
+                parts.append((side, chosen, first, last))
+        if len(parts) == 1 and (out is None or end - begin == len(out)):
+            side, chosen, first, last = parts[0]
+            return side.block(first, last) if chosen is None else side.take(chosen[first:last], out)
+        if out is None:
+            out = torch.empty((end - begin, self.dimension), device=self.device)
+        done = 0
+        for side, chosen, first, last in parts:
+            target = out[done : done + last - first]
+            if chosen is None:
+                side.block(first, last, target)
+            else:
+                side.take(chosen[first:last], target)
+            done += last - first
+        out[done:].zero_()
+        return out
+
+    def take(self, items: Tensor) -> Tensor:
+        """Return the rows of items [K] int64 as float32 [K, D]."""
+        result = torch.empty((len(items), self.dimension), device=self.device)
+        for side, chosen, low, high in zip(
+            self._sides, self._kept, self._starts, self._starts[1:], strict=False
+        ):
+            at = ((items >= low) & (items < high)).nonzero()[:, 0]
+            if len(at):
+                rows = items[at] - low
+                result[at] = side.take(rows if chosen is None else chosen[rows])
+        return result
+
+    def pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the squared distances of pairs of items (int64 [P] each), float64 [P].
+
+        Each is the float64 distance, rounded to float32 as those of the tiles are.
+        """
+        result = torch.empty(len(left), dtype=torch.float64, device=self.device)
+        step = max(1, (1 << 22) // self.dimension)  # pairs whose rows are copied together
+        for begin in range(0, len(left), step):
+            i, j = left[begin : begin + step], right[begin : begin + step]
+            places = torch.arange(len(i), device=self.device)
+            products = pair_products(self.take(i), self.take(j), places, places)
+            if self.metric == "cosine":
+                root = (self.norms[i] * self.norms[j]).sqrt()
+                d = 2 - 2 * torch.where(root > 0, products / root, 0.0)
+            else:
+                d = self.norms[i] + self.norms[j] - 2 * products
+            result[begin : begin + step] = d.clamp_min(0).float().double()
+        return result.masked_fill_(left == right, 0)

@@ -1,0 +1,175 @@
+"""Exact nearest neighbours by tiles of the distance matrix, which is never held."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops.distance import METRICS
+from mmga.ops.neighbours import NearestLists, Neighbours, squared_distances_
+from mmga.progress import Progress
+from mmga.retrieval.items import TILE, Items
+from mmga.retrieval.rows import Rows
+
+
+def nearest(
+    query: Any, gallery: Any, k: int, metric: str = "cosine", *, progress: Progress | None = None
+) -> tuple[Any, Any]:
+    """Return the k nearest gallery items of every query, in the order of (distance, index).
+
+    Exact: all distances are computed, by tiles, and none is kept but the k best.
+
+    Args:
+        query: `Features`, or a tensor or array [Q, D].
+        gallery: likewise, [G, D]; files that are memory-mapped are read once.
+        k: at least 1; at most G.
+        metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
+        progress: called as (phase, done, total).
+
+    Returns:
+        distances float32 [Q, k] and indices int64 [Q, k]; arrays if `query` is an array.
+
+    Raises:
+        UserError: k is out of range, widths differ, or a value is NaN or infinite.
+    """
+    check_metric(metric)
+    queries = Items([feature_rows(query, "query")], metric)
+    items = Items([feature_rows(gallery, "gallery")], metric)
+    if items.dimension != queries.dimension:
+        raise UserError(
+            f"query and gallery must have one dimension, got {queries.dimension} and "
+            f"{items.dimension}"
+        )
+    if not 1 <= k <= len(items):
+        raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
+    found = nearest_items(queries, items, k, progress)
+    distances = found.distances / 2 if metric == "cosine" else found.distances.sqrt()
+    index = found.index.long()
+    if isinstance(query, np.ndarray):
+        return distances.cpu().numpy(), index.cpu().numpy()
+    return distances, index
+
+
+def nearest_items(
+    queries: Items, items: Items, k: int, progress: Progress | None = None
+) -> Neighbours:
+    """Return the k nearest items of every query, squared distances, and each query's largest."""
+    lists = NearestLists(len(queries), k, queries.device)
+    tiles = _Tiles(queries, items)
+    total = -(-len(queries) // TILE) * -(-len(items) // TILE)
+    done = 0
+    # The items, of which there are usually more and which may lie on disk, are read once.
+    for first in range(0, len(items), TILE):
+        for own in range(0, len(queries), TILE):
+            lists.add(tiles.distances(own, first), own, first)
+            done += 1
+            if progress is not None:
+                progress("neighbours", done, total)
+    return lists.result()
+
+
+def neighbours_within(
+    items: Items, k: int, progress: Progress | None = None, kept: Tensor | None = None
+) -> Neighbours:
+    """Return the k nearest of every item among all, itself included at distance 0.
+
+    Every pair is computed once, in a tile on or above the diagonal, and offered to both its items.
+
+    Args:
+        items: N items.
+        k: 1 to N.
+        progress: called as (phase, done, total).
+        kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
+            others; None where they are not wanted.
+
+    Returns:
+        Lists in the order of (distance, index), and each item's largest distance.
+    """
+    n = len(items)
+    blocks = -(-n // TILE)
+    lists = NearestLists(n, k, items.device)
+    lists.add_self()
+    tiles = _Tiles(items, items)
+    done, total = 0, blocks * (blocks + 1) // 2
+    for own in range(0, n, TILE):
+        for other in range(own, n, TILE):
+            tile = tiles.distances(own, other)
+            lists.add(tile, own, other, triangle=own == other)
+            lists.add(tile, other, own, transposed=True, triangle=own == other)
+            if kept is not None:
+                _keep(kept, tile, own, other)
+            done += 1
+            if progress is not None:
+                progress("neighbours", done, total)
+    return lists.result()
+
+
+def feature_rows(value: Any, name: str) -> Rows:
+    """Return the rows of `Features`, a tensor or an array.
+
+    Raises:
+        UserError: it is something else, or not two-dimensional.
+    """
+    rows = getattr(value, "rows", None)
+    if not isinstance(rows, Rows):
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise UserError(
+                f"{name} must be Features, or a tensor or array [N, D] of floating-point numbers, "
+                f"got {type(value).__name__}"
+            )
+        if tensor.dtype not in (torch.float16, torch.float32):
+            tensor = tensor.float()
+        rows = Rows([tensor.detach()])
+    if len(rows.shape) != 2:
+        raise UserError(f"{name} must be [N, D], got {list(rows.shape)}")
+    return rows
+
+
+def check_metric(metric: str) -> None:
+    """Raise a `UserError` unless the metric is one of ours."""
+    if metric not in METRICS:
+        raise UserError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+
+
+class _Tiles:
+    """Tiles of squared distances in one buffer, every product of one shape and call form."""
+
+    def __init__(self, rows: Items, columns: Items) -> None:
+        self._rows, self._columns = rows, columns
+        device = rows.device
+        self._row_block = torch.empty((TILE, rows.dimension), device=device)
+        self._column_block = torch.empty((TILE, rows.dimension), device=device)
+        self._tile = torch.empty((TILE, TILE), device=device)
+        self._held: tuple[int, Tensor] | None = None
+
+    def distances(self, row: int, column: int) -> Tensor:
+        """Return the tile that begins at this row and column, valid until the next call."""
+        row_end = min(row + TILE, len(self._rows))
+        column_end = min(column + TILE, len(self._columns))
+        if self._held is None or self._held[0] != row:
+            self._held = row, self._rows.block(row, row_end, self._row_block)
+        others = self._columns.block(column, column_end, self._column_block)
+        torch.mm(self._held[1], others.t(), out=self._tile)
+        tile = self._tile[: row_end - row, : column_end - column]
+        squared_distances_(
+            tile,
+            self._rows.terms[row:row_end],
+            self._columns.terms[column:column_end],
+            cosine=self._rows.metric == "cosine",
+        )
+        return tile
+
+
+def _keep(kept: Tensor, tile: Tensor, row: int, column: int) -> None:
+    """Copy what a tile holds of the first Q items against the others."""
+    first = len(kept)
+    rows = min(row + tile.shape[0], first) - row
+    skipped = max(0, first - column)
+    if rows > 0 and skipped < tile.shape[1]:
+        target = slice(column + skipped - first, column + tile.shape[1] - first)
+        kept[row : row + rows, target] = tile[:rows, skipped:]

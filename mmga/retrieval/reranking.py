@@ -1,0 +1,188 @@
+"""Re-ranked distances of queries to a gallery from features, some rows at a time.
+
+Memory beside the features: the neighbour lists and sparse rows, some hundred entries an item, and
+the distances of queries to gallery where these fit a limit; else their tiles are computed again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops import k_reciprocal as ops
+from mmga.ops.neighbours import squared_distances_
+from mmga.ops.ranking import Tile
+from mmga.progress import Progress
+from mmga.retrieval.encoding import encode
+from mmga.retrieval.items import TILE, Items
+from mmga.retrieval.k_reciprocal import KReciprocal
+from mmga.retrieval.nearest import check_metric, neighbours_within
+from mmga.retrieval.protocol import Pairs
+from mmga.retrieval.rerank import mix
+from mmga.retrieval.rows import Rows
+
+KEPT_BYTES = 512 << 20
+"""Distances of queries to gallery are kept from the neighbour pass where they take no more."""
+_BLOCK_BYTES = 32 << 20  # float64 distances that are handed out together
+
+
+class Reranking:
+    """The neighbour graph of queries and gallery, and the re-ranked distances it gives.
+
+    Attributes:
+        queries: Q.
+        gallery: G.
+        seconds: what the neighbour pass and the sparse stages took.
+    """
+
+    def __init__(
+        self,
+        query: Rows,
+        gallery: Rows | None,
+        rule: KReciprocal,
+        metric: str = "cosine",
+        *,
+        query_rows: Tensor | None = None,
+        gallery_rows: Tensor | None = None,
+        memory: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Find all neighbours and encode them.
+
+        Args:
+            query: feature rows of the queries.
+            gallery: of the gallery; None: one set against itself, of which N is that one set.
+            rule: settings.
+            metric: "cosine" or "euclidean".
+            query_rows: rows of the queries that take part, ascending int64; None for all.
+            gallery_rows: likewise. Queries and items are numbered within these from here on.
+            memory: bytes that kept distances may take; None for `KEPT_BYTES`.
+            progress: called as (phase, done, total).
+
+        Raises:
+            UserError: widths differ, a value is NaN or infinite, or a side is empty.
+        """
+        check_metric(metric)
+        self._rule = rule
+        sides = [query] if gallery is None else [query, gallery]
+        chosen = [query_rows, gallery_rows][: len(sides)]
+        if any(
+            not (len(side) if at is None else len(at))
+            for side, at in zip(sides, chosen, strict=True)
+        ):
+            raise UserError("re-ranking needs at least one query and one gallery item, found none")
+        self._items = Items(sides, metric, chosen)
+        self.queries = len(query) if query_rows is None else len(query_rows)
+        # Of one set against itself, item g of the gallery is item g of the graph.
+        self._first = 0 if gallery is None else self.queries
+        self.gallery = len(self._items) - self._first
+        limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
+        self._kept: Tensor | None = None
+        if gallery is not None and 4 * self.queries * self.gallery <= limit:
+            self._kept = torch.empty((self.queries, self.gallery), device=self._items.device)
+        start = time.perf_counter()
+        k = rule.neighbours_needed(len(self._items))
+        neighbours = neighbours_within(self._items, k, progress, self._kept)
+        self._maxima = neighbours.maxima[: self.queries].double()
+        found = time.perf_counter()
+        self._rows = encode(neighbours, rule, self._items.pair_distances)
+        self._inverted = ops.transpose_rows(self._rows, self._first)
+        encoded = time.perf_counter()
+        self.seconds = {"neighbours": found - start, "encoding": encoded - found}
+
+    def original(self, queries: Tensor) -> Tensor:
+        """Return the squared distances of some queries to the whole gallery: [R, G] float32."""
+        if self._kept is not None:
+            return self._kept[queries]
+        result = torch.empty((len(queries), self.gallery), device=self._items.device)
+        tile = result.new_empty(TILE, TILE)
+        own, others = (result.new_zeros(TILE, self._items.dimension) for _ in range(2))
+        for begin in range(0, len(queries), TILE):
+            part = queries[begin : begin + TILE]
+            own[: len(part)] = self._items.take(part)
+            for column in range(0, self.gallery, TILE):
+                end = min(column + TILE, self.gallery)
+                first, last = self._first + column, self._first + end
+                torch.mm(own, self._items.block(first, last, others).t(), out=tile)
+                used = tile[: len(part), : end - column]
+                squared_distances_(
+                    used,
+                    self._items.terms[part],
+                    self._items.terms[first:last],
+                    cosine=self._items.metric == "cosine",
+                )
+                result[begin : begin + len(part), column:end] = used
+        if self._first == 0:  # one set against itself
+            result[torch.arange(len(queries)), queries] = 0
+        return result
+
+    def blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the final distances of some queries, few rows at a time.
+
+        Args:
+            queries: int64 [R].
+
+        Yields:
+            Which of `queries` they are, and float64 [r, G].
+        """
+        rows = max(1, _BLOCK_BYTES // (8 * self.gallery))
+        group = rows if self._kept is not None else max(TILE, rows)  # one product serves a group
+        for begin in range(0, len(queries), group):
+            part = queries[begin : begin + group]
+            overlaps = ops.jaccard_rows(self._rows, self._inverted, part)
+            original = self.original(part)
+            scale = 0.5 if self._items.metric == "cosine" else 1.0
+            for low in range(0, len(part), rows):
+                high = min(low + rows, len(part))
+                yield (
+                    slice(begin + low, begin + high),
+                    mix(
+                        original[low:high],
+                        self._maxima[part[low:high]],
+                        _between(overlaps, low, high),
+                        self._first,
+                        self._rule,
+                        scale,
+                    ),
+                )
+
+
+class RerankedSource:
+    """Re-ranked distances as tiles of whole rows, for the pass that counts ranks."""
+
+    whole_rows = True
+
+    def __init__(self, reranking: Reranking, queries: np.ndarray, items: np.ndarray) -> None:
+        """Take the queries and items of a selection.
+
+        Args:
+            reranking: of all that takes part in the graph.
+            queries: places in its queries, int64 [Q'].
+            items: places in its gallery, ascending int64 [G'].
+        """
+        self._reranking = reranking
+        self._queries = torch.from_numpy(queries)
+        self._items = None if len(items) == reranking.gallery else torch.from_numpy(items)
+        self.columns = len(items)
+        self.max_rows = TILE
+
+    def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
+        """Yield tiles of whole rows."""
+        for rows, final in self._reranking.blocks(self._queries[start:stop]):
+            yield rows, Tile.of_keys(final if self._items is None else final[:, self._items])
+
+    def match_keys(self, pairs: Pairs) -> Tensor:
+        """Never called: tiles hold whole rows."""
+        raise NotImplementedError
+
+
+def _between(rows: ops.Rows, low: int, high: int) -> ops.Rows:
+    first, last = int(rows.offsets[low]), int(rows.offsets[high])
+    return ops.Rows(
+        rows.offsets[low : high + 1] - first, rows.columns[first:last], rows.values[first:last]
+    )
