@@ -19,6 +19,7 @@ _PUBLIC = {
     "Report": "mmga.retrieval.report",
     "pairwise_distance": "mmga.ops.distance",
     "KReciprocal": "mmga.retrieval.k_reciprocal",
+    "jaccard_distance": "mmga.retrieval.jaccard",
     "nearest": "mmga.retrieval.nearest",
     "rerank": "mmga.retrieval.rerank",
     "rerank_distances": "mmga.retrieval.rerank",

@@ -22,7 +22,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kLane = 64;  // entries compared before anything is looked at one by one
+// Entries compared before anything is looked at more closely: first these many, then in groups.
+constexpr int64_t kLane = 64;
+constexpr int64_t kGroup = 8;
 
 // A candidate: the bits of a float >= 0, which order like the number, above the index.
 inline int64_t pack(float distance, int64_t index) {
@@ -86,8 +88,16 @@ void offer_rows(const Lists& lists, const float* tile, int64_t stride, int64_t c
         for (int64_t t = 0; t < length; ++t) reach[0] = std::max(reach[0], part[t]);
       }
       if (!any) continue;
-      for (int64_t t = 0; t < length; ++t) {
-        if (part[t] <= lists.thresholds[item]) lists.offer(item, part[t], first_other + c + t);
+      for (int64_t low = 0; low < length; low += kGroup) {
+        const int64_t high = std::min(low + kGroup, length);
+        int32_t some = high - low < kGroup;
+        if (!some) {
+          for (int64_t t = 0; t < kGroup; ++t) some |= part[low + t] <= threshold;
+        }
+        if (!some) continue;
+        for (int64_t t = low; t < high; ++t) {
+          if (part[t] <= lists.thresholds[item]) lists.offer(item, part[t], first_other + c + t);
+        }
       }
     }
     lists.maxima[item] = std::max(lists.maxima[item], *std::max_element(reach, reach + 8));
@@ -117,8 +127,18 @@ void offer_columns(const Lists& lists, const float* tile, int64_t stride, int64_
         for (int64_t t = 0; t < length; ++t) maxima[c + t] = std::max(maxima[c + t], part[t]);
       }
       if (!any) continue;
-      for (int64_t t = 0; t < length; ++t) {
-        if (part[t] <= thresholds[c + t]) lists.offer(first_item + c + t, part[t], first_other + r);
+      for (int64_t low = 0; low < length; low += kGroup) {
+        const int64_t high = std::min(low + kGroup, length);
+        int32_t some = high - low < kGroup;
+        if (!some) {
+          for (int64_t t = low; t < low + kGroup; ++t) some |= part[t] <= thresholds[c + t];
+        }
+        if (!some) continue;
+        for (int64_t t = low; t < high; ++t) {
+          if (part[t] <= thresholds[c + t]) {
+            lists.offer(first_item + c + t, part[t], first_other + r);
+          }
+        }
       }
     }
   }
