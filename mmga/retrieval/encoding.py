@@ -28,21 +28,45 @@ def encode(neighbours: Neighbours, rule: KReciprocal, distance_of: PairDistances
     Returns:
         V, [N, N].
     """
+    sets = expanded_sets(neighbours, rule)
+    distances = set_distances(sets, neighbours, distance_of)
+    rows = ops.encode(sets, *encoded_distances(distances, neighbours.maxima, rule))
+    return averaged(rows, neighbours, rule)
+
+
+def expanded_sets(neighbours: Neighbours, rule: KReciprocal) -> tuple[Tensor, Tensor]:
+    """Return every item's expanded k-reciprocal set: CSR offsets and columns."""
     n = len(neighbours.index)
-    sets = ops.expanded_sets(neighbours.index, min(rule.list_length, n), min(rule.half_length, n))
+    return ops.expanded_sets(neighbours.index, min(rule.list_length, n), min(rule.half_length, n))
+
+
+def set_distances(
+    sets: tuple[Tensor, Tensor], neighbours: Neighbours, distance_of: PairDistances
+) -> Tensor:
+    """Return the squared distance of each entry of the sets, from the lists where they have it."""
     distances = ops.listed_distances(sets, neighbours.index, neighbours.distances)
     unlisted = (distances < 0).nonzero()[:, 0]
     if len(unlisted):
         rows = torch.searchsorted(sets[0], unlisted, right=True) - 1
         distances[unlisted] = distance_of(rows, sets[1][unlisted].long())
-    maxima: Tensor | None = neighbours.maxima.double()
+    return distances
+
+
+def encoded_distances(
+    distances: Tensor, maxima: Tensor, rule: KReciprocal
+) -> tuple[Tensor, Tensor | None]:
+    """Return what a variant encodes: distances, and by what a row's are divided (None: nothing)."""
+    if rule.variant == "fastreid":
+        return distances, None
     if rule.variant == "torchreid":
-        distances, maxima = distances.square(), neighbours.maxima.double().square()
-    elif rule.variant == "fastreid":
-        maxima = None
-    rows_of_v = ops.encode(sets, distances, maxima)
-    k2 = min(rule.k2, n)
-    return ops.average_rows(rows_of_v, neighbours.index, k2) if k2 > 1 else rows_of_v
+        return distances.square(), maxima.double().square()
+    return distances, maxima.double()
+
+
+def averaged(rows: Rows, neighbours: Neighbours, rule: KReciprocal) -> Rows:
+    """Return V after the k2-mean."""
+    k2 = min(rule.k2, len(neighbours.index))
+    return ops.average_rows(rows, neighbours.index, k2) if k2 > 1 else rows
 
 
 def jaccard(rows: Rows, chosen: Tensor, first: int, max_distance: float | None = None) -> Rows:
