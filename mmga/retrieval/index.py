@@ -33,6 +33,7 @@ FORMAT = "mmga-index"
 VERSION = 1
 SUFFIX = ".mmga-index"
 _META = "index.json"
+_LABEL = "label_"
 _ARRAYS = (
     "features",
     "neighbours",
@@ -57,10 +58,18 @@ class GalleryIndex:
         rule: settings of the re-ranking.
         metric: "cosine" or "euclidean".
         arrays: everything that is stored, by name; never changed.
+        labels: pid, camid and path of the items, each [G], as far as they are known.
     """
 
-    def __init__(self, rule: KReciprocal, metric: str, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(
+        self,
+        rule: KReciprocal,
+        metric: str,
+        arrays: dict[str, np.ndarray],
+        labels: dict[str, np.ndarray] | None = None,
+    ) -> None:
         """Take finished arrays; see `build` and `load`."""
+        self.labels = labels or {}
         self.rule = rule
         self.metric = metric
         self.arrays = arrays
@@ -118,7 +127,7 @@ class GalleryIndex:
             *ops.transpose_rows(final),
         )
         arrays = {name: part.numpy() for name, part in zip(_ARRAYS, parts, strict=True)}
-        return cls(rule, metric, arrays)
+        return cls(rule, metric, arrays, row_labels(gallery))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index as a folder of .npy files with a description and checksums.
@@ -132,7 +141,8 @@ class GalleryIndex:
         with atomic_path(target) as folder:
             folder.mkdir()
             sums = {}
-            for name, array in self.arrays.items():
+            labels = {f"{_LABEL}{name}": values for name, values in self.labels.items()}
+            for name, array in {**self.arrays, **labels}.items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
                 sums[name] = _checksum(folder / f"{name}.npy")
             meta = {
@@ -173,7 +183,8 @@ class GalleryIndex:
                 f"{folder}: expected an index of version {VERSION}, found {version}; build it again"
             )
         arrays = {}
-        for name in _ARRAYS:
+        labels = [name for name in sums if name.startswith(_LABEL)]
+        for name in (*_ARRAYS, *labels):
             file = folder / f"{name}.npy"
             try:
                 # Copy on write: torch wants writable memory, the file is never written to.
@@ -185,7 +196,8 @@ class GalleryIndex:
                 ) from error
             if damaged:
                 raise UserError(f"{file} differs from its checksum; build the index again")
-        return cls(KReciprocal(**settings), metric, arrays)
+        named = {name.removeprefix(_LABEL): arrays.pop(name) for name in labels}
+        return cls(KReciprocal(**settings), metric, arrays, named)
 
     def rerank(self, query: Any) -> np.ndarray:
         """Return the re-ranked distances of one query to the whole gallery.
@@ -223,6 +235,17 @@ class GalleryIndex:
                 f"{list(vector.shape)}"
             )
         return vector.to(torch.float32)
+
+
+def row_labels(features: Any) -> dict[str, np.ndarray]:
+    """Return what names the rows of `Features`: pid, camid and path as far as they are known."""
+    labels = {}
+    for name, field in (("pid", "pids"), ("camid", "camids"), ("path", "paths")):
+        values = getattr(features, field, None)
+        words = getattr(features, f"{name}_names", None)
+        if values is not None:
+            labels[name] = values if words is None else words[values]
+    return labels
 
 
 def _checksum(path: Path) -> str:
