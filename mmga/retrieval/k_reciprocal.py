@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmga.errors import UserError
+
+if TYPE_CHECKING:
+    from mmga.retrieval.evaluate import Context
+    from mmga.retrieval.reranking import RerankedSource
 
 Variant = Literal["zhong", "torchreid", "fastreid"]
 VARIANTS = ("zhong", "torchreid", "fastreid")
@@ -60,6 +64,19 @@ class KReciprocal:
         if name not in PRESETS:
             raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return PRESETS[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the settings as a report shows them."""
+        shown = ("k1", "k2", "lambda_value", "variant")
+        return {name: getattr(self, name) for name in shown} | (
+            {} if self.half == "python" else {"half": self.half}
+        )
+
+    def source(self, context: Context) -> RerankedSource:
+        """Return re-ranked distances for an evaluation, see `mmga.evaluate`."""
+        from mmga.retrieval.reranking import reranked_source
+
+        return reranked_source(self, context)
 
     @property
     def list_length(self) -> int:

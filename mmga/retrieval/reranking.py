@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Tile
 from mmga.progress import Progress
 from mmga.retrieval.encoding import encode
+from mmga.retrieval.features import JUNK
 from mmga.retrieval.items import TILE, Items
 from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import check_metric, neighbours_within
@@ -26,9 +28,14 @@ from mmga.retrieval.protocol import Pairs
 from mmga.retrieval.rerank import mix
 from mmga.retrieval.rows import Rows
 
+if TYPE_CHECKING:
+    from mmga.retrieval.evaluate import Context
+
 KEPT_BYTES = 512 << 20
 """Distances of queries to gallery are kept from the neighbour pass where they take no more."""
 _BLOCK_BYTES = 32 << 20  # float64 distances that are handed out together
+_GROUP_BYTES = 256 << 20  # float32 distances that are computed together
+_LEAST_GROUP = 64  # narrower products take other code paths in a BLAS, whose last bits differ
 
 
 class Reranking:
@@ -93,33 +100,13 @@ class Reranking:
         self._rows = encode(neighbours, rule, self._items.pair_distances)
         self._inverted = ops.transpose_rows(self._rows, self._first)
         encoded = time.perf_counter()
+        self._last: tuple[Tensor, ops.Rows, Tensor] | None = None
         self.seconds = {"neighbours": found - start, "encoding": encoded - found}
 
-    def original(self, queries: Tensor) -> Tensor:
-        """Return the squared distances of some queries to the whole gallery: [R, G] float32."""
-        if self._kept is not None:
-            return self._kept[queries]
-        result = torch.empty((len(queries), self.gallery), device=self._items.device)
-        tile = result.new_empty(TILE, TILE)
-        own, others = (result.new_zeros(TILE, self._items.dimension) for _ in range(2))
-        for begin in range(0, len(queries), TILE):
-            part = queries[begin : begin + TILE]
-            own[: len(part)] = self._items.take(part)
-            for column in range(0, self.gallery, TILE):
-                end = min(column + TILE, self.gallery)
-                first, last = self._first + column, self._first + end
-                torch.mm(own, self._items.block(first, last, others).t(), out=tile)
-                used = tile[: len(part), : end - column]
-                squared_distances_(
-                    used,
-                    self._items.terms[part],
-                    self._items.terms[first:last],
-                    cosine=self._items.metric == "cosine",
-                )
-                result[begin : begin + len(part), column:end] = used
-        if self._first == 0:  # one set against itself
-            result[torch.arange(len(queries)), queries] = 0
-        return result
+    @property
+    def group(self) -> int:
+        """Queries whose distances are best asked for together: one product serves them."""
+        return max(_LEAST_GROUP, min(TILE, _GROUP_BYTES // (4 * self.gallery)))
 
     def blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield the final distances of some queries, few rows at a time.
@@ -130,32 +117,56 @@ class Reranking:
         Yields:
             Which of `queries` they are, and float64 [r, G].
         """
+        for begin in range(0, len(queries), self.group):
+            part = queries[begin : begin + self.group]
+            for rows, block in self._group_blocks(part):
+                yield slice(begin + rows.start, begin + rows.stop), block
+
+    def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        # A pass that counts ranks asks for a group twice: for its matches' keys and to count.
+        if self._last is None or not torch.equal(self._last[0], queries):
+            self._last = None
+            overlaps = ops.jaccard_rows(self._rows, self._inverted, queries)
+            self._last = queries, overlaps, self._original(queries)
+        _, overlaps, original = self._last
+        scale = 0.5 if self._items.metric == "cosine" else 1.0
         rows = max(1, _BLOCK_BYTES // (8 * self.gallery))
-        group = rows if self._kept is not None else max(TILE, rows)  # one product serves a group
-        for begin in range(0, len(queries), group):
-            part = queries[begin : begin + group]
-            overlaps = ops.jaccard_rows(self._rows, self._inverted, part)
-            original = self.original(part)
-            scale = 0.5 if self._items.metric == "cosine" else 1.0
-            for low in range(0, len(part), rows):
-                high = min(low + rows, len(part))
-                yield (
-                    slice(begin + low, begin + high),
-                    mix(
-                        original[low:high],
-                        self._maxima[part[low:high]],
-                        _between(overlaps, low, high),
-                        self._first,
-                        self._rule,
-                        scale,
-                    ),
-                )
+        for low in range(0, len(queries), rows):
+            high = min(low + rows, len(queries))
+            part = _between(overlaps, low, high)
+            maxima = self._maxima[queries[low:high]]
+            final = mix(original[low:high], maxima, part, self._first, self._rule, scale)
+            yield slice(low, high), final
+
+    def _original(self, queries: Tensor) -> Tensor:
+        """Return the squared distances of one group's queries to the gallery: [R, G] float32."""
+        if self._kept is not None:
+            return self._kept[queries]
+        height = self.group
+        result = torch.empty((len(queries), self.gallery), device=self._items.device)
+        tile = result.new_empty(height, TILE)
+        own = result.new_zeros(height, self._items.dimension)
+        others = result.new_empty(TILE, self._items.dimension)
+        own[: len(queries)] = self._items.take(queries)
+        for column in range(0, self.gallery, TILE):
+            end = min(column + TILE, self.gallery)
+            first, last = self._first + column, self._first + end
+            torch.mm(own, self._items.block(first, last, others).t(), out=tile)
+            used = tile[: len(queries), : end - column]
+            squared_distances_(
+                used,
+                self._items.terms[queries],
+                self._items.terms[first:last],
+                cosine=self._items.metric == "cosine",
+            )
+            result[:, column:end] = used
+        if self._first == 0:  # one set against itself
+            result[torch.arange(len(queries)), queries] = 0
+        return result
 
 
 class RerankedSource:
     """Re-ranked distances as tiles of whole rows, for the pass that counts ranks."""
-
-    whole_rows = True
 
     def __init__(self, reranking: Reranking, queries: np.ndarray, items: np.ndarray) -> None:
         """Take the queries and items of a selection.
@@ -169,16 +180,71 @@ class RerankedSource:
         self._queries = torch.from_numpy(queries)
         self._items = None if len(items) == reranking.gallery else torch.from_numpy(items)
         self.columns = len(items)
-        self.max_rows = TILE
+        self.max_rows = reranking.group
+
+    def match_keys(self, pairs: Pairs) -> Tensor:
+        """Read the keys from the rows that `tiles` will give."""
+        row = torch.repeat_interleave(
+            torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
+        )
+        item = torch.from_numpy(pairs.match_item)
+        keys = torch.empty(len(item), dtype=torch.float64)
+        for rows, tile in self.tiles(pairs.start, pairs.stop):
+            here = ((row >= rows.start) & (row < rows.stop)).nonzero()[:, 0]
+            keys[here] = tile.values[row[here] - rows.start, item[here]]
+        return keys
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles of whole rows."""
         for rows, final in self._reranking.blocks(self._queries[start:stop]):
             yield rows, Tile.of_keys(final if self._items is None else final[:, self._items])
 
-    def match_keys(self, pairs: Pairs) -> Tensor:
-        """Never called: tiles hold whole rows."""
-        raise NotImplementedError
+
+def reranked_source(rule: KReciprocal, context: Context) -> RerankedSource:
+    """Re-rank what an evaluation ranks.
+
+    Junk takes no part in the neighbour graph, unless the protocol says so; images of the query's
+    own camera do, and the ranking alone leaves them out.
+
+    Raises:
+        UserError: the features are of parts, which have no neighbour graph here.
+    """
+    query, gallery = context.query.rows, context.gallery.rows
+    if len(query.shape) != 2:
+        raise UserError("re-ranking needs features [N, D]; part features cannot be re-ranked")
+    labels, selection = context.labels, context.selection
+    query_rows = np.flatnonzero(labels.query_pids != JUNK)
+    gallery_rows = np.flatnonzero(labels.gallery_pids != JUNK)
+    if selection.protocol.junk_in_graph:
+        gallery_rows = np.arange(len(labels.gallery_pids))
+
+    def watched(phase: str, done: int, total: int) -> None:
+        context.peak.look()
+        if context.progress is not None:
+            context.progress(phase, done, total)
+
+    reranking = Reranking(
+        query,
+        None if gallery is query else gallery,
+        rule,
+        context.metric,
+        query_rows=_unless_all(query_rows, len(query)),
+        gallery_rows=_unless_all(gallery_rows, len(gallery)),
+        memory=None if context.memory is None else context.memory // 2,
+        progress=watched,
+    )
+    context.peak.look()
+    taken = sum(reranking.seconds.values())
+    context.seconds["neighbours"] = context.seconds.get("neighbours", 0.0) + taken
+    return RerankedSource(
+        reranking,
+        np.searchsorted(query_rows, selection.queries),
+        np.searchsorted(gallery_rows, selection.gallery),
+    )
+
+
+def _unless_all(rows: np.ndarray, count: int) -> Tensor | None:
+    return None if len(rows) == count else torch.from_numpy(rows)
 
 
 def _between(rows: ops.Rows, low: int, high: int) -> ops.Rows:
