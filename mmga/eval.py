@@ -124,7 +124,7 @@ def reranker(options: Options) -> "Reranker | None":
     """Return the re-ranking that the options ask for."""
     if not options.rerank:
         return None
-    from mmga.retrieval.rerank import KReciprocal
+    from mmga.retrieval.k_reciprocal import KReciprocal
 
     chosen: Reranker = KReciprocal(options.k1, options.k2, options.lambda_value)
     return chosen

@@ -200,8 +200,9 @@ def evaluate(
         with _timed(seconds, "rank"):
             _draw(report, context.plain(), selection, max_rank, trials, seed, progress)
     if rerank is not None:
+        source = rerank.source(context)  # which adds its own seconds
         with _timed(seconds, "rank"):
-            again = rank_under(rerank.source(context), selection, progress, peak, "re-ranked ranks")
+            again = rank_under(source, selection, progress, peak, "re-ranked ranks")
         report.reranked = Figures.of(again, _counted(rules, labels, selection), max_rank)
         report.rerank = rerank.as_dict()
     return _finish(report, begun, peak)
