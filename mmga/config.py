@@ -277,7 +277,7 @@ def recipe_values(recipe: str) -> dict[str, Any]:
                 "warmup_epochs": 2,
             },
             "batch": {"sampler": "bot", "interpolation": "bilinear", "pad": 4, "erasing": 0.3},
-            "run": {"epochs": 30},
+            "run": {"epochs": 45, "channels_last": True},
         }
     raise UserError(f"recipe must be one of {', '.join(names)}, got {recipe!r}")
 

@@ -20,6 +20,7 @@ def bar() -> Iterator[Progress]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -37,12 +38,16 @@ def bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
+        before: dict[str, int] = {}
 
         def update(phase: str, done: int, total: int) -> None:
             if phase not in tasks:
                 tasks[phase] = drawn.add_task(phase, total=total)
-            drawn.update(tasks[phase], completed=done, total=total)  # type: ignore[arg-type]
+            elif done < before[phase]:  # the phase has begun again
+                drawn.reset(tasks[phase])
+            before[phase] = done
+            drawn.update(tasks[phase], completed=done, total=total)
 
         yield update
 
@@ -52,9 +57,14 @@ def _plain() -> Progress:
 
     started: dict[str, float] = {}
     shown: dict[str, float] = {}
+    before: dict[str, int] = {}
 
     def update(phase: str, done: int, total: int) -> None:
         now = time.monotonic()
+        if done < before.get(phase, 0):  # the phase has begun again
+            started.pop(phase)
+            shown.pop(phase, None)
+        before[phase] = done
         start = started.setdefault(phase, now)
         elapsed = now - start
         due = elapsed > 2 and now - shown.get(phase, 0.0) > 10

@@ -1,0 +1,31 @@
+"""Where stderr is no terminal, only phases that last are told, each with its own time left."""
+
+import time
+
+from mmga.progress import bar
+
+
+def test_a_phase_that_begins_again_starts_its_clock_again(monkeypatch, capsys):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with bar() as progress:
+        progress("query", 1, 4)
+        clock[0] = 1000.0 + 3.0
+        progress("query", 3, 4)
+        progress("query", 4, 4)
+        clock[0] = 1000.0 + 100.0
+        progress("query", 1, 4)
+        clock[0] = 1000.0 + 104.0
+        progress("query", 2, 4)
+    assert capsys.readouterr().err.splitlines() == [
+        "query: 3/4, 3 s, ETA 1 s",
+        "query: 4/4, 3 s, ETA 0 s",
+        "query: 2/4, 4 s, ETA 4 s",
+    ]
+
+
+def test_short_phases_are_not_told(capsys):
+    with bar() as progress:
+        for done in range(5):
+            progress("rank", done, 4)
+    assert capsys.readouterr().err == ""
