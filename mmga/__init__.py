@@ -17,6 +17,7 @@ _PUBLIC = {
     "evaluate": "mmga.retrieval.evaluate",
     "evaluate_distances": "mmga.retrieval.evaluate",
     "Report": "mmga.retrieval.report",
+    "Evaluator": "mmga.retrieval.evaluator",
     "pairwise_distance": "mmga.ops.distance",
     "KReciprocal": "mmga.retrieval.k_reciprocal",
     "jaccard_distance": "mmga.retrieval.jaccard",

@@ -16,6 +16,7 @@ from mmga.ops import distance
 from mmga.ops._library import has_kernel
 from mmga.ops.backends import backends
 from mmga.retrieval import memory as memory_sizes
+from mmga.retrieval.duplicates import duplicated_items
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.memory import Peak
 from mmga.retrieval.passes import rank
@@ -25,7 +26,7 @@ from mmga.retrieval.protocol import Protocol as Rules
 from mmga.retrieval.report import Figures, Report
 from mmga.retrieval.rows import Rows
 from mmga.retrieval.single_shot import single_shot
-from mmga.retrieval.splits import SPLITS, summary, half_of
+from mmga.retrieval.splits import SPLITS, half_of, summary
 from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
 
 EXACT = ("float32",)
@@ -196,6 +197,10 @@ def evaluate(
     report.zero_vectors = int((query_norms == 0).sum())
     if gallery is not query:
         report.zero_vectors += int((gallery_norms == 0).sum())
+    if gallery is not query:
+        with _timed(seconds, "load"):
+            same = duplicated_items(query.rows, query_norms, gallery.rows, gallery_norms)
+        report.duplicates = len(same)
     if rules.single_shot:
         with _timed(seconds, "rank"):
             _draw(report, context.plain(), selection, max_rank, trials, seed, progress)

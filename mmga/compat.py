@@ -1,0 +1,183 @@
+"""Drop-ins for code that exists: the signatures and results of other projects' functions.
+
+    from mmga.compat import evaluate_rank                             # torchreid's
+    from mmga.compat import fastreid_evaluate_rank as evaluate_rank   # fast-reid's
+    from mmga.compat import re_ranking                                # torchreid's and Zhong's
+    from mmga.compat import compute_jaccard_distance                  # cluster-contrast's, SpCL's
+
+Equal distances are ranked by gallery index here, by accident of a sort there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmga.errors import UserError
+from mmga.retrieval.evaluate import evaluate_distances
+from mmga.retrieval.features import Features
+from mmga.retrieval.report import Report
+
+
+def evaluate_rank(
+    distmat: Any,
+    q_pids: Any,
+    g_pids: Any,
+    q_camids: Any,
+    g_camids: Any,
+    max_rank: int = 50,
+    use_metric_cuhk03: bool = False,
+    use_cython: bool = True,
+) -> tuple[np.ndarray, float]:
+    """Stand in for torchreid's `evaluate_rank`.
+
+    Args:
+        distmat: [Q, G].
+        q_pids: [Q]; no pid is special, as in torchreid, not even -1.
+        g_pids: [G].
+        q_camids: [Q].
+        g_camids: [G].
+        max_rank: length of the CMC curve, at most G.
+        use_metric_cuhk03: CMC with one gallery image for each identity: the exact expectation,
+            where torchreid draws ten times.
+        use_cython: ignored.
+
+    Returns:
+        CMC [max_rank] and mAP.
+
+    Raises:
+        UserError: shapes do not fit, or no query has a match.
+    """
+    protocol = "cuhk03-single-shot" if use_metric_cuhk03 else "market1501"
+    report = _report(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, protocol)
+    return report.cmc.astype(np.float32), report.mAP
+
+
+def fastreid_evaluate_rank(
+    distmat: Any,
+    q_pids: Any,
+    g_pids: Any,
+    q_camids: Any,
+    g_camids: Any,
+    max_rank: int = 50,
+    use_metric_cuhk03: bool = False,
+    use_cython: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stand in for fast-reid's `evaluate_rank`.
+
+    Args:
+        distmat: [Q, G].
+        q_pids: [Q].
+        g_pids: [G].
+        q_camids: [Q].
+        g_camids: [G].
+        max_rank: length of the CMC curve, at most G.
+        use_metric_cuhk03: as in `evaluate_rank`.
+        use_cython: ignored.
+
+    Returns:
+        CMC [max_rank], AP and INP of each valid query.
+
+    Raises:
+        UserError: shapes do not fit, or no query has a match.
+    """
+    protocol = "cuhk03-single-shot" if use_metric_cuhk03 else "market1501"
+    report = _report(distmat, q_pids, g_pids, q_camids, g_camids, max_rank, protocol)
+    scores = report.per_query
+    assert scores is not None
+    valid = scores.num_matches > 0
+    return (
+        report.cmc.astype(np.float32),
+        scores.average_precision[valid],
+        scores.inverse_negative_penalty[valid],
+    )
+
+
+def re_ranking(
+    q_g_dist: Any,
+    q_q_dist: Any,
+    g_g_dist: Any,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+) -> np.ndarray:
+    """Stand in for torchreid's `re_ranking`, which squares the distances it is given.
+
+    Args:
+        q_g_dist: [Q, G] distances.
+        q_q_dist: [Q, Q].
+        g_g_dist: [G, G].
+        k1: neighbours.
+        k2: neighbours of the local query expansion.
+        lambda_value: weight of the original distance.
+
+    Returns:
+        Re-ranked distances [Q, G], float32.
+
+    Raises:
+        UserError: shapes or settings do not fit.
+    """
+    from mmga.retrieval.k_reciprocal import KReciprocal
+    from mmga.retrieval.rerank import rerank_distances
+
+    q_g, q_q, g_g = (np.asarray(matrix) for matrix in (q_g_dist, q_q_dist, g_g_dist))
+    final = rerank_distances(q_g, q_q, g_g, KReciprocal(k1, k2, lambda_value), squared=False)
+    return np.asarray(final, dtype=np.float32)
+
+
+def compute_jaccard_distance(
+    target_features: Any,
+    k1: int = 20,
+    k2: int = 6,
+    print_flag: bool = True,
+    search_option: int = 0,
+    use_float16: bool = False,
+) -> np.ndarray:
+    """Stand in for cluster-contrast's and SpCL's `compute_jaccard_distance`.
+
+    Args:
+        target_features: [N, D], L2-normalised.
+        k1: neighbours.
+        k2: neighbours whose encodings are averaged.
+        print_flag: ignored; nothing is printed.
+        search_option: ignored.
+        use_float16: return float16.
+
+    Returns:
+        The dense matrix [N, N]. `mmga.jaccard_distance` gives the sparse one, which takes
+        thousands of times less memory.
+
+    Raises:
+        UserError: the features or settings do not fit.
+    """
+    from mmga.retrieval.jaccard import jaccard_distance
+
+    sparse = jaccard_distance(target_features, k1, k2)
+    count = sparse.shape[0]
+    dense = np.ones((count, count), dtype=np.float16 if use_float16 else np.float32)
+    row = np.repeat(np.arange(count), np.diff(sparse.crow_indices().numpy()))
+    dense[row, sparse.col_indices().numpy()] = sparse.values().numpy()
+    return dense
+
+
+def _report(
+    distmat: Any,
+    q_pids: Any,
+    g_pids: Any,
+    q_camids: Any,
+    g_camids: Any,
+    max_rank: int,
+    protocol: str,
+) -> Report:
+    q_pids, g_pids = np.asarray(q_pids), np.asarray(g_pids)
+    if q_pids.ndim != 1 or g_pids.ndim != 1:
+        raise UserError("q_pids and g_pids: expected one identity for each row and column")
+    # To these functions -1 is an identity like any other.
+    codes = np.unique(np.concatenate([q_pids, g_pids]), return_inverse=True)[1]
+    query = Features(torch.zeros(len(q_pids), 1), codes[: len(q_pids)], np.asarray(q_camids))
+    gallery = Features(torch.zeros(len(g_pids), 1), codes[len(q_pids) :], np.asarray(g_camids))
+    return evaluate_distances(
+        distmat, query, gallery, protocol, max_rank=min(max_rank, len(g_pids))
+    )
