@@ -1,0 +1,73 @@
+"""Norms in one fixed order, and distances as users see them."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmga.ops import backends, reference
+from mmga.ops._library import has_kernel
+from mmga.ops.distance import key_terms, pairwise_distance, squared_norms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("width", [1, 7, 8, 255, 256, 263, 2048])
+def test_squared_norms_equal_the_reference_to_the_bit(dtype, width):
+    if "active" in backends()["cpu"]:
+        assert has_kernel("squared_norms", "CPU")
+    generator = torch.Generator().manual_seed(width)
+    x = (10 * torch.randn(9, width, generator=generator)).to(dtype)
+    x[3] = 0
+    x[4] = torch.tensor(2.0**-20).to(dtype)  # a subnormal half
+    assert torch.equal(squared_norms(x), reference.squared_norms(x))
+    assert torch.equal(squared_norms(x[:, ::2]), reference.squared_norms(x[:, ::2]))
+    assert torch.equal(squared_norms(x[::2]), squared_norms(x)[::2])
+
+
+def test_every_half_is_widened_rightly():
+    every = torch.from_numpy(np.arange(65536, dtype=np.uint16).view(np.float16).copy())[:, None]
+    found, expected = squared_norms(every), every.double().square()[:, 0]
+    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_infinity_and_nan_stay(dtype):
+    x = torch.ones(3, 20, dtype=dtype)
+    x[0, 3], x[1, 19] = torch.nan, torch.inf
+    assert torch.isfinite(squared_norms(x)).tolist() == [False, False, True]
+
+
+def test_pairwise_distance_is_what_users_see():
+    x, y = torch.randn(5, 6), torch.randn(7, 6)
+    x[2] = 0
+    wanted = torch.cdist(x.double(), y.double())
+    assert torch.allclose(pairwise_distance(x, y, "euclidean").double(), wanted, atol=1e-5)
+    cosine = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(y).T
+    assert torch.allclose(pairwise_distance(x, y), 1 - cosine, atol=1e-6)
+    assert (pairwise_distance(x, y)[2] == 1).all()
+
+
+def test_zero_vectors_have_no_inverse_norm():
+    assert key_terms(torch.tensor([0.0, 4.0], dtype=torch.float64), "cosine").tolist() == [0, 0.5]
+
+
+def test_opcheck():
+    torch.library.opcheck(torch.ops.mmga.squared_norms.default, (torch.randn(3, 9),))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "sentence"),
+    [
+        (lambda: squared_norms(torch.zeros(2, 2, dtype=torch.float64)), TypeError, "float16 or"),
+        (lambda: squared_norms(torch.zeros(2)), ValueError, r"\[N, D\]"),
+        (lambda: squared_norms(torch.zeros(2, 2, requires_grad=True)), ValueError, "no gradient"),
+        (lambda: pairwise_distance(torch.zeros(2, 2), torch.zeros(2, 3)), ValueError, "widths"),
+        (
+            lambda: pairwise_distance(torch.zeros(2, 2), torch.zeros(2, 2), "l2"),
+            ValueError,
+            "cosine or euclidean",
+        ),
+    ],
+)
+def test_mistakes(call, error, sentence):
+    with pytest.raises(error, match=sentence):
+        call()
