@@ -33,8 +33,8 @@ class Options:
 
 def body(options: Options) -> int:
     """Run every stage and print what came out."""
-    from mmga import eval as eval_command
     from mmga import extract, train, visualize
+    from mmga.eval import main as evaluate
 
     started = time.monotonic()
     settings = merged(recipe_config("synthetic"), {"run": {"seed": options.seed}}, where="demo")
@@ -50,7 +50,7 @@ def body(options: Options) -> int:
     extract.body(extract.Options(run=folder))
     print("3/4 evaluating, plain and re-ranked", flush=True)
     query, gallery = str(folder / "query.npz"), str(folder / "gallery.npz")
-    eval_command.main(
+    evaluate(
         ["--query", query, "--gallery", gallery, "--rerank", "--json", str(folder / "eval.json")]
     )
     print("4/4 drawing", flush=True)
