@@ -9,7 +9,7 @@ python -m mmga.eval --run runs/x --data market1501 --root DIR
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmga import cli
 from mmga.config import DataName
@@ -30,6 +30,23 @@ ProtocolName = Literal[
     "all-vs-all",
     "multi-query",
 ]
+
+
+# Options that `mmga.evaluate` takes under the same name.
+_PASSED_ON = (
+    "metric",
+    "protocol",
+    "exact",
+    "max_rank",
+    "trials",
+    "seed",
+    "pool",
+    "precision",
+    "device",
+    "memory",
+    "verification",
+    "cross_camera",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,15 @@ class Options:
     """Where to compute, such as cpu or cuda:0."""
     memory: str | None = None
     """Bound on what is allocated beyond the features, such as 2G."""
+    verification: bool = False
+    """Add TPR at FPR, EER, thresholds, and open-set rates."""
+    cross_camera: bool = False
+    """Verification leaves out impostor pairs of one camera."""
+    bootstrap: int = 0
+    """Draws of a bootstrap by identity for intervals of mAP and rank-1; 0 for none."""
+    compare: str | None = None
+    """Features of the same images by another network (a file with both sides): test whether it
+    differs, paired by identity."""
     json: str | None = None
     """Write the report to this file."""
     per_query: str | None = None
@@ -120,6 +146,17 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
     return load_features(options.query), load_features(options.gallery)
 
 
+def load_other(options: Options) -> "tuple[Features, Features | None]":
+    """Read the features that --compare names."""
+    from mmga.retrieval.features import load_features
+
+    assert options.compare is not None
+    if options.protocol == "all-vs-all":
+        return load_features(options.compare), None
+    query, gallery = (load_features(options.compare, side) for side in ("query", "gallery"))
+    return query, gallery
+
+
 def reranker(options: Options) -> "Reranker | None":
     """Return the re-ranking that the options ask for."""
     if not options.rerank:
@@ -137,28 +174,104 @@ def body(options: Options) -> None:
     from mmga.progress import bar
     from mmga.retrieval import memory
     from mmga.retrieval.evaluate import evaluate
+    from mmga.retrieval.uncertainty import bootstrap, compare
 
     memory.baseline()
     begun = time.perf_counter()
     query, gallery = load(options)
     loaded = time.perf_counter() - begun
+    other = None if options.compare is None else load_other(options)
+    settings: dict[str, Any] = {name: getattr(options, name) for name in _PASSED_ON}
     with bar() as progress:
-        report = evaluate(
-            query,
-            gallery,
-            metric=options.metric,
-            protocol=options.protocol,
-            rerank=reranker(options),
-            exact=options.exact,
-            max_rank=options.max_rank,
-            trials=options.trials,
-            seed=options.seed,
-            pool=options.pool,
-            precision=options.precision,
-            device=options.device,
-            memory=options.memory,
-            progress=progress,
+        return extract.features_of_run(of_run, progress)
+    if options.data is not None or options.root is not None:
+        raise UserError("--data and --root say what a run is evaluated on; name it with --run")
+    itself = options.protocol == "all-vs-all"
+    if options.features is not None:
+        if options.query or options.gallery:
+            raise UserError("--features holds both sides; leave out --query and --gallery")
+        if itself:
+            return load_features(options.features), None
+        return tuple(load_features(options.features, side) for side in ("query", "gallery"))  # type: ignore[return-value]
+    if itself:
+        raise UserError("protocol all-vs-all ranks one set against itself: give it as --features")
+    if options.query is None or options.gallery is None:
+        missing = "--query" if options.query is None else "--gallery"
+        raise UserError(
+            f"{missing} is missing: give --query and --gallery, or --features for a file with both"
         )
+    return load_features(options.query), load_features(options.gallery)
+
+
+def load_other(options: Options) -> "tuple[Features, Features | None]":
+    """Read the features that --compare names."""
+    from mmga.retrieval.features import load_features
+
+    assert options.compare is not None
+    if options.protocol == "all-vs-all":
+        return load_features(options.compare), None
+    query, gallery = (load_features(options.compare, side) for side in ("query", "gallery"))
+    return query, gallery
+
+
+def reranker(options: Options) -> "Reranker | None":
+    """Return the re-ranking that the options ask for."""
+    if not options.rerank:
+        return None
+    from mmga.retrieval.k_reciprocal import KReciprocal
+
+    chosen: Reranker = KReciprocal(options.k1, options.k2, options.lambda_value)
+    return chosen
+
+
+def body(options: Options) -> None:
+    """Evaluate, print the table, write the files."""
+    import time
+
+    from mmga.progress import bar
+    from mmga.retrieval import memory
+    from mmga.retrieval.evaluate import evaluate
+    from mmga.retrieval.uncertainty import bootstrap, compare
+
+    memory.baseline()
+    begun = time.perf_counter()
+    query, gallery = load(options)
+    loaded = time.perf_counter() - begun
+    other = None if options.compare is None else load_other(options)
+    settings: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in [
+            "metric",
+            "protocol",
+            "exact",
+            "max_rank",
+            "trials",
+            "seed",
+            "pool",
+            "precision",
+            "device",
+            "memory",
+            "verification",
+            "cross_camera",
+        ]
+    }
+    with bar() as progress:
+        report = evaluate(query, gallery, rerank=reranker(options), progress=progress, **settings)
+        if other is not None:
+            settings["verification"] = False
+            compared = evaluate(*other, progress=progress, **settings)
+            draws = options.bootstrap or 1000
+            report.extra["compare"] = {
+                "with": options.compare,
+                "mAP": compared.mAP,
+                "rank1": compared.rank1,
+                "difference": compare(report, compared, draws, options.seed),
+            }
+        if options.bootstrap:
+            intervals = bootstrap(report, options.bootstrap, options.seed)
+            report.extra["bootstrap"] = {
+                name: interval.as_dict() for name, interval in intervals.items()
+            }
     report.seconds["load"] = report.seconds.get("load", 0.0) + loaded
     report.seconds["total"] += loaded
     if options.json is not None:

@@ -28,6 +28,7 @@ from mmga.retrieval.rows import Rows
 from mmga.retrieval.single_shot import single_shot
 from mmga.retrieval.splits import SPLITS, half_of, summary
 from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
+from mmga.retrieval.verification import count_pairs, figures
 
 EXACT = ("float32",)
 POOLS = ("mean", "max")
@@ -73,14 +74,15 @@ class Context:
         self.metric, self.device, self.memory = metric, device, memory
         self.progress, self.seconds, self.peak = progress, seconds, peak
 
-    def plain(self) -> Source:
-        """Return the tiles of the plain distances."""
+    def plain(self, selection: Selection | None = None) -> Source:
+        """Return the tiles of the plain distances of `selection`, the evaluation's if None."""
+        chosen = selection or self.selection
         return FeatureSource(
             self.query.rows,
-            self.selection.queries,
+            chosen.queries,
             self.query_norms,
             self.gallery.rows,
-            self.selection.gallery,
+            chosen.gallery,
             self.gallery_norms,
             self.metric,
             self.device,
@@ -116,6 +118,8 @@ def evaluate(
     precision: str | None = None,
     device: str | torch.device | None = None,
     memory: str | int | None = None,
+    verification: bool = False,
+    cross_camera: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
@@ -137,6 +141,8 @@ def evaluate(
         precision: precision of products; None is float32, the only one of ``exact="float32"``.
         device: where to compute; where the gallery lies if None.
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
+        verification: add ROC, EER, thresholds and open-set rates, by one more pass.
+        cross_camera: verification leaves out impostor pairs of one camera.
         progress: called as (phase, done, total).
 
     Returns:
@@ -201,6 +207,9 @@ def evaluate(
         with _timed(seconds, "load"):
             same = duplicated_items(query.rows, query_norms, gallery.rows, gallery_norms)
         report.duplicates = len(same)
+    if verification:
+        with _timed(seconds, "verification"):
+            report.extra["verification"] = _verify(context, rules, cross_camera)
     if rules.single_shot:
         with _timed(seconds, "rank"):
             _draw(report, context.plain(), selection, max_rank, trials, seed, progress)
@@ -211,6 +220,21 @@ def evaluate(
         report.reranked = Figures.of(again, _counted(rules, labels, selection), max_rank)
         report.rerank = rerank.as_dict()
     return _finish(report, begun, peak)
+
+
+def _verify(context: Context, rules: Rules, cross_camera: bool) -> dict[str, object]:
+    """Return verification and open-set figures over all queries, with a match or without."""
+    everyone = select(rules, context.labels, every_query=True)
+    squared = context.metric == "euclidean"
+    # Cosine distances end at 2, Euclidean ones at the sum of the longest vectors.
+    largest = 2.0
+    if squared:
+        longest = context.query_norms.max().sqrt() + context.gallery_norms.max().sqrt()
+        largest = float(longest) or 1.0
+    counts = count_pairs(
+        context.plain(everyone), everyone, largest, squared, cross_camera, context.progress
+    )
+    return figures(counts, everyone.num_matches[everyone.queries] > 0)
 
 
 def _draw(
@@ -445,6 +469,7 @@ def _report(
         backend=_backend(),
         pids=np.asarray(query.pids),
         camids=None if getattr(query, "camids", None) is None else np.asarray(query.camids),
+        counted=counted,
         notes=notes,
     )
 

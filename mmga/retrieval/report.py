@@ -97,6 +97,7 @@ class Report:
         backend: what computed the ranks.
         pids: pid of each query, as it was given.
         camids: likewise, or None.
+        counted: rows of the queries that enter the averages, or None.
         extra: figures of single protocols and options, by name.
         notes: what else should be known, one sentence each.
     """
@@ -120,6 +121,7 @@ class Report:
     zero_vectors: int = 0
     pids: np.ndarray | None = None
     camids: np.ndarray | None = None
+    counted: np.ndarray | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -248,12 +250,44 @@ class Report:
             lines.append(f"duplicates: {self.duplicates} gallery items equal a query")
         if self.zero_vectors:
             lines.append(f"zero vectors: {self.zero_vectors}, at cosine distance 1 from all")
+        lines += _extra_lines(self.extra)
         lines += [f"note: {note}" for note in self.notes]
         spent = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
         lines.append(
             f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB; {self.backend}"
         )
         return "\n".join(lines)
+
+
+def _extra_lines(extra: dict[str, Any]) -> list[str]:
+    """Return the figures of single options as lines of the table."""
+    lines = []
+    for name, one in extra.get("bootstrap", {}).items():
+        lines.append(
+            f"{name}: {one['value']:.2%}, 95% interval by identity {one['low']:.2%} to "
+            f"{one['high']:.2%}"
+        )
+    if "compare" in extra:
+        found = extra["compare"]["difference"]
+        for name in ("mAP", "rank1"):
+            one = found[name]
+            lines.append(
+                f"{name} of {extra['compare']['with']}: {one['value']:+.2%} against this, 95% "
+                f"interval {one['low']:+.2%} to {one['high']:+.2%}, p {one['p']:.3g}"
+            )
+    if "verification" in extra:
+        found = extra["verification"]
+        for row in found["tpr_at_fpr"]:
+            lines.append(f"TPR at FPR {row['fpr']:g}: {_reached(row, 'tpr')}")
+        if found["eer"] is not None:
+            lines.append(f"EER: {found['eer']:.2%} (bins of {found['bin_width']:.2g})")
+        for row in found["dir_at_far"]:
+            lines.append(f"DIR at FAR {row['far']:g}: {_reached(row, 'dir')}")
+    return lines
+
+
+def _reached(row: dict[str, Any], rate: str) -> str:
+    return row["note"] or f"{row[rate]:.2%}, accept distances up to {row['threshold']:.5g}"
 
 
 def _cells(scores: PerQuery, row: int) -> list[object]:
