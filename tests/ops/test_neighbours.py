@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmga.ops import reference
-from mmga.ops.neighbours import NearestLists, nearest_in_rows, pair_products
+from mmga.ops.neighbours import NearestLists, nearest_in_rows, pair_products, squared_distances_
 
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -109,6 +109,24 @@ def test_opcheck_select_candidates():
     state = (lists._candidates.fill_(0), lists._counts, lists._thresholds, lists._maxima)
     arguments = (*state, torch.rand(20, 20), 3, 0, 0, False, True)
     torch.library.opcheck(torch.ops.mmga.select_candidates.default, arguments)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (70, 129), (64, 512)])
+def test_squared_distances_equal_reference_bit_for_bit(shape, cosine):
+    generator = torch.Generator().manual_seed(7)
+    buffer = torch.randn(shape[0], shape[1] + 3, generator=generator)
+    row, column = (torch.rand(n, generator=generator) for n in shape)
+    row[0] = 0.0  # a zero vector
+    expected = buffer[:, : shape[1]].clone()
+    reference.squared_distances_(expected, row, column, cosine)
+    tile = buffer[:, : shape[1]]  # a view with a row stride, as the tiles are
+    rest = buffer[:, shape[1] :].clone()
+    squared_distances_(tile, row, column, cosine=cosine)
+    assert torch.equal(tile, expected) and torch.equal(buffer[:, shape[1] :], rest)
+    assert not torch.signbit(tile).any()  # -0 would order last
+    arguments = (expected.clone(), row, column, cosine)
+    torch.library.opcheck(torch.ops.mmga.squared_distances_.default, arguments)
 
 
 @pytest.mark.parametrize("dimensions", [1, 7, 8, 33, 512])

@@ -94,6 +94,21 @@ def test_nearest_equals_a_sort(tile, metric):
         assert distances[3].tolist() == [1.0] * 9 and index[3].tolist() == list(range(9))
 
 
+def test_mapped_files_and_shards(tmp_path):
+    x = grid(100, 4, 6, 3)
+    whole = mmga.Features(x, np.arange(100))
+    whole.save(tmp_path / "whole")
+    for number, part in enumerate((slice(0, 33), slice(33, 100))):
+        mmga.Features(x[part].half(), np.arange(100)[part]).save(tmp_path / f"part-{number}.npz")
+    mapped = mmga.load_features(tmp_path / "whole")
+    shards = mmga.load_features(str(tmp_path / "part-*.npz"))
+    expected = nearest(x[:20], x, 7)
+    for gallery in (mapped, shards):
+        distances, index = nearest(x[:20], gallery, 7)
+        assert torch.equal(index, expected[1]) and torch.equal(distances, expected[0])
+        assert torch.equal(rerank(x[:20], gallery), rerank(x[:20], x))
+
+
 def test_nearest_gives_arrays_for_arrays():
     x = grid(12, 4, 5, 1).numpy()
     distances, index = nearest(x, x, 2)
