@@ -54,6 +54,8 @@ class DataConfig:
     """What makes the images hard (synthetic): mixed, clean, pose, misalignment, occlusion, ..."""
     severity: int = 1
     """How hard, 1 to 3 (synthetic)."""
+    schemes: int = 0
+    """Colour schemes of the clothes (synthetic); fewer is harder, 0 for as many as persons ask."""
     data_seed: int = 0
     """Seed of the generated images (synthetic)."""
     allow_missing_masks: bool = False

@@ -115,6 +115,7 @@ def load_data(config: Config, progress: Progress | None = None) -> DataSet:
             size=(data.height, data.width),
             challenge=data.challenge,
             severity=data.severity,
+            schemes=data.schemes,
             progress=progress,
         )
     from mmga.data.datasets import load
