@@ -371,7 +371,8 @@ def evaluate_distances(
         raise UserError(f"protocol {rules.name} needs features, not distances; use mmga.evaluate")
     matrix = _matrix(distmat, len(query.pids), len(gallery.pids))
     labels = labels_of(query, gallery)
-    selection = select(rules, labels)
+    # In the matrix' own order its rows are read in place.
+    selection = select(rules, labels, by_identity=False)
     with _timed(seconds, "rank"):
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         scores = rank_under(source, selection, progress, peak)

@@ -6,6 +6,7 @@ import functools
 import re
 import resource
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -72,8 +73,12 @@ class Peak:
     def __init__(self) -> None:
         self._base = baseline()
         self.bytes = 0
+        self._looked = -1.0
         self.look()
 
     def look(self) -> None:
-        """Take the present size into account."""
-        self.bytes = max(self.bytes, _resident() - self._base)
+        """Take the present size into account, at most every 20 ms."""
+        now = time.monotonic()
+        if now - self._looked >= 0.02:
+            self._looked = now
+            self.bytes = max(self.bytes, _resident() - self._base)

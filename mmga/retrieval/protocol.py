@@ -147,7 +147,7 @@ class Selection:
 
     Attributes:
         protocol: the rules.
-        queries: rows of the query set to be ranked, those of one identity together, int64 [Q'].
+        queries: rows of the query set to be ranked, int64 [Q'].
         gallery: rows of the gallery set that take part, ascending, int64 [G'].
         num_matches: kept matches of every row of the query set, int64 [Q].
         query_camera: code of the camera whose items are all removed, int32 [Q'], or None.
@@ -194,11 +194,11 @@ class Selection:
         kept = ~removed(self.protocol, self.labels, query, self.gallery[item])
         match_start = starts(row[kept], stop - start)
         ignored_row, ignored_item = row, item
-        extra = [
-            (np.full(len(items), at), items)
-            for at in range(stop - start)
-            if len(items := self._path_items.get(int(self.queries[start + at]), _NOTHING))
-        ]
+        extra = []
+        if self._path_items:
+            for at, query_row in enumerate(self.queries[start:stop].tolist()):
+                items = self._path_items.get(query_row, _NOTHING)
+                extra.append((np.full(len(items), at), items))
         if extra:
             ignored_row = np.concatenate([row, *(rows for rows, _ in extra)])
             ignored_item = np.concatenate([item, *(items for _, items in extra)])
@@ -253,13 +253,17 @@ def own_image(protocol: Protocol, labels: Labels, query: Array, item: Array) -> 
     return np.zeros(len(query), dtype=bool)
 
 
-def select(protocol: Protocol, labels: Labels, every_query: bool = False) -> Selection:
+def select(
+    protocol: Protocol, labels: Labels, every_query: bool = False, by_identity: bool = True
+) -> Selection:
     """Apply a protocol to labels.
 
     Args:
         protocol: the rules.
         labels: labels of both sides.
         every_query: rank queries without a match too (verification needs their impostors).
+        by_identity: queries of one identity stand together, so that a block of queries has few
+            distinct matches; else they keep their order.
 
     Raises:
         UserError: cameras are needed and absent, or no query has a match.
@@ -276,8 +280,8 @@ def select(protocol: Protocol, labels: Labels, every_query: bool = False) -> Sel
     by_pid = np.argsort(gallery_pids, kind="stable")
     sorted_pids = gallery_pids[by_pid]
     query_rows = np.flatnonzero(labels.query_pids != JUNK)
-    # Queries of one identity stand together, so that a block of queries has few distinct matches.
-    query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
+    if by_identity:
+        query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
 
     num_matches = np.zeros(len(labels.query_pids), np.int64)
     same_camera = own_images = 0

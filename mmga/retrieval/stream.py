@@ -262,7 +262,7 @@ class MatrixSource:
         if self._loaded is None or self._loaded[:2] != (start, stop):
             rows = self._query_rows[start:stop]
             first, last = int(rows[0]), int(rows[-1]) + 1
-            in_order = last - first == stop - start and bool((rows.diff() == 1).all())
+            in_order = last - first == stop - start and bool((rows.diff() > 0).all())
             values = self._matrix[first:last] if in_order else self._matrix[rows]
             if not self._every_column:
                 values = values[:, self._gallery_rows]
