@@ -17,6 +17,7 @@ from torch import Tensor
 from mmga.errors import UserError
 from mmga.ops import distance
 from mmga.ops.ranking import Tile
+from mmga.ops.reference import ranking_keys
 from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.protocol import Pairs
 from mmga.retrieval.rows import Rows
@@ -25,6 +26,9 @@ from mmga.retrieval.rows import Rows
 TILE = (256, 2048)
 # "Narrower products take other code paths in a BLAS, whose last bits differ."
 NARROWEST = 64
+# Products of one block of queries with the whole gallery are kept where they take no more than this
+# (a last-level cache); then no product has to be computed ahead for the matches.
+KEPT_BYTES = 24 << 20
 # Float32 copies of queries that one sweep over the gallery serves.
 QUERY_BYTES = 64 << 20
 
@@ -65,7 +69,8 @@ class FeatureSource:
     """Tiles of inner products of features, each from one product of a fixed shape.
 
     Gallery blocks are the outer loop: each is read, and widened to float32, once for as many
-    queries as fit `QUERY_BYTES`.
+    queries as fit `QUERY_BYTES`. Where a small float32 gallery lies in one piece, blocks of queries
+    are the outer loop, and the products of one block are kept until its matches are counted.
     """
 
     def __init__(
@@ -120,12 +125,31 @@ class FeatureSource:
             )
         tiles = max(1, room // (4 * self._height * dimension))
         self.max_rows = tiles * self._height
-        self._tile = torch.empty(self._height, self._width, device=self._device)
+        blocks = -(-self.columns // self._width)
+        self._kept: Tensor | None = None
+        self._kept_rows: tuple[int, int] | None = None
+        kept_bytes = 4 * blocks * self._height * self._width
+        in_one_piece = (
+            gallery.dtype == torch.float32
+            and len(gallery.shards) == 1
+            and int(gallery_rows[-1]) - int(gallery_rows[0]) + 1 == self.columns
+        )
+        allowed = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory - smallest)
+        if in_one_piece and kept_bytes <= allowed:
+            self.max_rows = self._height
+            self._kept = torch.empty(blocks, self._height, self._width, device=self._device)
+        self._tail: Tensor | None = None
+        self._tile = torch.empty(
+            0 if self._kept is not None else self._height, self._width, device=self._device
+        )
         self._block: Tensor | None = None
         self._loaded: tuple[int, int, Tensor] | None = None
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles gallery block by gallery block."""
+        if self._kept is not None:
+            yield from self._kept_tiles(start, stop)
+            return
         queries = self._queries(start, stop)
         for left in range(0, self.columns, self._width):
             right = min(left + self._width, self.columns)
@@ -144,6 +168,40 @@ class FeatureSource:
                     ),
                 )
 
+    def _kept_tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
+        assert self._kept is not None
+        if self._kept_rows != (start, stop):
+            queries = self._queries(start, stop)
+            for number, left in enumerate(range(0, self.columns, self._width)):
+                right = min(left + self._width, self.columns)
+                torch.mm(queries, self._items(left, right).T, out=self._kept[number])
+            self._kept_rows = (start, stop)
+        for number, left in enumerate(range(0, self.columns, self._width)):
+            right = min(left + self._width, self.columns)
+            yield (
+                slice(0, stop - start),
+                Tile(
+                    self._kept[number, : stop - start, : right - left],
+                    left,
+                    self._metric,
+                    self._row_term[start:stop],
+                    self._column_term[left:right],
+                ),
+            )
+
+    def _kept_keys(self, pairs: Pairs) -> Tensor:
+        """Read the keys of the matches from the kept tiles."""
+        sizes = torch.from_numpy(np.diff(pairs.match_start))
+        row = torch.repeat_interleave(torch.arange(pairs.stop - pairs.start), sizes)
+        row, item = row.to(self._device), torch.from_numpy(pairs.match_item).to(self._device)
+        for _ in self._kept_tiles(pairs.start, pairs.stop):
+            break  # computes all of them
+        assert self._kept is not None
+        values = self._kept[item // self._width, row, item % self._width]
+        return ranking_keys(
+            values, self._row_term[pairs.start + row], self._column_term[item], self._metric
+        )
+
     def match_keys(self, pairs: Pairs) -> Tensor:
         """Compute products of each run of queries with the items that match any of them.
 
@@ -151,6 +209,8 @@ class FeatureSource:
         the tiles'; the pass checks every key against its tile and, should a BLAS round the two
         differently, reads the keys from the tiles instead.
         """
+        if self._kept is not None:
+            return self._kept_keys(pairs)
         queries = self._queries(pairs.start, pairs.stop)
         keys = torch.empty(len(pairs.match_item), device=self._device)
         item = torch.from_numpy(pairs.match_item)
@@ -204,6 +264,10 @@ class FeatureSource:
             return self._gather(rows, positions=False)
         if right - left == self._width and self._gallery.dtype == torch.float32:
             return self._gallery.block(first, last).to(self._device)
+        if self._kept is not None:  # the last, incomplete block, wanted for every block of queries
+            if self._tail is None:
+                self._tail = self._gallery.block(first, last, self._buffer()).to(self._device)
+            return self._tail
         return self._gallery.block(first, last, self._buffer()).to(self._device)
 
     def _gather(self, items: Tensor, positions: bool = True) -> Tensor:
