@@ -321,6 +321,12 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
         }
         for (int64_t t = 0; t < count; ++t) order.insert(touched[t]);
         const size_t before = out.size();
+        if (r == rows.first_row(c) && !max_distance.has_value()) {
+          // Rows of one chunk are about as long as its first: grow once, not by doubling.
+          const size_t room = count * (rows.first_row(c + 1) - r) * 5 / 4;
+          out.reserve(room);
+          distances.reserve(room);
+        }
         order.drain([&](int32_t j) {
           const double shared = overlap[j];
           overlap[j] = 0.0;

@@ -136,6 +136,8 @@ def _all_rows(
         pieces.append(ops.jaccard_rows(rows, inverted, chosen, max_distance))
         if progress is not None:
             progress("Jaccard distances", int(chosen[-1]) + 1, n)
+    if len(pieces) == 1:
+        return pieces[0]
     counts = torch.cat([piece.offsets.diff() for piece in pieces])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     columns = torch.empty(int(offsets[-1]), dtype=torch.int32, device=counts.device)
