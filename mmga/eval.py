@@ -103,6 +103,8 @@ class Options:
     compare: str | None = None
     """Features of the same images by another network (a file with both sides): test whether it
     differs, paired by identity."""
+    explain: tuple[ProtocolName, ProtocolName] | None = None
+    """Two protocols: say what each rule that differs contributes to the difference."""
     json: str | None = None
     """Write the report to this file."""
     per_query: str | None = None
@@ -182,6 +184,13 @@ def body(options: Options) -> None:
     loaded = time.perf_counter() - begun
     other = None if options.compare is None else load_other(options)
     settings: dict[str, Any] = {name: getattr(options, name) for name in _PASSED_ON}
+    if options.explain is not None:
+        from mmga.retrieval.explain import explain, table
+
+        if gallery is None:
+            raise UserError("--explain needs a query and a gallery")
+        print(table(explain(query, gallery, *options.explain, metric=options.metric)))
+        return
     with bar() as progress:
         report = evaluate(query, gallery, rerank=reranker(options), progress=progress, **settings)
         if other is not None:

@@ -108,7 +108,7 @@ def evaluate(
     gallery: Features | None = None,
     *,
     metric: str = "cosine",
-    protocol: str = "market1501",
+    protocol: str | Rules = "market1501",
     rerank: Reranker | None = None,
     exact: str = "float32",
     max_rank: int = 50,
@@ -131,7 +131,7 @@ def evaluate(
         query: features of the queries.
         gallery: features of the gallery; None for protocols that rank one set against itself.
         metric: ``"cosine"`` or ``"euclidean"``.
-        protocol: a name of `mmga.retrieval.protocol.PROTOCOLS`.
+        protocol: a name of `mmga.retrieval.protocol.PROTOCOLS`, or rules of one's own.
         rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
         exact: ``"float32"``: the order of float32 tiles, the same for any tiles and threads.
         max_rank: length of the CMC curve.

@@ -9,6 +9,7 @@ import torch
 
 from mmga.errors import UserError
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
+from mmga.retrieval.explain import explain, table
 from mmga.retrieval.features import Features
 from mmga.retrieval.splits import half_of
 
@@ -140,3 +141,16 @@ def test_options_that_a_protocol_cannot_honour():
         evaluate_distances(np.zeros((9, 9)), query, gallery, "multi-query")
     with pytest.raises(UserError, match="protocol: expected market1501"):
         evaluate(query, gallery, protocol="market")
+
+
+def test_explain_adds_up():
+    query, gallery = some(30, 8, 3, 0), some(60, 6, 3, 1)
+    steps = explain(query, gallery, "market1501-matlab", "other-cameras")
+    assert [step["rule"] for step in steps] == [None, "camera", "unmatched", "precision"]
+    assert steps[0]["mAP"] == evaluate(query, gallery, protocol="market1501-matlab").mAP
+    assert steps[-1]["mAP"] == evaluate(query, gallery, protocol="other-cameras").mAP
+    changes = sum(step["change"]["mAP"] for step in steps[1:])
+    assert changes == pytest.approx(steps[-1]["mAP"] - steps[0]["mAP"])
+    assert "unmatched: zero -> skip" in table(steps)
+    with pytest.raises(UserError, match="cannot be compared rule by rule"):
+        explain(query, gallery, "market1501", "viper")
