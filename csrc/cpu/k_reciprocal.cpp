@@ -22,6 +22,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kRowsPerChunk = 256;
+// Entries below which waking a thread costs more than it saves.
+constexpr int64_t kEntriesPerThread = 1 << 14;
 
 struct Csr {
   const int64_t* offsets;
@@ -247,7 +249,8 @@ std::tuple<Tensor, Tensor, Tensor> transpose_rows(Tensor offsets, Tensor columns
   auto* begin_of = inverted.mutable_data_ptr<int64_t>();
   auto* out_rows = rows.mutable_data_ptr<int32_t>();
   auto* out_values = weights.mutable_data_ptr<double>();
-  const int64_t parts = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, 8);
+  const int64_t threads = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, 8);
+  const int64_t parts = std::clamp<int64_t>(total / kEntriesPerThread, 1, threads);
   const int64_t span = (n - first + parts - 1) / parts;
   std::vector<std::vector<int64_t>> next(parts, std::vector<int64_t>(n, 0));
   const auto range = [&](int64_t p) {
@@ -382,7 +385,8 @@ void mix_rows(const Tensor& squared, const double* maxima, const Csr& overlaps, 
               double lambda, int64_t power, double scale, double* out) {
   const int64_t gallery = squared.size(1), stride = squared.stride(0);
   const T* d = squared.const_data_ptr<T>();
-  torch::stable::parallel_for(0, squared.size(0), 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, kEntriesPerThread / std::max<int64_t>(1, gallery));
+  torch::stable::parallel_for(0, squared.size(0), grain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       // No maximum: d is scaled. A maximum of 0: all d are 0, and so is what they become.
       double divisor = maxima == nullptr ? 0.0 : maxima[r];

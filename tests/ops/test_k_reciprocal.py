@@ -24,6 +24,17 @@ STAGES = [
 KERNEL = pytest.mark.skipif(
     not backends()["cpu"].startswith("active"), reason=f"C++ kernels: {backends()['cpu']}"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Small work is slower with several threads, most of all beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 
 

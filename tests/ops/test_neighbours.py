@@ -8,6 +8,16 @@ from hypothesis import strategies as st
 from mmga.ops import reference
 from mmga.ops.neighbours import NearestLists, nearest_in_rows, pair_products, squared_distances_
 
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Small work is slower with several threads, most of all beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 
 
