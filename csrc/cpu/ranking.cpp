@@ -7,6 +7,8 @@
 // matches search the sorted thresholds instead. Work is compare-bound: two comparisons for each key
 // and threshold that the minimum does not settle.
 
+#include "ranking.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -33,8 +35,6 @@ constexpr int64_t kGroup = 64;
 constexpr int64_t kFewMatches = 128;
 // Keys that one thread should have before another is worth waking.
 constexpr int64_t kGrain = 1 << 15;
-
-enum Metric : int64_t { kGiven = 0, kCosine = 1, kEuclidean = 2 };
 
 // A vector that registers hold: comparisons of longer ones are taken apart lane by lane.
 #if defined(__x86_64__)
@@ -226,42 +226,6 @@ MMGA_RANKING_KERNELS(double)
 #undef MMGA_RANKING_KERNELS
 
 template <typename T>
-const T* pointer(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
-
-template <typename T>
-const T* pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? pointer<T>(*tensor) : nullptr;
-}
-
-// The raw arrays of one call; see reference.py for their meaning.
-template <typename T>
-struct Tile {
-  const T* values;
-  int64_t row_stride;
-  int64_t rows;
-  int64_t width;
-  const T* row_term;
-  const T* column_term;
-  int64_t metric;
-  int64_t offset;
-  const int64_t* match_start;
-  const int64_t* match_item;
-  const T* match_key;
-  const int64_t* ignored_start;
-  const int64_t* ignored_item;
-  const int32_t* row_camera;
-  const int32_t* column_camera;
-  const bool* removed;
-  int64_t removed_stride;
-  int64_t* preceding;
-  int64_t* tied;
-  T* nearest;
-  int64_t* moved;
-};
-
-template <typename T>
 class RowCounter {
  public:
   explicit RowCounter(const Tile<T>& tile) : tile_(tile) {}
@@ -351,40 +315,6 @@ void count_tile(const Tile<T>& tile) {
   });
 }
 
-template <typename T>
-void count_preceding_of(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
-                        int64_t metric, int64_t offset, const Tensor& match_start,
-                        const Tensor& match_item, const Tensor& match_key,
-                        const Tensor& ignored_start, const Tensor& ignored_item,
-                        const std::optional<Tensor>& row_camera,
-                        const std::optional<Tensor>& column_camera,
-                        const std::optional<Tensor>& removed, Tensor& preceding, Tensor& tied,
-                        Tensor& nearest, Tensor& moved) {
-  count_tile(Tile<T>{
-      pointer<T>(values),
-      values.stride(0),
-      values.size(0),
-      values.size(1),
-      pointer<T>(row_term),
-      pointer<T>(column_term),
-      metric,
-      offset,
-      pointer<int64_t>(match_start),
-      pointer<int64_t>(match_item),
-      pointer<T>(match_key),
-      pointer<int64_t>(ignored_start),
-      pointer<int64_t>(ignored_item),
-      pointer<int32_t>(row_camera),
-      pointer<int32_t>(column_camera),
-      pointer<bool>(removed),
-      removed.has_value() ? removed->stride(0) : 0,
-      static_cast<int64_t*>(preceding.mutable_data_ptr()),
-      static_cast<int64_t*>(tied.mutable_data_ptr()),
-      static_cast<T*>(nearest.mutable_data_ptr()),
-      static_cast<int64_t*>(moved.mutable_data_ptr()),
-  });
-}
-
 void check_contiguous(const Tensor& tensor, ScalarType type, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
@@ -440,10 +370,13 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
                         (removed->stride(1) == 1 || width == 1),
                     "removed must be bool [R, W] with contiguous rows");
   }
-  auto run = type == ScalarType::Float ? count_preceding_of<float> : count_preceding_of<double>;
-  run(values, row_term, column_term, metric, offset, match_start, match_item, match_key,
-      ignored_start, ignored_item, row_camera, column_camera, removed, preceding, tied, nearest,
-      moved);
+  const auto run = [&](auto key) {
+    count_tile(tile_of<decltype(key)>(values, row_term, column_term, metric, offset, match_start,
+                                      match_item, match_key, ignored_start, ignored_item,
+                                      row_camera, column_camera, removed, preceding, tied, nearest,
+                                      moved));
+  };
+  type == ScalarType::Float ? run(0.0F) : run(0.0);
 }
 
 }  // namespace

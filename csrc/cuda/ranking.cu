@@ -16,6 +16,7 @@
 #include <optional>
 
 #include "cuda/stream.cuh"
+#include "ranking.h"
 
 namespace mmga {
 namespace {
@@ -25,34 +26,6 @@ using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
 constexpr int kChunk = 512;  // matches of a row that are counted in one walk
-
-enum Metric : int64_t { kGiven = 0, kCosine = 1, kEuclidean = 2 };
-
-// The raw arrays of one call; see reference.py for their meaning.
-template <typename T>
-struct Tile {
-  const T* values;
-  int64_t row_stride;
-  int64_t rows;
-  int64_t width;
-  const T* row_term;
-  const T* column_term;
-  int64_t metric;
-  int64_t offset;
-  const int64_t* match_start;
-  const int64_t* match_item;
-  const T* match_key;
-  const int64_t* ignored_start;
-  const int64_t* ignored_item;
-  const int32_t* row_camera;
-  const int32_t* column_camera;
-  const bool* removed;
-  int64_t removed_stride;
-  int64_t* preceding;
-  int64_t* tied;
-  T* nearest;
-  int64_t* moved;
-};
 
 // Compiled without fused multiply-add, so that keys round as on the CPU.
 template <typename T>
@@ -197,56 +170,10 @@ void launch_count_preceding(const Tile<T>& tile, cudaStream_t stream) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-template <typename T>
-const T* pointer(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
-
-template <typename T>
-const T* pointer(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? pointer<T>(*tensor) : nullptr;
-}
-
 void check_list(const Tensor& tensor, ScalarType type, int64_t length, const char* name) {
   STD_TORCH_CHECK(tensor.is_cuda() && tensor.is_contiguous() && tensor.scalar_type() == type &&
                       (length < 0 || tensor.numel() == length),
                   name, " has the wrong device, layout, dtype or length");
-}
-
-template <typename T>
-void count_preceding_of(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
-                        int64_t metric, int64_t offset, const Tensor& match_start,
-                        const Tensor& match_item, const Tensor& match_key,
-                        const Tensor& ignored_start, const Tensor& ignored_item,
-                        const std::optional<Tensor>& row_camera,
-                        const std::optional<Tensor>& column_camera,
-                        const std::optional<Tensor>& removed, const Tensor& preceding,
-                        const Tensor& tied, const Tensor& nearest, const Tensor& moved) {
-  launch_count_preceding(
-      Tile<T>{
-          pointer<T>(values),
-          values.stride(0),
-          values.size(0),
-          values.size(1),
-          pointer<T>(row_term),
-          pointer<T>(column_term),
-          metric,
-          offset,
-          pointer<int64_t>(match_start),
-          pointer<int64_t>(match_item),
-          pointer<T>(match_key),
-          pointer<int64_t>(ignored_start),
-          pointer<int64_t>(ignored_item),
-          pointer<int32_t>(row_camera),
-          pointer<int32_t>(column_camera),
-          pointer<bool>(removed),
-          removed.has_value() ? removed->stride(0) : 0,
-          static_cast<int64_t*>(preceding.data_ptr()),
-          static_cast<int64_t*>(tied.data_ptr()),
-          static_cast<T*>(nearest.data_ptr()),
-          static_cast<int64_t*>(moved.data_ptr()),
-      },
-      current_stream(values.get_device_index()));
 }
 
 void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
@@ -290,10 +217,15 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
   }
   if (rows == 0 || width == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(values.get_device_index());
-  auto run = type == ScalarType::Float ? count_preceding_of<float> : count_preceding_of<double>;
-  run(values, row_term, column_term, metric, offset, match_start, match_item, match_key,
-      ignored_start, ignored_item, row_camera, column_camera, removed, preceding, tied, nearest,
-      moved);
+  const cudaStream_t stream = current_stream(values.get_device_index());
+  const auto run = [&](auto key) {
+    launch_count_preceding(
+        tile_of<decltype(key)>(values, row_term, column_term, metric, offset, match_start,
+                               match_item, match_key, ignored_start, ignored_item, row_camera,
+                               column_camera, removed, preceding, tied, nearest, moved),
+        stream);
+  };
+  type == ScalarType::Float ? run(0.0F) : run(0.0);
 }
 
 }  // namespace
