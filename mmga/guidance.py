@@ -173,6 +173,8 @@ def fit(
     for name, value in maps.items():
         part = TARGETS[name]
         rows = known[:, part]
+        if not rows.any():  # silhouettes know no halves
+            continue
         mask, drawn = targets[name][rows, part], value[rows, 0].float()  # [M, h, w]
         mean = means[name].mean[part].expand_as(mask)
         fits[name] = Fit(
