@@ -74,7 +74,7 @@ def features_of_run(
         options.splits_file,
         options.workers,
     )
-    data = load_data(config, progress)
+    data = load_data(config, progress, training=False)
     query = extract(run.network, data.query, config, phase="query", progress=progress)
     return query, extract(run.network, data.gallery, config, phase="gallery", progress=progress)
 

@@ -98,8 +98,15 @@ def open_run(path: Path, device: str = "auto") -> Run:
     return Run(file.parent, config, network, checkpoint.progress.step)
 
 
-def load_data(config: Config, progress: Progress | None = None) -> DataSet:
+def load_data(
+    config: Config, progress: Progress | None = None, *, training: bool = True
+) -> DataSet:
     """Read or render the data set of a configuration.
+
+    Args:
+        config: names the data set and its switches.
+        progress: told how many images are rendered.
+        training: whether the training images are wanted; without them nothing is rendered for it.
 
     Raises:
         UserError: a folder or file is missing or does not hold what it should.
@@ -110,7 +117,7 @@ def load_data(config: Config, progress: Progress | None = None) -> DataSet:
 
         return synthetic(
             data.data_seed,
-            num_train=data.persons,
+            num_train=data.persons if training else 0,
             num_test=data.test_persons,
             size=(data.height, data.width),
             challenge=data.challenge,

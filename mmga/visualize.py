@@ -53,7 +53,7 @@ def body(options: Options) -> int:
     config = with_data(run.config, options.data, options.root)
     folder = options.out or run.folder
     with bar() as progress:
-        data = load_data(config, progress)
+        data = load_data(config, progress, training=False)
         chosen = np.unique(np.linspace(0, len(data.query) - 1, options.rows).round().astype(int))
         queries = Subset(data.query, chosen)
         batch = next(
