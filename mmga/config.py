@@ -7,6 +7,7 @@ weeks; TRICKS = "Bag of Tricks" (Luo et al., CVPRW 2019); OURS = this project's 
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,7 +19,17 @@ import yaml
 from mmga.errors import UserError
 from mmga.files import atomic_path
 
-DataName = Literal["synthetic", "market1501", "viper", "csv"]
+DataName = Literal[
+    "synthetic",
+    "market1501",
+    "dukemtmc",
+    "msmt17",
+    "cuhk03",
+    "cuhk03-classic",
+    "occluded-duke",
+    "viper",
+    "csv",
+]
 RecipeName = Literal["synthetic", "mgn", "bot", "strong"]
 
 
@@ -29,7 +40,7 @@ class DataConfig:
     data: DataName = "synthetic"
     """Data set."""
     root: Path | None = None
-    """Folder of the data set, or of its parent; for csv the table itself."""
+    """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
     masks: Path | None = None
     """Folder of mask PNGs (for viper also the .mat of silhouettes); none for synthetic."""
     label_set: str = "parts"
@@ -42,6 +53,12 @@ class DataConfig:
     """File of fixed splits (viper); without it splits are drawn from their number."""
     direction: Literal["ab", "ba"] = "ab"
     """Which camera is the query (viper)."""
+    boxes: Literal["detected", "labeled"] = "detected"
+    """Which bounding boxes (cuhk03, cuhk03-classic)."""
+    with_val: bool = True
+    """Train on train and val, or on train alone (msmt17)."""
+    distractors: Path | None = None
+    """Folder of images added to the gallery under identity 0 (market1501's 500,000)."""
     height: int = 384
     """Image height in pixels."""
     width: int = 128
@@ -205,6 +222,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+def default_root() -> Path | None:
+    """Return the folder that holds data sets, from the environment variable MMGA_DATA."""
+    folder = os.environ.get("MMGA_DATA")
+    return Path(folder).expanduser() if folder else None
+
+
 def check(config: Config) -> None:
     """Raise a UserError if the values of a configuration do not fit together."""
     data, run = config.data, config.run
@@ -225,8 +248,12 @@ def check(config: Config) -> None:
         )
     if not config.optimizer.lr > 0:
         raise UserError(f"--lr must be above 0, got {config.optimizer.lr}")
-    if data.data != "synthetic" and data.root is None:
-        raise UserError(f"--root is missing: name the folder of {data.data} with --root DIR")
+    if data.data == "csv" and data.root is None:
+        raise UserError("--root is missing: name the table of csv with --root TABLE.csv")
+    if data.data != "synthetic" and data.root is None and default_root() is None:
+        raise UserError(
+            f"--root is missing: name the folder of {data.data} with --root DIR, or set MMGA_DATA"
+        )
 
 
 def _bot(**run: Any) -> dict[str, dict[str, Any]]:

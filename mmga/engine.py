@@ -19,9 +19,8 @@ import torch
 from mmga import checkpoint as checkpoints
 from mmga import guidance
 from mmga.config import Config, as_dict, check, save_config
-from mmga.data.dataset import DataSet, ImageFiles, ImageSet
+from mmga.data.dataset import DataSet, ImageSet, count_masks
 from mmga.data.loader import Batch, TrainLoader
-from mmga.data.masks import MaskFolder
 from mmga.data.sampler import SAMPLERS
 from mmga.data.transforms import TrainTransform
 from mmga.errors import UserError
@@ -319,10 +318,7 @@ def _check_masks(config: Config, images: ImageSet) -> None:
     if config.data.masks is None:
         logger.warning("no --masks: attention is trained without guidance")
         return
-    if isinstance(images, ImageFiles) and isinstance(images.masks, MaskFolder):
-        covered = images.masks.count(images.paths)
-    else:
-        covered = sum(images.mask(index) is not None for index in range(len(images)))
+    covered = count_masks(images)
     logger.info("%d of %d training images have a mask", covered, len(images))
     if covered < len(images) / 2 and not config.data.allow_missing_masks:
         raise UserError(

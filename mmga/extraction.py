@@ -130,13 +130,16 @@ def load_data(
     check(config)
     return load(
         data.data,
-        data.root or "",  # check has refused an empty one
+        data.root,
         masks=data.masks,
         label_set=data.label_set,
         halved_at=data.halved_at,
         split=data.split,
         splits_file=data.splits_file,
         direction=data.direction,
+        boxes=data.boxes,
+        with_val=data.with_val,
+        distractors=data.distractors,
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -43,15 +43,30 @@ class ImageSet(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DataSet:
-    """A data set in its three splits; training and test numberings of identities are unrelated."""
+    """A data set in its three splits; training and test numberings of identities are unrelated.
+
+    Attributes:
+        name: of the set.
+        train: images to train on.
+        query: images that are searched for.
+        gallery: images that are searched.
+        protocol: the evaluator's protocol that the set's published figures are made with.
+        multi_query: for protocol `multi-query`, all images of each query's identity and camera;
+            None where the set has none.
+        notes: what a report should say about how the set was read.
+    """
 
     name: str
     train: ImageSet
     query: ImageSet
     gallery: ImageSet
+    # By keyword alone: data sets with fields of their own extend this one.
+    protocol: str = dataclasses.field(default="market1501", kw_only=True)
+    multi_query: ImageSet | None = dataclasses.field(default=None, kw_only=True)
+    notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
 
-class _Labelled:
+class Labelled:
     """Shared checks of the image sets below."""
 
     def __init__(self, paths: Sequence[str], pids: Ints, camids: Ints) -> None:
@@ -68,7 +83,7 @@ class _Labelled:
         return len(self.paths)
 
 
-class ImageFiles(_Labelled):
+class ImageFiles(Labelled):
     """Image files below a folder, decoded when asked for.
 
     Args:
@@ -107,7 +122,7 @@ class ImageFiles(_Labelled):
         return find(self.paths[index])
 
 
-class ImageTensors(_Labelled):
+class ImageTensors(Labelled):
     """Images held in memory.
 
     Args:
@@ -144,7 +159,7 @@ class ImageTensors(_Labelled):
         return None if self.masks is None else self.masks[index]
 
 
-class Subset(_Labelled):
+class Subset(Labelled):
     """Some images of another set, in the given order."""
 
     def __init__(self, images: ImageSet, indices: Ints) -> None:
@@ -163,6 +178,92 @@ class Subset(_Labelled):
     def mask(self, index: int) -> PartMask | None:
         """Return the mask of image `index` of the subset."""
         return self.images.mask(int(self.indices[index]))
+
+
+class Concatenation(Labelled):
+    """Several image sets one after the other.
+
+    Args:
+        sets: the image sets.
+        paths: relative paths of the whole.
+        pids: identities of the whole.
+        camids: cameras of the whole.
+
+    Attributes:
+        sources: int64 [N], place in `sets` of each image's own set.
+    """
+
+    def __init__(
+        self, sets: Sequence[ImageSet], paths: Sequence[str], pids: Ints, camids: Ints
+    ) -> None:
+        super().__init__(paths, pids, camids)
+        self.sets = list(sets)
+        lengths = [len(images) for images in sets]
+        if sum(lengths) != len(self):
+            raise ValueError(f"the sets hold {sum(lengths)} images, labelled are {len(self)}")
+        self.sources = np.repeat(np.arange(len(sets)), lengths)
+        self._starts = np.cumsum([0, *lengths])
+
+    def _place(self, index: int) -> tuple[ImageSet, int]:
+        source = int(self.sources[index])
+        return self.sets[source], index % len(self) - int(self._starts[source])
+
+    def image(self, index: int) -> torch.Tensor:
+        """Return image `index` from its own set, uint8 [3, H, W]."""
+        images, place = self._place(index)
+        return images.image(place)
+
+    def mask(self, index: int) -> PartMask | None:
+        """Return the mask of image `index` from its own set."""
+        images, place = self._place(index)
+        return images.mask(place)
+
+
+def joined(*sets: ImageSet) -> Concatenation:
+    """Return sets of one numbering of identities and cameras as one set."""
+    return Concatenation(
+        sets,
+        [path for images in sets for path in images.paths],
+        np.concatenate([images.pids for images in sets]),
+        np.concatenate([images.camids for images in sets]),
+    )
+
+
+def concatenated(sets: Mapping[str, ImageSet]) -> Concatenation:
+    """Return image sets of unrelated numberings as one, to be trained on together.
+
+    Identities and cameras of each set are shifted past those of the sets before it, so that equal
+    numbers of different sets stay apart; junk (-1) stays junk. Each image keeps its own set's mask.
+
+    Args:
+        sets: the image sets by name; the names go before their paths.
+    """
+    pids, camids, paths = [], [], []
+    next_pid = next_camid = 0
+    for name, images in sets.items():
+        pids.append(np.where(images.pids < 0, images.pids, images.pids + next_pid))
+        camids.append(images.camids + next_camid)
+        paths += [f"{name}/{path}" for path in images.paths]
+        next_pid = max(next_pid, int(pids[-1].max(initial=-1)) + 1)
+        next_camid = max(next_camid, int(camids[-1].max(initial=-1)) + 1)
+    return Concatenation(list(sets.values()), paths, np.concatenate(pids), np.concatenate(camids))
+
+
+def count_masks(images: ImageSet) -> int:
+    """Count the images that have a mask, without decoding files where their names tell."""
+    if isinstance(images, Concatenation):
+        return sum(count_masks(part) for part in images.sets)
+    if isinstance(images, ImageFiles):
+        if images.masks is None:
+            return 0
+        if isinstance(images.masks, MaskFolder):
+            return images.masks.count(images.paths)
+    if isinstance(images, Subset) and isinstance(images.images, ImageFiles):
+        own = images.images
+        return count_masks(
+            ImageFiles(own.root, images.paths, images.pids, images.camids, own.masks)
+        )
+    return sum(images.mask(index) is not None for index in range(len(images)))
 
 
 def read_image(path: str | os.PathLike[str]) -> torch.Tensor:

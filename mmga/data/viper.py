@@ -43,7 +43,7 @@ class Silhouettes:
 
 
 def read_viper(
-    root: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None,
     masks: MaskFolder | str | os.PathLike[str] | None = None,
     *,
     split: int = 0,
@@ -54,7 +54,7 @@ def read_viper(
     """Read one split of VIPeR: half of the persons to train, half to test.
 
     Args:
-        root: the folder VIPeR or its parent.
+        root: the folder VIPeR or its parent; None for MMGA_DATA.
         masks: mask files, such as cam_a/001_45.png, or SDALF's aleMasks_VIPeR.mat.
         split: number of the split, from 0.
         splits_file: SDALF's VIPeR_sets.txt, whose ten lists name the test persons; without it a
@@ -67,7 +67,7 @@ def read_viper(
     """
     if direction not in ("ab", "ba"):
         raise UserError(f"direction must be ab or ba, got {direction!r}")
-    folder = find_folder(root, "VIPeR", CAMERAS[0])
+    folder = find_folder(root, ("VIPeR", "viper"), CAMERAS[0])
     files = {}  # per camera: path by person
     for camera in CAMERAS:
         files[camera] = {

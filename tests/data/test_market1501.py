@@ -127,5 +127,54 @@ def test_foreign_names(name):
 def test_unknown_data_set(tmp_path):
     with pytest.raises(UserError, match="did you mean market1501"):
         load("market", tmp_path)
-    with pytest.raises(UserError, match="choose one of market1501, viper, csv"):
+    with pytest.raises(UserError, match="choose one of market1501, dukemtmc, msmt17"):
         load("xyz", tmp_path)
+
+
+def test_multi_query_takes_the_queries_identities_and_cameras(tmp_path):
+    boxes = [
+        "0001_c1s1_001051_00.jpg",
+        "0001_c1s1_001076_00.jpg",
+        "0001_c2s1_000301_00.jpg",
+        "0002_c1s1_000451_00.jpg",
+    ]
+    _make(tmp_path, {**NAMES, "gt_bbox": boxes})
+    data = load("market1501", tmp_path)
+    assert data.multi_query.paths == [f"gt_bbox/{name}" for name in boxes[:2]]
+    assert data.multi_query.pids.tolist() == [1, 1]
+    assert data.multi_query.camids.tolist() == [1, 1]
+    for name in boxes[:2]:
+        (tmp_path / "gt_bbox" / name).unlink()
+    with pytest.raises(UserError, match="gt_bbox holds no image of any query"):
+        load("market1501", tmp_path)
+
+
+def test_distractors_join_the_gallery(tmp_path, caplog):
+    _make(tmp_path / "Market-1501-v15.09.15")
+    plain = load("market1501", tmp_path)
+    assert plain.multi_query is None
+    for i in (2, 1):
+        (tmp_path / "more").mkdir(exist_ok=True)
+        Image.new("RGB", (64, 128), (9, i, 0)).save(tmp_path / "more" / f"{i:08d}.png")
+    with caplog.at_level(logging.WARNING):
+        data = load("market1501", tmp_path, distractors=tmp_path / "more")
+    assert "2 distractors (published: 500,000)" in caplog.text
+    assert data.gallery.paths == [*plain.gallery.paths, "00000001.png", "00000002.png"]
+    assert data.gallery.pids.tolist() == [-1, 0, 1, 0, 0]
+    assert data.gallery.image(3)[1, 0, 0] == 1
+    assert torch.equal(data.gallery.image(1), plain.gallery.image(1))
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        load("market1501", tmp_path, distractors=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no image"):
+        load("market1501", tmp_path, distractors=tmp_path)
+    with pytest.raises(UserError, match="distractors belong to market1501"):
+        load("viper", tmp_path, distractors=tmp_path / "more")
+
+
+def test_the_default_folder(tmp_path, monkeypatch):
+    _make(tmp_path / "Market-1501-v15.09.15")
+    monkeypatch.delenv("MMGA_DATA", raising=False)
+    with pytest.raises(UserError, match="set MMGA_DATA"):
+        load("market1501")
+    monkeypatch.setenv("MMGA_DATA", str(tmp_path))
+    assert len(load("market1501").train) == 4
