@@ -46,6 +46,7 @@ _PASSED_ON = (
     "memory",
     "verification",
     "cross_camera",
+    "exclude",
 )
 
 
@@ -60,6 +61,11 @@ class Options:
     """Features of the gallery, likewise."""
     features: str | None = None
     """One file that holds both sides, or the one set of protocol all-vs-all."""
+    query_columns: Path | None = None
+    """CSV table with further columns of the queries (and pid, camid, path where the file has none);
+    lines belong to rows by path if both have paths, else by order."""
+    gallery_columns: Path | None = None
+    """The same of the gallery."""
     run: Path | None = None
     """A trained run (or one of its checkpoints) whose test split is extracted and evaluated."""
     data: DataName | None = None
@@ -98,6 +104,9 @@ class Options:
     """Add TPR at FPR, EER, thresholds, and open-set rates."""
     cross_camera: bool = False
     """Verification leaves out impostor pairs of one camera."""
+    exclude: str | None = None
+    """Leave out the pairs for which a condition on columns of the gallery item and query.<column>
+    holds, such as "camid == query.camid and abs(time - query.time) < 30"."""
     bootstrap: int = 0
     """Draws of a bootstrap by identity for intervals of mAP and rank-1; 0 for none."""
     compare: str | None = None
@@ -132,12 +141,16 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
     if options.data is not None or options.root is not None:
         raise UserError("--data and --root say what a run is evaluated on; name it with --run")
     itself = options.protocol == "all-vs-all"
+    columns = {"query": options.query_columns, "gallery": options.gallery_columns}
     if options.features is not None:
         if options.query or options.gallery:
             raise UserError("--features holds both sides; leave out --query and --gallery")
         if itself:
-            return load_features(options.features), None
-        return tuple(load_features(options.features, side) for side in ("query", "gallery"))  # type: ignore[return-value]
+            if options.gallery_columns is not None:
+                raise UserError("all-vs-all ranks one set: give its columns as --query-columns")
+            return load_features(options.features, columns=options.query_columns), None
+        query, gallery = (load_features(options.features, side, columns[side]) for side in columns)
+        return query, gallery
     if itself:
         raise UserError("protocol all-vs-all ranks one set against itself: give it as --features")
     if options.query is None or options.gallery is None:
@@ -145,7 +158,10 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
         raise UserError(
             f"{missing} is missing: give --query and --gallery, or --features for a file with both"
         )
-    return load_features(options.query), load_features(options.gallery)
+    return (
+        load_features(options.query, columns=options.query_columns),
+        load_features(options.gallery, columns=options.gallery_columns),
+    )
 
 
 def load_other(options: Options) -> "tuple[Features, Features | None]":
@@ -186,10 +202,16 @@ def body(options: Options) -> None:
     settings: dict[str, Any] = {name: getattr(options, name) for name in _PASSED_ON}
     if options.explain is not None:
         from mmga.retrieval.explain import explain, table
+        from mmga.retrieval.report import write_json
 
         if gallery is None:
             raise UserError("--explain needs a query and a gallery")
-        print(table(explain(query, gallery, *options.explain, metric=options.metric)))
+        passed = {name: settings[name] for name in ("metric", "device", "memory", "exclude")}
+        with bar() as progress:
+            steps = explain(query, gallery, *options.explain, progress=progress, **passed)
+        if options.json is not None:
+            write_json(options.json, {"schema": 1, "explain": steps})
+        print(table(steps))
         return
     with bar() as progress:
         report = evaluate(query, gallery, rerank=reranker(options), progress=progress, **settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,21 @@ class Tile:
         """Return a tile whose values [R, W] are the keys."""
         empty = keys.new_empty(0)
         return cls(keys, offset, 0, empty, empty)
+
+    def split(self, width: int | None) -> Iterator[Tile]:
+        """Yield the tile in pieces of at most `width` columns; whole if None."""
+        if width is None or self.values.shape[1] <= width:
+            yield self
+            return
+        for left in range(0, self.values.shape[1], width):
+            columns = slice(left, left + width)
+            yield Tile(
+                self.values[:, columns],
+                self.offset + left,
+                self.metric,
+                self.row_term,
+                self.column_term[columns] if self.metric else self.column_term,
+            )
 
     def keys(self) -> Tensor:
         """Return the ranking keys [R, W], rounded as the kernels round them."""

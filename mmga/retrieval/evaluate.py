@@ -120,6 +120,7 @@ def evaluate(
     memory: str | int | None = None,
     verification: bool = False,
     cross_camera: bool = False,
+    exclude: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
@@ -143,6 +144,8 @@ def evaluate(
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
         verification: add ROC, EER, thresholds and open-set rates, by one more pass.
         cross_camera: verification leaves out impostor pairs of one camera.
+        exclude: leave out the pairs for which a condition on columns of the gallery item and of the
+            query holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
         progress: called as (phase, done, total).
 
     Returns:
@@ -167,7 +170,8 @@ def evaluate(
     if trials < 0 or (trials and not rules.single_shot):
         raise UserError("trials: expected a number of draws under protocol cuhk03-single-shot")
     if rules.splits:
-        return _evaluate_splits(query, gallery, metric, max_rank, device, memory, progress)
+        shared = {"metric": metric, "device": device, "memory": memory, "exclude": exclude}
+        return _evaluate_splits(query, gallery, max_rank, progress, shared)
     if rules.pools:
         query = pooled(query, pool)
     peak = Peak()
@@ -178,8 +182,9 @@ def evaluate(
             f"query has rows of {query.rows.shape[1:]} values, gallery of "
             f"{gallery.rows.shape[1:]}; both must come from one network"
         )
-    labels = Labels.of(query, gallery)
-    selection = select(rules, labels)
+    labels = Labels.of(query, gallery, exclude)
+    with _timed(seconds, "load"):
+        selection = select(rules, labels, progress=progress)
     with _timed(seconds, "load"):
         query_norms = checked_norms("query", query.rows)
         gallery_norms = query_norms if gallery is query else checked_norms("gallery", gallery.rows)
@@ -265,11 +270,9 @@ def _draw(
 def _evaluate_splits(
     query: Features,
     gallery: Features,
-    metric: str,
     max_rank: int,
-    device: str | torch.device | None,
-    memory: str | int | None,
     progress: Progress | None,
+    shared: dict[str, Any],
 ) -> Report:
     """Average the halves of VIPeR's persons in both directions."""
     labels = Labels.of(query, gallery)
@@ -288,9 +291,7 @@ def _evaluate_splits(
             for one, pids in ((query, labels.query_pids), (gallery, labels.gallery_pids))
         ]
         for one, other in (sides, sides[::-1]):
-            reports.append(
-                evaluate(one, other, metric=metric, max_rank=max_rank, device=device, memory=memory)
-            )
+            reports.append(evaluate(one, other, max_rank=max_rank, **shared))
         if progress is not None:
             progress("splits", split + 1, SPLITS)
     figures = {
@@ -345,18 +346,21 @@ def evaluate_distances(
     max_rank: int = 50,
     trials: int = 0,
     seed: int = 0,
+    exclude: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Report CMC, mAP and mINP from a given matrix, read once.
 
     Args:
         distmat: [Q, G] float32 or float64 tensor or array; smaller is nearer, ranked as given.
-        query: features, or anything with ``pids`` and ``camids`` (and ``paths``), of the rows.
+        query: features, or anything with ``pids`` and ``camids`` (and ``paths``, ``columns``), of
+            the rows.
         gallery: the same of the columns.
         protocol: as in `evaluate`.
         max_rank: length of the CMC curve.
         trials: as in `evaluate`.
         seed: as in `evaluate`.
+        exclude: as in `evaluate`.
         progress: called as (phase, done, total).
 
     Raises:
@@ -370,9 +374,9 @@ def evaluate_distances(
     if rules.splits or rules.pools:
         raise UserError(f"protocol {rules.name} needs features, not distances; use mmga.evaluate")
     matrix = _matrix(distmat, len(query.pids), len(gallery.pids))
-    labels = labels_of(query, gallery)
+    labels = labels_of(query, gallery, exclude)
     # In the matrix' own order its rows are read in place.
-    selection = select(rules, labels, by_identity=False)
+    selection = select(rules, labels, by_identity=False, progress=progress)
     with _timed(seconds, "rank"):
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         scores = rank_under(source, selection, progress, peak)
@@ -383,10 +387,10 @@ def evaluate_distances(
     return _finish(report, begun, peak)
 
 
-def labels_of(query: Any, gallery: Any) -> Labels:
-    """Return the labels of two objects with ``pids``, and ``camids`` and ``paths`` if they have."""
+def labels_of(query: Any, gallery: Any, exclude: str | None = None) -> Labels:
+    """Return the labels of two objects with ``pids``; ``camids``, ``paths``, ``columns`` if any."""
     if isinstance(query, Features) and isinstance(gallery, Features):
-        return Labels.of(query, gallery)
+        return Labels.of(query, gallery, exclude)
     sides = []
     for side in (query, gallery):
         count = len(side.pids)
@@ -398,9 +402,10 @@ def labels_of(query: Any, gallery: Any) -> Labels:
                 side.pids,
                 getattr(side, "camids", None),
                 getattr(side, "paths", None),
+                columns=getattr(side, "columns", None),
             )
         )
-    return Labels.of(*sides)
+    return Labels.of(sides[0], sides[1], exclude)
 
 
 def checked_norms(side: str, rows: Rows) -> Tensor:

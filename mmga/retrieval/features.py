@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.retrieval import formats
+from mmga.retrieval import formats, table
 from mmga.retrieval.rows import Rows
 
 JUNK = -1
@@ -24,6 +24,7 @@ _OWN = ("features", "pids", "camids", "paths", "parts", "visibility")
 # layumi's names for a file that holds both sides: query_f, query_label, query_cam, ...
 _TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
 SIDES = ("query", "gallery", "mquery")
+COLUMNS = "columns.csv"
 
 
 class Features:
@@ -348,7 +349,9 @@ def common_labels(
 
 
 def load_features(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], side: str | None = None
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    side: str | None = None,
+    columns: str | os.PathLike[str] | None = None,
 ) -> Features:
     """Read features from a file, a folder of .npy files, or several shards.
 
@@ -358,6 +361,9 @@ def load_features(
             its order. Row i of the whole is row i of the shards one after the other.
         side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
             ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
+        columns: a CSV table of further columns, and of pid, camid and path where the file has none;
+            its lines belong to the rows by path if both have paths, by their order if not. A
+            folder of .npy files may hold one itself, as columns.csv.
 
     Raises:
         UserError: the file is absent, damaged, or does not hold what is expected.
@@ -365,7 +371,9 @@ def load_features(
     if side is not None and side not in SIDES:
         raise UserError(f"side: expected query or gallery, found {side!r}")
     paths = _expand(path)
-    loaded = [_load_one(one, side) for one in paths]
+    if columns is not None and len(paths) > 1:
+        raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
+    loaded = [_load_one(one, side, columns) for one in paths]
     if len(loaded) == 1:
         return loaded[0]
     return _joined(loaded)
@@ -401,8 +409,10 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
     ]
 
 
-def _load_one(path: Path, side: str | None) -> Features:
+def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | None) -> Features:
     arrays = formats.read(path)
+    if columns is None and path.is_dir() and (path / COLUMNS).exists():
+        columns = path / COLUMNS
     sides = [name for name in SIDES if f"{name}_f" in arrays or f"{name}_parts" in arrays]
     if sides:
         if side is None:
@@ -427,6 +437,8 @@ def _load_one(path: Path, side: str | None) -> Features:
             f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
             f"gallery_label; found {', '.join(sorted(arrays)) or 'nothing'}"
         )
+    if columns is not None:
+        arrays = table.merged(arrays, table.read_columns(columns), str(path), str(columns))
     if "pids" not in arrays:
         raise UserError(f"{path}: pids are missing; found {', '.join(sorted(arrays)) or 'nothing'}")
     own = {name: arrays[name] for name in _OWN if name in arrays}

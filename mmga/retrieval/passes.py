@@ -20,6 +20,7 @@ from mmga.retrieval.stream import Progress, Source
 
 # Matches and ignored items of the queries that are ranked together.
 PAIR_LIMIT = 1 << 21
+_MASK_COLUMNS = 4096
 
 
 @dataclass(slots=True)
@@ -118,16 +119,24 @@ def _count(
     if selection.query_camera is not None and selection.gallery_camera is not None:
         row_camera = torch.from_numpy(selection.query_camera[pairs.start : pairs.stop]).to(device)
         column_camera = torch.from_numpy(selection.gallery_camera).to(device)
-    for rows, tile in source.tiles(pairs.start, pairs.stop):
-        columns = slice(tile.offset, tile.offset + tile.values.shape[1])
-        count_preceding(
-            tile,
-            rows,
-            matches,
-            None if row_camera is None else row_camera[rows],
-            None if column_camera is None else column_camera[columns],
-        )
-        tile_is_done(tile)
+    for rows, whole in source.tiles(pairs.start, pairs.stop):
+        # What a condition leaves out is a mask of the tile, which must not be a whole gallery wide.
+        narrow = None if selection.labels.exclusion is None else _MASK_COLUMNS
+        for tile in whole.split(narrow):
+            columns = slice(tile.offset, tile.offset + tile.values.shape[1])
+            removed = None
+            if narrow is not None:
+                queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
+                removed = torch.from_numpy(selection.excludes(queries, columns)).to(device)
+            count_preceding(
+                tile,
+                rows,
+                matches,
+                None if row_camera is None else row_camera[rows],
+                None if column_camera is None else column_camera[columns],
+                removed,
+            )
+        tile_is_done(whole)
 
 
 def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:

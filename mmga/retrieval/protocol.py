@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 
 from mmga.errors import UserError
+from mmga.progress import Progress
+from mmga.retrieval.exclusion import Exclusion
 from mmga.retrieval.features import JUNK, Features, common_labels
 
 Array = np.ndarray
@@ -91,6 +93,7 @@ class Labels:
         gallery_camids: int64 [G], or None.
         query_paths: unicode [Q], or None.
         gallery_paths: unicode [G], or None.
+        exclusion: a condition on pairs that are left out, or None.
     """
 
     query_pids: Array
@@ -99,13 +102,20 @@ class Labels:
     gallery_camids: Array | None = None
     query_paths: Array | None = None
     gallery_paths: Array | None = None
+    exclusion: Exclusion | None = None
 
     @classmethod
-    def of(cls, query: Features, gallery: Features) -> Labels:
+    def of(cls, query: Features, gallery: Features, exclude: str | None = None) -> Labels:
         """Return the labels of two sets of features.
 
+        Args:
+            query: the query features.
+            gallery: the gallery features.
+            exclude: a condition on pairs that are left out (see `Exclusion`).
+
         Raises:
-            UserError: one side has strings where the other has integers.
+            UserError: one side has strings where the other has integers, or the condition does not
+                fit their columns.
         """
         pids = common_labels("pids", query.pids, query.pid_names, gallery.pids, gallery.pid_names)
         camids: tuple[Array | None, Array | None] = (query.camids, gallery.camids)
@@ -113,7 +123,8 @@ class Labels:
             camids = common_labels(
                 "camids", query.camids, query.camid_names, gallery.camids, gallery.camid_names
             )
-        return cls(*pids, *camids, query.paths, gallery.paths)
+        exclusion = None if exclude is None else Exclusion.of(exclude, query, gallery)
+        return cls(*pids, *camids, query.paths, gallery.paths, exclusion)
 
 
 @dataclass(slots=True)
@@ -188,6 +199,21 @@ class Selection:
             yield self._pairs(start, stop, low[start:stop], sizes[start:stop])
             start = stop
 
+    def excludes(self, rows: slice, columns: slice) -> Array:
+        """Return which pairs of some queries and items the condition leaves out, bool [R, W].
+
+        Pairs that are left out for their camera are not among them.
+
+        Args:
+            rows: places in `queries`.
+            columns: places in `gallery`.
+        """
+        assert self.labels.exclusion is not None
+        holds = self.labels.exclusion.block(self.queries[rows], self.gallery[columns])
+        if self.query_camera is not None and self.gallery_camera is not None:
+            holds &= self.query_camera[rows, None] != self.gallery_camera[columns]
+        return holds
+
     def _pairs(self, start: int, stop: int, low: Array, sizes: Array) -> Pairs:
         row, item = own_items(self._by_pid, low, sizes)
         query = self.queries[start:stop][row]
@@ -215,6 +241,7 @@ class Selection:
 
 
 _NOTHING = np.empty(0, np.int64)
+_COUNTED_ROWS, _COUNTED_COLUMNS = 256, 4096
 
 
 def starts(rows: Array, count: int) -> Array:
@@ -237,6 +264,8 @@ def removed(protocol: Protocol, labels: Labels, query: Array, item: Array) -> Ar
         assert labels.gallery_camids is not None
         out |= labels.query_camids[query] == labels.gallery_camids[item]
     out |= own_image(protocol, labels, query, item)
+    if labels.exclusion is not None:
+        out |= labels.exclusion.pairs(query, item)
     return out
 
 
@@ -254,7 +283,11 @@ def own_image(protocol: Protocol, labels: Labels, query: Array, item: Array) -> 
 
 
 def select(
-    protocol: Protocol, labels: Labels, every_query: bool = False, by_identity: bool = True
+    protocol: Protocol,
+    labels: Labels,
+    every_query: bool = False,
+    by_identity: bool = True,
+    progress: Progress | None = None,
 ) -> Selection:
     """Apply a protocol to labels.
 
@@ -264,6 +297,7 @@ def select(
         every_query: rank queries without a match too (verification needs their impostors).
         by_identity: queries of one identity stand together, so that a block of queries has few
             distinct matches; else they keep their order.
+        progress: called as (phase, done, total) while excluded pairs are counted.
 
     Raises:
         UserError: cameras are needed and absent, or no query has a match.
@@ -284,7 +318,7 @@ def select(
         query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
 
     num_matches = np.zeros(len(labels.query_pids), np.int64)
-    same_camera = own_images = 0
+    same_camera = own_images = excluded_twice = 0
     selection = Selection(
         protocol=protocol,
         queries=query_rows,
@@ -307,7 +341,12 @@ def select(
         item = gallery[pairs.ignored_item]
         own = own_image(protocol, labels, query, item)
         own_images += int(own.sum())
-        same_camera += int(ignored.sum() - len(pairs.match_item) - own.sum())
+        camera = _one_camera(protocol, labels, query, item)
+        same_camera += int((camera & ~own).sum())
+        if labels.exclusion is not None:
+            # Where whole cameras are left out, `_count_excluded` leaves them out as well.
+            ruled = own & ~camera if protocol.camera == "all" else own | camera
+            excluded_twice += int(labels.exclusion.pairs(query[ruled], item[ruled]).sum())
     if protocol.camera == "all":
         assert labels.query_camids is not None
         assert labels.gallery_camids is not None
@@ -330,6 +369,9 @@ def select(
         "own_image": own_images,
         "queries_without_match": int((~matched).sum()),
     }
+    if labels.exclusion is not None:
+        pairs_excluded = _count_excluded(selection, progress) - excluded_twice
+        selection.excluded["expression"] = pairs_excluded
     if not matched.any():
         raise UserError(_no_match(protocol, labels, query_rows, gallery))
     if not every_query:
@@ -337,6 +379,29 @@ def select(
         if selection.query_camera is not None:
             selection.query_camera = selection.query_camera[matched]
     return selection
+
+
+def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -> Array:
+    """Return which of the pairs (query row, gallery row) of one identity are of one camera."""
+    if protocol.camera == "none":
+        return np.zeros(len(query), dtype=bool)
+    assert labels.query_camids is not None
+    assert labels.gallery_camids is not None
+    return np.asarray(labels.query_camids[query] == labels.gallery_camids[item])
+
+
+def _count_excluded(selection: Selection, progress: Progress | None) -> int:
+    """Count the pairs of all queries for which the condition holds, but for removed cameras."""
+    assert selection.labels.exclusion is not None
+    total = 0
+    for top in range(0, len(selection.queries), _COUNTED_ROWS):
+        rows = slice(top, min(top + _COUNTED_ROWS, len(selection.queries)))
+        for left in range(0, len(selection.gallery), _COUNTED_COLUMNS):
+            columns = slice(left, min(left + _COUNTED_COLUMNS, len(selection.gallery)))
+            total += int(selection.excludes(rows, columns).sum())
+        if progress is not None:
+            progress("exclusion", rows.stop, len(selection.queries))
+    return total
 
 
 def _paths_of_others(
@@ -371,6 +436,11 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
             f"no query has a match: the pids of the queries ({_some(query_pids)}) and of the "
             f"gallery ({_some(gallery_pids)}) have none in common; check that both were numbered "
             "in the same way"
+        )
+    if labels.exclusion is not None:
+        return (
+            f"no query has a match: of the {len(shared)} shared pids every pair is left out by the "
+            f"protocol or by {labels.exclusion.text!r}; exclude less"
         )
     if protocol.camera != "none" and labels.query_camids is not None:
         assert labels.gallery_camids is not None

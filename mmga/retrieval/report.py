@@ -19,7 +19,7 @@ _EXCLUDED = {
     "junk_queries": "queries with pid -1 (junk)",
     "same_camera": "pairs removed for their camera",
     "own_image": "pairs of an image with itself",
-    "expression": "pairs removed by --exclude",
+    "expression": "further pairs removed by --exclude",
     "queries_without_match": "queries without a match",
 }
 
@@ -192,11 +192,10 @@ class Report:
         Raises:
             UserError: the file cannot be written.
         """
-        text = json.dumps(self.as_dict(), indent=1, allow_nan=False)
+        values = self.as_dict()
         if path is not None:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text + "\n")
-        return text
+            write_json(path, values)
+        return _json_text(values)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line for each query; what was not computed stays empty.
@@ -257,6 +256,20 @@ class Report:
             f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB; {self.backend}"
         )
         return "\n".join(lines)
+
+
+def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
+    """Write plain values as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(_json_text(values) + "\n")
+
+
+def _json_text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1, allow_nan=False)
 
 
 def _extra_lines(extra: dict[str, Any]) -> list[str]:

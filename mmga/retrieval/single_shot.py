@@ -64,6 +64,9 @@ def single_shot(
         for rows, tile in source.tiles(pairs.start, pairs.stop):
             columns = slice(tile.offset, tile.offset + tile.values.shape[1])
             keys[rows, columns] = tile.keys().cpu().numpy()
+        excluded = None
+        if selection.labels.exclusion is not None:
+            excluded = selection.excludes(slice(pairs.start, pairs.stop), slice(0, source.columns))
         for row in range(pairs.stop - pairs.start):
             match = pairs.match_item[pairs.match_start[row] : pairs.match_start[row + 1]]
             ignored = pairs.ignored_item[pairs.ignored_start[row] : pairs.ignored_start[row + 1]]
@@ -71,6 +74,8 @@ def single_shot(
                 continue
             kept = np.ones(source.columns, bool)
             kept[np.setdiff1d(ignored, match)] = False
+            if excluded is not None:
+                kept &= ~excluded[row]
             items = np.flatnonzero(kept)
             items = items[np.argsort(keys[row, items], kind="stable")]  # in ranked order
             ranked = codes[items]
