@@ -46,6 +46,8 @@ _PASSED_ON = (
     "memory",
     "verification",
     "cross_camera",
+    "fpr",
+    "strangers",
     "exclude",
 )
 
@@ -104,6 +106,11 @@ class Options:
     """Add TPR at FPR, EER, thresholds, and open-set rates."""
     cross_camera: bool = False
     """Verification leaves out impostor pairs of one camera."""
+    fpr: float | None = None
+    """Verification: one more false positive rate whose threshold is wanted."""
+    strangers: float | None = None
+    """Open set: share of the identities to take from the gallery; by default half where every query
+    has a match, else none."""
     exclude: str | None = None
     """Leave out the pairs for which a condition on columns of the gallery item and query.<column>
     holds, such as "camid == query.camid and abs(time - query.time) < 30"."""
@@ -216,7 +223,8 @@ def body(options: Options) -> None:
     with bar() as progress:
         report = evaluate(query, gallery, rerank=reranker(options), progress=progress, **settings)
         if other is not None:
-            settings["verification"] = False
+            off = {"verification": False, "cross_camera": False, "fpr": None, "strangers": None}
+            settings |= off
             compared = evaluate(*other, progress=progress, **settings)
             draws = options.bootstrap or 1000
             report.extra["compare"] = {

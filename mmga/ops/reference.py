@@ -360,6 +360,71 @@ def count_preceding(
         )
 
 
+def count_impostors(
+    values: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    offset: int,
+    ignored_start: Tensor,
+    ignored_item: Tensor,
+    row_camera: Tensor | None,
+    column_camera: Tensor | None,
+    cross_camera: bool,
+    removed: Tensor | None,
+    known: Tensor | None,
+    edges: Tensor,
+    counts: Tensor,
+    nearest: Tensor,
+    nearest_item: Tensor,
+) -> None:
+    """Count the kept items of a tile that are no match by their keys, and find the nearest.
+
+    Args:
+        values: [R, W], see `ranking_keys`.
+        row_term: [R] in the dtype of `values`.
+        column_term: [W] in the dtype of `values`.
+        metric: place in `METRICS`.
+        offset: item number of the tile's first column.
+        ignored_start: int64 [R + 1].
+        ignored_item: int64, matches and removed items, ascending in each row.
+        row_camera: int32 [R]; items of the same code are left out. None: no such rule.
+        column_camera: int32 [W], or None.
+        cross_camera: items of the same code are left out of the counts alone.
+        removed: bool [R, W], items that are left out, or None.
+        known: bool [W], items that may be the nearest, or None.
+        edges: float64 [B], ascending upper edges of bins in the unit of keys.
+        counts: int64 [B + 1], increased: a key k belongs to the first bin with k <= edge, one
+            beyond the last edge to bin B.
+        nearest: float64 [R], lowered to the smallest kept key of a known item.
+        nearest_item: int64 [R], the first item that has it.
+    """
+    for row in range(values.shape[0]):
+        keys = values[row]  # [W]
+        if metric != METRICS.index("given"):
+            keys = ranking_keys(keys, row_term[row], column_term, metric)
+        kept = torch.ones_like(keys, dtype=torch.bool)
+        ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
+        here = ignored[(ignored >= offset) & (ignored < offset + len(keys))]
+        kept[here - offset] = False
+        if removed is not None:
+            kept &= ~removed[row]
+        other_camera = torch.ones_like(kept)
+        if row_camera is not None and column_camera is not None:
+            other_camera = column_camera != row_camera[row]
+        eligible = kept if cross_camera else kept & other_camera
+        if known is not None:
+            eligible = eligible & known
+        columns = torch.nonzero(eligible).squeeze(1)
+        if len(columns):
+            smallest = keys[columns].double().min()
+            item = offset + columns[keys[columns].double() == smallest][0]
+            if (smallest, item) < (nearest[row], nearest_item[row]):
+                nearest[row], nearest_item[row] = smallest, item
+        place = torch.searchsorted(edges, keys[kept & other_camera].double())
+        counts += torch.bincount(place, minlength=len(counts))
+
+
 def average_precision(ranks: Tensor, trapezoid: bool = False) -> Tensor:
     """Average precision of one query.
 

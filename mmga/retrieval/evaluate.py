@@ -19,7 +19,7 @@ from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.duplicates import duplicated_items
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.memory import Peak
-from mmga.retrieval.passes import rank
+from mmga.retrieval.passes import PairObserver, rank
 from mmga.retrieval.pooling import pooled
 from mmga.retrieval.protocol import Labels, Selection, protocol_named, select
 from mmga.retrieval.protocol import Protocol as Rules
@@ -28,7 +28,7 @@ from mmga.retrieval.rows import Rows
 from mmga.retrieval.single_shot import single_shot
 from mmga.retrieval.splits import SPLITS, half_of, summary
 from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
-from mmga.retrieval.verification import count_pairs, figures
+from mmga.retrieval.verification import TARGETS, PairCounter, figures
 
 EXACT = ("float32",)
 POOLS = ("mean", "max")
@@ -120,6 +120,8 @@ def evaluate(
     memory: str | int | None = None,
     verification: bool = False,
     cross_camera: bool = False,
+    fpr: float | None = None,
+    strangers: float | None = None,
     exclude: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -142,8 +144,11 @@ def evaluate(
         precision: precision of products; None is float32, the only one of ``exact="float32"``.
         device: where to compute; where the gallery lies if None.
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
-        verification: add ROC, EER, thresholds and open-set rates, by one more pass.
+        verification: add ROC, EER, thresholds and open-set rates, counted in the same pass.
         cross_camera: verification leaves out impostor pairs of one camera.
+        fpr: one more false positive rate whose threshold is wanted.
+        strangers: share of the identities that open-set rates take from the gallery, by `seed`;
+            None: half where every query has a match, else none.
         exclude: leave out the pairs for which a condition on columns of the gallery item and of the
             query holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
         progress: called as (phase, done, total).
@@ -169,6 +174,12 @@ def evaluate(
         raise UserError(f"rerank: protocol {rules.name} reports plain figures only")
     if trials < 0 or (trials and not rules.single_shot):
         raise UserError("trials: expected a number of draws under protocol cuhk03-single-shot")
+    if verification and rules.splits:
+        raise UserError(f"verification: protocol {rules.name} has no single gallery")
+    if not verification and (cross_camera or fpr is not None or strangers is not None):
+        raise UserError("cross_camera, fpr and strangers belong to verification, which is off")
+    if fpr is not None and not 0 < fpr < 1:
+        raise UserError(f"fpr: expected a rate between 0 and 1, found {fpr}")
     if rules.splits:
         shared = {"metric": metric, "device": device, "memory": memory, "exclude": exclude}
         return _evaluate_splits(query, gallery, max_rank, progress, shared)
@@ -184,7 +195,7 @@ def evaluate(
         )
     labels = Labels.of(query, gallery, exclude)
     with _timed(seconds, "load"):
-        selection = select(rules, labels, progress=progress)
+        selection = select(rules, labels, every_query=verification, progress=progress)
     with _timed(seconds, "load"):
         query_norms = checked_norms("query", query.rows)
         gallery_norms = query_norms if gallery is query else checked_norms("gallery", gallery.rows)
@@ -202,8 +213,9 @@ def evaluate(
         seconds,
         peak,
     )
+    counter = _pair_counter(context, cross_camera, strangers, seed) if verification else None
     with _timed(seconds, "rank"):
-        scores = rank_under(context.plain(), selection, progress, peak)
+        scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
     report = _report(rules, query, gallery, selection, scores, max_rank, metric, seconds, peak)
     report.zero_vectors = int((query_norms == 0).sum())
     if gallery is not query:
@@ -212,9 +224,9 @@ def evaluate(
         with _timed(seconds, "load"):
             same = duplicated_items(query.rows, query_norms, gallery.rows, gallery_norms)
         report.duplicates = len(same)
-    if verification:
-        with _timed(seconds, "verification"):
-            report.extra["verification"] = _verify(context, rules, cross_camera)
+    if counter is not None:
+        wanted = TARGETS if fpr is None else tuple(sorted({*TARGETS, fpr}))
+        report.extra["verification"] = figures(counter.counts(), wanted)
     if rules.single_shot:
         with _timed(seconds, "rank"):
             _draw(report, context.plain(), selection, max_rank, trials, seed, progress)
@@ -227,19 +239,17 @@ def evaluate(
     return _finish(report, begun, peak)
 
 
-def _verify(context: Context, rules: Rules, cross_camera: bool) -> dict[str, object]:
-    """Return verification and open-set figures over all queries, with a match or without."""
-    everyone = select(rules, context.labels, every_query=True)
-    squared = context.metric == "euclidean"
+def _pair_counter(
+    context: Context, cross_camera: bool, strangers: float | None, seed: int
+) -> PairCounter:
+    """Return what counts pairs by distance while they are ranked."""
     # Cosine distances end at 2, Euclidean ones at the sum of the longest vectors.
     largest = 2.0
-    if squared:
+    if context.metric == "euclidean":
         longest = context.query_norms.max().sqrt() + context.gallery_norms.max().sqrt()
         largest = float(longest) or 1.0
-    counts = count_pairs(
-        context.plain(everyone), everyone, largest, squared, cross_camera, context.progress
-    )
-    return figures(counts, everyone.num_matches[everyone.queries] > 0)
+    squared = context.metric == "euclidean"
+    return PairCounter(context.selection, largest, squared, cross_camera, strangers, seed)
 
 
 def _draw(
@@ -430,9 +440,10 @@ def rank_under(
     progress: Progress | None,
     peak: Peak,
     phase: str = "ranks",
+    observer: PairObserver | None = None,
 ) -> Any:
     """Rank what a selection holds from a source of tiles."""
-    return rank(source, selection, phase=phase, progress=progress, peak=peak)
+    return rank(source, selection, observer=observer, phase=phase, progress=progress, peak=peak)
 
 
 def _counted(rules: Rules, labels: Labels, selection: Selection) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -53,10 +54,23 @@ class PerQuery:
         return cls(nan, nan.copy(), zero, num_matches.copy(), zero.copy(), nan.copy(), nan.copy())
 
 
+class PairObserver(Protocol):
+    """What looks at the tiles and matches of a pass while it ranks."""
+
+    def tile(self, pairs: Pairs, rows: slice, tile: Tile, removed: Tensor | None) -> None:
+        """Take a tile, each once, and the pairs [R, W] of it that a condition leaves out."""
+        ...
+
+    def matches(self, pairs: Pairs, matches: Matches) -> None:
+        """Take the matches of a run of queries, after its tiles."""
+        ...
+
+
 def rank(
     source: Source,
     selection: Selection,
     *,
+    observer: PairObserver | None = None,
     phase: str = "ranks",
     progress: Progress | None = None,
     peak: Peak | None = None,
@@ -66,6 +80,7 @@ def rank(
     Args:
         source: tiles whose rows are `selection.queries` and whose columns `selection.gallery`.
         selection: what counts for which query.
+        observer: takes every tile and all matches as well.
         phase: name of this pass for `progress`.
         progress: called with pairs of (query, item) done and in all.
         peak: looks at the memory after each tile.
@@ -86,12 +101,14 @@ def rank(
 
     for pairs in selection.pairs(PAIR_LIMIT, source.max_rows):
         matches = _matches(pairs, source.match_keys(pairs))
-        _count(source, selection, pairs, matches, tile_is_done)
+        _count(source, selection, pairs, matches, tile_is_done, observer)
         if bool(matches.moved.any()):
             # This BLAS rounds products of other shapes differently: the tiles' own values hold.
             done -= (pairs.stop - pairs.start) * source.columns
             matches = _matches(pairs, _keys_in_tiles(source, pairs, matches.match_key))
             _count(source, selection, pairs, matches, tile_is_done)
+        if observer is not None:
+            observer.matches(pairs, matches)
         _score(scores, selection, pairs, matches)
     return scores
 
@@ -113,6 +130,7 @@ def _count(
     pairs: Pairs,
     matches: Matches,
     tile_is_done: Callable[[Tile], None],
+    observer: PairObserver | None = None,
 ) -> None:
     row_camera = column_camera = None
     device = matches.match_key.device
@@ -136,6 +154,8 @@ def _count(
                 None if column_camera is None else column_camera[columns],
                 removed,
             )
+            if observer is not None:
+                observer.tile(pairs, rows, tile, removed)
         tile_is_done(whole)
 
 

@@ -294,6 +294,11 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
             lines.append(f"TPR at FPR {row['fpr']:g}: {_reached(row, 'tpr')}")
         if found["eer"] is not None:
             lines.append(f"EER: {found['eer']:.2%} (bins of {found['bin_width']:.2g})")
+        if found["removed_identities"]:
+            lines.append(
+                f"open set: {found['removed_identities']} identities were taken from the gallery, "
+                f"{found['stranger_queries']} queries have no mate"
+            )
         for row in found["dir_at_far"]:
             lines.append(f"DIR at FAR {row['far']:g}: {_reached(row, 'dir')}")
     return lines

@@ -1,22 +1,29 @@
 """Verification and open-set figures: which threshold, and what it costs.
 
 Genuine pairs are the kept pairs of equal pid, impostor pairs the kept pairs of different pid. Their
-distances are counted in bins of equal width; a pair is accepted where its distance is at most the
-threshold, which is always the upper edge of a bin.
+distances are counted in bins of equal width, tile by tile in the pass that ranks; a pair is
+accepted where its distance is at most the threshold, which is always the upper edge of a bin.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mmga.retrieval.protocol import Selection
-from mmga.retrieval.stream import Progress, Source
+from mmga.errors import UserError
+from mmga.ops.ranking import Matches, Tile
+from mmga.ops.verification import Impostors, count_impostors
+from mmga.retrieval.protocol import Pairs, Selection
 
 BINS = 1 << 16
 TARGETS = (1e-4, 1e-3, 1e-2)
+FALSE_ALARMS = (0.01, 0.1)
+# Of the identities with a match, this share plays stranger where the data has none.
+STRANGERS = 0.5
 
 
 @dataclass(slots=True)
@@ -24,11 +31,14 @@ class Counts:
     """Pairs by distance.
 
     Attributes:
-        genuine: int64 [bins].
-        impostor: int64 [bins].
+        genuine: int64 [bins + 1]; the last are pairs at infinite distance.
+        impostor: int64 [bins + 1].
         width: width of a bin in the metric's own unit.
-        best: smallest distance of each ranked query to a kept item, float64 [Q'].
+        best: smallest distance of each ranked query to a kept item of a known identity, float64
+            [Q'].
         best_is_match: whether that item is a match (by index where distances tie), bool [Q'].
+        mated: whether the query has a match of a known identity, bool [Q'].
+        removed: number of identities that were taken from the gallery to play strangers.
     """
 
     genuine: np.ndarray
@@ -36,89 +46,174 @@ class Counts:
     width: float
     best: np.ndarray
     best_is_match: np.ndarray
+    mated: np.ndarray
+    removed: int
 
 
-def count_pairs(
-    source: Source,
-    selection: Selection,
-    largest: float,
-    squared: bool,
-    cross_camera: bool = False,
-    progress: Progress | None = None,
-) -> Counts:
-    """Count all kept pairs by distance in one pass.
+class PairCounter:
+    """Counts all kept pairs by distance while they are ranked."""
 
-    Args:
-        source: tiles of `selection`, which must hold queries without a match too.
-        selection: what is kept.
-        largest: an upper bound of the distances, in the metric's own unit.
-        squared: keys are squared distances.
-        cross_camera: leave out impostor pairs of one camera.
-        progress: called as (phase, done, total).
-    """
-    width = largest / BINS
-    genuine, impostor = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    count = len(selection.queries)
-    best, best_is_match = np.full(count, np.inf), np.zeros(count, bool)
-    labels = selection.labels
-    for pairs in selection.pairs(1 << 20, source.max_rows):
-        rows = pairs.stop - pairs.start
-        match_keys = source.match_keys(pairs).cpu()
-        owner = np.repeat(np.arange(rows), np.diff(pairs.match_start))
-        distance = match_keys.double().sqrt() if squared else match_keys.double()
-        genuine += _histogram(distance, width)
-        nearest_match = np.full(rows, np.inf)
-        nearest_item = np.full(rows, np.iinfo(np.int64).max)
-        for at in np.lexsort((pairs.match_item, match_keys.numpy()))[::-1]:
-            nearest_match[owner[at]] = float(match_keys[at])
-            nearest_item[owner[at]] = pairs.match_item[at]
-        other, other_item = np.full(rows, np.inf), np.full(rows, np.iinfo(np.int64).max)
-        ignored_row = np.repeat(np.arange(rows), np.diff(pairs.ignored_start))
-        for span, tile in source.tiles(pairs.start, pairs.stop):
-            keys = tile.keys().cpu()
-            left, right = tile.offset, tile.offset + keys.shape[1]
-            kept = torch.ones(keys.shape, dtype=torch.bool)
-            here = (pairs.ignored_item >= left) & (pairs.ignored_item < right)
-            here &= (ignored_row >= span.start) & (ignored_row < span.stop)
-            kept[ignored_row[here] - span.start, pairs.ignored_item[here] - left] = False
-            query = selection.queries[pairs.start + span.start : pairs.start + span.stop]
-            if selection.query_camera is not None and selection.gallery_camera is not None:
-                own = selection.query_camera[pairs.start + span.start : pairs.start + span.stop]
-                kept &= torch.from_numpy(own[:, None] != selection.gallery_camera[left:right])
-            masked = torch.where(kept, keys, torch.inf).numpy()
-            column = masked.argmin(1)  # the first of equals
-            value = masked[np.arange(len(masked)), column].astype(np.float64)
-            smaller = value < other[span]
-            other[span] = np.where(smaller, value, other[span])
-            other_item[span] = np.where(smaller, left + column, other_item[span])
-            if cross_camera and labels.query_camids is not None:
-                assert labels.gallery_camids is not None
-                items = labels.gallery_camids[selection.gallery[left:right]]
-                kept &= torch.from_numpy(labels.query_camids[query][:, None] != items)
-            apart = keys[kept].double()
-            impostor += _histogram(apart.sqrt() if squared else apart, width)
-        is_match = (nearest_match < other) | (
-            (nearest_match == other) & (nearest_item < other_item)
+    def __init__(
+        self,
+        selection: Selection,
+        largest: float,
+        squared: bool,
+        cross_camera: bool = False,
+        strangers: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Start all counts at zero.
+
+        Args:
+            selection: what is kept; it must hold queries without a match too.
+            largest: an upper bound of the distances, in the metric's own unit.
+            squared: keys are squared distances.
+            cross_camera: leave out impostor pairs of one camera.
+            strangers: share of the identities whose items open-set figures take from the gallery;
+                None: `STRANGERS` where every query has a match, else none.
+            seed: seed of which identities these are.
+
+        Raises:
+            UserError: cameras are missing, or the share is none.
+        """
+        self._selection, self._squared = selection, squared
+        self.width = largest / BINS
+        units = self.width * np.arange(1, BINS + 1)
+        edges = units**2 if squared else units
+        edges[-1] = np.finfo(np.float64).max  # rounding may exceed the bound, which is a distance
+        self._edges = torch.from_numpy(edges)
+        self._genuine = np.zeros(BINS + 1, np.int64)
+        self._impostor = np.zeros(BINS + 1, np.int64)
+        count = len(selection.queries)
+        self._nearest, self._first_key = np.full(count, np.inf), np.full(count, np.inf)
+        nobody = np.iinfo(np.int64).max
+        self._nearest_item, self._first_item = np.full(count, nobody), np.full(count, nobody)
+        self._cross_camera = cross_camera
+        self._row_camera, self._column_camera = _cameras(selection, cross_camera)
+        self._run: tuple[Pairs, Impostors, Tensor, Tensor] | None = None
+        self._choose_strangers(strangers, seed)
+
+    def _choose_strangers(self, share: float | None, seed: int) -> None:
+        if share is not None and not 0 <= share < 1:
+            raise UserError(f"strangers: expected a share from 0 up to 1, found {share}")
+        labels, selection = self._selection.labels, self._selection
+        pids = labels.query_pids[selection.queries]
+        matched = selection.num_matches[selection.queries] > 0
+        people = np.unique(pids[matched])
+        if share is None:
+            share = STRANGERS if matched.all() else 0.0
+        drawn = np.random.default_rng(seed).permutation(people)[: round(share * len(people))]
+        self.removed = len(drawn)
+        self._mated = matched & ~np.isin(pids, drawn)
+        known = ~np.isin(labels.gallery_pids[selection.gallery], drawn)
+        self._known = torch.from_numpy(known) if len(drawn) else None
+
+    def tile(self, pairs: Pairs, rows: slice, tile: Tile, removed: Tensor | None) -> None:
+        """Count a tile; called once for each tile of a run of queries.
+
+        Args:
+            pairs: the run.
+            rows: which of its queries the tile's rows are.
+            tile: [R, W].
+            removed: bool [R, W], pairs that a condition leaves out, or None.
+        """
+        device = tile.values.device
+        if self._run is None or self._run[0] is not pairs:
+            self._take()
+            self._run = (
+                pairs,
+                Impostors.of(self._edges.to(device), pairs.stop - pairs.start),
+                torch.from_numpy(pairs.ignored_start).to(device),
+                torch.from_numpy(pairs.ignored_item).to(device),
+            )
+        _, impostors, ignored_start, ignored_item = self._run
+        columns = slice(tile.offset, tile.offset + tile.values.shape[1])
+        queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
+        with_cameras = self._row_camera is not None and self._column_camera is not None
+        count_impostors(
+            tile,
+            rows,
+            ignored_start[rows.start : rows.stop + 1],
+            ignored_item,
+            impostors,
+            self._row_camera[queries].to(device) if with_cameras else None,  # type: ignore[index]
+            self._column_camera[columns].to(device) if with_cameras else None,  # type: ignore[index]
+            self._cross_camera and self._selection.query_camera is None,
+            removed,
+            None if self._known is None else self._known[columns].to(device),
         )
-        span = slice(pairs.start, pairs.stop)
-        smallest = np.minimum(nearest_match, other)
-        best[span] = np.sqrt(smallest) if squared else smallest
-        best_is_match[span] = is_match
-        if progress is not None:
-            progress("verification", pairs.stop, count)
-    return Counts(genuine, impostor, width, best, best_is_match)
+
+    def matches(self, pairs: Pairs, matches: Matches) -> None:
+        """Count the matches of a run of queries, whose keys are those of the tiles."""
+        keys = matches.match_key.cpu().double().numpy()
+        items = matches.match_item.cpu().numpy()
+        place = np.searchsorted(self._edges.numpy(), keys)
+        self._genuine += np.bincount(place, minlength=BINS + 1)
+        matched = np.diff(pairs.match_start) > 0
+        first = pairs.match_start[:-1][matched]
+        queries = pairs.start + np.flatnonzero(matched)
+        self._first_key[queries] = keys[first]
+        self._first_item[queries] = items[first]
+
+    def _take(self) -> None:
+        """Keep what was counted of the run that is done."""
+        if self._run is None:
+            return
+        pairs, impostors = self._run[:2]
+        self._impostor += impostors.counts.cpu().numpy()
+        self._nearest[pairs.start : pairs.stop] = impostors.nearest.cpu().numpy()
+        self._nearest_item[pairs.start : pairs.stop] = impostors.nearest_item.cpu().numpy()
+        self._run = None
+
+    def counts(self) -> Counts:
+        """Return what was counted."""
+        self._take()
+        first_key = np.where(self._mated, self._first_key, np.inf)
+        is_match = self._mated & (
+            (first_key < self._nearest)
+            | ((first_key == self._nearest) & (self._first_item < self._nearest_item))
+        )
+        best = np.minimum(first_key, self._nearest)
+        return Counts(
+            self._genuine,
+            self._impostor,
+            self.width,
+            np.sqrt(best) if self._squared else best,
+            is_match,
+            self._mated,
+            self.removed,
+        )
 
 
-def figures(counts: Counts, matched: np.ndarray) -> dict[str, object]:
+def _cameras(selection: Selection, cross_camera: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return camera codes of queries and items, int32, where pairs of one camera are left out."""
+    if selection.query_camera is not None and selection.gallery_camera is not None:
+        return torch.from_numpy(selection.query_camera), torch.from_numpy(selection.gallery_camera)
+    if not cross_camera:
+        return None, None
+    labels = selection.labels
+    if labels.query_camids is None or labels.gallery_camids is None:
+        raise UserError("cross_camera needs the camids of both sides, which are missing")
+    query, gallery = (
+        labels.query_camids[selection.queries],
+        labels.gallery_camids[selection.gallery],
+    )
+    codes = np.unique(np.concatenate([query, gallery]), return_inverse=True)[1].astype(np.int32)
+    return torch.from_numpy(codes[: len(query)]), torch.from_numpy(codes[len(query) :])
+
+
+def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, object]:
     """Return ROC, EER, thresholds and open-set rates as plain values.
 
     Args:
-        counts: of `count_pairs`.
-        matched: whether each ranked query has a match, bool [Q'].
+        counts: of `PairCounter`.
+        targets: false positive rates whose threshold is wanted.
     """
+    matched = counts.mated
     impostors, genuines = int(counts.impostor.sum()), int(counts.genuine.sum())
-    false_accepts = np.cumsum(counts.impostor)
-    true_accepts = np.cumsum(counts.genuine)
+    # Pairs at infinite distance are pairs, which no threshold accepts.
+    false_accepts = np.cumsum(counts.impostor[:-1])
+    true_accepts = np.cumsum(counts.genuine[:-1])
     edges = counts.width * np.arange(1, BINS + 1)
     result: dict[str, object] = {
         "genuine_pairs": genuines,
@@ -127,9 +222,12 @@ def figures(counts: Counts, matched: np.ndarray) -> dict[str, object]:
         "tpr_at_fpr": [],
         "eer": None,
         "dir_at_far": [],
+        "mated_queries": int(matched.sum()),
+        "stranger_queries": int((~matched).sum()),
+        "removed_identities": counts.removed,
     }
     rows = []
-    for target in TARGETS:
+    for target in targets:
         row: dict[str, object] = {"fpr": target, "tpr": None, "threshold": None}
         if impostors and target >= 1 / impostors and genuines:
             # The largest edge whose false accepts keep within the target.
@@ -148,7 +246,7 @@ def figures(counts: Counts, matched: np.ndarray) -> dict[str, object]:
         result["eer"] = float((miss[at] + accept[at]) / 2)
     strangers = np.sort(counts.best[~matched])
     open_set = []
-    for target in (0.01, 0.1):
+    for target in FALSE_ALARMS:
         entry: dict[str, object] = {"far": target, "dir": None, "threshold": None, "note": None}
         if len(strangers) and target >= 1 / len(strangers) and matched.any():
             # Accept d <= t for the largest t that accepts at most this share of strangers.
@@ -163,10 +261,3 @@ def figures(counts: Counts, matched: np.ndarray) -> dict[str, object]:
         open_set.append(entry)
     result["dir_at_far"] = open_set
     return result
-
-
-def _histogram(distance: torch.Tensor, width: float) -> np.ndarray:
-    """Count distances in bins (edge, next edge]; those of 0 belong to the first."""
-    place = torch.ceil(distance / width).long().sub_(1).clamp_(0, BINS - 1)
-    counted: np.ndarray = torch.bincount(place.reshape(-1), minlength=BINS).numpy()
-    return counted

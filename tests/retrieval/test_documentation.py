@@ -49,7 +49,8 @@ def names(tmp_path, monkeypatch):
     for name, scale in (("one.npz", 1), ("other.npz", 2)):
         noisy = [
             mmga.Features(
-                found[side].features.numpy() + scale * generator.standard_normal((len(found[side]), 18)),
+                found[side].features.numpy()
+                + scale * generator.standard_normal((len(found[side]), 18)),
                 found[side].pids,
                 found[side].camids,
             )

@@ -8,6 +8,7 @@ import pytest
 
 from mmga import eval as command
 from mmga.errors import UserError
+from mmga.retrieval import stream
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, save_both
 from mmga.retrieval.uncertainty import bootstrap, compare
@@ -131,3 +132,71 @@ def test_command(tmp_path, capsys):
     assert set(found["bootstrap"]) == {"mAP", "rank1"}
     assert found["verification"]["eer"] > 0
     assert "EER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strangers", [None, 0.3])
+def test_identities_play_strangers_where_there_are_none(strangers):
+    query, gallery = sets(queries=120)
+    known = np.isin(query.pids, gallery.pids)
+    query = query.select(
+        np.flatnonzero(known & (evaluate(query, gallery).per_query.num_matches > 0))
+    )
+    options = {"verification": True, "strangers": strangers, "seed": 4}
+    report = evaluate(query, gallery, **options)
+    found = report.extra["verification"]
+    people = np.unique(query.pids)
+    share = 0.5 if strangers is None else strangers
+    removed = np.random.default_rng(4).permutation(people)[: round(share * len(people))]
+    assert found["removed_identities"] == len(removed) > 0
+    assert "identities were taken from the gallery" in report.table()
+    # The same from a gallery without them.
+    left = gallery.select(np.flatnonzero(~np.isin(gallery.pids, removed)))
+    _, _, best = pairs_written_out(query, left, "cosine", False)
+    assert found["mated_queries"] == sum(matched for _, _, matched in best)
+    alarms = np.sort([distance for distance, _, matched in best if not matched])
+    limit = alarms[int(0.1 * len(alarms))]
+    right = [hit and distance < limit for distance, hit, matched in best if matched]
+    assert found["dir_at_far"][1]["dir"] == pytest.approx(np.mean(right))
+    # Neither ranks nor pairs know of it.
+    assert report.mAP == evaluate(query, gallery).mAP
+    whole = evaluate(query, gallery, verification=True, strangers=0).extra["verification"]
+    assert whole["impostor_pairs"] == found["impostor_pairs"]
+    assert whole["dir_at_far"][0]["note"] == "not resolvable with 0 queries without a mate"
+
+
+def test_one_pass_whatever_the_tiles(monkeypatch):
+    query, gallery = sets()
+    passes = []
+    original = stream.FeatureSource.tiles
+    monkeypatch.setattr(
+        stream.FeatureSource, "tiles", lambda *given: passes.append(1) or original(*given)
+    )
+    options = {"verification": True, "exclude": "camid == query.camid", "protocol": "no-camera"}
+    expected = evaluate(query, gallery, **options)
+    runs = len(passes)
+    evaluate(query, gallery, exclude=options["exclude"], protocol="no-camera")
+    assert len(passes) == 2 * runs, "verification must not read the tiles again"
+    monkeypatch.setattr("mmga.retrieval.evaluate.TILE", (64, 64))
+    again = evaluate(query, gallery, **options)
+    assert again.extra == expected.extra
+    # Under the condition no-camera keeps what other-cameras does.
+    other = evaluate(query, gallery, verification=True, protocol="other-cameras")
+    assert other.extra == expected.extra
+
+
+def test_a_wanted_rate_and_options_that_do_nothing():
+    query, gallery = sets()
+    rows = evaluate(query, gallery, verification=True, fpr=0.05).extra["verification"]["tpr_at_fpr"]
+    assert [row["fpr"] for row in rows] == [1e-4, 1e-3, 1e-2, 0.05]
+    assert rows[-1]["tpr"] > rows[-2]["tpr"]
+    for options, sentence in (
+        ({"fpr": 0.1}, "belong to verification"),
+        ({"verification": True, "fpr": 2.0}, "fpr: expected a rate"),
+        ({"verification": True, "strangers": 1.0}, "strangers: expected a share"),
+        ({"verification": True, "protocol": "viper"}, "viper"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            evaluate(query, gallery, **options)
+    bare = [Features(one.features, one.pids) for one in (query, gallery)]
+    with pytest.raises(UserError, match="cross_camera needs the camids"):
+        evaluate(*bare, protocol="no-camera", verification=True, cross_camera=True)
