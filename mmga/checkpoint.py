@@ -1,12 +1,16 @@
 """Checkpoints of a run: weights as safetensors, optimizer state beside them, never half-written.
 
 `last.safetensors` holds the network's weights and, in its metadata, where the run stands and which
-file holds the optimizer's state. That file is written first and the older one removed last, so a
-run killed between any two system calls finds a pair that belongs together.
+file holds the optimizer's state; where a moving average of the weights is kept, its tensors stand
+beside theirs, named `ema.<name>`. The optimizer's file is written first and the older one removed
+last, so a run killed between any two system calls finds a pair that belongs together.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,9 @@ from mmga.files import atomic_path
 
 FORMAT = 1
 """Version of the layout; a newer one is refused."""
+
+_AVERAGE = "ema."
+"""What the names of a moving average's tensors begin with."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +53,8 @@ class Checkpoint:
         num_classes: identities of the classifiers.
         config: the run's configuration as nested values.
         optimizer_file: name of the file with the optimizer's state, None if there is none.
+        average: moving average of the weights, None where none was kept.
+        figures: what a validation gave for these weights, empty where there was none.
     """
 
     weights: dict[str, torch.Tensor]
@@ -53,6 +62,8 @@ class Checkpoint:
     num_classes: int
     config: dict[str, Any]
     optimizer_file: str | None
+    average: dict[str, torch.Tensor] | None = None
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -62,8 +73,21 @@ def save_checkpoint(
     config: dict[str, Any],
     num_classes: int,
     optimizer_state: dict[str, Any] | None = None,
+    *,
+    average: Mapping[str, torch.Tensor] | None = None,
+    figures: Mapping[str, float] | None = None,
 ) -> None:
     """Write a checkpoint; an earlier one at `path` stays whole until the new one is.
+
+    Args:
+        path: the file.
+        network: whose weights are written.
+        progress: where the run stands.
+        config: the run's configuration as nested values.
+        num_classes: identities of the classifiers.
+        optimizer_state: what a run needs to go on; without it the file serves inference alone.
+        average: moving average of the weights.
+        figures: of a validation of these weights.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -71,7 +95,7 @@ def save_checkpoint(
     optimizer_file = None
     if optimizer_state is not None:
         optimizer_file = f"{path.stem}.optimizer-{progress.step}.pt"
-        with atomic_path(path.with_name(optimizer_file)) as temporary:
+        with atomic_path(path.with_name(optimizer_file)) as temporary, _full_disk(path):
             torch.save(optimizer_state, temporary)
     metadata = {
         "format": str(FORMAT),
@@ -79,16 +103,27 @@ def save_checkpoint(
         "num_classes": str(num_classes),
         "config": json.dumps(config),
         "optimizer_file": optimizer_file or "",
+        "figures": json.dumps(dict(figures or {})),
     }
-    weights = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }
-    with atomic_path(path) as temporary:
+    state = dict(network.state_dict())
+    state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (average or {}).items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_path(path) as temporary, _full_disk(path):
         save_file(weights, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
     for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
         if old.name != optimizer_file:
             old.unlink()
+
+
+@contextlib.contextmanager
+def _full_disk(path: Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise where nothing can be written into an OSError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(errno.EIO, f"is the disk full? ({reason})", str(path)) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -112,13 +147,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     f"{path} was written by a newer mmga (format {metadata['format']}, this one "
                     f"reads {FORMAT}); update mmga"
                 )
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {n: t for n, t in tensors.items() if not n.startswith(_AVERAGE)}
+            average = {
+                n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)
+            }
             return Checkpoint(
                 weights=weights,
                 progress=Progress(**json.loads(metadata["progress"])),
                 num_classes=int(metadata["num_classes"]),
                 config=json.loads(metadata["config"]),
                 optimizer_file=metadata["optimizer_file"] or None,
+                average=average or None,
+                figures=json.loads(metadata.get("figures", "{}")),
             )
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, UserError):

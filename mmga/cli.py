@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from mmga.errors import UserError
+from mmga.errors import PeerError, UserError
 
 Options = TypeVar("Options")
 
@@ -43,6 +43,8 @@ def run(
         start = default(words) if default is not None else None
         options = parse(verb, options_class, words, start)
         code = body(options) or 0
+    except PeerError as error:
+        raise SystemExit(error.code) from None
     except UserError as error:
         _fail(verb, str(error))
     except KeyboardInterrupt:

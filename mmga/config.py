@@ -75,6 +75,9 @@ class DataConfig:
     """Colour schemes of the clothes (synthetic); fewer is harder, 0 for as many as persons ask."""
     data_seed: int = 0
     """Seed of the generated images (synthetic)."""
+    val_ids: int = 0
+    """Training identities held out to validate on; best.safetensors is then the best by their mAP.
+    Which they are depends on the data set alone, so that runs compare."""
     allow_missing_masks: bool = False
     """Train although fewer than half of the images have a mask."""
     skip_broken: bool = False
@@ -152,6 +155,8 @@ class OptimizerConfig:
     """Epochs of linear warm-up from 1% of the rate."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 clips nothing."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is evaluated; 0 keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +201,9 @@ class RunConfig:
     """Memory layout of images and convolutions."""
     compile: bool = False
     """torch.compile the network."""
+    norm: Literal["auto", "synced", "local", "frozen"] = "auto"
+    """Batch normalisation: synced over processes or local to each; auto syncs where a process
+    holds fewer than 32 images of a batch, on CUDA. frozen keeps the statistics as loaded."""
     deterministic: bool = False
     """Refuse algorithms whose results change from run to run."""
     eval_every: int = 0
@@ -246,6 +254,18 @@ def check(config: Config) -> None:
             f"--k must be at least 2, because a triplet needs two images of an identity, "
             f"got {config.batch.k}"
         )
+    if not 0 <= config.optimizer.ema < 1:
+        raise UserError(f"--ema must be from 0 to below 1, got {config.optimizer.ema}")
+    for name, least in {
+        "val-ids": data.val_ids,
+        "warmup-epochs": config.optimizer.warmup_epochs,
+        "eval-every": run.eval_every,
+        "workers": data.workers,
+    }.items():
+        if least < 0:
+            raise UserError(f"--{name} must not be negative, got {least}")
+    if not config.optimizer.clip_norm >= 0:
+        raise UserError(f"--clip-norm must not be negative, got {config.optimizer.clip_norm}")
     if not config.optimizer.lr > 0:
         raise UserError(f"--lr must be above 0, got {config.optimizer.lr}")
     if data.data == "csv" and data.root is None:

@@ -6,30 +6,33 @@ run takes the same steps, bit for bit on the CPU, as one that ran through.
 
 import contextlib
 import logging
-import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmga import checkpoint as checkpoints
-from mmga import guidance
+from mmga.averaging import WeightAverage
 from mmga.config import Config, as_dict, check, save_config
 from mmga.data.dataset import DataSet, ImageSet, count_masks
 from mmga.data.loader import Batch, TrainLoader
 from mmga.data.sampler import SAMPLERS
 from mmga.data.transforms import TrainTransform
+from mmga.distributed import Group, environment, join
 from mmga.errors import UserError
-from mmga.extraction import build_network, extract, load_data, resolve_device
-from mmga.losses import total_loss
-from mmga.models import MMGA, Output
+from mmga.evaluation import score
+from mmga.extraction import build_network, load_data, resolve_device
+from mmga.holdout import hold_out
+from mmga.models import MMGA
 from mmga.progress import Progress
 from mmga.runlog import RunLog
 from mmga.schedule import learning_rate
+from mmga.step import NotFinite, Step, freeze_statistics, synced, wrap
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +51,9 @@ class Result:
     Attributes:
         folder: the run's folder.
         steps: optimizer steps taken in all.
-        images_per_second: training speed of this process, loading included; 0 if it took no step.
-        figures: of the last evaluation: mAP, rank1, ... and the fit of the attention maps.
+        images_per_second: training speed of all processes, loading included; 0 without a step.
+        figures: of the last evaluation: mAP, rank1, ... and the fit of the attention maps; empty
+            in all processes but the first.
     """
 
     folder: Path
@@ -68,8 +72,9 @@ def train(
 ) -> Result:
     """Train as `config` says and leave everything in `folder`.
 
-    The folder then holds config.yaml, metrics.jsonl, tensorboard/, last.safetensors and the
-    optimizer's state beside it.
+    The folder then holds config.yaml, metrics.jsonl, tensorboard/, last.safetensors, the
+    optimizer's state beside it and, where identities are held out, best.safetensors. Under torchrun
+    the processes share every batch, and the first one writes.
 
     Args:
         config: the whole configuration.
@@ -79,26 +84,105 @@ def train(
         progress: called with ("train", steps done, steps in all) and by evaluations.
 
     Raises:
-        UserError: the input is wrong, or the loss is no longer finite.
+        UserError: the input is wrong, or the loss is no longer finite. Under torchrun one process
+            raises it and the others a PeerError.
         Stopped: SIGTERM arrived; the checkpoint was written.
     """
     check(config)
-    last = folder / "last.safetensors"
-    if resume and not last.is_file():
-        raise UserError(f"--resume: there is no checkpoint {last}; train without it")
-    if not resume and last.is_file():
-        raise UserError(
-            f"{folder} already holds a run; add --resume to go on with it, or name another --out"
-        )
     device = prepare(config)
-    if data is None:
-        data = load_data(config, progress)
-    _check_masks(config, data.train)
+    with join(device) as group:
+        return _train(config, folder, resume, data, progress, device, group)
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    resume: bool,
+    data: DataSet | None,
+    progress: Progress | None,
+    device: torch.device,
+    group: Group,
+) -> Result:
+    last = folder / "last.safetensors"
+    with group.together():
+        if resume and not last.is_file():
+            raise UserError(f"--resume: there is no checkpoint {last}; train without it")
+        if not resume and last.is_file():
+            raise UserError(
+                f"{folder} already holds a run; add --resume to go on with it, or name another "
+                "--out"
+            )
+        if data is None:
+            data = load_data(config, progress)
+        _check_masks(config, data.train)
+        sets = _Sets.of(data, config.data.val_ids)
+        loader = _loader(config, sets.train, device, group)
+        loader.steps(0)  # refuses a P that cannot be dealt to the processes
+        sync = synced(config, device, group.world)
+    # The first process of each machine goes ahead: weights are downloaded once.
+    for turn in (True, False):
+        with group.together():
+            if (group.local_rank == 0) == turn:
+                torch.manual_seed(config.run.seed)
+                network = build_network(config.model, len(loader.sampler.classes)).to(device)
+    if sync:
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    elif group.world > 1 and group.leads and config.run.norm == "auto":
+        logger.info("batch normalisation is local to each process")
+    if config.run.channels_last:
+        network.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(
+        parameter_groups(network, config.optimizer.attention_lr),
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        amsgrad=config.optimizer.amsgrad,
+    )
+    average = None
+    if config.optimizer.ema:
+        average = WeightAverage(network, config.optimizer.ema)
+    position = checkpoints.Progress()
+    with group.together():
+        if resume:
+            position = _restore(last, network, optimizer, average)
+        log = RunLog(folder, position.step, writes=group.leads)
+        if group.leads:
+            save_config(config, folder / "config.yaml")
+    step = Step(wrap(network, config, device, group), optimizer, config, group, sets.train.paths)
+    training = _Training(
+        config, folder, network, optimizer, average, step, loader, sets, log, progress, group
+    )
+    try:
+        with _sigterm() as stopped:
+            return training.run(position, stopped)
+    except NotFinite as error:
+        log.write("stopped", error.step, {"reason": str(error), "paths": error.paths})
+        raise
+    finally:
+        log.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sets:
+    """What is trained on, validated on (where identities are held out) and tested on."""
+
+    train: ImageSet
+    validation: dict[str, ImageSet] | None
+    test: dict[str, ImageSet]
+
+    @classmethod
+    def of(cls, data: DataSet, val_ids: int) -> "_Sets":
+        test = {"query": data.query, "gallery": data.gallery}
+        if not val_ids:
+            return cls(data.train, None, test)
+        train, query, gallery = hold_out(data.train, val_ids)
+        return cls(train, {"query": query, "gallery": gallery}, test)
+
+
+def _loader(config: Config, images: ImageSet, device: torch.device, group: Group) -> TrainLoader:
     batch = config.batch
-    sampler = SAMPLERS[batch.sampler](data.train.pids, batch.p, batch.k, config.run.seed)
-    loader = TrainLoader(
-        data.train,
-        sampler,
+    return TrainLoader(
+        images,
+        SAMPLERS[batch.sampler](images.pids, batch.p, batch.k, config.run.seed),
         TrainTransform(
             size=(config.data.height, config.data.width),
             interpolation=batch.interpolation,
@@ -112,39 +196,59 @@ def train(
         workers=config.data.workers,
         device=device,
         skip_broken=config.data.skip_broken,
+        rank=group.rank,
+        world=group.world,
     )
-    torch.manual_seed(config.run.seed)
-    network = build_network(config.model, len(sampler.classes)).to(device)
-    if config.run.channels_last:
-        network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(
-        parameter_groups(network, config.optimizer.attention_lr),
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        amsgrad=config.optimizer.amsgrad,
-    )
-    position = checkpoints.Progress()
-    if resume:
-        checkpoint = checkpoints.load_checkpoint(last)
-        checkpoints.load_weights(network, checkpoint, last)
-        optimizer.load_state_dict(checkpoints.load_optimizer_state(last, checkpoint))
-        position = checkpoint.progress
-    save_config(config, folder / "config.yaml")
-    log = RunLog(folder, position.step)
-    training = _Training(config, folder, network, optimizer, loader, data, log, progress)
+
+
+def _restore(
+    last: Path,
+    network: MMGA,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> checkpoints.Progress:
+    """Load a checkpoint into a run's parts and return where it stood."""
+    checkpoint = checkpoints.load_checkpoint(last)
+    checkpoints.load_weights(network, checkpoint, last)
+    state = checkpoints.load_optimizer_state(last, checkpoint)
     try:
-        with _sigterm() as stopped:
-            return training.run(position, stopped)
-    finally:
-        log.close()
+        optimizer.load_state_dict(state)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"optimizer state {checkpoint.optimizer_file} beside {last} belongs to another network "
+            f"({error}); restore the file or train anew"
+        ) from error
+    if average is not None:
+        if checkpoint.average is None:
+            raise UserError(
+                f"checkpoint {last} holds no moving average of the weights, which --ema asks for; "
+                "resume without --ema"
+            )
+        average.load(checkpoint.average)
+    return checkpoint.progress
 
 
 def prepare(config: Config) -> torch.device:
-    """Set threads and determinism, and return the device."""
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
-    torch.use_deterministic_algorithms(config.run.deterministic)
-    return resolve_device(config.run.device)
+    """Set threads and determinism, and return the device: under torchrun, this process' own.
+
+    Raises:
+        UserError: there is no such device, or one is named for several processes.
+    """
+    run = config.run
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(run.deterministic)
+    _, world, local = environment()
+    device = resolve_device(run.device)
+    if world > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise UserError(
+                f"--device {run.device} names one device for {world} processes; use cuda"
+            )
+        return resolve_device(f"cuda:{local}")
+    return device
 
 
 def parameter_groups(network: MMGA, attention_factor: float) -> list[dict[str, Any]]:
@@ -170,140 +274,161 @@ class _Training:
     folder: Path
     network: MMGA
     optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    step: Step
     loader: TrainLoader
-    data: DataSet
+    sets: _Sets
     log: RunLog
     progress: Progress | None
+    group: Group
 
     def run(self, position: checkpoints.Progress, stopped: Callable[[], bool]) -> Result:
         """Take the steps that are left."""
         run = self.config.run
-        forward: Any = torch.compile(self.network) if run.compile else self.network
         # Epochs may differ by a batch or two: good enough for a time left.
         steps = self.loader.steps(0) * run.epochs
         step, start = position.step, position.step_in_epoch
         images, seconds = 0, 0.0
         figures: dict[str, Any] = {}
+        if position.epoch and not start:
+            # Stopped between a checkpoint and the evaluation that was to follow it.
+            figures = self._evaluate(position.epoch, step)
         for epoch in range(position.epoch, run.epochs):
             rate = learning_rate(self.config.optimizer, epoch, run.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["factor"]
             self.network.train()
+            if run.norm == "frozen":
+                freeze_statistics(self.network)
             began = time.perf_counter()
-            for offset, batch in enumerate(self.loader.epoch(epoch, start), start + 1):
+            for offset, batch in enumerate(self._batches(epoch, start), start + 1):
                 step += 1
                 torch.manual_seed(run.seed * 1_000_003 + step)  # for networks that draw
                 logged = step % run.log_every == 0
                 gradients = logged and (step // run.log_every) % GRADIENT_EVERY == 1
-                losses = self._step(forward, batch, step, gradients)
-                images += len(batch)
+                losses = self.step.take(batch, step, gradients)
+                if self.average is not None:
+                    self.average.update(self.network, step)
+                images += self.step.images
                 if logged:
                     speed = images / (seconds + time.perf_counter() - began)
                     place = {"epoch": epoch + 1, "lr": rate, "images_per_second": round(speed, 1)}
-                    self.log.write("train", step, {**place, **losses})
+                    self._write("train", step, {**place, **losses})
                 if self.progress is not None:
                     self.progress("train", step, max(steps, step))
-                if stopped():
+                if self.group.any(stopped()):
                     self._save(checkpoints.Progress(epoch, offset, step))
                     raise Stopped
             seconds += time.perf_counter() - began
             start = 0
-            last = epoch + 1 == run.epochs
-            if last or (epoch + 1) % run.checkpoint_every == 0:
+            if self._due(epoch + 1, run.checkpoint_every) or self._due(epoch + 1, run.eval_every):
                 self._save(checkpoints.Progress(epoch + 1, 0, step))
-            if last or (run.eval_every and (epoch + 1) % run.eval_every == 0):
-                figures = self._evaluate()
-                self.log.write("eval", step, {"epoch": epoch + 1, **figures})
+            figures = self._evaluate(epoch + 1, step)
+        if self.loader.broken:
+            logger.warning("%d training images were left out as broken", len(self.loader.broken))
         return Result(self.folder, step, images / seconds if seconds else 0.0, figures)
 
-    def _step(self, forward: Any, batch: Batch, step: int, gradients: bool) -> dict[str, Any]:
-        """Take one step and return the losses, as floats."""
-        run, weights = self.config.run, self.config.loss
-        images = batch.images
-        if run.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(
-            images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"
-        ):
-            output: Output = forward(images)
-            losses = total_loss(
-                output,
-                batch.pids,
-                batch.labels,
-                batch.parts,
-                batch.has_mask,
-                margin=weights.margin,
-                id_weight=weights.id_weight,
-                mask_weight=weights.mask_weight,
-                smoothing=weights.smoothing,
-            )
-        total = losses["loss"].item()
-        if not math.isfinite(total):
-            names = [self.data.train.paths[i] for i in batch.indices[:3].tolist()]
-            raise UserError(
-                f"the loss became {total} at step {step} (batch of {', '.join(names)}, ...); "
-                "lower --lr or set --clip-norm; the last good checkpoint is in "
-                f"{self.folder}"
-            )
-        figures: dict[str, Any] = {name: value.item() for name, value in losses.items()}
-        if gradients:
-            figures["map_gradients"] = _map_gradients(losses, output)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        if self.config.optimizer.clip_norm:
-            torch.nn.utils.clip_grad_norm_(
-                self.network.parameters(), self.config.optimizer.clip_norm
-            )
-        self.optimizer.step()
-        return figures
+    def _due(self, epoch: int, every: int) -> bool:
+        """Return whether something that happens every so many epochs does after this one."""
+        return epoch == self.config.run.epochs or (every > 0 and epoch % every == 0)
 
-    def _save(self, position: checkpoints.Progress) -> None:
-        checkpoints.save_checkpoint(
-            self.folder / "last.safetensors",
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield this process' batches; an error of one process ends all."""
+        batches = self.loader.epoch(epoch, start)
+        while True:
+            batch, error = None, None
+            try:
+                batch = next(batches, None)
+            except Exception as caught:
+                error = caught
+            self.group.settle(error)
+            if (
+                self.group.world > 1
+                and self.group.table([batch is None])[:, 0].unique().numel() > 1
+            ):
+                with self.group.together():
+                    raise UserError(
+                        "--skip-broken: every image of a process' share of a batch is broken, so "
+                        "that the processes no longer keep step; replace the images"
+                    )
+            if batch is None:
+                return
+            yield batch
+
+    def _write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        with self.group.together():
+            self.log.write(kind, step, figures)
+
+    def _save(
+        self, position: checkpoints.Progress, figures: dict[str, float] | None = None
+    ) -> None:
+        """Write the checkpoint; with figures of a validation, the best one instead."""
+        best = figures is not None
+        # The best one holds the very weights that were validated, as plain weights.
+        average = None if best or self.average is None else self.average.values
+        with self.group.together():
+            if not self.group.leads:
+                return
+            checkpoints.save_checkpoint(
+                self.folder / ("best.safetensors" if best else "last.safetensors"),
+                self.network,
+                position,
+                as_dict(self.config),
+                len(self.loader.sampler.classes),
+                None if best else self.optimizer.state_dict(),
+                average=average,
+                figures=figures,
+            )
+
+    def _evaluate(self, epoch: int, step: int) -> dict[str, Any]:
+        """Validate and test where that is due after an epoch and not yet done.
+
+        Test figures come every so many epochs only where no identities are held out to validate
+        on, and always after the last epoch; nothing is chosen on them.
+        """
+        last = epoch == self.config.run.epochs
+        figures: dict[str, Any] = {}
+        if not self._due(epoch, self.config.run.eval_every):
+            return figures
+        inside = (
+            contextlib.nullcontext() if self.average is None else self.average.inside(self.network)
+        )
+        with inside:
+            self.group.broadcast(self.network)
+            if self.sets.validation is not None and self._missing("val", step):
+                figures = self._score(self.sets.validation, attention=False)
+                self._write("val", step, {"epoch": epoch, **figures})
+                self._keep_best(checkpoints.Progress(epoch, 0, step), figures)
+            if (last or self.sets.validation is None) and self._missing("eval", step):
+                figures = self._score(self.sets.test, attention=True)
+                self._write("eval", step, {"epoch": epoch, **figures})
+        return figures or self.log.last("eval", step)
+
+    def _missing(self, kind: str, step: int) -> bool:
+        return not self.group.any(bool(self.log.last(kind, step)))
+
+    def _score(self, sides: dict[str, ImageSet], attention: bool) -> dict[str, Any]:
+        return score(
             self.network,
-            position,
-            as_dict(self.config),
-            len(self.loader.sampler.classes),
-            self.optimizer.state_dict(),
+            sides,
+            self.config,
+            train=self.sets.train if attention else None,
+            progress=self.progress,
+            group=self.group,
         )
 
-    def _evaluate(self) -> dict[str, Any]:
-        """Return mAP, rank-1, ... of the test split, and the fit of the attention maps."""
-        from mmga.retrieval.evaluate import evaluate
-
-        sides = (("query", self.data.query), ("gallery", self.data.gallery))
-        query, gallery = (
-            extract(self.network, images, self.config, phase=name, progress=self.progress)
-            for name, images in sides
-        )
-        report = evaluate(query, gallery, progress=self.progress).as_dict()
-        names = ("mAP", "mINP", "rank1", "rank5", "rank10", "num_valid_query")
-        fits = guidance.measure(
-            self.network, self.data.train, self.data.query, self.config, self.progress
-        )
-        figures: dict[str, Any] = {name: report[name] for name in names}
-        return figures | {"attention": {name: asdict(fit) for name, fit in fits.items()}}
-
-
-def _map_gradients(losses: dict[str, torch.Tensor], output: Output) -> dict[str, float]:
-    """Return the norm of each loss' gradient with respect to each attention map, `id/whole`.
-
-    With max pooling the identity loss reaches a map only where a channel has its maximum.
-    """
-    names = list(output.attention_logits)
-    norms = {}
-    for loss in ("triplet", "id", "mask"):
-        if not names or not losses[loss].requires_grad:
-            continue
-        gradients = torch.autograd.grad(
-            losses[loss],
-            [output.attention_logits[name] for name in names],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        for name, gradient in zip(names, gradients, strict=True):
-            norms[f"{loss}/{name}"] = 0.0 if gradient is None else gradient.norm().item()
-    return norms
+    def _keep_best(self, position: checkpoints.Progress, figures: dict[str, Any]) -> None:
+        """Write best.safetensors where the validation's mAP is the highest so far."""
+        best = self.folder / "best.safetensors"
+        better = False
+        with self.group.together():
+            if self.group.leads:
+                before = -1.0
+                if best.is_file():
+                    before = checkpoints.load_checkpoint(best).figures.get("mAP", -1.0)
+                better = figures["mAP"] > before
+        if self.group.any(better):
+            self._save(position, {name: figures.get(name, 0.0) for name in ("mAP", "rank1")})
 
 
 def _check_masks(config: Config, images: ImageSet) -> None:

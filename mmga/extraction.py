@@ -1,5 +1,6 @@
 """From a run to its parts again (device, data set, network), and from images to features."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 
 from mmga.checkpoint import load_checkpoint, load_weights
 from mmga.config import Config, ModelConfig, check, merged, recipe_config
-from mmga.data.dataset import DataSet, ImageSet
+from mmga.data.dataset import DataSet, ImageSet, Subset
 from mmga.data.loader import Batch, eval_batches
 from mmga.data.transforms import EvalTransform
+from mmga.distributed import Group, gather
 from mmga.errors import UserError
 from mmga.models import MMGA
 from mmga.progress import Progress
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from mmga.retrieval.features import Features
 
 logger = logging.getLogger(__name__)
+
+BATCH = 64
+"""Images that are extracted at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +37,14 @@ class Run:
         config: its configuration.
         network: in evaluation mode, on the device asked for.
         step: steps it was trained for.
+        averaged: whether its weights are the moving average (`--ema`) of training.
     """
 
     folder: Path
     config: Config
     network: MMGA
     step: int
+    averaged: bool = False
 
 
 def resolve_device(name: str) -> torch.device:
@@ -83,6 +90,8 @@ def build_network(config: ModelConfig, num_classes: int) -> MMGA:
 def open_run(path: Path, device: str = "auto") -> Run:
     """Load a trained run from its folder or from one of its checkpoints.
 
+    Where training kept a moving average of the weights, that average is loaded.
+
     Raises:
         UserError: there is no checkpoint, or it is truncated or foreign.
     """
@@ -93,9 +102,12 @@ def open_run(path: Path, device: str = "auto") -> Run:
     # The checkpoint holds every weight: nothing is to be downloaded.
     bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
     network = build_network(bare.model, checkpoint.num_classes)
+    if checkpoint.average is not None:
+        checkpoint = dataclasses.replace(checkpoint, weights=checkpoint.average)
     load_weights(network, checkpoint, file)
     network.to(resolve_device(device)).eval()
-    return Run(file.parent, config, network, checkpoint.progress.step)
+    averaged = config.optimizer.ema > 0
+    return Run(file.parent, config, network, checkpoint.progress.step, averaged)
 
 
 def load_data(
@@ -166,8 +178,12 @@ def extract(
     *,
     phase: str = "extract",
     progress: Progress | None = None,
+    group: Group | None = None,
 ) -> "Features":
     """Return the features of all images of a set, in their order.
+
+    In a group of processes each extracts a share, and all get the whole. Shares are whole batches,
+    so that a batch, and with it every feature's last bit, is the same for any number of processes.
 
     Args:
         network: left in the mode it was in.
@@ -175,42 +191,65 @@ def extract(
         config: image size, mirror image and loading are taken from it.
         phase: name of the progress bar.
         progress: called with (phase, images done, images in all).
+        group: the processes that share the work; by default this one alone.
 
     Raises:
         UserError: an image cannot be decoded and is not to be skipped.
     """
     from mmga.retrieval.features import Features
 
+    group = group or Group()
+    own = np.array_split(np.arange(0, len(images), BATCH), group.world)[group.rank]
+    start, end = (int(own[0]), int(own[-1]) + BATCH) if len(own) else (0, 0)
+    with group.together():
+        rows, places = _own_rows(
+            network, images, np.arange(start, min(end, len(images))), config, phase, progress
+        )
+    sizes = group.table([len(rows)])[:, 0].long().tolist()
+    rows = gather(rows.to(group.device), sizes, group).cpu()
+    places = gather(places.to(group.device), sizes, group).cpu()
+    with group.together():
+        if not len(rows):
+            raise UserError(f"{phase}: there is no image to extract features from")
+    kept = places.numpy()
+    return Features(
+        rows.numpy(), images.pids[kept], images.camids[kept], np.array(images.paths)[kept]
+    )
+
+
+def _own_rows(
+    network: MMGA,
+    images: ImageSet,
+    share: np.ndarray,
+    config: Config,
+    phase: str,
+    progress: Progress | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features [n, D] and places [n] of the images of a share that can be read."""
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    rows, kept = [], []
+    rows = [torch.empty(0, network.dim)]
+    kept = [torch.empty(0, dtype=torch.int64)]
     broken: dict[str, str] = {}
     batches = eval_batches(
-        images,
+        Subset(images, share),
         eval_transform(config),
         workers=config.data.workers,
         device=device,
         skip_broken=config.data.skip_broken,
         broken=broken,
         masks=False,
+        batch_size=BATCH,
     )
     done = 0
     for batch in batches:
         rows.append(embed(network, batch, config.run.flip_test).cpu())
-        kept.append(batch.indices.cpu())
+        kept.append(torch.from_numpy(share)[batch.indices.cpu()])
         done += len(batch)
         if progress is not None:
-            progress(phase, done, len(images))
+            progress(phase, done, len(share))
     network.train(was_training)
-    if not rows:
-        raise UserError(f"{phase}: there is no image to extract features from")
     if broken:
         logger.warning("%s: %d images were left out as broken", phase, len(broken))
-    places = torch.cat(kept).numpy()
-    return Features(
-        torch.cat(rows).numpy(),
-        images.pids[places],
-        images.camids[places],
-        np.array(images.paths)[places],
-    )
+    return torch.cat(rows), torch.cat(kept)

@@ -94,39 +94,24 @@ def mask_loss(
     return loss, terms
 
 
-def batch_hard_triplet(
-    embeddings: Tensor,
-    pids: Tensor,
-    margin: float = 1.2,
-    *,
-    candidates: Tensor | None = None,
-    candidate_pids: Tensor | None = None,
-    offset: int = 0,
-) -> Tensor:
+def batch_hard_triplet(embeddings: Tensor, pids: Tensor, margin: float = 1.2) -> Tensor:
     """Batch-hard triplet loss (Hermans et al., 2017, section 2), Euclidean and not normalised.
 
     The mean over anchors of max(0, margin + d(hardest positive) - d(hardest negative)). An image is
     no positive of itself, and an anchor without a positive or a negative counts nowhere.
 
     Args:
-        embeddings: anchors [A, D].
-        pids: int64 [A].
+        embeddings: [B, D].
+        pids: int64 [B].
         margin: of the triplet.
-        candidates: [B, D] where positives and negatives are sought, the anchors among them; by
-            default the anchors. In a process group: those gathered from all, with gradient.
-        candidate_pids: int64 [B].
-        offset: row of the first anchor among the candidates.
 
     Returns:
         A scalar; 0 where no anchor has both.
     """
-    if candidates is None or candidate_pids is None:
-        candidates, candidate_pids = embeddings, pids
-    distances = _euclidean(embeddings, candidates)  # [A, B]
-    same = pids[:, None] == candidate_pids[None]
-    anchors = torch.arange(len(pids), device=pids.device)[:, None] + offset
-    others = torch.arange(len(candidate_pids), device=pids.device)[None] != anchors
-    positive = distances.masked_fill(~(same & others), -torch.inf).amax(1)  # [A]
+    distances = _euclidean(embeddings, embeddings)  # [B, B]
+    same = pids[:, None] == pids[None]
+    others = ~torch.eye(len(pids), dtype=torch.bool, device=pids.device)
+    positive = distances.masked_fill(~(same & others), -torch.inf).amax(1)  # [B]
     negative = distances.masked_fill(same, torch.inf).amin(1)
     valid = (positive > -torch.inf) & (negative < torch.inf)
     # Infinities are replaced before the subtraction: their gradient would be NaN, not zero.
@@ -159,11 +144,14 @@ def total_loss(
     triplet_heads: Sequence[str] | None = None,
     whole_only: bool = False,
     counts: Tensor | None = None,
-    candidates: Mapping[str, Tensor] | None = None,
-    candidate_classes: Tensor | None = None,
-    offset: int = 0,
+    images: float | None = None,
+    gathered: Mapping[str, Tensor] | None = None,
+    gathered_classes: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the training loss of one batch and its parts.
+
+    In a process group each process gives its own images, and the mean over processes of every
+    figure is that of one process with all images; see `counts`, `images` and `gathered`.
 
     Args:
         output: of the network in training.
@@ -178,28 +166,25 @@ def total_loss(
         triplet_heads: heads that the triplet loss is averaged over; all by default.
         whole_only: see `mask_loss`.
         counts: see `mask_loss`.
-        candidates: per head [C, D], the embeddings of all processes; see `batch_hard_triplet`.
-        candidate_classes: int64 [C].
-        offset: row of this process's first image among them.
+        images: by how many images the identity loss is divided; by default those of the batch. In
+            a process group: the mean over processes.
+        gathered: per head [A, D], the embeddings of all processes with their gradient, among which
+            triplets are mined; by default those of the batch.
+        gathered_classes: int64 [A].
 
     Returns:
         Scalars: `loss` (the total), `triplet`, `id`, `mask`, and `mask_<map>` for each map, which
         is 0 where no image of the batch knows it.
     """
     names = list(output.embeddings) if triplet_heads is None else list(triplet_heads)
-    triplets = [
-        batch_hard_triplet(
-            output.embeddings[name],
-            classes,
-            margin,
-            candidates=None if candidates is None else candidates[name],
-            candidate_pids=candidate_classes,
-            offset=offset,
-        )
-        for name in names
-    ]
+    embeddings = output.embeddings if gathered is None else gathered
+    pids = classes if gathered_classes is None else gathered_classes
+    triplets = [batch_hard_triplet(embeddings[name], pids, margin) for name in names]
     triplet = torch.stack(triplets).mean()
-    identities = [identity_loss(scores, classes, smoothing) for scores in output.logits.values()]
+    share = 1.0 if images is None else len(classes) / images
+    identities = [
+        identity_loss(scores, classes, smoothing) * share for scores in output.logits.values()
+    ]
     identity = torch.stack(identities).mean() if identities else triplet.new_zeros(())
     mask, terms = mask_loss(
         output.attention, labels, parts, has_mask, counts=counts, whole_only=whole_only

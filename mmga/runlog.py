@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmga.errors import UserError
 from mmga.files import atomic_path
@@ -19,13 +19,18 @@ class RunLog:
         folder: the run's folder.
         step: where the run stands; lines and events after it, left over from a run that was
             killed after its last checkpoint, are cut off.
+        writes: whether this process writes; of several, one does.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
         self.path = folder / "metrics.jsonl"
+        self._file: IO[str] | None = None
+        self._board: Any = None
+        if not writes:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         self._cut(step)
         self._file = self.path.open("a")
-        self._board = None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -46,6 +51,8 @@ class RunLog:
         Raises:
             UserError: the disk is full.
         """
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
             self._file.flush()
@@ -54,6 +61,16 @@ class RunLog:
             raise UserError(
                 f"{self.path.parent} could not be written: {error.strerror}; make room and --resume"
             ) from error
+
+    def last(self, kind: str, step: int) -> dict[str, Any]:
+        """Return the figures of the line of this kind and step, empty where there is none."""
+        if self._file is None:
+            return {}
+        for line in reversed(self.path.read_text().splitlines()):
+            found = json.loads(line)
+            if found["kind"] == kind and found["step"] == step:
+                return {name: found[name] for name in found if name not in ("kind", "step")}
+        return {}
 
     def _draw(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         if self._board is None:
@@ -68,7 +85,8 @@ class RunLog:
 
     def close(self) -> None:
         """Write out what is buffered."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

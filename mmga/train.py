@@ -3,10 +3,12 @@
     python -m mmga.train --out runs/synthetic                        # built-in synthetic persons
     python -m mmga.train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
     python -m mmga.train --resume --out runs/market                  # go on after an interruption
+    torchrun --nproc-per-node 8 -m mmga.train --recipe bot ...       # one run on eight GPUs
 
 Values come from the recipe, then from --config FILE.yaml, then from flags.
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,33 +65,40 @@ def starting_point(words: list[str]) -> Options:
 
 def body(options: Options) -> int:
     """Train, evaluate, and say where everything is."""
-    check(options.settings)
     if options.print_config:
         print(to_yaml(options.settings), end="")
         return 0
+    check(options.settings)
     from mmga import engine
+    from mmga.distributed import environment
     from mmga.progress import bar
 
+    leads = environment()[0] == 0
     try:
-        with bar() as progress:
+        with bar() if leads else contextlib.nullcontext() as progress:
             result = engine.train(
                 options.settings, options.out, resume=options.resume, progress=progress
             )
     except engine.Stopped:
-        print(
-            f"mmga train: stopped and saved; go on with: "
-            f"python -m mmga.train --resume --out {options.out}",
-            file=sys.stderr,
-        )
+        if leads:
+            print(
+                f"mmga train: stopped and saved; go on with: "
+                f"python -m mmga.train --resume --out {options.out}",
+                file=sys.stderr,
+            )
         return 143
+    if not leads:
+        return 0
     print(
         f"trained {result.steps} steps at {result.images_per_second:.0f} images/s; "
         f"everything is in {result.folder}"
     )
     if result.figures:
         figures = result.figures
+        weights = f"  (moving average {options.settings.optimizer.ema:g} of the weights)"
         print(
             f"mAP {figures['mAP']:.4f}  rank-1 {figures['rank1']:.4f}  mINP {figures['mINP']:.4f}"
+            + (weights if options.settings.optimizer.ema else "")
         )
     return 0
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,18 +15,25 @@ import pytest
 import torch
 from PIL import Image
 
-from mmga import engine
-from mmga.checkpoint import load_checkpoint
+from mmga import engine, step
+from mmga.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
 from mmga.config import Config, merged, recipe_config
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
+from mmga.distributed import Group
 from mmga.errors import UserError
+from mmga.evaluation import score
+from mmga.extraction import build_network, open_run
 
 SMALL = {
     "data": {"height": 32, "width": 16},
     "batch": {"p": 4, "k": 2},
     "run": {"epochs": 3, "log_every": 1, "threads": 1},
 }
+
+
+STEPWISE = {"sampler": "mgn", "p": 6}
+"""One step an epoch."""
 
 
 def small(**sections) -> Config:
@@ -170,15 +178,188 @@ def test_the_command_saves_on_sigterm_and_says_how_to_go_on(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    real = engine.total_loss
+    """It names step and images, and what is on disk is from before it, and finite."""
+    real, taken = step.total_loss, []
 
     def broken(*arguments, **names):
         losses = real(*arguments, **names)
-        return losses | {"loss": losses["loss"] * torch.nan}
+        taken.append(losses)
+        return losses | {"loss": losses["loss"] * (torch.nan if len(taken) == 2 else 1)}
 
-    monkeypatch.setattr(engine, "total_loss", broken)
-    with pytest.raises(UserError, match=r"the loss became nan at step 1 \(batch of 0000"):
+    monkeypatch.setattr(step, "total_loss", broken)
+    with pytest.raises(UserError, match=r"the loss became nan at step 2 \(batch of 0000"):
+        engine.train(small(batch=STEPWISE), tmp_path, data=data())
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["kind"], last["step"], len(last["paths"])) == ("stopped", 2, 12)
+    checkpoint = load_checkpoint(tmp_path / "last.safetensors")
+    assert checkpoint.progress.step == 1
+    assert all(value.isfinite().all() for value in checkpoint.weights.values())
+    monkeypatch.undo()
+    engine.train(small(batch=STEPWISE), tmp_path, data=data(), resume=True)
+    engine.train(small(batch=STEPWISE), tmp_path / "through", data=data())
+    assert_equal_runs(tmp_path / "through", tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path, monkeypatch):
+    real = step.total_loss
+
+    def broken(*arguments, **names):
+        losses = real(*arguments, **names)
+        losses["loss"].register_hook(lambda gradient: gradient * torch.inf)
+        return losses
+
+    monkeypatch.setattr(step, "total_loss", broken)
+    with pytest.raises(UserError, match="the gradient's norm became nan at step 1"):
         engine.train(small(), tmp_path, data=data())
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def train_lines(folder: Path, kind: str = "train") -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def test_the_moving_average_is_what_is_evaluated(tmp_path):
+    """It follows the weights as its definition says, survives a stop, and is what a run opens."""
+    settings = small(optimizer={"ema": 0.5}, batch=STEPWISE, run={"epochs": 2})
+    engine.train(settings, tmp_path / "through", data=data())
+
+    def stop(phase, done, total):
+        if phase == "train" and done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(engine.Stopped):
+        engine.train(settings, tmp_path / "run", data=data(), progress=stop)
+    first = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    engine.train(settings, tmp_path / "run", data=data(), resume=True)
+    assert_equal_runs(tmp_path / "through", tmp_path / "run")
+    checkpoint = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    name = "layer1.0.conv1.weight"
+    assert first.average.keys() == checkpoint.weights.keys()
+    # Step 2 keeps min(0.5, 3 / 12) of what step 1 left.
+    expected = 0.25 * first.average[name] + 0.75 * checkpoint.weights[name]
+    assert checkpoint.progress.step == 2
+    torch.testing.assert_close(checkpoint.average[name], expected)
+    run = open_run(tmp_path / "run", "cpu")
+    assert run.averaged
+    assert torch.equal(run.network.state_dict()[name], checkpoint.average[name])
+    line = train_lines(tmp_path / "run", "eval")[-1]
+    assert line["setting"]["ema"] == 0.5
+    figures = score(run.network, {"query": data().query, "gallery": data().gallery}, settings)
+    assert figures["mAP"] == line["mAP"]
+
+
+def test_the_best_checkpoint_is_chosen_on_held_out_identities(tmp_path):
+    settings = small(data={"val_ids": 2}, batch={"p": 3}, run={"eval_every": 1, "epochs": 4})
+    engine.train(settings, tmp_path, data=data())
+    validations = train_lines(tmp_path, "val")
+    assert [line["epoch"] for line in validations] == [1, 2, 3, 4]
+    assert [line["epoch"] for line in train_lines(tmp_path, "eval")] == [4]  # test figures once
+    best = load_checkpoint(tmp_path / "best.safetensors")
+    scores = [line["mAP"] for line in validations]
+    assert best.figures["mAP"] == max(scores)
+    assert best.progress.epoch == scores.index(max(scores)) + 1
+    assert best.num_classes == 4  # of six identities, two are held out
+    assert open_run(tmp_path / "best.safetensors", "cpu").step == best.progress.step
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path):
+    engine.train(small(), tmp_path, data=data())
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if json.loads(line)["kind"] != "eval"]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    result = engine.train(small(), tmp_path, data=data(), resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
+    again = engine.train(small(), tmp_path, data=data(), resume=True)
+    assert (
+        again.figures.items() >= {name: result.figures[name] for name in ("mAP", "rank1")}.items()
+    )
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
+
+
+def test_gradients_are_clipped(tmp_path):
+    """Under plain descent a step moves the weights by at most the rate times the norm."""
+    settings = small(optimizer={"clip_norm": 0.01})
+    network = build_network(settings.model, 6).train()
+    parameters = list(network.parameters())
+    before = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.SGD(parameters, 1.0)
+    loader = engine._loader(settings, data().train, torch.device("cpu"), Group())
+    taken = step.Step(network, optimizer, settings, Group(), [])
+    figures = taken.take(next(loader.epoch(0)), 1)
+    assert figures["gradient_norm"] > 1
+    moved = torch.stack([(p - q).norm() for p, q in zip(parameters, before, strict=True)]).norm()
+    assert moved.item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_warm_up_reaches_the_optimizer(tmp_path):
+    settings = small(
+        optimizer={"warmup_epochs": 2, "lr": 0.1, "schedule": "step"}, run={"log_every": 1}
+    )
+    engine.train(settings, tmp_path, data=data())
+    rates = list(dict.fromkeys(line["lr"] for line in train_lines(tmp_path)))
+    assert rates == pytest.approx([0.001, 0.0505, 0.1])
+
+
+def test_switches_of_precision_and_speed(tmp_path, monkeypatch):
+    """bfloat16 and torch.compile give nearly the same losses; deterministic mode is switched on."""
+    engine.train(small(run={"epochs": 1}), tmp_path / "plain", data=data())
+    plain = train_lines(tmp_path / "plain")[0]
+    engine.train(
+        small(run={"epochs": 1, "precision": "bfloat16"}), tmp_path / "bfloat16", data=data()
+    )
+    half = train_lines(tmp_path / "bfloat16")[0]
+    assert half["loss"] != plain["loss"]
+    assert half["loss"] == pytest.approx(plain["loss"], rel=0.03)
+
+    compiled = []
+    real = torch.compile
+
+    def traced(module, **names):
+        compiled.append(module)
+        return real(module, backend="aot_eager", **names)  # all but code generation
+
+    monkeypatch.setattr(torch, "compile", traced)
+    engine.train(small(run={"epochs": 1, "compile": True}), tmp_path / "compiled", data=data())
+    assert compiled
+    assert train_lines(tmp_path / "compiled")[0]["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+
+    seen = []
+    try:
+        engine.train(
+            small(run={"epochs": 1, "deterministic": True}),
+            tmp_path / "deterministic",
+            data=data(),
+            progress=lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()),
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen
+    assert all(seen)
+
+
+def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    result = engine.train(small(run={"epochs": 1}), tmp_path, data=data())
+    before = weights(tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "last.safetensors")
+    network = build_network(small().model, 6)
+    optimizer = torch.optim.Adam(network.parameters())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for state in (optimizer.state_dict() | {"x": torch.zeros(50_000)}, {}):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"could not be written: .*has room"):
+                save_checkpoint(
+                    tmp_path / "last.safetensors", network, checkpoint.progress, {}, 6, state
+                )
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    after = weights(tmp_path)
+    assert result.steps
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    load_optimizer_state(tmp_path / "last.safetensors", checkpoint)
+    assert not [path for path in tmp_path.iterdir() if ".tmp" in path.name]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +370,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
         ({"run": {"device": "cuda:99"}}, False, "--device cuda:99: this machine has"),
         ({"run": {"device": "gpu"}}, False, "--device must be auto, cpu, cuda"),
         ({"model": {"backbone": "resnet17"}}, False, "resnet17"),
+        ({"data": {"val_ids": 7}}, False, "--val-ids 7: 6 training identities were seen by two"),
+        ({"data": {"val_ids": 4}}, False, "2 identities with two images or more"),
+        ({"run": {"norm": "synced"}}, False, "--norm synced needs CUDA devices"),
+        ({"optimizer": {"ema": 1.0}}, False, "--ema must be from 0 to below 1, got 1.0"),
     ],
 )
 def test_input_that_cannot_be_trained_on(tmp_path, sections, resume, sentence):

@@ -25,11 +25,15 @@ RANKS = {
     "losses": 5,
     "retrieval": 5,
     "compat": 6,
-    "distributed": 6,
+    "distributed": 4,
+    "averaging": 4,
+    "holdout": 4,
+    "step": 6,
     "pictures": 7,
     "extraction": 7,
     "guidance": 8,
-    "engine": 9,
+    "evaluation": 9,
+    "engine": 9.5,
 }
 
 

@@ -208,25 +208,6 @@ def test_equal_embeddings_have_a_finite_gradient():
     assert embeddings.grad.isfinite().all()
 
 
-def test_anchors_dealt_to_processes_average_to_the_whole(generator):
-    whole = torch.randn(8, 5, generator=generator).requires_grad_()
-    pids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    expected = batch_hard_triplet(whole, pids)
-    (gradient,) = torch.autograd.grad(expected, whole)
-    loss = sum(
-        batch_hard_triplet(
-            whole[start : start + 4],
-            pids[start : start + 4],
-            candidates=whole,
-            candidate_pids=pids,
-            offset=start,
-        )
-        for start in (0, 4)
-    )
-    torch.testing.assert_close(loss / 2, expected)
-    torch.testing.assert_close(torch.autograd.grad(loss / 2, whole)[0], gradient)
-
-
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_identity_loss_equals_the_formula(generator, smoothing):
     logits = torch.randn(4, 5, generator=generator)

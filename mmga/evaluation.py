@@ -1,0 +1,74 @@
+"""What a network reaches on queries and a gallery, and the setting that the figures belong to."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mmga import guidance
+from mmga.config import Config
+from mmga.data.dataset import ImageSet
+from mmga.distributed import Group
+from mmga.extraction import extract
+from mmga.models import MMGA
+from mmga.progress import Progress
+
+FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10", "num_valid_query")
+
+
+def score(
+    network: MMGA,
+    sides: Mapping[str, ImageSet],
+    config: Config,
+    *,
+    train: ImageSet | None = None,
+    progress: Progress | None = None,
+    group: Group | None = None,
+) -> dict[str, Any]:
+    """Return mAP, rank-1, ... of a network, and the fit of its attention maps.
+
+    In a group of processes each extracts a share of the features; the first one ranks them, which
+    takes a fraction of that time, and measures the attention maps.
+
+    Args:
+        network: left in the mode it was in.
+        sides: the sets `query` and `gallery`.
+        config: image size, mirror image and loading are taken from it.
+        train: training images, whose mean mask the attention maps are compared with; without them
+            the maps are not measured.
+        progress: called with (phase, images done, images in all).
+        group: the processes.
+
+    Returns:
+        The figures; empty in all processes but the first.
+    """
+    from mmga.retrieval.evaluate import evaluate
+
+    group = group or Group()
+    query, gallery = (
+        extract(network, images, config, phase=name, progress=progress, group=group)
+        for name, images in sides.items()
+    )
+    figures: dict[str, Any] = {}
+    with group.together():
+        if group.leads:
+            report = evaluate(query, gallery, progress=progress).as_dict()
+            figures = {name: report[name] for name in FIGURES}
+            if train is not None:
+                fits = guidance.measure(network, train, sides["query"], config, progress)
+                figures["attention"] = {name: asdict(fit) for name, fit in fits.items()}
+            figures["setting"] = setting(network, config) | {"protocol": report["protocol"]}
+    return figures
+
+
+def setting(network: MMGA, config: Config) -> dict[str, Any]:
+    """Return what must stand beside every figure of a network."""
+    model = config.model
+    weights = model.weights if model.backbone_weights is None else model.backbone_weights.name
+    return {
+        "ema": config.optimizer.ema,
+        "flip": config.run.flip_test,
+        "feature": f"{len(network.head_names)} heads, {network.dim} values",
+        "size": f"{config.data.height}x{config.data.width}",
+        "backbone": model.backbone,
+        "pretrained": weights,
+    }
