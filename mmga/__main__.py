@@ -7,6 +7,7 @@ import sys
 VERBS = {
     "train": "train MMGA",
     "eval": "CMC, mAP, mINP and re-ranking from features",
+    "masks": "body-part masks of a data set, made or imported",
     "extract": "features of a folder of images",
     "search": "the nearest gallery items of each query",
     "visualize": "sheets of attention maps and ranked lists",

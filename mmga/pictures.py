@@ -90,6 +90,48 @@ def ranked_sheet(
     _save(figure, path)
 
 
+def mask_sheet(
+    path: Path,
+    images: Sequence[torch.Tensor | None],
+    labels: Sequence[torch.Tensor | None],
+    titles: Sequence[str],
+    columns: int = 8,
+) -> None:
+    """Draw images beside their masks, several pairs a row: upper orange, bottom blue, other grey.
+
+    Args:
+        path: the PNG to write.
+        images: uint8 [3, H, W] each, None where there is only a mask.
+        labels: label map [H, W] of each image (`mmga.data.masks`), None where there is none.
+        titles: one short line an image.
+        columns: pairs in a row.
+
+    Raises:
+        UserError: matplotlib is not installed, or the file cannot be written.
+    """
+    plt = _pyplot()
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    # Masks made from names alone need no empty columns for their images.
+    each = 1 if all(image is None for image in images) else 2
+    figure, axes = plt.subplots(
+        rows, each * columns, figsize=(0.95 * each * columns, 2.0 * rows), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for place, (image, label, title) in enumerate(zip(images, labels, titles, strict=True)):
+        row, column = divmod(place, columns)
+        beside = axes[row][each * column + each - 1]
+        if image is not None:
+            _show(axes[row][each * column], image.permute(1, 2, 0).numpy(), title)
+        if label is not None:
+            _show(beside, _PART_COLOURS[label.numpy()], "" if image is not None else title)
+        else:
+            shape = (2, 1) if image is None else tuple(image.shape[-2:])
+            _show(beside, np.zeros((*shape, 3), np.uint8), "no mask")
+    _save(figure, path)
+
+
 def _pyplot() -> Any:
     try:
         import matplotlib

@@ -21,6 +21,7 @@ RANKS = {
     "cli": 3,
     "data": 3,
     "ops": 3,
+    "bodyparts": 4,
     "models": 4,
     "losses": 5,
     "retrieval": 5,

@@ -1,0 +1,1 @@
+"""Masks of whole, upper and bottom body: made by detectors, drawn from skeletons, or imported."""

@@ -1,0 +1,255 @@
+"""The person of a crop, by torchvision's Mask R-CNN and Keypoint R-CNN.
+
+The weights of both are COCO's and are downloaded, or read from files.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mmga.bodyparts.skeleton import Skeleton, from_coco
+from mmga.errors import UserError
+
+PERSON = 1
+"""COCO's label."""
+
+DETECTIONS = 20
+"""Boxes that are looked at closely in a crop, which holds a person or a few."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Person:
+    """Who was found in a crop.
+
+    Attributes:
+        body: bool [H, W].
+        skeleton: None where no skeleton was found for this body.
+    """
+
+    body: np.ndarray
+    skeleton: Skeleton | None
+
+
+class Detector(Protocol):
+    """Finds the person of each crop."""
+
+    def __call__(self, images: Sequence[torch.Tensor]) -> list[Person | None]:
+        """Return the person of each image, uint8 [3, H, W]; None where nobody was found."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What counts as found.
+
+    Attributes:
+        score: least score of a person's box.
+        mask: least value of a pixel of the body.
+        keypoint: least score of a joint (a logit, as torchvision gives it).
+        overlap: least IoU of a skeleton's box with the body's.
+    """
+
+    score: float = 0.5
+    mask: float = 0.5
+    keypoint: float = 0.0
+    overlap: float = 0.5
+
+
+_HEADS = {"mask": "roi_heads.mask_predictor.", "keypoint": "roi_heads.keypoint_predictor."}
+
+
+class TorchvisionDetector:
+    """Mask R-CNN (ResNet-50 FPN v2) for the body, Keypoint R-CNN (ResNet-50 FPN) for the skeleton.
+
+    Args:
+        weights: files of weights, recognised by what they hold; what is missing is downloaded.
+        min_size: shorter side in pixels to which crops are enlarged.
+        device: where it runs.
+        thresholds: what counts as found.
+
+    Raises:
+        UserError: weights cannot be read, do not fit or cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[str | os.PathLike[str]] = (),
+        *,
+        min_size: int = 320,
+        device: torch.device | str = "cpu",
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        self.thresholds = Thresholds() if thresholds is None else thresholds
+        self.device = torch.device(device)
+        states = _read_files(weights)
+        self.models = {}
+        self.weights: dict[str, str] = {}
+        for kind in _HEADS:
+            state, self.weights[kind] = states.get(kind) or _download(kind)
+            model = build(kind, min_size, self.thresholds.score)
+            try:
+                model.load_state_dict(state)
+            except RuntimeError as error:
+                raise UserError(
+                    f"weights {self.weights[kind]} do not fit torchvision's {_builder(kind)} "
+                    f"({str(error).splitlines()[-1].strip()}); expected {_file_name(kind)}"
+                ) from error
+            self.models[kind] = model.to(self.device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[torch.Tensor]) -> list[Person | None]:
+        """Return the person of each image, uint8 [3, H, W]; None where nobody was found."""
+        batch = [image.to(self.device).float() / 255 for image in images]
+        found = {
+            kind: [{name: value.cpu() for name, value in one.items()} for one in model(batch)]
+            for kind, model in self.models.items()
+        }
+        return [
+            choose(mask, keypoint, self.thresholds)
+            for mask, keypoint in zip(found["mask"], found["keypoint"], strict=True)
+        ]
+
+
+def choose(
+    masks: Mapping[str, torch.Tensor], keypoints: Mapping[str, torch.Tensor], limits: Thresholds
+) -> Person | None:
+    """Return the person nearest the centre of a crop.
+
+    Args:
+        masks: what Mask R-CNN found: boxes [N, 4], labels [N], scores [N], masks [N, 1, H, W].
+        keypoints: what Keypoint R-CNN found: boxes [M, 4], scores [M], keypoints [M, 17, 3],
+            keypoints_scores [M, 17].
+        limits: what counts as found.
+    """
+    height, width = masks["masks"].shape[-2:]
+    bodies = masks["masks"][:, 0] >= limits.mask  # [N, H, W]
+    there = (masks["labels"] == PERSON) & (masks["scores"] >= limits.score)
+    there &= bodies.flatten(1).any(1)
+    if not there.any():
+        return None
+    places = there.nonzero()[:, 0]
+    boxes = masks["boxes"][places]
+    # In units of the crop: a crop is far higher than wide.
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / torch.tensor([width, height])
+    away = (centres - 0.5).norm(dim=1)  # [N]
+    best = int(places[int(away.argmin())])  # of equals the first, which scores highest
+    return Person(
+        bodies[best].numpy().copy(), _skeleton_of(masks["boxes"][best], keypoints, limits)
+    )
+
+
+def _skeleton_of(
+    box: torch.Tensor, keypoints: Mapping[str, torch.Tensor], limits: Thresholds
+) -> Skeleton | None:
+    """Return the skeleton whose box overlaps `box` [4] most."""
+    if not len(keypoints["boxes"]):
+        return None
+    from torchvision.ops import box_iou
+
+    overlaps = box_iou(box[None], keypoints["boxes"])[0]  # [M]
+    overlaps = torch.where(keypoints["scores"] >= limits.score, overlaps, -1.0)
+    best = int(overlaps.argmax())
+    if overlaps[best] < limits.overlap:
+        return None
+    known = keypoints["keypoints_scores"][best] > limits.keypoint
+    return from_coco(keypoints["keypoints"][best, :, :2].double().numpy(), known.numpy())
+
+
+def build(kind: str, min_size: int, score: float = 0.5, **changes: Any) -> Any:
+    """Build a network without weights.
+
+    Args:
+        kind: `mask` or `keypoint`.
+        min_size: shorter side in pixels to which crops are enlarged, four times that at most for
+            the longer one.
+        score: boxes below it are left out.
+        changes: further arguments of torchvision's network.
+    """
+    from torchvision.models import detection
+
+    builder = getattr(detection, _builder(kind))
+    settings: dict[str, Any] = {
+        "min_size": min_size,
+        "max_size": 4 * min_size,
+        "box_score_thresh": score,
+        "box_detections_per_img": DETECTIONS,
+        **changes,
+    }
+    return builder(weights=None, weights_backbone=None, **settings)
+
+
+def _builder(kind: str) -> str:
+    return {"mask": "maskrcnn_resnet50_fpn_v2", "keypoint": "keypointrcnn_resnet50_fpn"}[kind]
+
+
+def _published(kind: str) -> Any:
+    from torchvision.models import detection
+
+    if kind == "mask":
+        return detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1
+    return detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1
+
+
+def _file_name(kind: str) -> str:
+    return str(_published(kind).url).rsplit("/", 1)[-1]
+
+
+def _download(kind: str) -> tuple[dict[str, torch.Tensor], str]:
+    name = _file_name(kind)
+    try:
+        state = torch.hub.load_state_dict_from_url(
+            _published(kind).url,
+            map_location="cpu",
+            progress=False,
+            check_hash=True,
+            weights_only=True,
+        )
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
+        raise UserError(
+            f"weights {name} could not be downloaded ({error}); get that file on another machine "
+            f"and give it with --weights {name} (both are taken: "
+            f"{', '.join(_file_name(kind) for kind in _HEADS)})"
+        ) from error
+    return state, name
+
+
+def _read_files(
+    files: Sequence[str | os.PathLike[str]],
+) -> dict[str, tuple[dict[str, torch.Tensor], str]]:
+    states: dict[str, tuple[dict[str, torch.Tensor], str]] = {}
+    expected = " or ".join(_file_name(kind) for kind in _HEADS) if files else ""
+    for path in files:
+        try:
+            if str(path).endswith(".safetensors"):
+                from safetensors.torch import load_file
+
+                state: Any = load_file(path)
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError as error:
+            raise UserError(f"--weights {path} does not exist; expected {expected}") from error
+        except Exception as error:  # torch and safetensors raise many kinds for a broken file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"--weights {path} cannot be read ({reason}); expected {expected}"
+            ) from error
+        names = list(state) if isinstance(state, dict) else []
+        kinds = [
+            kind
+            for kind, head in _HEADS.items()
+            if any(str(name).startswith(head) for name in names)
+        ]
+        if not kinds:
+            raise UserError(
+                f"--weights {path} holds neither a Mask nor a Keypoint R-CNN of torchvision; "
+                f"expected {expected}"
+            )
+        if kinds[0] in states:
+            raise UserError(f"--weights names two files for {_builder(kinds[0])}; leave one out")
+        states[kinds[0]] = state, Path(path).name
+    return states
