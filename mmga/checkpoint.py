@@ -189,14 +189,16 @@ def load_optimizer_state(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     return state
 
 
-def load_weights(network: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Put a checkpoint's weights into `network`.
+def load_weights(
+    network: torch.nn.Module, checkpoint: Checkpoint, path: Path, *, average: bool = False
+) -> None:
+    """Put a checkpoint's weights, or the moving average that it holds, into `network`.
 
     Raises:
         UserError: names or shapes differ, that is, the file belongs to another network.
     """
     try:
-        network.load_state_dict(checkpoint.weights)
+        network.load_state_dict(checkpoint.average or {} if average else checkpoint.weights)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise UserError(f"checkpoint {path} belongs to another network: {first}") from error

@@ -26,9 +26,10 @@ from mmga.data.transforms import TrainTransform
 from mmga.distributed import Group, environment, join
 from mmga.errors import UserError
 from mmga.evaluation import score
-from mmga.extraction import build_network, load_data, resolve_device
+from mmga.extraction import load_data, resolve_device
 from mmga.holdout import hold_out
 from mmga.models import MMGA
+from mmga.models.loading import build_network
 from mmga.progress import Progress
 from mmga.runlog import RunLog
 from mmga.schedule import learning_rate

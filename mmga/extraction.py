@@ -1,6 +1,5 @@
 """From a run to its parts again (device, data set, network), and from images to features."""
 
-import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mmga.checkpoint import load_checkpoint, load_weights
-from mmga.config import Config, ModelConfig, check, merged, recipe_config
+from mmga.config import Config, check
 from mmga.data.dataset import DataSet, ImageSet, Subset
 from mmga.data.loader import Batch, eval_batches
 from mmga.data.transforms import EvalTransform
 from mmga.distributed import Group, gather
 from mmga.errors import UserError
 from mmga.models import MMGA
+from mmga.models.loading import load_trained
 from mmga.progress import Progress
 
 if TYPE_CHECKING:
@@ -67,26 +66,6 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def build_network(config: ModelConfig, num_classes: int) -> MMGA:
-    """Build the network that a configuration describes, with `num_classes` identities."""
-    return MMGA(
-        num_classes,
-        config.backbone,
-        None if config.weights == "none" else config.weights,
-        backbone_weights=config.backbone_weights,
-        attention=config.attention,
-        combine=config.combine,
-        branches=config.branches,
-        heads=config.heads,
-        neck=config.neck,
-        pool=config.pool,
-        spatial_kernel=config.spatial_kernel,
-        read0=config.read0,
-        reduction=config.reduction,
-        classifier=config.classifier,
-    )
-
-
 def open_run(path: Path, device: str = "auto") -> Run:
     """Load a trained run from its folder or from one of its checkpoints.
 
@@ -95,19 +74,9 @@ def open_run(path: Path, device: str = "auto") -> Run:
     Raises:
         UserError: there is no checkpoint, or it is truncated or foreign.
     """
-    file = path / "last.safetensors" if path.is_dir() else path
-    checkpoint = load_checkpoint(file)
-    base = recipe_config(checkpoint.config.get("recipe", "mgn"))
-    config = merged(base, checkpoint.config, where=str(file))
-    # The checkpoint holds every weight: nothing is to be downloaded.
-    bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
-    network = build_network(bare.model, checkpoint.num_classes)
-    if checkpoint.average is not None:
-        checkpoint = dataclasses.replace(checkpoint, weights=checkpoint.average)
-    load_weights(network, checkpoint, file)
-    network.to(resolve_device(device)).eval()
-    averaged = config.optimizer.ema > 0
-    return Run(file.parent, config, network, checkpoint.progress.step, averaged)
+    trained = load_trained(path)
+    network = trained.network.to(resolve_device(device))
+    return Run(trained.file.parent, trained.config, network, trained.step, trained.averaged)
 
 
 def load_data(

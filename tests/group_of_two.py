@@ -20,7 +20,7 @@ from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
 from mmga.distributed import Group, gather, join
 from mmga.errors import PeerError, UserError
-from mmga.extraction import build_network
+from mmga.models.loading import build_network
 
 SETTINGS = {
     "data": {"height": 32, "width": 16},

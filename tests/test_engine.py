@@ -23,7 +23,8 @@ from mmga.data.masks import PartMask
 from mmga.distributed import Group
 from mmga.errors import UserError
 from mmga.evaluation import score
-from mmga.extraction import build_network, open_run
+from mmga.extraction import open_run
+from mmga.models.loading import build_network
 
 SMALL = {
     "data": {"height": 32, "width": 16},

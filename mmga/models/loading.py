@@ -1,0 +1,84 @@
+"""Networks from configurations and from trained runs."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mmga.checkpoint import load_checkpoint, load_weights
+from mmga.config import Config, ModelConfig, merged, recipe_config
+from mmga.models.network import MMGA
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained network and where it is from.
+
+    Attributes:
+        file: the checkpoint.
+        network: in evaluation mode, on the CPU.
+        config: the run's configuration.
+        step: steps that it was trained for.
+        averaged: whether its weights are the moving average (`--ema`) of training.
+    """
+
+    file: Path
+    network: MMGA
+    config: Config
+    step: int
+    averaged: bool
+
+
+def build_network(config: ModelConfig, num_classes: int) -> MMGA:
+    """Build the network that a configuration describes, with `num_classes` identities."""
+    return MMGA(
+        num_classes,
+        config.backbone,
+        None if config.weights == "none" else config.weights,
+        backbone_weights=config.backbone_weights,
+        attention=config.attention,
+        combine=config.combine,
+        branches=config.branches,
+        heads=config.heads,
+        neck=config.neck,
+        pool=config.pool,
+        spatial_kernel=config.spatial_kernel,
+        read0=config.read0,
+        reduction=config.reduction,
+        classifier=config.classifier,
+    )
+
+
+def load_trained(path: str | os.PathLike[str]) -> Trained:
+    """Load a network from a run's folder (its last checkpoint) or from a checkpoint file.
+
+    Where training kept a moving average of the weights, that average is loaded.
+
+    Raises:
+        UserError: there is no checkpoint, or it is truncated or foreign.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "last.safetensors"
+    checkpoint = load_checkpoint(file)
+    base = recipe_config(checkpoint.config.get("recipe", "mgn"))
+    config = merged(base, checkpoint.config, where=str(file))
+    # The checkpoint holds every weight: nothing is to be downloaded.
+    bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
+    network = build_network(bare.model, checkpoint.num_classes)
+    load_weights(network, checkpoint, file, average=checkpoint.average is not None)
+    step = checkpoint.progress.step
+    return Trained(file, network.eval(), config, step, config.optimizer.ema > 0)
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MMGA:
+    """Return the network of a run's folder or of a checkpoint file, in evaluation mode.
+
+    Normalised images [B, 3, H, W] give L2-normalised features [B, D];
+    `network.attention(images)` gives the attention maps.
+
+    Raises:
+        UserError: there is no checkpoint, or it is truncated or foreign.
+    """
+    return load_trained(path).network.to(device)
