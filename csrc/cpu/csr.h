@@ -1,6 +1,10 @@
 // Building CSR arrays whose sizes are known only afterwards, and small sets in ascending order.
 #pragma once
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -10,6 +14,21 @@
 #include <vector>
 
 namespace mmga {
+
+// Asks for large pages under fresh memory that will be written once: a fault for each 4 KiB costs
+// more than writing them.
+inline void expect_large(void* memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+  constexpr size_t kWorthIt = 4 << 20;
+  if (bytes >= kWorthIt) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)memory;
+  (void)bytes;
+#endif
+}
 
 // A set of integers below n that hands its members out in ascending order: a bitmap under a bitmap
 // of its words. Inserting costs two writes, draining the members plus n / 4096 words.

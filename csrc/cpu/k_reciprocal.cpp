@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -24,6 +25,7 @@ using torch::stable::Tensor;
 constexpr int64_t kRowsPerChunk = 256;
 // Entries below which waking a thread costs more than it saves.
 constexpr int64_t kEntriesPerThread = 1 << 14;
+constexpr int64_t kRowsPerTask = 32;
 
 struct Csr {
   const int64_t* offsets;
@@ -287,64 +289,150 @@ std::tuple<Tensor, Tensor, Tensor> transpose_rows(Tensor offsets, Tensor columns
   return {inverted, rows, weights};
 }
 
+inline double jaccard_distance(double shared) {
+  return std::clamp(1.0 - shared / (2.0 - shared), 0.0, 1.0);
+}
+
+// The least overlap whose distance is at most `limit` < 1: every step of jaccard_distance is
+// monotonic in floating point too, so that comparing overlaps decides as comparing distances would.
+double least_overlap(double limit) {
+  double low = 0.0, high = 1.0;  // jaccard_distance(high) <= limit < jaccard_distance(low)
+  for (;;) {
+    const double middle = low + (high - low) / 2;
+    if (middle <= low || middle >= high) return high;
+    (jaccard_distance(middle) <= limit ? high : low) = middle;
+  }
+}
+
+// One row's overlaps with all others, and marks on the blocks of them that are not 0.
+struct Overlaps {
+  static constexpr int64_t kBlock = 8, kMarks = 8;  // a cache line of sums, a word of marks
+
+  explicit Overlaps(int64_t n)
+      : marks((n + kBlock * kMarks - 1) / (kBlock * kMarks) * kMarks, 0),
+        sums(marks.size() * kBlock, 0.0) {}
+  int64_t blocks() const { return static_cast<int64_t>(marks.size()); }
+
+  std::vector<uint8_t> marks;
+  std::vector<double> sums;
+};
+
+void add_overlaps(double weight, const int32_t* rows, const double* values, int64_t count,
+                  double* sums, uint8_t* marks) {
+  for (int64_t f = 0; f < count; ++f) {
+    const int32_t j = rows[f];
+    sums[j] += weight < values[f] ? weight : values[f];
+    marks[j / Overlaps::kBlock] = 1;
+  }
+}
+
+MMGA_VECTOR_CLONES
+int64_t count_overlaps(double* sums, uint8_t* marks, int64_t blocks, double least) {
+  constexpr int64_t kSums = Overlaps::kBlock * Overlaps::kMarks;
+  int64_t count = 0;
+  for (int64_t first = 0; first < blocks; first += Overlaps::kMarks) {
+    uint64_t word;
+    std::memcpy(&word, marks + first, sizeof word);
+    if (word == 0) continue;
+    std::memset(marks + first, 0, sizeof word);
+    double* part = sums + first * Overlaps::kBlock;
+    for (int64_t t = 0; t < kSums; ++t) count += part[t] >= least;
+    std::memset(part, 0, kSums * sizeof(double));
+  }
+  return count;
+}
+
+// Writes the distances of overlaps >= least in ascending order of their items, returns how many,
+// and clears the overlaps. There is room for `capacity`.
+MMGA_VECTOR_CLONES
+int64_t drain_overlaps(double* sums, uint8_t* marks, int64_t blocks, double least, int64_t capacity,
+                       int32_t* columns, double* distances) {
+  constexpr int64_t kBlock = Overlaps::kBlock;
+  int64_t count = 0;
+  for (int64_t first = 0; first < blocks; first += Overlaps::kMarks) {
+    uint64_t word;
+    std::memcpy(&word, marks + first, sizeof word);
+    if (word == 0) continue;
+    std::memset(marks + first, 0, sizeof word);
+    for (int64_t b = first; b < first + Overlaps::kMarks; ++b) {
+      double* block = sums + b * kBlock;
+      int any = 0;
+      for (int64_t t = 0; t < kBlock; ++t) any |= block[t] >= least;
+      if (any) {
+        double distance[kBlock];
+        for (int64_t t = 0; t < kBlock; ++t) {
+          const double d = 1.0 - block[t] / (2.0 - block[t]);
+          distance[t] = d > 0.0 ? d : 0.0;
+        }
+        if (count + kBlock <= capacity) {  // writes all, keeps some: no branch to mispredict
+          for (int64_t t = 0; t < kBlock; ++t) {
+            columns[count] = static_cast<int32_t>(b * kBlock + t);
+            distances[count] = distance[t];
+            count += block[t] >= least;
+          }
+        } else {
+          for (int64_t t = 0; t < kBlock; ++t) {
+            if (!(block[t] >= least)) continue;
+            columns[count] = static_cast<int32_t>(b * kBlock + t);
+            distances[count++] = distance[t];
+          }
+        }
+      }
+      std::memset(block, 0, kBlock * sizeof(double));
+    }
+  }
+  return count;
+}
+
 std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, Tensor values,
                                                 Tensor inverted_offsets, Tensor inverted_rows,
                                                 Tensor inverted_values, Tensor rows_of_interest,
                                                 std::optional<double> max_distance) {
   const int64_t n = offsets.size(0) - 1, m = rows_of_interest.size(0);
+  STD_TORCH_CHECK(!max_distance.has_value() || *max_distance < 1.0,
+                  "jaccard_rows: max_distance must be below 1");
   const Csr v{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
               values.const_data_ptr<double>()};
   const Csr inverted{inverted_offsets.const_data_ptr<int64_t>(),
                      inverted_rows.const_data_ptr<int32_t>(),
                      inverted_values.const_data_ptr<double>()};
   const auto* chosen = rows_of_interest.const_data_ptr<int64_t>();
-  ChunkedRows rows(m, 32, true);
-  torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
-    std::vector<double> overlap(n, 0.0);
-    std::vector<int32_t> touched(n + 1);
-    AscendingSet order(n);
-    for (int64_t c = begin; c < end; ++c) {
-      auto& out = rows.columns(c);
-      auto& distances = rows.values(c);
-      for (int64_t r = rows.first_row(c); r < rows.first_row(c + 1); ++r) {
-        const int64_t i = chosen[r];
-        int64_t count = 0;
-        for (int64_t e = v.offsets[i]; e < v.offsets[i + 1]; ++e) {
-          const int64_t l = v.columns[e];
-          const double weight = v.values[e];
-          for (int64_t f = inverted.offsets[l]; f < inverted.offsets[l + 1]; ++f) {
-            const int32_t j = inverted.columns[f];
-            const double before = overlap[j], shared = std::min(weight, inverted.values[f]);
-            overlap[j] = before + shared;
-            // Kept only where j is new, without a branch to mispredict. A weight may be 0 (exp
-            // underflows): it adds nothing, and counted it would let `touched` overflow.
-            touched[count] = j;
-            count += (before == 0.0) & (shared > 0.0);
-          }
+  const double least = least_overlap(max_distance.value_or(std::nextafter(1.0, 0.0)));
+  // Calls take(row, overlaps) for all rows, several threads at a time.
+  const auto each_row = [&](const auto& take) {
+    torch::stable::parallel_for(0, m, kRowsPerTask, [&](int64_t begin, int64_t end) {
+      Overlaps overlaps(n);
+      for (int64_t r = begin; r < end; ++r) {
+        for (int64_t e = v.offsets[chosen[r]]; e < v.offsets[chosen[r] + 1]; ++e) {
+          const int64_t first = inverted.offsets[v.columns[e]];
+          add_overlaps(v.values[e], inverted.columns + first, inverted.values + first,
+                       inverted.offsets[v.columns[e] + 1] - first, overlaps.sums.data(),
+                       overlaps.marks.data());
         }
-        for (int64_t t = 0; t < count; ++t) order.insert(touched[t]);
-        const size_t before = out.size();
-        if (r == rows.first_row(c) && !max_distance.has_value()) {
-          // Rows of one chunk are about as long as its first: grow once, not by doubling.
-          const size_t room = count * (rows.first_row(c + 1) - r) * 5 / 4;
-          out.reserve(room);
-          distances.reserve(room);
-        }
-        order.drain([&](int32_t j) {
-          const double shared = overlap[j];
-          overlap[j] = 0.0;
-          const double jaccard = std::clamp(1.0 - shared / (2.0 - shared), 0.0, 1.0);
-          if (max_distance.has_value() ? jaccard <= *max_distance : jaccard < 1.0) {
-            out.push_back(j);
-            distances.push_back(jaccard);
-          }
-        });
-        rows.set_count(r, out.size() - before);
+        take(r, overlaps);
       }
-    }
+    });
+  };
+  // Overlaps are computed twice: it costs less than rows of unknown length, which would have to be
+  // copied, and no more memory than the result.
+  Tensor row_offsets = torch::stable::new_empty(offsets, {m + 1});
+  auto* begin_of = row_offsets.mutable_data_ptr<int64_t>();
+  begin_of[0] = 0;
+  each_row([&](int64_t r, Overlaps& o) {
+    begin_of[r + 1] = count_overlaps(o.sums.data(), o.marks.data(), o.blocks(), least);
   });
-  Tensor result = rows.offsets(offsets);
-  return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
+  for (int64_t r = 0; r < m; ++r) begin_of[r + 1] += begin_of[r];
+  Tensor found = torch::stable::new_empty(columns, {begin_of[m]});
+  Tensor distances = torch::stable::new_empty(values, {begin_of[m]});
+  auto* out = found.mutable_data_ptr<int32_t>();
+  auto* out_distances = distances.mutable_data_ptr<double>();
+  expect_large(out, begin_of[m] * sizeof(int32_t));
+  expect_large(out_distances, begin_of[m] * sizeof(double));
+  each_row([&](int64_t r, Overlaps& o) {
+    drain_overlaps(o.sums.data(), o.marks.data(), o.blocks(), least, begin_of[r + 1] - begin_of[r],
+                   out + begin_of[r], out_distances + begin_of[r]);
+  });
+  return {row_offsets, found, distances};
 }
 
 // Final distances of one row: every item first as if it had no overlap, then those that do.

@@ -1,5 +1,6 @@
-// Exact k nearest neighbours from tiles of distances: a vector compare with each item's threshold,
-// then a bounded list. Bound by one read of the tile, which the caller keeps of cache size.
+// Exact k nearest neighbours from tiles of inner products. A tile is visited once: distances are
+// made in registers and compared with the thresholds of both their items, and the few that pass go
+// to bounded lists. Bound by one read of the tile, which the caller keeps of cache size.
 // mmga/ops/reference.py specifies every function.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -22,9 +24,10 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Entries compared before anything is looked at more closely: first these many, then in groups.
+// Entries compared before anything is looked at more closely.
 constexpr int64_t kLane = 64;
-constexpr int64_t kGroup = 8;
+// Entries of a tile below which waking a thread costs more than it saves.
+constexpr int64_t kEntriesPerThread = 1 << 14;
 
 // A candidate: the bits of a float >= 0, which order like the number, above the index.
 inline int64_t pack(float distance, int64_t index) {
@@ -40,8 +43,40 @@ inline float distance_of(int64_t candidate) {
   return distance;
 }
 
+// Leaves of a list its k smallest candidates and perhaps some more, all up to `bound`, and returns
+// how many. Candidates differ (in their index), so that bisection ends; no branch depends on one.
+__attribute__((always_inline)) inline int64_t shrink_list(int64_t* __restrict list, int64_t count,
+                                                          int64_t k, int64_t* bound) {
+  int64_t low = list[0], high = list[0];
+  for (int64_t t = 1; t < count; ++t) {
+    low = list[t] < low ? list[t] : low;
+    high = list[t] > high ? list[t] : high;
+  }
+  // At least k candidates are <= high, fewer than k are < low.
+  const int64_t enough = k + (count - k) / 4;
+  for (int64_t within = count; within > enough && low < high;) {
+    const int64_t middle = low + (high - low) / 2;
+    int64_t number = 0;
+    for (int64_t t = 0; t < count; ++t) number += list[t] <= middle;
+    if (number < k) {
+      low = middle + 1;
+    } else {
+      high = middle;
+      within = number;
+    }
+  }
+  int64_t left = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t candidate = list[t];
+    list[left] = candidate;
+    left += candidate <= high;
+  }
+  *bound = high;
+  return left;
+}
+
 // The candidate lists of all items. Offering to one item from one thread at a time is the caller's
-// duty; the two passes over a tile split it by items.
+// duty. A list that is full is shrunk at once, so that there is always room for one more.
 struct Lists {
   int64_t* candidates;  // [N, slots]
   int32_t* counts;      // [N]
@@ -49,98 +84,167 @@ struct Lists {
   float* maxima;        // [N]
   int64_t slots, k;
 
-  void offer(int64_t item, float distance, int64_t index) const {
+  // Whether the candidate passes is hard to predict: it is written anyhow, and counted if so.
+  __attribute__((always_inline)) inline void offer(int64_t item, float distance,
+                                                   int64_t index) const {
     int64_t* list = candidates + item * slots;
-    list[counts[item]++] = pack(distance, index);
-    if (counts[item] == slots) shrink(item);
-  }
-  void shrink(int64_t item) const {
-    int64_t* list = candidates + item * slots;
-    std::nth_element(list, list + k - 1, list + counts[item]);
-    counts[item] = static_cast<int32_t>(k);
-    thresholds[item] = distance_of(list[k - 1]);
+    const int32_t count = counts[item];
+    list[count] = pack(distance, index);
+    const int32_t next = count + (distance <= thresholds[item]);
+    counts[item] = next;
+    if (__builtin_expect(next == slots, 0)) {
+      int64_t bound;
+      counts[item] = static_cast<int32_t>(shrink_list(list, slots, k, &bound));
+      thresholds[item] = distance_of(bound);
+    }
   }
 };
 
-// Rows [begin, end) of the tile are items, its columns are others.
-MMGA_VECTOR_CLONES
-void offer_rows(const Lists& lists, const float* tile, int64_t stride, int64_t columns,
-                int64_t first_item, int64_t first_other, bool triangle, int64_t begin,
-                int64_t end) {
-  for (int64_t r = begin; r < end; ++r) {
-    const int64_t item = first_item + r;
-    const float* row = tile + r * stride;
-    float reach[8] = {0};
-    int64_t c = triangle ? std::min(r + 1, columns) : 0;
-    for (; c < columns; c += kLane) {
-      const int64_t length = std::min(kLane, columns - c);
-      const float* part = row + c;
-      const float threshold = lists.thresholds[item];
-      int32_t any = 0;
-      if (length == kLane) {
-        for (int64_t t = 0; t < kLane; ++t) any |= part[t] <= threshold;
-        for (int64_t t = 0; t < kLane; t += 8) {
-          for (int64_t u = 0; u < 8; ++u)
-            reach[u] = reach[u] < part[t + u] ? part[t + u] : reach[u];
-        }
-      } else {
-        any = 1;
-        for (int64_t t = 0; t < length; ++t) reach[0] = std::max(reach[0], part[t]);
-      }
-      if (!any) continue;
-      for (int64_t low = 0; low < length; low += kGroup) {
-        const int64_t high = std::min(low + kGroup, length);
-        int32_t some = high - low < kGroup;
-        if (!some) {
-          for (int64_t t = 0; t < kGroup; ++t) some |= part[low + t] <= threshold;
-        }
-        if (!some) continue;
-        for (int64_t t = low; t < high; ++t) {
-          if (part[t] <= lists.thresholds[item]) lists.offer(item, part[t], first_other + c + t);
-        }
-      }
+// A tile of inner products between items (its rows) and others (its columns), and what becomes of
+// its distances.
+struct Visit {
+  Lists lists;
+  const float* products;
+  int64_t stride;
+  const float* row_term;
+  const float* column_term;
+  int64_t first_item, first_other;
+  bool cosine;
+  // Each pair with item < other is offered to both; else every pair to the item alone.
+  bool symmetric;
+  float* kept;  // distances of the items before `kept_items` to those from there on, or null
+  int64_t kept_items, kept_stride;
+};
+
+__attribute__((always_inline)) inline float squared_distance(float product, float own, float other,
+                                                             bool cosine) {
+  const float d = cosine ? 2 * (1 - (product * own) * other) : (own + other) - 2 * product;
+  return d > 0 ? d : 0;  // never -0, whose bits would order last
+}
+
+// Eight floats: a vector that registers hold, or two of them.
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Masks __attribute__((vector_size(32)));
+constexpr int64_t kLanes = 8;
+static_assert(kLane == kLanes * kLanes);
+
+__attribute__((always_inline)) inline void load(Floats& to, const float* from) {
+  std::memcpy(&to, from, sizeof to);
+}
+
+// kLane entries of one row from column c on: their distances, both sides' maxima, and for each
+// entry a bit that says whether one of its two thresholds lets it through: bit v of lane u is entry
+// v * kLanes + u.
+template <bool kCosine, bool kSymmetric>
+__attribute__((always_inline)) inline void examine(const Visit& v, const float* product, int64_t r,
+                                                   int64_t c, Floats* reach, float* distances,
+                                                   Masks& near) {
+  const Floats zero = {}, own = zero + v.row_term[r];
+  const Floats mine = zero + v.lists.thresholds[v.first_item + r];
+  const float* other = v.column_term + c;
+  const float* theirs = v.lists.thresholds + v.first_other + c;
+  float* maxima = v.lists.maxima + v.first_other + c;
+  for (int64_t u = 0; u < kLane; u += kLanes) {
+    Floats x, term;
+    load(x, product + u);
+    load(term, other + u);
+    Floats d = kCosine ? 2 * (1 - (x * own) * term) : (own + term) - 2 * x;
+    d = d > zero ? d : zero;  // never -0, whose bits would order last
+    std::memcpy(distances + u, &d, sizeof d);
+    Floats limit = mine;
+    if (kSymmetric) {
+      Floats threshold, largest;
+      load(threshold, theirs + u);
+      limit = threshold > mine ? threshold : mine;
+      load(largest, maxima + u);
+      largest = d > largest ? d : largest;
+      std::memcpy(maxima + u, &largest, sizeof largest);
     }
-    lists.maxima[item] = std::max(lists.maxima[item], *std::max_element(reach, reach + 8));
+    near |= (d <= limit) & (1 << (u / kLanes));
+    Floats& part = reach[u / kLanes % 4];
+    part = d > part ? d : part;
   }
 }
 
-// Columns [begin, end) of the tile are items, its rows are others.
-MMGA_VECTOR_CLONES
-void offer_columns(const Lists& lists, const float* tile, int64_t stride, int64_t rows,
-                   int64_t first_item, int64_t first_other, bool triangle, int64_t begin,
-                   int64_t end) {
-  float* thresholds = lists.thresholds + first_item;
-  float* maxima = lists.maxima + first_item;
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = tile + r * stride;
-    for (int64_t c = triangle ? std::max(begin, r + 1) : begin; c < end; c += kLane) {
-      const int64_t length = std::min(kLane, end - c);
-      const float* part = row + c;
-      int32_t any = 0;
+// The same for what is left at the end of a row.
+template <bool kCosine, bool kSymmetric>
+__attribute__((always_inline)) inline void examine_some(const Visit& v, const float* product,
+                                                        int64_t r, int64_t c, int64_t length,
+                                                        float* reach, float* distances,
+                                                        Masks& near) {
+  const float mine = v.lists.thresholds[v.first_item + r];
+  for (int64_t t = 0; t < length; ++t) {
+    const int64_t other = v.first_other + c + t;
+    const float d = squared_distance(product[t], v.row_term[r], v.column_term[c + t], kCosine);
+    distances[t] = d;
+    bool taken = d <= mine;
+    if (kSymmetric) {
+      taken |= d <= v.lists.thresholds[other];
+      v.lists.maxima[other] = std::max(v.lists.maxima[other], d);
+    }
+    near[t % kLanes] |= taken << (t / kLanes);
+    *reach = std::max(*reach, d);
+  }
+}
+
+// Rows [row, row_end) and columns [column, column_end) of a tile, each entry once.
+template <bool kCosine, bool kSymmetric>
+__attribute__((always_inline)) inline void offer_block_body(const Visit& v, int64_t row,
+                                                            int64_t row_end, int64_t column,
+                                                            int64_t column_end) {
+  const Lists& lists = v.lists;
+  alignas(32) float d[kLane];
+  for (int64_t r = row; r < row_end; ++r) {
+    const int64_t item = v.first_item + r;
+    const int64_t begin = kSymmetric ? std::max(column, item + 1 - v.first_other) : column;
+    if (begin >= column_end) continue;  // it may be another thread's item
+    Floats reach[4] = {};
+    float farthest = 0;
+    for (int64_t c = begin; c < column_end; c += kLane) {
+      const int64_t length = std::min(kLane, column_end - c);
+      const float* product = v.products + r * v.stride + c;
+      Masks near = {};
       if (length == kLane) {
-        for (int64_t t = 0; t < kLane; ++t) any |= part[t] <= thresholds[c + t];
-        for (int64_t t = 0; t < kLane; ++t) {
-          maxima[c + t] = maxima[c + t] < part[t] ? part[t] : maxima[c + t];
-        }
+        examine<kCosine, kSymmetric>(v, product, r, c, reach, d, near);
       } else {
-        any = 1;
-        for (int64_t t = 0; t < length; ++t) maxima[c + t] = std::max(maxima[c + t], part[t]);
+        examine_some<kCosine, kSymmetric>(v, product, r, c, length, &farthest, d, near);
       }
-      if (!any) continue;
-      for (int64_t low = 0; low < length; low += kGroup) {
-        const int64_t high = std::min(low + kGroup, length);
-        int32_t some = high - low < kGroup;
-        if (!some) {
-          for (int64_t t = low; t < low + kGroup; ++t) some |= part[t] <= thresholds[c + t];
-        }
-        if (!some) continue;
-        for (int64_t t = low; t < high; ++t) {
-          if (part[t] <= thresholds[c + t]) {
-            lists.offer(first_item + c + t, part[t], first_other + r);
-          }
+      if (v.kept != nullptr && item < v.kept_items) {
+        const int64_t skipped = std::clamp<int64_t>(v.kept_items - v.first_other - c, 0, length);
+        std::memcpy(v.kept + item * v.kept_stride + v.first_other + c + skipped - v.kept_items,
+                    d + skipped, (length - skipped) * sizeof(float));
+      }
+      uint32_t lanes[kLanes];
+      std::memcpy(lanes, &near, sizeof near);
+      uint64_t pairs[kLanes / 2];
+      std::memcpy(pairs, &near, sizeof near);
+      if ((pairs[0] | pairs[1] | pairs[2] | pairs[3]) == 0) continue;
+      for (int64_t u = 0; u < kLanes; ++u) {
+        for (uint32_t bits = lanes[u]; bits != 0; bits &= bits - 1) {
+          const int64_t t = __builtin_ctz(bits) * kLanes + u;
+          const int64_t other = v.first_other + c + t;
+          lists.offer(item, d[t], other);
+          if (kSymmetric) lists.offer(other, d[t], item);
         }
       }
     }
+    for (const Floats& part : reach) {
+      for (int64_t u = 0; u < kLanes; ++u) farthest = std::max(farthest, part[u]);
+    }
+    lists.maxima[item] = std::max(lists.maxima[item], farthest);
+  }
+}
+
+MMGA_VECTOR_CLONES
+void offer_block(const Visit& v, int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+  if (v.cosine && v.symmetric) {
+    offer_block_body<true, true>(v, row, row_end, column, column_end);
+  } else if (v.cosine) {
+    offer_block_body<true, false>(v, row, row_end, column, column_end);
+  } else if (v.symmetric) {
+    offer_block_body<false, true>(v, row, row_end, column, column_end);
+  } else {
+    offer_block_body<false, false>(v, row, row_end, column, column_end);
   }
 }
 
@@ -152,13 +256,11 @@ void squared_distance_rows(float* tile, int64_t stride, int64_t columns, const f
     const float own = row_term[r];
     if (cosine) {
       for (int64_t c = 0; c < columns; ++c) {
-        const float d = 2 * (1 - (row[c] * own) * column_term[c]);
-        row[c] = d > 0 ? d : 0;  // never -0, whose bits would order last
+        row[c] = squared_distance(row[c], own, column_term[c], true);
       }
     } else {
       for (int64_t c = 0; c < columns; ++c) {
-        const float d = (own + column_term[c]) - 2 * row[c];
-        row[c] = d > 0 ? d : 0;
+        row[c] = squared_distance(row[c], own, column_term[c], false);
       }
     }
   }
@@ -178,29 +280,56 @@ void squared_distances_(Tensor tile, Tensor row_term, Tensor column_term, bool c
   });
 }
 
-void select_candidates(Tensor candidates, Tensor counts, Tensor thresholds, Tensor maxima,
-                       Tensor tile, int64_t k, int64_t first_item, int64_t first_other,
-                       bool transposed, bool triangle) {
-  const int64_t rows = tile.size(0), columns = tile.size(1), stride = tile.stride(0);
-  const int64_t slots = candidates.size(1);
-  STD_TORCH_CHECK(slots > k && k >= 1, "select_candidates: needs k >= 1 and more than k slots");
-  STD_TORCH_CHECK(columns <= 1 || tile.stride(1) == 1,
-                  "select_candidates: the tile's columns must be contiguous");
-  STD_TORCH_CHECK(first_item + (transposed ? columns : rows) <= candidates.size(0),
-                  "select_candidates: the tile reaches past the last item");
-  const Lists lists{candidates.mutable_data_ptr<int64_t>(),
-                    counts.mutable_data_ptr<int32_t>(),
-                    thresholds.mutable_data_ptr<float>(),
-                    maxima.mutable_data_ptr<float>(),
-                    slots,
-                    k};
-  const auto* values = tile.const_data_ptr<float>();
-  torch::stable::parallel_for(0, transposed ? columns : rows, kLane,
-                              [&](int64_t begin, int64_t end) {
-                                const auto pass = transposed ? offer_columns : offer_rows;
-                                pass(lists, values, stride, transposed ? rows : columns, first_item,
-                                     first_other, triangle, begin, end);
-                              });
+void select_neighbours(Tensor candidates, Tensor counts, Tensor thresholds, Tensor maxima,
+                       std::optional<Tensor> kept, Tensor products, Tensor row_term,
+                       Tensor column_term, bool cosine, int64_t k, int64_t first_item,
+                       int64_t first_other, bool symmetric) {
+  const int64_t rows = products.size(0), columns = products.size(1);
+  const int64_t items = candidates.size(0), slots = candidates.size(1);
+  STD_TORCH_CHECK(slots > k && k >= 1, "select_neighbours: needs k >= 1 and more than k slots");
+  STD_TORCH_CHECK(columns <= 1 || products.stride(1) == 1,
+                  "select_neighbours: the tile's columns must be contiguous");
+  STD_TORCH_CHECK(row_term.size(0) == rows && column_term.size(0) == columns,
+                  "select_neighbours: the terms do not fit the tile");
+  STD_TORCH_CHECK(first_item + rows <= items && (!symmetric || first_other + columns <= items),
+                  "select_neighbours: the tile reaches past the last item");
+  const bool keeps = kept.has_value();
+  STD_TORCH_CHECK(!keeps || (symmetric && kept->size(0) + kept->size(1) == items &&
+                             (kept->size(1) <= 1 || kept->stride(1) == 1)),
+                  "select_neighbours: kept must be [Q, N - Q] with contiguous rows");
+  const Visit visit{
+      {candidates.mutable_data_ptr<int64_t>(), counts.mutable_data_ptr<int32_t>(),
+       thresholds.mutable_data_ptr<float>(), maxima.mutable_data_ptr<float>(), slots, k},
+      products.const_data_ptr<float>(),
+      products.stride(0),
+      row_term.const_data_ptr<float>(),
+      column_term.const_data_ptr<float>(),
+      first_item,
+      first_other,
+      cosine,
+      symmetric,
+      keeps ? kept->mutable_data_ptr<float>() : nullptr,
+      keeps ? kept->size(0) : 0,
+      keeps ? kept->stride(0) : 0};
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  // Parts of the tile, one a thread at a time. A symmetric tile is cut both ways, and the parts of
+  // one turn share neither rows nor columns, so that no list has two writers. (A tile on the
+  // diagonal has the same items on both sides: one thread takes it.)
+  const bool overlapping = symmetric && first_other < first_item + rows;
+  const int64_t cuts =
+      overlapping ? 1 : std::clamp<int64_t>(rows * columns / kEntriesPerThread, 1, threads);
+  const int64_t turns = symmetric ? cuts : 1;
+  const int64_t height = (rows + cuts - 1) / cuts;
+  const int64_t width = ((columns + turns - 1) / turns + kLane - 1) / kLane * kLane;
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    torch::stable::parallel_for(0, cuts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t column = (part + turn) % turns * width;
+        offer_block(visit, std::min(part * height, rows), std::min((part + 1) * height, rows),
+                    std::min(column, columns), std::min(column + width, columns));
+      }
+    });
+  }
 }
 
 // Fewer than k entries are numbers where this is false.
@@ -298,7 +427,7 @@ Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("squared_distances_", TORCH_BOX(&mmga::squared_distances_));
-  m.impl("select_candidates", TORCH_BOX(&mmga::select_candidates));
+  m.impl("select_neighbours", TORCH_BOX(&mmga::select_neighbours));
   m.impl("nearest_in_rows", TORCH_BOX(&mmga::nearest_in_rows));
   m.impl("pair_products", TORCH_BOX(&mmga::pair_products));
 }

@@ -27,11 +27,11 @@ _nearest_in_rows = _library.define(
         distances.new_empty((distances.shape[0], k), dtype=torch.int32),
     ),
 )
-_select_candidates = _library.define(
-    "select_candidates(Tensor(a!) candidates, Tensor(b!) counts, Tensor(c!) thresholds,"
-    " Tensor(d!) maxima, Tensor tile, int k, int first_item, int first_other, bool transposed,"
-    " bool triangle) -> ()",
-    reference.select_candidates,
+_select_neighbours = _library.define(
+    "select_neighbours(Tensor(a!) candidates, Tensor(b!) counts, Tensor(c!) thresholds,"
+    " Tensor(d!) maxima, Tensor(e!)? kept, Tensor products, Tensor row_term, Tensor column_term,"
+    " bool cosine, int k, int first_item, int first_other, bool symmetric) -> ()",
+    reference.select_neighbours,
     _fake_nothing,
 )
 _squared_distances_ = _library.define(
@@ -113,7 +113,7 @@ def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor
 
 
 class NearestLists:
-    """The k nearest of N items, gathered from tiles of distances that come in any order.
+    """The k nearest of N items, gathered from tiles of inner products that come in any order.
 
     Memory: N (2k + 16) candidates of 8 bytes.
     """
@@ -128,7 +128,7 @@ class NearestLists:
         self._maxima = torch.zeros(items, device=device)
 
     def add_self(self) -> None:
-        """Offer every item to itself at distance 0 (the diagonal is never read from a tile)."""
+        """Offer every item to itself at distance 0 (symmetric tiles leave the diagonal out)."""
         if self._counts.any():
             raise RuntimeError("add_self comes before the first tile")
         self._candidates[:, 0] = torch.arange(len(self._counts), device=self._counts.device)
@@ -136,33 +136,44 @@ class NearestLists:
 
     def add(
         self,
-        tile: Tensor,
+        products: Tensor,
+        row_term: Tensor,
+        column_term: Tensor,
         first_item: int,
         first_other: int,
         *,
-        transposed: bool = False,
-        triangle: bool = False,
+        cosine: bool,
+        symmetric: bool = False,
+        kept: Tensor | None = None,
     ) -> None:
-        """Offer a tile of float32 distances >= 0 to the items along its rows.
+        """Offer the squared distances of a tile of inner products to the items along its rows.
 
         Args:
-            tile: [R, C], columns contiguous.
-            first_item: item of its first row (first column if transposed).
-            first_other: index of its first candidate along the other side.
-            transposed: the items are the columns.
-            triangle: take only entries with row < column.
+            products: [R, C] float32, columns contiguous.
+            row_term: [R], see `squared_distances_`.
+            column_term: [C].
+            first_item: item of its first row.
+            first_other: index of the candidate of its first column.
+            cosine: see `squared_distances_`.
+            symmetric: the columns are items too. Pairs with row item < column item are offered to
+                both of them, other entries are left out.
+            kept: [Q, N - Q] float32, gets the distances of items before Q to the others, as far as
+                a symmetric tile has them.
         """
-        _select_candidates(
+        _select_neighbours(
             self._candidates,
             self._counts,
             self._thresholds,
             self._maxima,
-            tile,
+            kept,
+            products,
+            row_term,
+            column_term,
+            cosine,
             self.k,
             first_item,
             first_other,
-            transposed,
-            triangle,
+            symmetric,
         )
 
     def result(self) -> Neighbours:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmga.errors import UserError
 from mmga.ops.distance import METRICS
-from mmga.ops.neighbours import NearestLists, Neighbours, squared_distances_
+from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.progress import Progress
 from mmga.retrieval.items import TILE, Items
 from mmga.retrieval.rows import Rows
@@ -65,7 +65,7 @@ def nearest_items(
     # The items, of which there are usually more and which may lie on disk, are read once.
     for first in range(0, len(items), TILE):
         for own in range(0, len(queries), TILE):
-            lists.add(tiles.distances(own, first), own, first)
+            lists.add(*tiles.products(own, first), own, first, cosine=tiles.cosine)
             done += 1
             if progress is not None:
                 progress("neighbours", done, total)
@@ -97,11 +97,8 @@ def neighbours_within(
     done, total = 0, blocks * (blocks + 1) // 2
     for own in range(0, n, TILE):
         for other in range(own, n, TILE):
-            tile = tiles.distances(own, other)
-            lists.add(tile, own, other, triangle=own == other)
-            lists.add(tile, other, own, transposed=True, triangle=own == other)
-            if kept is not None:
-                _keep(kept, tile, own, other)
+            tile = tiles.products(own, other)
+            lists.add(*tile, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
             done += 1
             if progress is not None:
                 progress("neighbours", done, total)
@@ -137,39 +134,30 @@ def check_metric(metric: str) -> None:
 
 
 class _Tiles:
-    """Tiles of squared distances in one buffer, every product of one shape and call form."""
+    """Tiles of inner products in one buffer, every product of one shape and call form."""
 
     def __init__(self, rows: Items, columns: Items) -> None:
         self._rows, self._columns = rows, columns
+        self.cosine = rows.metric == "cosine"
         device = rows.device
         self._row_block = torch.empty((TILE, rows.dimension), device=device)
         self._column_block = torch.empty((TILE, rows.dimension), device=device)
         self._tile = torch.empty((TILE, TILE), device=device)
         self._held: tuple[int, Tensor] | None = None
 
-    def distances(self, row: int, column: int) -> Tensor:
-        """Return the tile that begins at this row and column, valid until the next call."""
+    def products(self, row: int, column: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the tile that begins at this row and column, and the terms of both its sides.
+
+        The tile is valid until the next call.
+        """
         row_end = min(row + TILE, len(self._rows))
         column_end = min(column + TILE, len(self._columns))
         if self._held is None or self._held[0] != row:
             self._held = row, self._rows.block(row, row_end, self._row_block)
         others = self._columns.block(column, column_end, self._column_block)
         torch.mm(self._held[1], others.t(), out=self._tile)
-        tile = self._tile[: row_end - row, : column_end - column]
-        squared_distances_(
-            tile,
+        return (
+            self._tile[: row_end - row, : column_end - column],
             self._rows.terms[row:row_end],
             self._columns.terms[column:column_end],
-            cosine=self._rows.metric == "cosine",
         )
-        return tile
-
-
-def _keep(kept: Tensor, tile: Tensor, row: int, column: int) -> None:
-    """Copy what a tile holds of the first Q items against the others."""
-    first = len(kept)
-    rows = min(row + tile.shape[0], first) - row
-    skipped = max(0, first - column)
-    if rows > 0 and skipped < tile.shape[1]:
-        target = slice(column + skipped - first, column + tile.shape[1] - first)
-        kept[row : row + rows, target] = tile[:rows, skipped:]

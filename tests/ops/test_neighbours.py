@@ -41,18 +41,24 @@ def symmetric(items, top, seed):
     return d + d.t()
 
 
-def by_tiles(d, k, tile):
+def offer(lists, d, item, other, **options):
+    """Offer distances: products of -d / 2 between vectors whose norms are 0."""
+    zeros = torch.zeros(max(d.shape))
+    terms = zeros[: d.shape[0]], zeros[: d.shape[1]]
+    lists.add(d * -0.5, *terms, item, other, cosine=False, **options)
+
+
+def by_tiles(d, k, rows, columns):
     """Offer each pair once, from a tile on or above the diagonal, to both its items."""
     n = len(d)
     lists = NearestLists(n, k)
     lists.add_self()
-    for i in range(0, n, tile):
-        for j in range(i, n, tile):
-            part = d[i : i + tile, j : j + tile].clone()
-            if i == j:  # the lower triangle and the diagonal must not be read
-                part += torch.full_like(part, 7.0).tril()
-            lists.add(part, i, j, triangle=i == j)
-            lists.add(part, j, i, transposed=True, triangle=i == j)
+    for i in range(0, n, rows):
+        for j in range(i, n, columns):
+            part = d[i : i + rows, j : j + columns].clone()
+            # The lower triangle and the diagonal must not be read.
+            part += torch.full_like(part, 7.0).tril(i - j)
+            offer(lists, part, i, j, symmetric=True)
     return lists.result()
 
 
@@ -61,64 +67,92 @@ def by_tiles(d, k, tile):
     st.integers(1, 260),
     st.integers(1, 40),
     st.sampled_from([2, 6, 100000]),
-    st.sampled_from([16, 64, 96, 300]),
+    st.sampled_from([(16, 16), (64, 64), (96, 96), (64, 160), (96, 32), (300, 300)]),
     st.integers(0, 2**31),
 )
 def test_symmetric_tiles_equal_stable_sort(items, k, top, tile, seed):
     d, k = symmetric(items, top, seed), min(k, items)
-    found = by_tiles(d, k, tile)
+    found = by_tiles(d, k, *tile)
     expected, order = reference.nearest_in_rows(d, k)
     assert torch.equal(found.index, order) and torch.equal(found.distances, expected)
     assert torch.equal(found.maxima, d.amax(1))
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_lists_do_not_depend_on_threads(threads):
+    d = symmetric(900, 40, 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = by_tiles(d, 21, 256, 300)
+        queries = NearestLists(700, 21)
+        for j in range(0, 900, 320):
+            offer(queries, d[:700, j : j + 320], 0, j)
+        one_sided = queries.result()
+    finally:
+        torch.set_num_threads(before)
+    expected, order = reference.nearest_in_rows(d, 21)
+    assert torch.equal(found.index, order) and torch.equal(found.distances, expected)
+    assert torch.equal(found.maxima, d.amax(1))
+    assert torch.equal(one_sided.index, order[:700])
+    assert torch.equal(one_sided.maxima, d[:700].amax(1))
+
+
 def test_order_of_tiles_does_not_matter():
     d = symmetric(300, 9, 0)
-    expected = by_tiles(d, 11, 64)
+    expected = by_tiles(d, 11, 64, 64)
     lists = NearestLists(300, 11)
     lists.add_self()
     pairs = [(i, j) for i in range(0, 300, 64) for j in range(i, 300, 64)]
     for i, j in reversed(pairs):
-        part = d[i : i + 64, j : j + 64].contiguous()
-        lists.add(part, j, i, transposed=True, triangle=i == j)
-        lists.add(part, i, j, triangle=i == j)
+        offer(lists, d[i : i + 64, j : j + 64], i, j, symmetric=True)
     found = lists.result()
     assert torch.equal(found.index, expected.index)
     assert torch.equal(found.distances, expected.distances)
 
 
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("triangle", [False, True])
-def test_select_candidates_equals_reference(transposed, triangle):
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_select_neighbours_equals_reference(cosine, symmetric, threads):
+    """Bit for bit, on tiles beside, on and across the diagonal."""
     generator = torch.Generator().manual_seed(5)
-    outcomes = []
-    tiles = [torch.randint(0, 50, (130, 130), generator=generator).float() for _ in range(3)]
-    for select in (torch.ops.mmga.select_candidates, reference.select_candidates):
-        lists = NearestLists(140, 5)
+    buffer = torch.randn(450, 450, generator=generator)  # tiles are views with a row stride
+    buffer[7] = buffer[8]
+    terms = torch.rand(450, generator=generator)
+    terms[3] = 0  # a zero vector
+    before, outcomes = torch.get_num_threads(), []
+    for select in (torch.ops.mmga.select_neighbours, reference.select_neighbours):
+        lists = NearestLists(450, 5)
         state = (lists._candidates, lists._counts, lists._thresholds, lists._maxima)
         lists.add_self()
-        for step, tile in enumerate(tiles):
-            select(
-                *state,
-                tile[:, :100] if not triangle else tile,
-                5,
-                3,
-                200 * step + 150,
-                transposed,
-                triangle,
-            )
-        covered = slice(3, 103)
-        kept = [sorted(row[:c].tolist())[:5] for row, c in zip(state[0], state[1], strict=True)]
-        outcomes.append((kept[covered], state[3].tolist()))
+        kept = torch.full((130, 320), -1.0) if symmetric else None
+        try:
+            torch.set_num_threads(threads)
+            for rows, columns in (
+                (slice(0, 200), slice(0, 200)),
+                (slice(0, 200), slice(100, 450)),
+                (slice(200, 450), slice(230, 430)),
+                (slice(17, 150), slice(300, 450)),
+            ):
+                sides = buffer[rows, columns], terms[rows], terms[columns]
+                starts = rows.start, columns.start
+                select(*state, kept, *sides, cosine, 5, *starts, symmetric)
+        finally:
+            torch.set_num_threads(before)
+        lists_held = [sorted(r[:c].tolist())[:5] for r, c in zip(state[0], state[1], strict=True)]
+        outcomes.append((lists_held, state[3].tolist(), None if kept is None else kept.tolist()))
     assert outcomes[0] == outcomes[1]
+    assert kept is None or (kept >= 0).sum() > 20000
 
 
-def test_opcheck_select_candidates():
+def test_opcheck_select_neighbours():
     lists = NearestLists(20, 3)
     lists.add_self()
     state = (lists._candidates.fill_(0), lists._counts, lists._thresholds, lists._maxima)
-    arguments = (*state, torch.rand(20, 20), 3, 0, 0, False, True)
-    torch.library.opcheck(torch.ops.mmga.select_candidates.default, arguments)
+    tile = torch.rand(20, 20), torch.rand(20), torch.rand(20), True, 3, 0, 0, True
+    for kept in (None, torch.zeros(8, 12)):
+        torch.library.opcheck(torch.ops.mmga.select_neighbours.default, (*state, kept, *tile))
 
 
 @pytest.mark.parametrize("cosine", [False, True])
@@ -155,7 +189,7 @@ def test_pair_products_equal_reference_bit_for_bit(dimensions):
 
 def test_too_few_candidates_is_an_error():
     lists = NearestLists(4, 3)
-    lists.add(torch.ones(4, 2), 0, 0)
+    offer(lists, torch.ones(4, 2), 0, 0)
     with pytest.raises(RuntimeError, match="fewer than 3"):
         lists.result()
 
