@@ -84,6 +84,8 @@ class DataConfig:
     """Leave out and count images that cannot be decoded, instead of stopping."""
     workers: int = 0
     """Processes that load images; 0 loads in the training process."""
+    cache: str | None = None
+    """Memory for resized training images that are kept from epoch to epoch, such as 2G."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

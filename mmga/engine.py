@@ -31,6 +31,7 @@ from mmga.holdout import hold_out
 from mmga.models import MMGA
 from mmga.models.loading import build_network
 from mmga.progress import Progress
+from mmga.retrieval.memory import parse
 from mmga.runlog import RunLog
 from mmga.schedule import learning_rate
 from mmga.step import NotFinite, Step, freeze_statistics, synced, wrap
@@ -197,6 +198,7 @@ def _loader(config: Config, images: ImageSet, device: torch.device, group: Group
         workers=config.data.workers,
         device=device,
         skip_broken=config.data.skip_broken,
+        cache=parse(config.data.cache, "--cache") or 0,
         rank=group.rank,
         world=group.world,
     )

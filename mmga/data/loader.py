@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mmga.data.cache import ImageCache
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask, check_size
 from mmga.data.sampler import IdentitySampler
@@ -63,8 +64,8 @@ class TrainLoader:
         workers: processes that prepare images; 0 uses this one.
         device: where batches are put.
         skip_broken: leave out images that cannot be decoded, and count them in `broken`.
-        memory: bytes of images and masks, resized, that each reading process keeps; those read
-            after it is full are read again every time.
+        cache: bytes of images and masks, resized, that are kept from epoch to epoch, once for all
+            workers; images without room are read again every time.
         rank: number of this process.
         world: number of processes.
 
@@ -82,7 +83,7 @@ class TrainLoader:
         workers: int = 0,
         device: torch.device | str = "cpu",
         skip_broken: bool = False,
-        memory: int = 0,
+        cache: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -93,7 +94,8 @@ class TrainLoader:
         self._skip = skip_broken
         self._batches = _Batches()
         classes = sampler.labels(images.pids)
-        samples = _Samples(images, classes, transform, seed, memory=memory)
+        kept = ImageCache(cache, len(images), transform.size) if cache else None
+        samples = _Samples(images, classes, transform, seed, cache=kept)
         self._loader = _data_loader(samples, self._batches, workers, self._device)
 
     def steps(self, epoch: int) -> int:
@@ -200,19 +202,17 @@ class _Samples(Dataset[Any]):
         transform: TrainTransform | EvalTransform,
         seed: int,
         masks: bool = True,
-        memory: int = 0,
+        cache: ImageCache | None = None,
     ) -> None:
         self.images, self.classes, self.transform = images, classes, transform
-        self.seed, self.masks = seed, masks
-        self._room = memory
-        self._kept: dict[int, tuple[torch.Tensor, PartMask | None]] = {}
+        self.seed, self.masks, self.cache = seed, masks, cache
 
     def __getitems__(self, items: Sequence[_Item]) -> _Prepared:
         read: list[tuple[int, Sample, bool]] = []
         broken: list[tuple[str, str]] = []
         for item in items:
             index = item[1]
-            pair = self._kept.get(index)
+            pair = None if self.cache is None else self.cache.get(index)
             if pair is None:
                 try:
                     image = self.images.image(index)
@@ -246,7 +246,7 @@ class _Samples(Dataset[Any]):
         return _Prepared(batch, [(sample.erased, sample.seed) for sample in samples], broken)
 
     def _resized(self, index: int, image: torch.Tensor) -> tuple[torch.Tensor, PartMask | None]:
-        """Return an image and its mask at the transform's size, and keep them if there is room."""
+        """Return an image and its mask at the transform's size, and keep them if wanted."""
         mask = self.images.mask(index) if self.masks else None
         if mask is not None:
             check_size(mask, image, self.images.paths[index])
@@ -255,10 +255,8 @@ class _Samples(Dataset[Any]):
         image, labels = resize(image, labels, size, interpolation)
         if mask is not None and labels is not None:
             mask = PartMask(labels, mask.parts)
-        bytes_ = image.numel() + (0 if labels is None else labels.numel())
-        if bytes_ <= self._room:
-            self._room -= bytes_
-            self._kept[index] = image, mask
+        if self.cache is not None:
+            self.cache.put(index, image, mask)
         return image, mask
 
 
@@ -269,6 +267,8 @@ def _data_loader(
         samples,
         batch_sampler=batches,
         num_workers=workers,
+        # The cache's memory is shared by forking; torch's own choice otherwise.
+        multiprocessing_context="fork" if workers and samples.cache is not None else None,
         collate_fn=_identity,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,

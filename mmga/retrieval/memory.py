@@ -16,8 +16,8 @@ from mmga.errors import UserError
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-def parse(text: str | int | None) -> int | None:
-    """Return a number of bytes from ``2G``, ``500M`` or a plain number.
+def parse(text: str | int | None, name: str = "memory") -> int | None:
+    """Return a number of bytes from ``2G``, ``500M`` or a plain number; `name` is the argument's.
 
     Raises:
         UserError: it is none of these, or not positive.
@@ -26,7 +26,7 @@ def parse(text: str | int | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(text).strip().lower())
     if found is None or float(found.group(1)) <= 0:
-        raise UserError(f"memory: expected a size such as 2G or 500M, found {text!r}")
+        raise UserError(f"{name}: expected a size such as 2G or 500M, found {text!r}")
     return int(float(found.group(1)) * _UNITS[found.group(2)])
 
 
