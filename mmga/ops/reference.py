@@ -360,6 +360,41 @@ def count_preceding(
         )
 
 
+def part_keys(
+    products: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    row_weight: Tensor,
+    column_weight: Tensor,
+    metric: int,
+    keys: Tensor,
+) -> None:
+    """Write visibility-weighted mean distances of part features.
+
+    Args:
+        products: inner products of every part, float32 [P, R, W].
+        row_term: float32 [P, R], see `ranking_keys`.
+        column_term: float32 [P, W].
+        row_weight: float32 [P, R].
+        column_weight: float32 [P, W].
+        metric: place in `METRICS`, cosine or euclidean.
+        keys: float32 [R, W], set to sum_p w_p d_p / sum_p w_p, w_p = row_weight * column_weight,
+            d_p = 1 - cosine or the Euclidean distance (not squared), summed in the order of parts;
+            to infinity where the weights sum to 0.
+    """
+    numerator = torch.zeros_like(keys)
+    denominator = torch.zeros_like(keys)
+    for part, product in enumerate(products):
+        distance = ranking_keys(product, row_term[part][:, None], column_term[part], metric)
+        if metric == METRICS.index("euclidean"):
+            # torch's float32 roots are off by a last bit on some CPUs.
+            distance = distance.double().sqrt().to(torch.float32)
+        weight = row_weight[part][:, None] * column_weight[part]  # [R, W]
+        numerator = numerator + weight * distance
+        denominator = denominator + weight
+    keys.copy_(torch.where(denominator > 0, numerator / denominator, torch.inf))
+
+
 def count_impostors(
     values: Tensor,
     row_term: Tensor,

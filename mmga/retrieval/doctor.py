@@ -57,7 +57,7 @@ def check(query: Features, gallery: Features) -> list[Finding]:
                 "extract both with one network",
             )
         )
-    elif len(query.rows.shape) == 2:
+    else:
         same = duplicated_items(query.rows, norms[0], gallery.rows, norms[1])
         if len(same):
             findings.append(
@@ -114,12 +114,33 @@ def _labels(side: str, features: Features) -> list[Finding]:
 def _values(side: str, features: Features) -> tuple[list[Finding], torch.Tensor]:
     findings = []
     norms = torch.cat([squared_norms(shard.flatten(1)).cpu() for shard in features.rows.shards])
+    whole = norms
+    if features.visibility is not None:
+        unseen = torch.nonzero((features.visibility == 0).all(1)).squeeze(1)
+        if len(unseen):
+            findings.append(
+                Finding(
+                    side,
+                    f"{len(unseen)} rows have no visible part, the first is row {int(unseen[0])}",
+                    "leave them out: they stand last for every query",
+                )
+            )
+        # What is normalised is each part; an unseen one may be any number.
+        of_parts = torch.cat(
+            [squared_norms(shard.flatten(0, 1)).cpu() for shard in features.rows.shards]
+        )
+        norms = of_parts.reshape(features.visibility.shape)
+        anything = (features.visibility == 0) & torch.isfinite(norms)
+        norms = norms.masked_fill(anything, 1.0).flatten()
+    parts = len(norms) // len(whole)
+    what, of = ("rows", "") if features.visibility is None else ("parts", "of ")
     bad = torch.nonzero(~torch.isfinite(norms)).squeeze(1)
     if len(bad):
         findings.append(
             Finding(
                 side,
-                f"{len(bad)} rows hold NaN or infinity, the first is row {int(bad[0])}",
+                f"{len(bad)} {what} hold NaN or infinity, the first is {of}row "
+                f"{int(bad[0]) // parts}",
                 "extract them again; float16 overflows at 65504",
             )
         )
@@ -128,7 +149,7 @@ def _values(side: str, features: Features) -> tuple[list[Finding], torch.Tensor]
         findings.append(
             Finding(
                 side,
-                f"{len(zero)} rows are zero, the first is row {int(zero[0])}",
+                f"{len(zero)} {what} are zero, the first is {of}row {int(zero[0]) // parts}",
                 "extract them again: they are at cosine distance 1 from everything",
             )
         )
@@ -138,11 +159,11 @@ def _values(side: str, features: Features) -> tuple[list[Finding], torch.Tensor]
         findings.append(
             Finding(
                 side,
-                f"rows are not normalised (norms {low:.3g} to {high:.3g})",
+                f"{what} are not normalised (norms {low:.3g} to {high:.3g})",
                 "use metric cosine, which normalises, unless the lengths are meant",
             )
         )
-    return findings, norms
+    return findings, whole
 
 
 def _matches(query: Features, gallery: Features) -> list[Finding]:

@@ -19,6 +19,7 @@ from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.duplicates import duplicated_items
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.memory import Peak
+from mmga.retrieval.parts import PartSide, PartSource, pairs_without_common_part, visible
 from mmga.retrieval.passes import PairObserver, rank
 from mmga.retrieval.pooling import pooled
 from mmga.retrieval.protocol import Labels, Selection, protocol_named, select
@@ -42,8 +43,8 @@ class Context:
         gallery: the gallery features.
         selection: which queries and items are ranked, in which order.
         labels: labels of all rows in one numbering; junk is pid -1.
-        query_norms: squared norms of all query rows, float64 [Q].
-        gallery_norms: float64 [G].
+        query_norms: squared norms of all query rows, float64 [Q], of parts [Q, P].
+        gallery_norms: float64 [G] or [G, P].
         metric: cosine or euclidean.
         device: where to compute, or None.
         memory: bytes that may be allocated, or None.
@@ -77,6 +78,8 @@ class Context:
     def plain(self, selection: Selection | None = None) -> Source:
         """Return the tiles of the plain distances of `selection`, the evaluation's if None."""
         chosen = selection or self.selection
+        if self.query.visibility is not None and self.gallery.visibility is not None:
+            return self._of_parts(chosen, self.query.visibility, self.gallery.visibility)
         return FeatureSource(
             self.query.rows,
             chosen.queries,
@@ -89,6 +92,17 @@ class Context:
             self.memory,
             TILE,
         )
+
+    def _of_parts(
+        self, chosen: Selection, query_visibility: Tensor, gallery_visibility: Tensor
+    ) -> Source:
+        query = PartSide(
+            self.query.rows, query_visibility, self.query_norms, chosen.queries, self.metric
+        )
+        gallery = PartSide(
+            self.gallery.rows, gallery_visibility, self.gallery_norms, chosen.gallery, self.metric
+        )
+        return PartSource(query, gallery, self.metric, self.memory)
 
 
 class Reranker(Protocol):
@@ -167,9 +181,16 @@ def evaluate(
     _check_max_rank(max_rank)
     rules = protocol_named(protocol)
     gallery = _gallery_of(rules, query, gallery)
-    for side, features in (("query", query), ("gallery", gallery)):
-        if len(features.rows.shape) != 2:
-            raise UserError(f"{side}: expected features [N, D], found part features")
+    of_parts = query.visibility is not None
+    if of_parts != (gallery.visibility is not None):
+        raise UserError(
+            f"query has {'parts' if of_parts else 'features'}, gallery the other; both must come "
+            "from one network"
+        )
+    if of_parts and rerank is not None:
+        raise UserError("rerank: part features have no neighbour graph; evaluate them plainly")
+    if of_parts and torch.device(device or gallery.rows.device).type != "cpu":
+        raise UserError("device: part features are ranked on the CPU; move them there")
     if rerank is not None and (rules.splits or rules.single_shot):
         raise UserError(f"rerank: protocol {rules.name} reports plain figures only")
     if trials < 0 or (trials and not rules.single_shot):
@@ -217,13 +238,21 @@ def evaluate(
     with _timed(seconds, "rank"):
         scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
     report = _report(rules, query, gallery, selection, scores, max_rank, metric, seconds, peak)
-    report.zero_vectors = int((query_norms == 0).sum())
-    if gallery is not query:
-        report.zero_vectors += int((gallery_norms == 0).sum())
+    sides = [(query, query_norms)] + ([] if gallery is query else [(gallery, gallery_norms)])
+    report.zero_vectors = sum(zero_vectors(*side) for side in sides)
     if gallery is not query:
         with _timed(seconds, "load"):
-            same = duplicated_items(query.rows, query_norms, gallery.rows, gallery_norms)
+            of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]
+            same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[1])
         report.duplicates = len(same)
+    if query.visibility is not None and gallery.visibility is not None:
+        rows = np.flatnonzero(labels.query_pids != JUNK)
+        report.extra["parts"] = {
+            "parts": query.visibility.shape[1],
+            "pairs_without_common_part": pairs_without_common_part(
+                query.visibility[rows], gallery.visibility[selection.gallery]
+            ),
+        }
     if counter is not None:
         wanted = TARGETS if fpr is None else tuple(sorted({*TARGETS, fpr}))
         report.extra["verification"] = figures(counter.counts(), wanted)
@@ -248,7 +277,7 @@ def _pair_counter(
     if context.metric == "euclidean":
         longest = context.query_norms.max().sqrt() + context.gallery_norms.max().sqrt()
         largest = float(longest) or 1.0
-    squared = context.metric == "euclidean"
+    squared = context.metric == "euclidean" and context.query.visibility is None
     return PairCounter(context.selection, largest, squared, cross_camera, strangers, seed)
 
 
@@ -418,14 +447,31 @@ def labels_of(query: Any, gallery: Any, exclude: str | None = None) -> Labels:
     return Labels.of(sides[0], sides[1], exclude)
 
 
+def zero_vectors(features: Features, norms: Tensor) -> int:
+    """Count the rows, or the visible parts of rows, that are zero."""
+    zero = norms == 0
+    if features.visibility is not None:
+        zero &= visible(features.visibility) > 0
+    return int(zero.sum())
+
+
 def checked_norms(side: str, rows: Rows) -> Tensor:
-    """Return the squared norms of all rows, float64 [N] on the CPU.
+    """Return the squared norms of all rows, float64 [N] on the CPU; of parts [N, P].
 
     Raises:
         UserError: a value is NaN or infinite.
     """
-    norms = torch.cat([distance.squared_norms(shard).cpu() for shard in rows.shards])
-    bad = torch.nonzero(~torch.isfinite(norms)).squeeze(1)
+    if len(rows.shape) == 3:
+        norms = torch.cat(
+            [
+                distance.squared_norms(shard.flatten(0, 1)).cpu().reshape(shard.shape[:2])
+                for shard in rows.shards
+            ]
+        )
+    else:
+        norms = torch.cat([distance.squared_norms(shard).cpu() for shard in rows.shards])
+    finite = torch.isfinite(norms)
+    bad = torch.nonzero(~(finite if norms.dim() == 1 else finite.all(1))).squeeze(1)
     if len(bad):
         raise UserError(
             f"{side}: {len(bad)} of {len(norms)} rows of features hold NaN or infinity, the first "

@@ -248,7 +248,8 @@ class Report:
         if self.duplicates:
             lines.append(f"duplicates: {self.duplicates} gallery items equal a query")
         if self.zero_vectors:
-            lines.append(f"zero vectors: {self.zero_vectors}, at cosine distance 1 from all")
+            what = "zero vectors" if "parts" not in self.extra else "zero vectors of visible parts"
+            lines.append(f"{what}: {self.zero_vectors}, at cosine distance 1 from all")
         lines += _extra_lines(self.extra)
         lines += [f"note: {note}" for note in self.notes]
         spent = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
@@ -275,6 +276,11 @@ def _json_text(values: dict[str, Any]) -> str:
 def _extra_lines(extra: dict[str, Any]) -> list[str]:
     """Return the figures of single options as lines of the table."""
     lines = []
+    if "parts" in extra:
+        apart = extra["parts"]["pairs_without_common_part"]
+        lines.append(
+            f"parts: {extra['parts']['parts']}; {apart} pairs see none in common and stand last"
+        )
     for name, one in extra.get("bootstrap", {}).items():
         lines.append(
             f"{name}: {one['value']:.2%}, 95% interval by identity {one['low']:.2%} to "
