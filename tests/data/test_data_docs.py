@@ -17,8 +17,6 @@ from mmga.data.datasets import NAMES
 from mmga.data.masks import PartMask, write_mask
 from mmga.extraction import load_data
 
-sys.path.append(str(Path(__file__).parents[1] / "bodyparts"))
-
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
