@@ -1,0 +1,327 @@
+"""Evaluation of large galleries against the bare product of the same features.
+
+    python benchmarks/large_galleries.py --json large.json
+    python benchmarks/large_galleries.py --only msmt17 --dimension 2048 --rounds 3
+    python benchmarks/large_galleries.py --scale 20 --rounds 1          # a try that takes seconds
+
+Workloads, with simulated features (seeded, about 15 matches a query, normalised):
+
+    market500k   3,368 x 515,913, D = 512, in memory
+    msmt17       11,659 x 82,161, D = --dimension, in memory
+    disk5m       3,368 x 5,000,000, D = 256, float16 memory-mapped from disk, --memory bounded
+
+Providers: `mmga` (mmga.evaluate, features to metrics), `tiles` (the same tiles without counting)
+and `product` (the bare product in blocks of rows; in blocks of the gallery where it lies on disk).
+Each measurement is a process of its own, so that peaks of memory do not mix; a round measures all
+providers one after the other, and the table shows medians over rounds. `peak` is resident memory
+beyond torch itself, without clean pages of mapped files, as `Report.peak_memory_bytes`; `process`
+is the raw peak of the process. Features held in memory count in both.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmga.progress import bar
+from mmga.retrieval import memory
+from mmga.retrieval.evaluate import Context, checked_norms, evaluate
+from mmga.retrieval.features import Features, load_features
+from mmga.retrieval.passes import PAIR_LIMIT
+from mmga.retrieval.protocol import Labels, protocol_named, select
+
+PROVIDERS = ("mmga", "tiles", "product")
+CAMERAS = 6
+BLOCK = 1 << 15  # rows that are simulated at once
+OUTPUT_BYTES = 256 << 20  # what one block of the bare product writes
+LABEL = "simulated features"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The shape of a data set.
+
+    Attributes:
+        queries: Q.
+        items: G.
+        known: gallery items of the queries' identities; the rest are distractors.
+        dimension: D.
+        on_disk: float16, memory-mapped; else float32 in memory.
+    """
+
+    queries: int
+    items: int
+    known: int
+    dimension: int
+    on_disk: bool = False
+
+    @property
+    def people(self) -> int:
+        """Identities, such that about 15 matches are left in other cameras."""
+        return max(2, self.known // 18)
+
+
+WORKLOADS = {
+    "market500k": Workload(3_368, 515_913, 13_115, 512),
+    "msmt17": Workload(11_659, 82_161, 82_161, 512),
+    "disk5m": Workload(3_368, 5_000_000, 13_115, 256, on_disk=True),
+}
+
+
+def simulate(folder: Path, work: Workload, progress) -> None:
+    """Write both sides as folders of .npy files, block by block."""
+    generator = torch.Generator().manual_seed(work.dimension)
+    centres = torch.randn(work.people, work.dimension, generator=generator)
+    noise = 2.0 * (work.dimension / 512) ** 0.27  # leaves mAP near .9
+    done, total = 0, work.queries + work.items
+    for side, count in (("query", work.queries), ("gallery", work.items)):
+        generator.manual_seed(1 if side == "query" else 2)
+        pids = torch.arange(count) % work.people
+        if side == "gallery":
+            pids = torch.randint(0, work.people, (count,), generator=generator)
+            pids[torch.randperm(count, generator=generator)[work.known :]] = 10**6
+        (folder / side).mkdir(parents=True)
+        np.save(folder / side / "pids.npy", pids.numpy())
+        camids = torch.randint(0, CAMERAS, (count,), generator=generator)
+        np.save(folder / side / "camids.npy", camids.numpy())
+        rows = np.lib.format.open_memmap(
+            folder / side / "features.npy",
+            "w+",
+            np.float16 if work.on_disk else np.float32,
+            (count, work.dimension),
+        )
+        for start in range(0, count, BLOCK):
+            labels = pids[start : start + BLOCK]
+            block = noise * torch.randn(len(labels), work.dimension, generator=generator)
+            of_known = labels < work.people
+            block[of_known] += centres[labels[of_known]]
+            rows[start : start + len(labels)] = torch.nn.functional.normalize(block).numpy()
+            done += len(labels)
+            progress("simulate", done, total)
+        rows.flush()
+        del rows
+
+
+def sides(folder: Path, in_memory: bool) -> tuple[Features, Features]:
+    """Read what `simulate` wrote."""
+    if not in_memory:
+        return load_features(folder / "query"), load_features(folder / "gallery")
+    found = []
+    for side in ("query", "gallery"):
+        arrays = [np.load(folder / side / f"{name}.npy") for name in ("features", "pids", "camids")]
+        found.append(Features(*arrays))
+    return found[0], found[1]
+
+
+def run_tiles(query: Features, gallery: Features, bound: str | None, peak: memory.Peak) -> None:
+    """Make the tiles of an evaluation and nothing of them."""
+    labels = Labels.of(query, gallery)
+    selection = select(protocol_named("market1501"), labels)
+    norms = [checked_norms(name, side.rows) for name, side in (("q", query), ("g", gallery))]
+    context = Context(
+        query, gallery, selection, labels, *norms, "cosine", None, memory.parse(bound), None, {},
+        peak,
+    )  # fmt: skip
+    source = context.plain()
+    begun = time.perf_counter()
+    for pairs in selection.pairs(PAIR_LIMIT, source.max_rows):
+        for _ in source.tiles(pairs.start, pairs.stop):
+            peak.look()
+    print_result(time.perf_counter() - begun, peak)
+
+
+def run_product(query: Features, gallery: Features, peak: memory.Peak) -> None:
+    """Multiply in blocks of rows, their output freed, or of a gallery that is read and widened."""
+    begun = time.perf_counter()
+    if gallery.features.dtype == torch.float32:
+        height = max(64, OUTPUT_BYTES // (4 * len(gallery)) // 64 * 64)
+        for top in range(0, len(query), height):
+            _ = query.features[top : top + height] @ gallery.features.T
+            peak.look()
+            del _
+    else:
+        rows = query.features.float()
+        width = max(64, OUTPUT_BYTES // (4 * max(len(query), query.dimension)) // 64 * 64)
+        for left in range(0, len(gallery), width):
+            _ = rows @ gallery.features[left : left + width].float().T
+            peak.look()
+            del _
+    print_result(time.perf_counter() - begun, peak)
+
+
+def run_mmga(query: Features, gallery: Features, bound: str | None) -> None:
+    """Evaluate."""
+    begun = time.perf_counter()
+    report = evaluate(query, gallery, memory=bound)
+    seconds = time.perf_counter() - begun
+    result = {
+        "seconds": seconds,
+        "rank_seconds": report.seconds["rank"],
+        "peak_bytes": report.peak_memory_bytes,
+        "process_bytes": report.process_peak_bytes,
+        "mAP": report.mAP,
+        "backend": report.backend,
+    }
+    print(json.dumps(result))
+
+
+def print_result(seconds: float, peak: memory.Peak) -> None:
+    """Tell the parent what was measured."""
+    peak.look()
+    result = {"seconds": seconds, "peak_bytes": peak.bytes, "process_bytes": memory.process_peak()}
+    print(json.dumps(result))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Be the process of one measurement."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    memory.baseline()
+    query, gallery = sides(options.folder, in_memory=options.memory is None)
+    if options.queries and options.queries < len(query):
+        chosen = np.random.default_rng(0).permutation(len(query))[: options.queries]
+        query = query.select(np.sort(chosen))
+    peak = memory.Peak()
+    if options.measure == "mmga":
+        run_mmga(query, gallery, options.memory)
+    elif options.measure == "tiles":
+        run_tiles(query, gallery, options.memory, peak)
+    else:
+        run_product(query, gallery, peak)
+
+
+def child(provider: str, folder: Path, work: Workload, options: argparse.Namespace) -> dict:
+    """Measure one provider in a process of its own."""
+    words = [sys.executable, __file__, "--measure", provider, "--folder", str(folder)]
+    words += ["--threads", str(options.threads), "--queries", str(options.queries)]
+    if work.on_disk:
+        words += ["--memory", options.memory or "1G"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"large_galleries: {provider} failed:\n{done.stderr}")
+    result: dict = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def summary(rounds: list[dict]) -> dict:
+    """Return medians of the times and the largest peaks of a provider's rounds."""
+    last = rounds[-1]
+    times = [name for name in last if name.endswith("seconds")]
+    peaks = [name for name in last if name.endswith("bytes")]
+    kept = {name: statistics.median(one[name] for one in rounds) for name in times}
+    kept |= {name: max(one[name] for one in rounds) for name in peaks}
+    return {**last, **kept, "rounds": [one["seconds"] for one in rounds]}
+
+
+def table(name: str, work: Workload, queries: int, found: dict[str, dict]) -> str:
+    """Return the medians as text."""
+    lines = [
+        f"{name}: {queries} x {work.items:,}, D = {work.dimension}, "
+        f"{'float16 on disk' if work.on_disk else 'float32 in memory'}, {LABEL}",
+        f"{'':<10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'process MiB':>13}",
+    ]
+    bare = found.get("product", {}).get("seconds")
+    for provider, one in found.items():
+        ratio = f"{one['seconds'] / bare:.2f}" if bare else "-"
+        lines.append(
+            f"{provider:<10}{one['seconds']:>10.2f}{ratio:>8}{one['peak_bytes'] / 2**20:>10.0f}"
+            f"{one['process_bytes'] / 2**20:>13.0f}"
+        )
+    return "\n".join(lines)
+
+
+def machine(options: argparse.Namespace) -> dict:
+    """Return what the figures hold for."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    return {
+        "command": " ".join(["python", "benchmarks/large_galleries.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip() or None,
+        "machine": f"{platform.machine()} {platform.system()}",
+        "torch": torch.__version__,
+        "threads": options.threads or torch.get_num_threads(),
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each provider")
+    parser.add_argument("--queries", type=int, default=0, help="a sample of so many; 0 for all")
+    parser.add_argument("--dimension", type=int, default=512, help="D of msmt17")
+    parser.add_argument("--scale", type=int, default=1, help="divide both sides by this")
+    parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 for its choice")
+    parser.add_argument("--memory", default=None, help="bound of disk5m (1G)")
+    parser.add_argument("--folder", type=Path, default=None, help="where features are simulated")
+    parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
+    parser.add_argument("--measure", choices=PROVIDERS, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    for name in ("rounds", "scale"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: expected at least 1")
+    return options
+
+
+def main() -> None:
+    """Simulate, measure, print."""
+    options = parsed()
+    if options.measure:
+        measure(options)
+        return
+    results: dict[str, dict] = {}
+    for name in options.only:
+        shape = WORKLOADS[name]
+        work = Workload(
+            shape.queries // options.scale,
+            shape.items // options.scale,
+            shape.known // options.scale,
+            options.dimension if name == "msmt17" else shape.dimension,
+            shape.on_disk,
+        )
+        with (
+            tempfile.TemporaryDirectory(dir=options.folder, prefix=f"{name}-") as made,
+            bar() as progress,
+        ):
+            folder = Path(made)
+            simulate(folder, work, progress)
+            measured: dict[str, list[dict]] = {provider: [] for provider in options.providers}
+            total = options.rounds * len(measured)
+            for number in range(options.rounds):
+                for place, (provider, rounds) in enumerate(measured.items()):
+                    progress(f"{name}: measure", number * len(measured) + place, total)
+                    rounds.append(child(provider, folder, work, options))
+            progress(f"{name}: measure", total, total)
+        queries = min(options.queries or work.queries, work.queries)
+        medians = {provider: summary(rounds) for provider, rounds in measured.items()}
+        print(table(name, work, queries, medians), flush=True)
+        results[name] = {
+            "queries": queries,
+            "items": work.items,
+            "dimension": work.dimension,
+            "providers": medians,
+        }
+        if options.json is not None:  # after each workload: a long run may be stopped
+            values = {"schema": 1, "features": LABEL, **machine(options), "workloads": results}
+            options.json.write_text(json.dumps(values, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
