@@ -10,6 +10,7 @@ out above 8,000 items.
 
 import functools
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,32 @@ def numpy_sparse_part(near: Neighbours, queries: int) -> np.ndarray:
     return numpy_jaccard(v, queries)[:, queries:]
 
 
-def numpy_clustering(x: np.ndarray) -> np.ndarray:
-    d = np.maximum(2 - 2 * (x @ x.T), 0)
+def numpy_clustering(x: np.ndarray, seconds: dict[str, float] | None = None) -> np.ndarray:
+    """The rule of SpCL and cluster-contrast on dense arrays; `seconds` gets its stages'.
+
+    The nearest are found by a partial sort: a full one, which some peers do, takes three times as
+    long.
+    """
+    clock = [time.perf_counter()]
+
+    def stage(name: str) -> None:
+        clock.append(time.perf_counter())
+        if seconds is not None:
+            seconds[name] = clock[-1] - clock[-2]
+
+    d = x @ x.T
+    np.maximum(2 - 2 * d, 0, out=d)
     np.fill_diagonal(d, 0)
-    rank = np.argsort(d, axis=1, kind="stable")[:, :30]
+    stage("distances")
+    near = np.sort(np.argpartition(d, 29, axis=1)[:, :30], axis=1)  # ties go by index
+    order = np.argsort(np.take_along_axis(d, near, axis=1), axis=1, kind="stable")
+    rank = np.take_along_axis(near, order, axis=1)
+    stage("neighbours")
     v = numpy_encoding(rank, lambda i, members: d[i, members], 30, 16, softmax=True)
-    return numpy_jaccard(v, len(x))
+    stage("encoding")
+    result = numpy_jaccard(v, len(x))
+    stage("Jaccard distances")
+    return result
 
 
 def dense(rows: tuple[Tensor, Tensor, Tensor], first: int, columns: int) -> np.ndarray:

@@ -326,6 +326,7 @@ void add_overlaps(double weight, const int32_t* rows, const double* values, int6
   }
 }
 
+// Returns how many overlaps are >= least, and clears them.
 MMGA_VECTOR_CLONES
 int64_t count_overlaps(double* sums, uint8_t* marks, int64_t blocks, double least) {
   constexpr int64_t kSums = Overlaps::kBlock * Overlaps::kMarks;
@@ -356,9 +357,9 @@ int64_t drain_overlaps(double* sums, uint8_t* marks, int64_t blocks, double leas
     std::memset(marks + first, 0, sizeof word);
     for (int64_t b = first; b < first + Overlaps::kMarks; ++b) {
       double* block = sums + b * kBlock;
-      int any = 0;
-      for (int64_t t = 0; t < kBlock; ++t) any |= block[t] >= least;
-      if (any) {
+      double largest = 0.0;
+      for (int64_t t = 0; t < kBlock; ++t) largest = largest < block[t] ? block[t] : largest;
+      if (largest >= least) {
         double distance[kBlock];
         for (int64_t t = 0; t < kBlock; ++t) {
           const double d = 1.0 - block[t] / (2.0 - block[t]);
@@ -398,23 +399,46 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
                      inverted_values.const_data_ptr<double>()};
   const auto* chosen = rows_of_interest.const_data_ptr<int64_t>();
   const double least = least_overlap(max_distance.value_or(std::nextafter(1.0, 0.0)));
-  // Calls take(row, overlaps) for all rows, several threads at a time.
+  const auto add_row = [&](int64_t r, Overlaps& overlaps) {
+    for (int64_t e = v.offsets[chosen[r]]; e < v.offsets[chosen[r] + 1]; ++e) {
+      const int64_t first = inverted.offsets[v.columns[e]];
+      add_overlaps(v.values[e], inverted.columns + first, inverted.values + first,
+                   inverted.offsets[v.columns[e] + 1] - first, overlaps.sums.data(),
+                   overlaps.marks.data());
+    }
+  };
+  if (max_distance.has_value()) {  // few are kept: copying them costs little
+    ChunkedRows rows(m, kRowsPerTask, true);
+    torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
+      Overlaps overlaps(n);
+      std::vector<int32_t> near(n);
+      std::vector<double> distances(n);
+      for (int64_t c = begin; c < end; ++c) {
+        for (int64_t r = rows.first_row(c); r < rows.first_row(c + 1); ++r) {
+          add_row(r, overlaps);
+          const int64_t count =
+              drain_overlaps(overlaps.sums.data(), overlaps.marks.data(), overlaps.blocks(), least,
+                             n, near.data(), distances.data());
+          rows.columns(c).insert(rows.columns(c).end(), near.data(), near.data() + count);
+          rows.values(c).insert(rows.values(c).end(), distances.data(), distances.data() + count);
+          rows.set_count(r, count);
+        }
+      }
+    });
+    Tensor result = rows.offsets(offsets);
+    return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
+  }
+  // Overlaps are computed twice: it costs less than rows of unknown length, which would have to be
+  // copied, and no more memory than the result.
   const auto each_row = [&](const auto& take) {
     torch::stable::parallel_for(0, m, kRowsPerTask, [&](int64_t begin, int64_t end) {
       Overlaps overlaps(n);
       for (int64_t r = begin; r < end; ++r) {
-        for (int64_t e = v.offsets[chosen[r]]; e < v.offsets[chosen[r] + 1]; ++e) {
-          const int64_t first = inverted.offsets[v.columns[e]];
-          add_overlaps(v.values[e], inverted.columns + first, inverted.values + first,
-                       inverted.offsets[v.columns[e] + 1] - first, overlaps.sums.data(),
-                       overlaps.marks.data());
-        }
+        add_row(r, overlaps);
         take(r, overlaps);
       }
     });
   };
-  // Overlaps are computed twice: it costs less than rows of unknown length, which would have to be
-  // copied, and no more memory than the result.
   Tensor row_offsets = torch::stable::new_empty(offsets, {m + 1});
   auto* begin_of = row_offsets.mutable_data_ptr<int64_t>();
   begin_of[0] = 0;
