@@ -142,6 +142,7 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
             data=options.data,
             root=options.root,
             device=options.device or "auto",
+            multi_query=options.protocol == "multi-query",
         )
         with bar() as progress:
             return extract.features_of_run(of_run, progress)

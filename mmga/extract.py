@@ -57,6 +57,9 @@ class Options:
     """With --images: images extracted at once."""
     skip_broken: bool = False
     """With --images: leave out and count images that cannot be decoded, instead of stopping."""
+    multi_query: bool = False
+    """Write all images of each query's identity and camera as queries, for protocol multi-query,
+    where the data set has them (market1501's gt_bbox)."""
     data: DataName | None = None
     """Another data set than the run was trained on."""
     root: Path | None = None
@@ -113,7 +116,10 @@ def features_of_run(
     if not options.flip:
         config = merged(config, {"run": {"flip_test": False}}, where="--no-flip")
     data = load_data(config, progress, training=False)
-    query = extract(run.network, data.query, config, phase="query", progress=progress)
+    queries = data.query
+    if options.multi_query and data.multi_query is not None:
+        queries = data.multi_query
+    query = extract(run.network, queries, config, phase="query", progress=progress)
     return query, extract(run.network, data.gallery, config, phase="gallery", progress=progress)
 
 
@@ -197,9 +203,10 @@ def body(options: Options) -> int:
         folder = options.run if options.run.is_dir() else options.run.parent
     for name, features in (("query", query), ("gallery", gallery)):
         features.save(folder / f"{name}.npz")
+    protocol = " --protocol multi-query" if options.multi_query else ""
     print(
         f"{len(query)} queries and {len(gallery)} gallery items in {folder}; next: "
-        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz"
+        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{protocol}"
     )
     return 0
 

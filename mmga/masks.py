@@ -90,6 +90,7 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     broken: dict[str, str] = {}
     make, origin = _maker(options, data, images, detector, broken)
     maker = MaskMaker(options.out, {"data": data.name, **origin})
+    maker.check_paths(images.paths)
     maker.begin()
     places = maker.missing(images.paths)
     if len(places) < len(images):

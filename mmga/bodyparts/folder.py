@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,26 @@ class MaskMaker:
             )
         else:
             self._write({"schema": 1, "finished": False, "origin": self.origin})
+
+    def check_paths(self, paths: Sequence[str]) -> None:
+        """Refuse images whose masks would leave the folder, or stand in one another's place.
+
+        Raises:
+            UserError: a path is absolute, leads out of the folder, or differs from another by its
+                suffix alone.
+        """
+        first: dict[PurePosixPath, str] = {}
+        for path in paths:
+            place = PurePosixPath(path).with_suffix("")
+            if place.is_absolute() or ".." in place.parts:
+                raise UserError(
+                    f"image {path} lies outside of the data set's folder, so that its mask would "
+                    f"lie outside of {self.out}; name images below the folder"
+                )
+            if first.setdefault(place, path) != path:
+                raise UserError(
+                    f"images {first[place]} and {path} would have one mask file; rename one"
+                )
 
     def missing(self, paths: Sequence[str]) -> list[int]:
         """Return the places of `paths` that have no mask yet and were not found empty."""

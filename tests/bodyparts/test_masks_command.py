@@ -239,3 +239,22 @@ def test_an_empty_silhouette_has_no_file(tmp_path, market):
 
     masks.body(_options(tmp_path, market), Nobody())
     assert not list((tmp_path / "masks").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        ("../b.jpg", r"\.\./b\.jpg lies outside"),
+        ("/b.jpg", r"/b\.jpg lies outside"),
+        ("a.png", r"images a\.jpg and a\.png would have one mask"),
+    ],
+)
+def test_masks_stay_in_their_folder(second, sentence, tmp_path):
+    rows = [("a.jpg", "train"), (second, "train"), ("q.jpg", "query"), ("g.jpg", "gallery")]
+    lines = [f"{path},{i},0,{split}" for i, (path, split) in enumerate(rows)]
+    table = tmp_path / "t.csv"
+    table.write_text("path,pid,camid,split\n" + "\n".join(lines))
+    options = masks.Options(out=tmp_path / "m", data="csv", root=table, preview=0)
+    with pytest.raises(UserError, match=sentence):
+        masks.body(options, Stub())
+    assert not (tmp_path / "m").exists()

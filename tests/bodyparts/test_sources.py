@@ -225,3 +225,32 @@ def test_published_skeletons_are_persons():
         if m is not None
     ]
     assert all(upper < bottom for upper, bottom in heights)
+
+
+@pytest.mark.skipif(
+    not (SHARED / "market1501-pose14").is_dir() or not (SHARED / "market1501-lists").is_dir(),
+    reason=f"{SHARED}/market1501-pose14 or market1501-lists is absent",
+)
+def test_published_skeletons_meet_their_names(tmp_path):
+    """Persons' heads are near the top; distractors, which are no persons, have them anywhere."""
+    pytest.importorskip("h5py")
+    names = (SHARED / "market1501-lists" / "list_market_test.txt").read_text().splitlines()
+    paths = [line.split()[0] for line in names]
+    query = [path for path in paths if path.startswith("query/")]
+    gallery = [path for path in paths if path.startswith("bounding_box_test/")]
+    train = [
+        f"bounding_box_train/{line.split()[0]}"
+        for line in (SHARED / "market1501-lists" / "list_market_train.txt").read_text().splitlines()
+    ]
+    # Any order will do, and junk, whose names come first, is not in the list.
+    poses = read_poses(SHARED / "market1501-pose14", _data(train[::-1], query, gallery))
+    assert len(poses.points) == len(train) + len(query) + len(gallery)
+
+    def head(paths):
+        return np.mean([poses.points[path][0, 1] for path in paths])
+
+    distractors = [path for path in gallery if path.startswith("bounding_box_test/0000_")]
+    assert len(distractors) == 2798
+    assert head(distractors) > 20
+    for persons in (train, query, sorted(set(gallery) - set(distractors))):
+        assert head(persons) < 8

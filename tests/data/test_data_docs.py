@@ -112,3 +112,23 @@ def test_python_examples_run(folder, capsys):
     said = capsys.readouterr().out
     assert said == "6 images, 3 with a mask; market1501 msmt17 is trained on train + val\n"
     assert names["halves"].parts
+
+
+def test_multi_query_from_a_run(folder, capsys):
+    """The images of gt_bbox are the queries, where the folder holds them."""
+    from mmga import extract
+    from mmga.checkpoint import Progress, save_checkpoint
+    from mmga.config import as_dict, merged, recipe_config
+    from mmga.models.loading import build_network
+    from mmga.retrieval.features import load_features
+
+    size = {"height": 48, "width": 16}
+    config = merged(recipe_config("synthetic"), {"data": size}, where="test")
+    network = build_network(config.model, 5)
+    save_checkpoint(folder / "run/last.safetensors", network, Progress(1, 0, 9), as_dict(config), 5)
+    words = ["--run", "run", "--data", "market1501", "--root", "data", "--out", "features"]
+    for flag in ((), ("--multi-query",)):
+        extract.main([*words, *flag])
+        paths = load_features(folder / "features" / "query.npz").paths
+        assert paths.tolist() == [MARKET[6 if flag else 3]]
+    assert capsys.readouterr().out.strip().endswith("--protocol multi-query")
