@@ -2,11 +2,29 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmga.errors import UserError
+
+
+def _reason(error: Exception) -> str | None:
+    """Return what the system says where the error or its text holds an error number."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    number = re.search(r"\b(?:errno = |os error )(\d+)", str(error))
+    return None if number is None else os.strerror(int(number.group(1)))
+
+
+def _failure(target: Path, error: Exception) -> UserError:
+    reason = _reason(error) or " ".join(str(error).split())
+    if re.fullmatch(r"\d+ requested and \d+ written", reason):  # NumPy's
+        reason = "a part of it found no room"
+    return UserError(
+        f"{target} could not be written: {reason}; choose a folder that can be written and has room"
+    )
 
 
 @contextlib.contextmanager
@@ -42,10 +60,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             str(target.parent),
         ):
             raise
-        raise UserError(
-            f"{target} could not be written: {error.strerror or error}; "
-            "choose a folder that can be written and has room"
-        ) from error
+        raise _failure(target, error) from error
+    except Exception as error:
+        # Writers in other languages (safetensors, HDF5) spell the error of the system out.
+        if _reason(error) is None:
+            raise
+        raise _failure(target, error) from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

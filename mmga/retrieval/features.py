@@ -98,6 +98,7 @@ class Features:
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
             values = _flat(column)
+            formats.check_array(self._name(name), values)
             self._check_length(name, len(values), count)
             self.columns[name] = values
         self.visibility: Tensor | None = None
@@ -307,6 +308,8 @@ def _flat(values: Any) -> np.ndarray:
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
+    if array.dtype.hasobject and all(isinstance(value, str) for value in array.flat):
+        array = array.astype(np.str_)  # columns of strings as pandas has them
     return np.atleast_1d(array)
 
 

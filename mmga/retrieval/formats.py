@@ -189,6 +189,13 @@ def _write_safetensors(path: Path, arrays: Mapping[str, Any]) -> None:
             metadata[name] = json.dumps(np.asarray(value).astype(np.str_).tolist())
         else:
             tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
+    # The format knows no shared memory: pids that serve as a column too are written twice.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in seen:
+            tensors[name] = tensor.clone()
+        seen.add(storage)
     save_file(tensors, path, metadata)
 
 
@@ -324,7 +331,13 @@ def _write_pt(path: Path, arrays: Mapping[str, Any]) -> None:
             out[name] = np.asarray(value).tolist()
         else:
             out[name] = torch.from_numpy(np.ascontiguousarray(value))
-    torch.save(out, path)
+    try:
+        with path.open("wb") as file:  # whose errors are Python's
+            torch.save(out, file)
+    except RuntimeError as error:
+        # torch closes its archive after a failed write, and complains of what is missing in it.
+        failed = error.__context__
+        raise failed if isinstance(failed, OSError) else OSError(str(error)) from None
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {

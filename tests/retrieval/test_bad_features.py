@@ -1,0 +1,177 @@
+"""Feature files that are wrong, limits too small, and disks that are full: one sentence each."""
+
+import contextlib
+import os
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from mmga import eval as command
+from mmga.errors import UserError
+from mmga.retrieval.evaluate import evaluate
+from mmga.retrieval.features import Features, load_features, save_both
+from mmga.retrieval.report import write_json
+
+CONTAINERS = ["f.npz", "folder", "f.safetensors", "f.mat", "f.h5", "f.pt"]
+
+
+def need(name):
+    pytest.importorskip({".mat": "scipy", ".h5": "h5py"}.get(name[-4:].lstrip("f"), "numpy"))
+
+
+def arrays(count=6, width=4, **changed):
+    generator = np.random.default_rng(0)
+    return {
+        "features": generator.standard_normal((count, width)).astype(np.float32),
+        "pids": np.arange(count) % 3,
+        "camids": np.arange(count) % 2,
+        **changed,
+    }
+
+
+def fails(capsys, tmp_path, gallery, *more):
+    """Evaluate a good query against a gallery that must fail; return the sentence."""
+    np.savez(tmp_path / "q.npz", **arrays())
+    before = sorted(os.listdir(tmp_path))
+    words = ["--query", tmp_path / "q.npz", "--gallery", tmp_path / gallery, *more]
+    with pytest.raises(SystemExit) as leave:
+        command.main([str(word) for word in [*words, "--json", tmp_path / "out.json"]])
+    out, err = capsys.readouterr()
+    assert (leave.value.code, out, len(err.splitlines())) == (2, "", 1), err
+    assert sorted(os.listdir(tmp_path)) == before
+    return err
+
+
+def test_a_shard_shorter_than_its_ids(capsys, tmp_path):
+    np.savez(tmp_path / "g-1.npz", **arrays())
+    np.savez(tmp_path / "g-2.npz", **arrays(5, pids=np.arange(6)))
+    said = fails(capsys, tmp_path, "g-*.npz")
+    assert "g-2.npz: pids: expected one for each of the 5 rows" in said
+    assert "found 6" in said
+
+
+def test_two_dimensions_in_two_shards(capsys, tmp_path):
+    np.savez(tmp_path / "g-1.npz", **arrays())
+    np.savez(tmp_path / "g-2.npz", **arrays(width=5))
+    said = fails(capsys, tmp_path, "g-*.npz")
+    assert re.search(r"g-2.npz has rows of 5 values, .*g-1.npz of 4", said)
+
+
+def test_a_shard_with_other_columns(capsys, tmp_path):
+    np.savez(tmp_path / "g-1.npz", **arrays())
+    np.savez(tmp_path / "g-2.npz", **arrays(time=np.arange(6)))
+    assert "all shards must hold the same" in fails(capsys, tmp_path, "g-*.npz")
+
+
+@pytest.mark.parametrize("name", ["features", "pids", "camids"])
+def test_the_other_byte_order(capsys, tmp_path, name):
+    given = arrays()
+    given[name] = given[name].astype(given[name].dtype.newbyteorder("S"))
+    np.savez(tmp_path / "g.npz", **given)
+    said = fails(capsys, tmp_path, "g.npz")
+    assert f"g.npz: {name}: expected this machine's byte order" in said
+    # In a folder as well, where a large array would be mapped.
+    (tmp_path / "folder").mkdir()
+    for one, values in given.items():
+        np.save(tmp_path / "folder" / f"{one}.npy", values)
+    assert "byte order" in fails(capsys, tmp_path, "folder")
+
+
+@pytest.mark.parametrize("name", ["features", "pids", "camids", "time"])
+def test_objects(capsys, tmp_path, name):
+    given = arrays(time=np.arange(6))
+    objects = np.empty(6, object)
+    objects[:] = [{"pickled": 1}] * 6
+    np.savez(tmp_path / "g.npz", **{**given, name: objects})
+    said = fails(capsys, tmp_path, "g.npz")
+    assert f"g.npz: {name}: expected numbers or strings, found an array of objects" in said
+
+
+def test_a_mat_file_without_the_keys(capsys, tmp_path):
+    scipy_io = pytest.importorskip("scipy.io")
+    scipy_io.savemat(tmp_path / "g.mat", {"gallery_feature": np.zeros((3, 4)), "label": [1, 2, 3]})
+    said = fails(capsys, tmp_path, "g.mat")
+    assert "g.mat: expected features and pids, or query_f" in said
+    assert "found gallery_feature, label" in said
+    scipy_io.savemat(
+        tmp_path / "half.mat", {"gallery_f": np.zeros((3, 4)), "gallery_cam": [1, 2, 3]}
+    )
+    with pytest.raises(UserError, match="pids are missing"):
+        load_features(tmp_path / "half.mat", "gallery")
+
+
+def test_too_little_memory_says_how_much_is_enough(capsys, tmp_path):
+    np.savez(tmp_path / "g.npz", **arrays(9))
+    said = fails(capsys, tmp_path, "g.npz", "--memory", "1K")
+    least = re.search(r"memory: 1.0K cannot hold one tile .* give at least (\S+)\n", said).group(1)
+    query, gallery = load_features(tmp_path / "q.npz"), load_features(tmp_path / "g.npz")
+    assert evaluate(query, gallery, memory=least).mAP == evaluate(query, gallery).mAP
+    for wrong in ("0", "-1G", "lots", "1.5.2G"):
+        said = fails(capsys, tmp_path, "g.npz", f"--memory={wrong}")
+        assert "memory: expected a size such as 2G or 500M" in said
+
+
+@contextlib.contextmanager
+def disk_with(size):
+    """Let no file of this process grow beyond `size` bytes."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_full_disk_leaves_what_was_there(tmp_path, name, size):
+    need(name)
+    small = Features(**arrays())
+    small.save(tmp_path / name)
+    before = sorted(os.listdir(tmp_path))
+    large = Features(**arrays(4000, 64))
+    for save in (large.save, lambda path: save_both(path, large, large)):
+        with disk_with(size), pytest.raises(UserError, match="could not be written") as raised:
+            save(tmp_path / name)
+        assert "\n" not in str(raised.value)
+        assert name in str(raised.value)
+        assert sorted(os.listdir(tmp_path)) == before
+        assert len(load_features(tmp_path / name)) == 6
+
+
+def test_a_full_disk_while_results_are_written(tmp_path):
+    report = evaluate(Features(**arrays()), Features(**arrays(9)))
+    (tmp_path / "old.json").write_text("old")
+    for write in (
+        lambda: report.to_json(tmp_path / "old.json"),
+        lambda: report.to_csv(tmp_path / "new.csv"),
+        lambda: write_json(tmp_path / "new.json", {"a": 1}),
+    ):
+        with disk_with(10), pytest.raises(UserError, match=r"could not be written: File too large"):
+            write()
+    assert os.listdir(tmp_path) == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_an_error_of_ones_own_stays_what_it_is(tmp_path):
+    from mmga.files import atomic_path
+
+    with pytest.raises(KeyError), atomic_path(tmp_path / "f") as path:
+        path.write_text("half")
+        raise KeyError("mine")
+    assert os.listdir(tmp_path) == []
+
+
+def test_strings_as_pandas_gives_them():
+    """Arrays of objects that are all strings are strings."""
+    names = np.array(["a", "b", "a"], dtype=object)
+    found = Features(torch.ones(3, 2), names, names, columns={"track": names})
+    assert found.pid_names.tolist() == ["a", "b"]
+    assert found.columns["track"].dtype.kind == "U"
+    with pytest.raises(UserError, match="array of objects"):
+        Features(torch.ones(3, 2), np.array(["a", 1, None], dtype=object))
+    with pytest.raises(UserError, match="track: expected numbers or strings"):
+        Features(torch.ones(3, 2), [1, 2, 3], columns={"track": np.array(["a", 1, None], object)})
