@@ -9,6 +9,7 @@ VERBS = {
     "eval": "CMC, mAP, mINP and re-ranking from features",
     "masks": "body-part masks of a data set, made or imported",
     "extract": "features of a folder of images",
+    "export": "a trained network as one file: torch.export or ONNX",
     "search": "the nearest gallery items of each query",
     "visualize": "sheets of attention maps and ranked lists",
     "doctor": "what is active here, and what is wrong with a set of features",

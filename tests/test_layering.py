@@ -31,6 +31,7 @@ RANKS = {
     "holdout": 4,
     "step": 6,
     "embedder": 6,
+    "graph": 6,
     "imagelist": 4,
     "pictures": 7,
     "extraction": 7,

@@ -247,6 +247,14 @@ _POOL_BACKWARD = define(
 )
 
 
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return the attention ops and the reference that each is the same as.
+
+    Graphs that leave this package hold the latter, in PyTorch's own operators.
+    """
+    return {_MULTIPLY: _multiply, _POOL: _pool}
+
+
 def _multiply_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, spatial, channel, ctx.residual = inputs
     ctx.save_for_backward(x, spatial, channel)
