@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = 512 << 20
 """Distances of queries to gallery are kept from the neighbour pass where they take no more."""
-_BLOCK_BYTES = 32 << 20  # float64 distances that are handed out together
+# Float64 distances that are handed out together: they stay in the cache between the passes over
+# them, and a C library hands the same memory out again (larger pieces are mapped anew each time).
+_BLOCK_BYTES = 4 << 20
 _GROUP_BYTES = 256 << 20  # float32 distances that are computed together
 _LEAST_GROUP = 64  # narrower products take other code paths in a BLAS, whose last bits differ
 
@@ -100,7 +102,7 @@ class Reranking:
         self._rows = encode(neighbours, rule, self._items.pair_distances)
         self._inverted = ops.transpose_rows(self._rows, self._first)
         encoded = time.perf_counter()
-        self._last: tuple[Tensor, ops.Rows, Tensor] | None = None
+        self._last: tuple[Tensor, ops.Rows, Tensor | None] | None = None
         self.seconds = {"neighbours": found - start, "encoding": encoded - found}
 
     @property
@@ -122,26 +124,64 @@ class Reranking:
             for rows, block in self._group_blocks(part):
                 yield slice(begin + rows.start, begin + rows.stop), block
 
-    def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def pairs(self, queries: Tensor, row: Tensor, item: Tensor) -> Tensor:
+        """Return the final distances of pairs, bit for bit those that `blocks` gives.
+
+        Args:
+            queries: int64 [R], at most `group`.
+            row: places in `queries`, int64 [P].
+            item: gallery items, int64 [P].
+
+        Returns:
+            Float64 [P].
+        """
+        overlaps, original = self._group(queries)
+        if original is None:
+            assert self._kept is not None
+            squared = self._kept[queries[row], item]
+        else:
+            squared = original[row, item]
+        # Each pair becomes a row of one column, which has an overlap or none.
+        n = len(self._items)
+        owner = torch.repeat_interleave(torch.arange(len(queries)), overlaps.offsets.diff())
+        stored = owner * n + overlaps.columns
+        wanted = row * n + item + self._first
+        place = torch.searchsorted(stored, wanted).clamp_(max=max(len(stored) - 1, 0))
+        found = (stored[place] == wanted) if len(stored) else torch.zeros_like(wanted).bool()
+        offsets = torch.cat([place.new_zeros(1), found.cumsum(0)])
+        columns = overlaps.columns.new_full((int(offsets[-1]),), self._first)
+        single = ops.Rows(offsets, columns, overlaps.values[place[found]])
+        return self._mixed(squared[:, None], queries[row], single)[:, 0]
+
+    def _group(self, queries: Tensor) -> tuple[ops.Rows, Tensor | None]:
+        """Return one group's Jaccard rows, and its distances unless these are kept for all."""
         # A pass that counts ranks asks for a group twice: for its matches' keys and to count.
         if self._last is None or not torch.equal(self._last[0], queries):
             self._last = None
             overlaps = ops.jaccard_rows(self._rows, self._inverted, queries)
-            self._last = queries, overlaps, self._original(queries)
-        _, overlaps, original = self._last
-        scale = 0.5 if self._items.metric == "cosine" else 1.0
+            self._last = queries, overlaps, self._original(queries) if self._kept is None else None
+        return self._last[1:]
+
+    def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        overlaps, original = self._group(queries)
         rows = max(1, _BLOCK_BYTES // (8 * self.gallery))
         for low in range(0, len(queries), rows):
             high = min(low + rows, len(queries))
-            part = _between(overlaps, low, high)
-            maxima = self._maxima[queries[low:high]]
-            final = mix(original[low:high], maxima, part, self._first, self._rule, scale)
-            yield slice(low, high), final
+            part = queries[low:high]
+            if original is None:
+                assert self._kept is not None
+                squared = self._kept.index_select(0, part)
+            else:
+                squared = original[low:high]
+            yield slice(low, high), self._mixed(squared, part, _between(overlaps, low, high))
+
+    def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.Rows) -> Tensor:
+        scale = 0.5 if self._items.metric == "cosine" else 1.0
+        maxima = self._maxima[queries]
+        return mix(squared, maxima, overlaps, self._first, self._rule, scale)
 
     def _original(self, queries: Tensor) -> Tensor:
-        """Return the squared distances of one group's queries to the gallery: [R, G] float32."""
-        if self._kept is not None:
-            return self._kept[queries]
+        """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
         height = self.group
         result = torch.empty((len(queries), self.gallery), device=self._items.device)
         tile = result.new_empty(height, TILE)
@@ -183,16 +223,14 @@ class RerankedSource:
         self.max_rows = reranking.group
 
     def match_keys(self, pairs: Pairs) -> Tensor:
-        """Read the keys from the rows that `tiles` will give."""
+        """Compute the keys as `tiles` will."""
         row = torch.repeat_interleave(
             torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
         )
         item = torch.from_numpy(pairs.match_item)
-        keys = torch.empty(len(item), dtype=torch.float64)
-        for rows, tile in self.tiles(pairs.start, pairs.stop):
-            here = ((row >= rows.start) & (row < rows.stop)).nonzero()[:, 0]
-            keys[here] = tile.values[row[here] - rows.start, item[here]]
-        return keys
+        if self._items is not None:
+            item = self._items[item]
+        return self._reranking.pairs(self._queries[pairs.start : pairs.stop], row, item)
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles of whole rows."""
