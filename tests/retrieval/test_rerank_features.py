@@ -63,6 +63,23 @@ def test_neighbours_within_report_progress(tile):
     assert calls == [("neighbours", done, total) for done in range(1, total + 1)]
 
 
+@pytest.mark.parametrize("after", [1, 3])
+def test_an_interrupt_ends_the_pass_at_once(tile, after):
+    x, calls = grid(150, 3, 9, 0), []
+
+    def interrupted(*call):
+        calls.append(call)
+        if len(calls) == after:
+            raise KeyboardInterrupt
+
+    if tile == 512 and after > 1:  # there is but one tile
+        pytest.skip("one tile, one call")
+    with pytest.raises(KeyboardInterrupt):
+        rerank(x[:50], x[50:], progress=interrupted)
+    assert len(calls) == after
+    assert torch.equal(rerank(x[:50], x[50:]), rerank(x[:50], x[50:], progress=lambda *c: None))
+
+
 def test_neighbour_order_is_equal_for_any_number_of_threads():
     x = torch.randn(700, 96, generator=torch.Generator().manual_seed(0))
     before, outcomes = torch.get_num_threads(), []
