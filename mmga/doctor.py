@@ -16,10 +16,10 @@ from mmga.errors import UserError
 class Options:
     """Say what is active on this machine, or what is wrong with a set of features."""
 
-    query: str | None = None
-    """Features of the queries."""
-    gallery: str | None = None
-    """Features of the gallery."""
+    query: tuple[str, ...] = ()
+    """Features of the queries; several shards, or a pattern in quotes."""
+    gallery: tuple[str, ...] = ()
+    """Features of the gallery, likewise."""
     features: str | None = None
     """One file that holds both sides."""
 

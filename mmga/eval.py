@@ -56,10 +56,10 @@ _PASSED_ON = (
 class Options:
     """Evaluate features: CMC, mAP and mINP, exactly, at any gallery size."""
 
-    query: str | None = None
-    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt or a folder of .npy files; a
-    pattern in quotes for several shards."""
-    gallery: str | None = None
+    query: tuple[str, ...] = ()
+    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
+    several shards, or a pattern in quotes, which is read in natural order."""
+    gallery: tuple[str, ...] = ()
     """Features of the gallery, likewise."""
     features: str | None = None
     """One file that holds both sides, or the one set of protocol all-vs-all."""
@@ -116,9 +116,9 @@ class Options:
     holds, such as "camid == query.camid and abs(time - query.time) < 30"."""
     bootstrap: int = 0
     """Draws of a bootstrap by identity for intervals of mAP and rank-1; 0 for none."""
-    compare: str | None = None
-    """Features of the same images by another network (a file with both sides): test whether it
-    differs, paired by identity."""
+    compare: tuple[str, ...] = ()
+    """Features of the same images by another network, one file with both sides or query and
+    gallery: test whether it differs, paired by identity."""
     explain: tuple[ProtocolName, ProtocolName] | None = None
     """Two protocols: say what each rule that differs contributes to the difference."""
     json: str | None = None
@@ -161,8 +161,8 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
         return query, gallery
     if itself:
         raise UserError("protocol all-vs-all ranks one set against itself: give it as --features")
-    if options.query is None or options.gallery is None:
-        missing = "--query" if options.query is None else "--gallery"
+    if not options.query or not options.gallery:
+        missing = "--gallery" if options.query else "--query"
         raise UserError(
             f"{missing} is missing: give --query and --gallery, or --features for a file with both"
         )
@@ -176,10 +176,21 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
     """Read the features that --compare names."""
     from mmga.retrieval.features import load_features
 
-    assert options.compare is not None
+    columns = {"query": options.query_columns, "gallery": options.gallery_columns}
     if options.protocol == "all-vs-all":
-        return load_features(options.compare), None
-    query, gallery = (load_features(options.compare, side) for side in ("query", "gallery"))
+        return load_features(options.compare, columns=options.query_columns), None
+    if len(options.compare) > 2:
+        raise UserError(
+            f"--compare: expected one file with both sides, or query and gallery, found "
+            f"{len(options.compare)} files"
+        )
+    if len(options.compare) == 2:
+        query, gallery = (
+            load_features(path, columns=columns[side])
+            for path, side in zip(options.compare, columns, strict=True)
+        )
+    else:
+        query, gallery = (load_features(options.compare, side, columns[side]) for side in columns)
     return query, gallery
 
 
@@ -206,7 +217,7 @@ def body(options: Options) -> None:
     begun = time.perf_counter()
     query, gallery = load(options)
     loaded = time.perf_counter() - begun
-    other = None if options.compare is None else load_other(options)
+    other = load_other(options) if options.compare else None
     settings: dict[str, Any] = {name: getattr(options, name) for name in _PASSED_ON}
     if options.explain is not None:
         from mmga.retrieval.explain import explain, table
@@ -214,6 +225,10 @@ def body(options: Options) -> None:
 
         if gallery is None:
             raise UserError("--explain needs a query and a gallery")
+        for name in ("rerank", "verification", "bootstrap", "compare", "per_query"):
+            if getattr(options, name):
+                flag = name.replace("_", "-")
+                raise UserError(f"--explain compares plain figures; leave out --{flag}")
         passed = {name: settings[name] for name in ("metric", "device", "memory", "exclude")}
         with bar() as progress:
             steps = explain(query, gallery, *options.explain, progress=progress, **passed)
@@ -229,7 +244,7 @@ def body(options: Options) -> None:
             compared = evaluate(*other, progress=progress, **settings)
             draws = options.bootstrap or 1000
             report.extra["compare"] = {
-                "with": options.compare,
+                "with": " and ".join(options.compare),
                 "mAP": compared.mAP,
                 "rank1": compared.rank1,
                 "difference": compare(report, compared, draws, options.seed),

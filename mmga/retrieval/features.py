@@ -359,7 +359,8 @@ def load_features(
     """Read features from a file, a folder of .npy files, or several shards.
 
     Args:
-        path: .npz, .safetensors, .mat, .h5, .pt, or a folder of .npy files (memory-mapped). A
+        path: .npz, .safetensors, .mat, .h5, .pt, or a folder of .npy files (memory-mapped), or one
+            .npy file of features or parts alone, whose pids come from `columns`. A
             pattern such as ``shard-*.npz`` is expanded in natural order (2 before 10); a list keeps
             its order. Row i of the whole is row i of the shards one after the other.
         side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
@@ -393,10 +394,9 @@ def save_both(path: str | os.PathLike[str], query: Features, gallery: Features) 
 
 def _expand(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     if not isinstance(path, str | os.PathLike):
-        paths = [Path(one) for one in path]
-        if not paths:
+        if not len(path):
             raise UserError("features: the list of shards is empty")
-        return paths
+        return [found for one in path for found in _expand(one)]
     text = os.fspath(path)
     if os.path.exists(text) or not glob.has_magic(text):
         return [Path(text)]
@@ -414,6 +414,9 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
 
 def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | None) -> Features:
     arrays = formats.read(path)
+    if path.suffix.lower() == ".npy" and not path.is_dir():
+        rows = arrays["array"]
+        arrays = {"parts" if rows.ndim == 3 else "features": rows}
     if columns is None and path.is_dir() and (path / COLUMNS).exists():
         columns = path / COLUMNS
     sides = [name for name in SIDES if f"{name}_f" in arrays or f"{name}_parts" in arrays]
@@ -443,7 +446,10 @@ def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | No
     if columns is not None:
         arrays = table.merged(arrays, table.read_columns(columns), str(path), str(columns))
     if "pids" not in arrays:
-        raise UserError(f"{path}: pids are missing; found {', '.join(sorted(arrays)) or 'nothing'}")
+        raise UserError(
+            f"{path}: pids are missing; found {', '.join(sorted(arrays)) or 'nothing'}; add them, "
+            "or give a CSV table of them (columns=, --query-columns, --gallery-columns)"
+        )
     own = {name: arrays[name] for name in _OWN if name in arrays}
     return Features(
         **own,

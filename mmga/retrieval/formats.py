@@ -133,17 +133,26 @@ def _write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     np.savez(path, **plain)
 
 
+def _read_npy(path: Path) -> Arrays:
+    return {"array": _array(path)}
+
+
+def _array(file: Path) -> np.ndarray:
+    try:
+        # Mode "c" maps the file copy-on-write: torch may take it without a copy or a warning.
+        mapped = file.stat().st_size > _MAP_BYTES
+        array: np.ndarray = np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)
+        return array
+    except (ValueError, OSError, EOFError) as error:
+        if "Object arrays" in str(error) or "Array can't be memory-mapped" in str(error):
+            _refuse_objects(file.parent, file.name)
+        _damaged(file, "a .npy array", error)
+
+
 def _read_folder(path: Path) -> Arrays:
     arrays: Arrays = {}
     for file in sorted(path.glob("*.npy")):
-        try:
-            # Mode "c" maps the file copy-on-write: torch may take it without a copy or a warning.
-            mapped = file.stat().st_size > _MAP_BYTES
-            arrays[file.stem] = np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            if "Object arrays" in str(error) or "Array can't be memory-mapped" in str(error):
-                _refuse_objects(path, file.name)
-            _damaged(file, "a .npy array", error)
+        arrays[file.stem] = _array(file)
     if not arrays:
         raise UserError(f"{path}: expected a folder with features.npy and pids.npy, found neither")
     return arrays
@@ -348,6 +357,7 @@ _READERS: dict[str, Callable[[Path], Arrays]] = {
     ".hdf5": _read_h5,
     ".pt": _read_pt,
     ".pth": _read_pt,
+    ".npy": _read_npy,
 }
 _WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
     ".npz": _write_npz,

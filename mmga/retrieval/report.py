@@ -236,8 +236,11 @@ class Report:
             lines.append(f"{name:<12}{cells}")
         lines.append("")
         what = f"protocol {self.protocol}" + (f", {self.metric}" if self.metric else "")
+        ranked = f"{self.num_valid_query} of {self.num_query} queries"
+        if "splits" in self.extra:
+            ranked = f"{self.num_valid_query} rankings of {self.num_query} queries by halves"
         lines.append(
-            f"{what}: {self.num_valid_query} of {self.num_query} queries, "
+            f"{what}: {ranked}, "
             f"{self.num_gallery} gallery items, {self.distractors} of them distractors"
         )
         for name, count in self.excluded.items():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mmga import eval as command
-from mmga.retrieval.features import Features
+from mmga.retrieval.features import Features, load_features
 from mmga.retrieval.protocol import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
@@ -132,3 +132,25 @@ def test_the_evaluator_imports_neither_torchvision_nor_triton():
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_shards_one_by_one_and_two_files_to_compare(files, capsys):
+    """A shell expands a pattern that is not in quotes."""
+    whole = load_features(files / "g.npz")
+    for number, rows in enumerate((slice(0, 7), slice(7, 20))):
+        whole.select(rows).save(files / f"s-{number}.npz")
+    words = ["--query", files / "q.npz", "--json", files / "o.json"]
+    found = []
+    for gallery in ([files / "g.npz"], [files / "s-0.npz", files / "s-1.npz"], [files / "s-*.npz"]):
+        assert run(capsys, *words, "--gallery", *gallery)[0] == 0
+        found.append(json.loads((files / "o.json").read_text())["cmc"])
+    assert found[0] == found[1] == found[2]
+    words += ["--gallery", files / "g.npz"]
+    code, out, _ = run(capsys, *words, "--compare", files / "q.npz", files / "g.npz")
+    assert code == 0
+    assert "+0.00% against this" in out
+    code, _, err = run(capsys, *words, "--compare", *[files / "q.npz"] * 3)
+    assert (code, "found 3 files" in err) == (2, True)
+    code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--rerank")
+    assert (code, "leave out --rerank" in err) == (2, True)
+    assert run(capsys, "--features", files / "g.npz", "--protocol", "all-vs-all")[0] == 0

@@ -279,3 +279,16 @@ def test_tables_that_do_not_fit(tmp_path):
     Features(rows, [1, 2, 3]).save(tmp_path / "folder")
     (tmp_path / "folder" / "columns.csv").write_text("time\n1\n2\n3\n")
     assert load_features(tmp_path / "folder").columns["time"].tolist() == [1, 2, 3]
+
+
+def test_rows_in_one_array_and_labels_in_a_table(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    np.save(tmp_path / "f.npy", rows)
+    (tmp_path / "t.csv").write_text("pid,camid,time\na,1,5\nb,2,6\na,1,7\nb,3,8\n")
+    found = load_features(tmp_path / "f.npy", columns=tmp_path / "t.csv")
+    assert found.features.numpy().tolist() == rows.tolist()
+    assert found.camids.tolist() == [1, 2, 1, 3]
+    with pytest.raises(UserError, match=r"pids are missing; found features; add them"):
+        load_features(tmp_path / "f.npy")
+    np.save(tmp_path / "p.npy", rows[:, None])
+    assert load_features(tmp_path / "p.npy", columns=tmp_path / "t.csv").parts.shape == (4, 1, 2)
