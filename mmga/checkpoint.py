@@ -8,7 +8,6 @@ last, so a run killed between any two system calls finds a pair that belongs tog
 
 import contextlib
 import dataclasses
-import errno
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -95,7 +94,7 @@ def save_checkpoint(
     optimizer_file = None
     if optimizer_state is not None:
         optimizer_file = f"{path.stem}.optimizer-{progress.step}.pt"
-        with atomic_path(path.with_name(optimizer_file)) as temporary, _full_disk(path):
+        with atomic_path(path.with_name(optimizer_file)) as temporary, _full_disk():
             torch.save(optimizer_state, temporary)
     metadata = {
         "format": str(FORMAT),
@@ -108,7 +107,7 @@ def save_checkpoint(
     state = dict(network.state_dict())
     state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (average or {}).items()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_path(path) as temporary, _full_disk(path):
+    with atomic_path(path) as temporary, _full_disk():
         save_file(weights, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
     for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
@@ -117,13 +116,13 @@ def save_checkpoint(
 
 
 @contextlib.contextmanager
-def _full_disk(path: Path) -> Iterator[None]:
+def _full_disk() -> Iterator[None]:
     """Turn what torch and safetensors raise where nothing can be written into an OSError."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise OSError(errno.EIO, f"is the disk full? ({reason})", str(path)) from error
+        raise OSError(f"is the disk full? ({reason})") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

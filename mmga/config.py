@@ -39,10 +39,15 @@ class DataConfig:
 
     data: DataName = "synthetic"
     """Data set."""
+    also: tuple[DataName, ...] = ()
+    """Further data sets, trained on together with the first."""
+    test: tuple[DataName, ...] = ()
+    """Data sets tested on, each a row of one table; those trained on if none is named."""
     root: Path | None = None
     """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
     masks: Path | None = None
-    """Folder of mask PNGs (for viper also the .mat of silhouettes); none for synthetic."""
+    """Folder of mask PNGs (for viper also the .mat of silhouettes); none for synthetic. With --also
+    a folder that has one of each set's name."""
     label_set: str = "parts"
     """Label set of the mask files: parts, lip, atr, pascal, densepose or silhouette."""
     halved_at: float | None = None
@@ -86,6 +91,18 @@ class DataConfig:
     """Processes that load images; 0 loads in the training process."""
     cache: str | None = None
     """Memory for resized training images that are kept from epoch to epoch, such as 2G."""
+
+    def root_of(self, name: str) -> Path | None:
+        """Return the folder of one of the sets; a table given as --root is the csv set's alone."""
+        table = self.data == "csv" or (self.root is not None and self.root.suffix == ".csv")
+        return self.root if table == (name == "csv") else None
+
+    def masks_of(self, name: str) -> Path | None:
+        """Return where the masks of one of the sets are, None where there are none."""
+        if self.masks is None or not self.also:
+            return self.masks if name == self.data else None
+        folder = self.masks / name
+        return folder if folder.exists() else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,12 +287,23 @@ def check(config: Config) -> None:
         raise UserError(f"--clip-norm must not be negative, got {config.optimizer.clip_norm}")
     if not config.optimizer.lr > 0:
         raise UserError(f"--lr must be above 0, got {config.optimizer.lr}")
-    if data.data == "csv" and data.root is None:
-        raise UserError("--root is missing: name the table of csv with --root TABLE.csv")
-    if data.data != "synthetic" and data.root is None and default_root() is None:
-        raise UserError(
-            f"--root is missing: name the folder of {data.data} with --root DIR, or set MMGA_DATA"
-        )
+    _check_sets(data)
+
+
+def _check_sets(data: DataConfig) -> None:
+    """Raise a UserError if a data set is named twice, or its folder cannot be known."""
+    for flag, names in (("--also", (data.data, *data.also)), ("--test", data.test)):
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"{flag} names {twice[0]} a second time; name each data set once")
+    for name in dict.fromkeys((data.data, *data.also, *data.test)):
+        root = data.root_of(name)
+        if name == "csv" and root is None:
+            raise UserError("--root is missing: name the table of csv with --root TABLE.csv")
+        if name != "synthetic" and root is None and default_root() is None:
+            raise UserError(
+                f"--root is missing: name the folder of {name} with --root DIR, or set MMGA_DATA"
+            )
 
 
 def _bot(**run: Any) -> dict[str, dict[str, Any]]:

@@ -25,8 +25,8 @@ from mmga.data.sampler import SAMPLERS
 from mmga.data.transforms import TrainTransform
 from mmga.distributed import Group, environment, join
 from mmga.errors import UserError
-from mmga.evaluation import score
-from mmga.extraction import load_data, resolve_device
+from mmga.evaluation import score, score_all
+from mmga.extraction import load_mixture, resolve_device
 from mmga.holdout import hold_out
 from mmga.models import MMGA
 from mmga.models.loading import build_network
@@ -115,9 +115,11 @@ def _train(
                 "--out"
             )
         if data is None:
-            data = load_data(config, progress)
-        _check_masks(config, data.train)
-        sets = _Sets.of(data, config.data.val_ids)
+            images, tests = load_mixture(config, progress)
+        else:
+            images, tests = data.train, {data.name: data}
+        _check_masks(config, images)
+        sets = _Sets.of(images, tests, config.data.val_ids)
         loader = _loader(config, sets.train, device, group)
         loader.steps(0)  # refuses a P that cannot be dealt to the processes
         sync = synced(config, device, group.world)
@@ -169,15 +171,14 @@ class _Sets:
 
     train: ImageSet
     validation: dict[str, ImageSet] | None
-    test: dict[str, ImageSet]
+    tests: dict[str, DataSet]
 
     @classmethod
-    def of(cls, data: DataSet, val_ids: int) -> "_Sets":
-        test = {"query": data.query, "gallery": data.gallery}
+    def of(cls, images: ImageSet, tests: dict[str, DataSet], val_ids: int) -> "_Sets":
         if not val_ids:
-            return cls(data.train, None, test)
-        train, query, gallery = hold_out(data.train, val_ids)
-        return cls(train, {"query": query, "gallery": gallery}, test)
+            return cls(images, None, tests)
+        train, query, gallery = hold_out(images, val_ids)
+        return cls(train, {"query": query, "gallery": gallery}, tests)
 
 
 def _loader(config: Config, images: ImageSet, device: torch.device, group: Group) -> TrainLoader:
@@ -396,29 +397,22 @@ class _Training:
         inside = (
             contextlib.nullcontext() if self.average is None else self.average.inside(self.network)
         )
+        shared: Any = {"progress": self.progress, "group": self.group}
         with inside:
             self.group.broadcast(self.network)
             if self.sets.validation is not None and self._missing("val", step):
-                figures = self._score(self.sets.validation, attention=False)
+                figures = score(self.network, self.sets.validation, self.config, **shared)
                 self._write("val", step, {"epoch": epoch, **figures})
                 self._keep_best(checkpoints.Progress(epoch, 0, step), figures)
             if (last or self.sets.validation is None) and self._missing("eval", step):
-                figures = self._score(self.sets.test, attention=True)
+                figures = score_all(
+                    self.network, self.sets.tests, self.config, train=self.sets.train, **shared
+                )
                 self._write("eval", step, {"epoch": epoch, **figures})
         return figures or self.log.last("eval", step)
 
     def _missing(self, kind: str, step: int) -> bool:
         return not self.group.any(bool(self.log.last(kind, step)))
-
-    def _score(self, sides: dict[str, ImageSet], attention: bool) -> dict[str, Any]:
-        return score(
-            self.network,
-            sides,
-            self.config,
-            train=self.sets.train if attention else None,
-            progress=self.progress,
-            group=self.group,
-        )
 
     def _keep_best(self, position: checkpoints.Progress, figures: dict[str, Any]) -> None:
         """Write best.safetensors where the validation's mAP is the highest so far."""
@@ -441,7 +435,7 @@ def _check_masks(config: Config, images: ImageSet) -> None:
         UserError: masks were named, fewer than half of the images have one, and nothing allows it.
     """
     wanted = config.loss.mask_weight and config.model.attention != "none"
-    if config.data.data == "synthetic" or not wanted:
+    if {config.data.data, *config.data.also} == {"synthetic"} or not wanted:
         return
     if config.data.masks is None:
         logger.warning("no --masks: attention is trained without guidance")

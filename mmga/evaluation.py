@@ -6,7 +6,7 @@ from typing import Any
 
 from mmga import guidance
 from mmga.config import Config
-from mmga.data.dataset import ImageSet
+from mmga.data.dataset import DataSet, ImageSet
 from mmga.distributed import Group
 from mmga.extraction import extract
 from mmga.models import MMGA
@@ -21,6 +21,7 @@ def score(
     config: Config,
     *,
     train: ImageSet | None = None,
+    protocol: str = "market1501",
     progress: Progress | None = None,
     group: Group | None = None,
 ) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def score(
         config: image size, mirror image and loading are taken from it.
         train: training images, whose mean mask the attention maps are compared with; without them
             the maps are not measured.
+        protocol: the evaluator's.
         progress: called with (phase, images done, images in all).
         group: the processes.
 
@@ -51,7 +53,7 @@ def score(
     figures: dict[str, Any] = {}
     with group.together():
         if group.leads:
-            report = evaluate(query, gallery, progress=progress).as_dict()
+            report = evaluate(query, gallery, protocol=protocol, progress=progress).as_dict()
             figures = {name: report[name] for name in FIGURES}
             if train is not None:
                 fits = guidance.measure(network, train, sides["query"], config, progress)
@@ -60,11 +62,50 @@ def score(
     return figures
 
 
+def score_all(
+    network: MMGA,
+    sets: Mapping[str, DataSet],
+    config: Config,
+    *,
+    train: ImageSet,
+    progress: Progress | None = None,
+    group: Group | None = None,
+) -> dict[str, Any]:
+    """Return the figures of one data set; of several their mean, and each set's own under `sets`.
+
+    Args:
+        network: left in the mode it was in.
+        sets: the data sets by name.
+        config: of the run.
+        train: training images; see `score`.
+        progress: see `score`.
+        group: the processes.
+    """
+    found = {
+        name: score(
+            network,
+            {"query": data.query, "gallery": data.gallery},
+            config,
+            train=train,
+            protocol=data.protocol,
+            progress=progress,
+            group=group,
+        )
+        for name, data in sets.items()
+    }
+    rows = list(found.values())
+    if len(rows) == 1 or not rows[0]:
+        return rows[0]
+    mean = {name: sum(row[name] for row in rows) / len(rows) for name in FIGURES[:-1]}
+    return mean | {"sets": found}
+
+
 def setting(network: MMGA, config: Config) -> dict[str, Any]:
     """Return what must stand beside every figure of a network."""
     model = config.model
     weights = model.weights if model.backbone_weights is None else model.backbone_weights.name
     return {
+        "trained_on": [config.data.data, *config.data.also],
         "ema": config.optimizer.ema,
         "flip": config.run.flip_test,
         "feature": f"{len(network.head_names)} heads, {network.dim} values",

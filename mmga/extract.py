@@ -83,7 +83,10 @@ def with_data(
     workers: int = 0,
 ) -> Config:
     """Return a run's configuration with another data set in its place, where one is named."""
-    changes: dict[str, object] = {"workers": workers}
+    changes: dict[str, object] = {"workers": workers, "also": (), "test": ()}
+    own = config.data.test[0] if config.data.test else config.data.data
+    if data is None and own != config.data.data:  # trained on other sets than tested on
+        changes |= {"data": own, "root": config.data.root_of(own), "masks": None}
     given = {"data": data, "root": root, "split": split, "splits_file": splits_file}
     changes |= {name: value for name, value in given.items() if value is not None}
     if data is not None and data != config.data.data:

@@ -1,15 +1,16 @@
 """From a run to its parts again (device, data set, network), and from images to features."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mmga.config import Config, check
-from mmga.data.dataset import DataSet, ImageSet, Subset
+from mmga.data.dataset import DataSet, ImageSet, Subset, concatenated
 from mmga.data.loader import Batch, eval_batches
 from mmga.data.transforms import EvalTransform
 from mmga.distributed import Group, gather
@@ -122,6 +123,38 @@ def load_data(
         with_val=data.with_val,
         distractors=data.distractors,
     )
+
+
+def load_mixture(
+    config: Config, progress: Progress | None = None
+) -> tuple[ImageSet, dict[str, DataSet]]:
+    """Read what a configuration trains on, joined where it names several sets, and tests on.
+
+    Args:
+        config: names the data sets and their switches.
+        progress: told how many images are rendered.
+
+    Returns:
+        The training images, and the data sets to test on by name.
+
+    Raises:
+        UserError: a folder or file is missing or does not hold what it should.
+    """
+    data = config.data
+    trained = (data.data, *data.also)
+    tested = data.test or trained
+    sets: dict[str, DataSet] = {}
+    for name in dict.fromkeys((*trained, *tested)):
+        changes: Any = {"root": data.root_of(name), "masks": data.masks_of(name)}
+        if name in trained and data.masks is not None and changes["masks"] is None:
+            logger.warning("no masks of %s: there is no %s", name, data.masks / name)
+        own = dataclasses.replace(data, data=name, also=(), test=(), **changes)
+        alone = dataclasses.replace(config, data=own)
+        sets[name] = load_data(alone, progress, training=name in trained)
+    train = sets[data.data].train
+    if data.also:
+        train = concatenated({name: sets[name].train for name in trained})
+    return train, {name: sets[name] for name in tested}
 
 
 def eval_transform(config: Config) -> EvalTransform:

@@ -3,6 +3,7 @@
     python -m mmga.train --out runs/synthetic                        # built-in synthetic persons
     python -m mmga.train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
     python -m mmga.train --resume --out runs/market                  # go on after an interruption
+    python -m mmga.train --data market1501 --also msmt17 --test dukemtmc viper  # across data sets
     torchrun --nproc-per-node 8 -m mmga.train --recipe bot ...       # one run on eight GPUs
 
 Values come from the recipe, then from --config FILE.yaml, then from flags.
@@ -12,6 +13,7 @@ import contextlib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmga import cli
 from mmga.config import Config, check, load_config, recipe_config, to_yaml
@@ -94,13 +96,23 @@ def body(options: Options) -> int:
         f"everything is in {result.folder}"
     )
     if result.figures:
-        figures = result.figures
-        weights = f"  (moving average {options.settings.optimizer.ema:g} of the weights)"
-        print(
-            f"mAP {figures['mAP']:.4f}  rank-1 {figures['rank1']:.4f}  mINP {figures['mINP']:.4f}"
-            + (weights if options.settings.optimizer.ema else "")
-        )
+        print(_table(result.figures))
+        if options.settings.optimizer.ema:
+            print(f"of the weights' moving average, decay {options.settings.optimizer.ema:g}")
     return 0
+
+
+def _table(figures: dict[str, Any]) -> str:
+    """Return the figures of a test, one line for each data set and one for their mean."""
+    names = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
+    if "sets" not in figures:
+        return "  ".join(f"{label} {figures[name]:.4f}" for name, label in names.items())
+    rows = {**figures["sets"], "mean": figures}
+    width = max(len(name) for name in rows)
+    lines = [f"{'tested on':<{width}}  " + "  ".join(f"{label:>6}" for label in names.values())]
+    for name, row in rows.items():
+        lines.append(f"{name:<{width}}  " + "  ".join(f"{row[one]:6.4f}" for one in names))
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
