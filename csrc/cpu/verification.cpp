@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -81,6 +82,20 @@ __attribute__((always_inline)) inline void guess_body(const T* keys, int64_t wid
   }
 }
 
+// Lanes are kept apart, so that the loop is vector code; NaN is no minimum.
+template <typename T>
+__attribute__((always_inline)) inline T smallest_body(const T* keys, int64_t width) {
+  constexpr int64_t kLanes = 16;
+  T low[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l) low[l] = std::numeric_limits<T>::infinity();
+  int64_t j = 0;
+  for (; j + kLanes <= width; j += kLanes) {
+    for (int64_t l = 0; l < kLanes; ++l) low[l] = keys[j + l] < low[l] ? keys[j + l] : low[l];
+  }
+  for (; j < width; ++j) low[0] = keys[j] < low[0] ? keys[j] : low[0];
+  return *std::min_element(low, low + kLanes);
+}
+
 // A template cannot be compiled for several instruction sets, an overload can.
 #define MMGA_IMPOSTOR_KERNELS(T)                                                                \
   MMGA_VECTOR_CLONES void make_keys(const T* values, int64_t width, int64_t metric, T row_term, \
@@ -90,6 +105,9 @@ __attribute__((always_inline)) inline void guess_body(const T* keys, int64_t wid
   MMGA_VECTOR_CLONES void guess(const T* keys, int64_t width, bool roots, T scale, T last,      \
                                 int32_t* place) {                                               \
     guess_body<T>(keys, width, roots, scale, last, place);                                      \
+  }                                                                                             \
+  MMGA_VECTOR_CLONES T smallest(const T* keys, int64_t width) {                                 \
+    return smallest_body<T>(keys, width);                                                       \
   }
 MMGA_IMPOSTOR_KERNELS(float)
 MMGA_IMPOSTOR_KERNELS(double)
@@ -151,6 +169,8 @@ class Counter {
 
   void find_nearest(int64_t row, int64_t start, int64_t width) {
     double nearest = tile_.nearest[row];
+    // Most segments hold nothing nearer.
+    if (smallest(keys_, width) > nearest) return;
     for (int64_t j = 0; j < width; ++j) {
       const double key = keys_[j];
       if (key > nearest || !kept_[j]) continue;

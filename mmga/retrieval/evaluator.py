@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from mmga.errors import UserError
 from mmga.retrieval.evaluate import evaluate
-from mmga.retrieval.features import Features
+from mmga.retrieval.features import Features, joined
 from mmga.retrieval.report import Report
+from mmga.retrieval.rows import Rows
 
 
 class Evaluator:
@@ -31,34 +28,36 @@ class Evaluator:
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._batches: dict[str, list[tuple[Tensor, np.ndarray, np.ndarray | None]]] = {
-            "query": [],
-            "gallery": [],
-        }
+        self._batches: dict[str, list[Features]] = {"query": [], "gallery": []}
 
     def update(
-        self, side: Literal["query", "gallery"], features: Any, pids: Any, camids: Any = None
+        self,
+        side: Literal["query", "gallery"],
+        features: Any,
+        pids: Any,
+        camids: Any = None,
+        **more: Any,
     ) -> None:
         """Add a batch; features are detached and kept on the CPU.
 
         Args:
             side: the set that the batch belongs to; with protocol all-vs-all ``"query"`` alone.
-            features: [B, D] tensor or array.
+            features: [B, D] tensor or array; None where `parts` are given.
             pids: [B] integers or strings.
             camids: [B], or None in every batch.
+            **more: further arguments of `Features`: paths, columns, parts, visibility.
 
         Raises:
             UserError: the batch does not fit.
         """
         if side not in self._batches:
             raise UserError(f"side: expected query or gallery, found {side!r}")
-        batch = Features(features, pids, camids)
-        # Strings are kept as strings until all batches are there.
-        names = batch.arrays_without_rows()
         kept = self._batches[side]
-        if kept and (kept[0][2] is None) != (camids is None):
+        batch = Features(features, pids, camids, source=f"{side} batch {len(kept) + 1}", **more)
+        if kept and (kept[0].camids is None) != (camids is None):
             raise UserError("camids: give them in every batch or in none")
-        kept.append((batch.features.cpu().clone(), names["pids"], names.get("camids")))
+        batch.rows = Rows([batch.rows.whole().cpu().clone()])
+        kept.append(batch)
 
     def compute(self) -> Report:
         """Evaluate what was added.
@@ -73,10 +72,6 @@ class Evaluator:
         return evaluate(query, gallery, **self.options)
 
     def _side(self, side: str) -> Features:
-        batches = self._batches[side]
-        camids = [batch[2] for batch in batches if batch[2] is not None]
-        return Features(
-            torch.cat([batch[0] for batch in batches]),
-            np.concatenate([batch[1] for batch in batches]),
-            np.concatenate(camids) if camids else None,
-        )
+        whole = joined(self._batches[side])
+        whole.rows = Rows([whole.rows.whole()])  # one piece is read faster than many
+        return whole

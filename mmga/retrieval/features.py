@@ -380,7 +380,7 @@ def load_features(
     loaded = [_load_one(one, side, columns) for one in paths]
     if len(loaded) == 1:
         return loaded[0]
-    return _joined(loaded)
+    return joined(loaded)
 
 
 def save_both(path: str | os.PathLike[str], query: Features, gallery: Features) -> None:
@@ -458,8 +458,12 @@ def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | No
     )
 
 
-def _joined(loaded: list[Features]) -> Features:
-    """Return the rows of several sets one after the other."""
+def joined(loaded: Sequence[Features]) -> Features:
+    """Return the rows of several sets one after the other, without copying features.
+
+    Raises:
+        UserError: their widths, types or columns differ.
+    """
     first = loaded[0]
     for other in loaded[1:]:
         if other.rows.shape[1:] != first.rows.shape[1:]:

@@ -16,6 +16,7 @@ from mmga.ops.parts import part_keys
 from mmga.retrieval import parts as module
 from mmga.retrieval.doctor import check
 from mmga.retrieval.evaluate import evaluate
+from mmga.retrieval.evaluator import Evaluator
 from mmga.retrieval.features import Features, load_features, save_both
 from mmga.retrieval.k_reciprocal import KReciprocal
 
@@ -275,3 +276,26 @@ def test_what_does_not_fit():
     zero[3, 1] = 0
     some = Features(None, query.pids, query.camids, parts=zero, visibility=query.visibility)
     assert evaluate(some, gallery).zero_vectors == 1
+
+
+def test_batches_in_a_loop():
+    query, gallery = made(20, seed=1), made(90, seed=2)
+    times = {"query": np.arange(20) % 7, "gallery": np.arange(90) % 7}
+    evaluator = Evaluator(exclude="time == query.time")
+    for name, side in (("query", query), ("gallery", gallery)):
+        for start in range(0, len(side), 16):
+            rows = np.arange(start, min(start + 16, len(side)))
+            batch = side.select(rows)
+            evaluator.update(
+                name, None, batch.pids, batch.camids, parts=batch.parts,
+                visibility=batch.visibility, columns={"time": times[name][rows]},
+            )  # fmt: skip
+    found = evaluator.compute()
+    for name, side in (("query", query), ("gallery", gallery)):
+        side.columns["time"] = times[name]
+    expected = evaluate(query, gallery, exclude="time == query.time")
+    assert (found.mAP, found.excluded) == (expected.mAP, expected.excluded)
+    assert found.extra == expected.extra
+    with pytest.raises(UserError, match="all shards must hold the same"):
+        evaluator.update("query", None, [1], [1], parts=query.parts[:1])
+        evaluator.compute()
