@@ -75,10 +75,18 @@ __attribute__((always_inline)) inline void make_keys_body(const T* values, int64
 template <typename T>
 __attribute__((always_inline)) inline void guess_body(const T* keys, int64_t width, bool roots,
                                                       T scale, T last, int32_t* place) {
-  for (int64_t j = 0; j < width; ++j) {
-    const T distance = roots ? std::sqrt(keys[j]) : keys[j];
-    const T at = distance * scale;
-    place[j] = static_cast<int32_t>(at > 0 ? (at < last ? at : last) : T(0));  // NaN: 0
+  if (roots) {
+    for (int64_t j = 0; j < width; ++j) {
+      const T at = std::sqrt(keys[j]) * scale;
+      const T bounded = at < last ? at : last;  // NaN, too
+      place[j] = static_cast<int32_t>(bounded > 0 ? bounded : T(0));
+    }
+  } else {
+    for (int64_t j = 0; j < width; ++j) {
+      const T at = keys[j] * scale;
+      const T bounded = at < last ? at : last;
+      place[j] = static_cast<int32_t>(bounded > 0 ? bounded : T(0));
+    }
   }
 }
 
