@@ -248,6 +248,115 @@ void offer_block(const Visit& v, int64_t row, int64_t row_end, int64_t column, i
   }
 }
 
+inline int32_t bits_of(float distance) {
+  int32_t bits;
+  std::memcpy(&bits, &distance, sizeof bits);
+  return bits;
+}
+
+// A bound that k to about k + k / 4 of the distances do not exceed, or with ties some more, between
+// `low` and `high`. All are bits of floats >= 0, which order like the numbers.
+__attribute__((always_inline)) inline int32_t bound_of_row(const float* distances, int64_t count,
+                                                           int64_t k, int32_t low, int32_t high) {
+  for (int64_t within = count; within > k + k / 4 && low < high;) {
+    const int32_t middle = low + (high - low) / 2;
+    int32_t number = 0;
+    for (int64_t t = 0; t < count; ++t) number += bits_of(distances[t]) <= middle;
+    if (number < k) {
+      low = middle + 1;
+    } else {
+      high = middle;
+      within = number;
+    }
+  }
+  return high;
+}
+
+MMGA_VECTOR_CLONES
+void distances_above_diagonal(const Visit& v, int64_t size, int64_t begin, int64_t end,
+                              float* square) {
+  for (int64_t r = begin; r < end; ++r) {
+    const float* product = v.products + r * v.stride;
+    float* row = square + r * size;
+    const float own = v.row_term[r];
+    if (v.cosine) {
+      for (int64_t c = r + 1; c < size; ++c) {
+        row[c] = squared_distance(product[c], own, v.column_term[c], true);
+      }
+    } else {
+      for (int64_t c = r + 1; c < size; ++c) {
+        row[c] = squared_distance(product[c], own, v.column_term[c], false);
+      }
+    }
+  }
+}
+
+// Offers each row of a square of distances, itself left out.
+MMGA_VECTOR_CLONES
+void offer_square_rows(const Visit& v, int64_t size, int64_t begin, int64_t end, float* square) {
+  const Lists& lists = v.lists;
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t item = v.first_item + r;
+    float* row = square + r * size;
+    const int32_t infinity = bits_of(std::numeric_limits<float>::infinity());
+    row[r] = std::numeric_limits<float>::infinity();
+    int32_t low = infinity, high = 0;  // of the finite ones
+    for (int64_t c = 0; c < size; ++c) {
+      const int32_t bits = bits_of(row[c]), finite = bits < infinity ? bits : 0;
+      low = bits < low ? bits : low;
+      high = finite > high ? finite : high;
+    }
+    const float farthest = distance_of(static_cast<int64_t>(high) << 32);
+    lists.maxima[item] = std::max(lists.maxima[item], farthest);
+    if (size > lists.k) {
+      const int32_t bound = bound_of_row(row, size, lists.k, low, high);
+      lists.thresholds[item] =
+          std::min(lists.thresholds[item], distance_of(static_cast<int64_t>(bound) << 32));
+    }
+    for (int64_t c = 0; c < size; c += kLanes) {
+      const int64_t end_of_part = std::min(c + kLanes, size);
+      const float threshold = lists.thresholds[item];
+      int32_t any = 0;
+      for (int64_t t = c; t < end_of_part; ++t) any |= row[t] <= threshold;
+      if (!any) continue;
+      for (int64_t t = c; t < end_of_part; ++t) {
+        if (t != r) lists.offer(item, row[t], v.first_other + t);
+      }
+    }
+    const int64_t kept = std::max<int64_t>(v.kept_items - v.first_other, 0);
+    if (v.kept != nullptr && item < v.kept_items && kept < size) {
+      std::memcpy(v.kept + item * v.kept_stride + v.first_other + kept - v.kept_items, row + kept,
+                  (size - kept) * sizeof(float));
+    }
+  }
+}
+
+// The tile of a run of items with itself. Every item meets all others of the run at once here, so
+// that bounds on its k nearest are known before any is offered: later tiles then offer far fewer.
+void offer_square(const Visit& v, int64_t size) {
+  static thread_local std::vector<float> buffer;
+  buffer.resize(size * size);
+  float* square = buffer.data();
+  torch::stable::parallel_for(0, size, kLane, [&](int64_t begin, int64_t end) {
+    distances_above_diagonal(v, size, begin, end, square);
+  });
+  torch::stable::parallel_for(0, size, kLane, [&](int64_t begin, int64_t end) {
+    constexpr int64_t kBlock = 16;  // entries of one cache line
+    for (int64_t low = begin; low < end; low += kBlock) {
+      for (int64_t left = 0; left < std::min(low + kBlock, end); left += kBlock) {
+        for (int64_t r = low; r < std::min(low + kBlock, end); ++r) {
+          for (int64_t c = left; c < std::min(left + kBlock, r); ++c) {
+            square[r * size + c] = square[c * size + r];
+          }
+        }
+      }
+    }
+  });
+  torch::stable::parallel_for(0, size, kLane, [&](int64_t begin, int64_t end) {
+    offer_square_rows(v, size, begin, end, square);
+  });
+}
+
 MMGA_VECTOR_CLONES
 void squared_distance_rows(float* tile, int64_t stride, int64_t columns, const float* row_term,
                            const float* column_term, bool cosine, int64_t begin, int64_t end) {
@@ -311,10 +420,14 @@ void select_neighbours(Tensor candidates, Tensor counts, Tensor thresholds, Tens
       keeps ? kept->mutable_data_ptr<float>() : nullptr,
       keeps ? kept->size(0) : 0,
       keeps ? kept->stride(0) : 0};
+  if (symmetric && first_item == first_other && rows == columns) {
+    offer_square(visit, rows);
+    return;
+  }
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
   // Parts of the tile, one a thread at a time. A symmetric tile is cut both ways, and the parts of
-  // one turn share neither rows nor columns, so that no list has two writers. (A tile on the
-  // diagonal has the same items on both sides: one thread takes it.)
+  // one turn share neither rows nor columns, so that no list has two writers. (A tile across the
+  // diagonal has items on both sides: one thread takes it.)
   const bool overlapping = symmetric && first_other < first_item + rows;
   const int64_t cuts =
       overlapping ? 1 : std::clamp<int64_t>(rows * columns / kEntriesPerThread, 1, threads);
@@ -330,6 +443,38 @@ void select_neighbours(Tensor candidates, Tensor counts, Tensor thresholds, Tens
       }
     });
   }
+}
+
+std::tuple<Tensor, Tensor> ordered_candidates(Tensor candidates, Tensor counts, int64_t k) {
+  const int64_t items = candidates.size(0), slots = candidates.size(1);
+  STD_TORCH_CHECK(candidates.is_contiguous() && k >= 1 && k <= slots,
+                  "ordered_candidates: candidates must be contiguous with 1 <= k <= S");
+  Tensor index = torch::stable::new_empty(candidates, {items, k}, ScalarType::Int);
+  Tensor distances = torch::stable::new_empty(candidates, {items, k}, ScalarType::Float);
+  const auto* lists = candidates.const_data_ptr<int64_t>();
+  const auto* held = counts.const_data_ptr<int32_t>();
+  auto* out_index = index.mutable_data_ptr<int32_t>();
+  auto* out_distances = distances.mutable_data_ptr<float>();
+  std::atomic<bool> enough{true};
+  torch::stable::parallel_for(0, items, kLane, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> list(slots);
+    for (int64_t i = begin; i < end; ++i) {
+      if (held[i] < k || held[i] > slots) {
+        enough = false;
+        continue;
+      }
+      std::copy(lists + i * slots, lists + i * slots + held[i], list.begin());
+      int64_t bound;
+      const int64_t left = shrink_list(list.data(), held[i], k, &bound);
+      std::sort(list.begin(), list.begin() + left);
+      for (int64_t t = 0; t < k; ++t) {
+        out_index[i * k + t] = static_cast<int32_t>(list[t] & 0x7fffffff);
+        out_distances[i * k + t] = distance_of(list[t]);
+      }
+    }
+  });
+  STD_TORCH_CHECK(enough, "ordered_candidates: an item has fewer than k candidates");
+  return {index, distances};
 }
 
 // Fewer than k entries are numbers where this is false.
@@ -428,6 +573,7 @@ Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("squared_distances_", TORCH_BOX(&mmga::squared_distances_));
   m.impl("select_neighbours", TORCH_BOX(&mmga::select_neighbours));
+  m.impl("ordered_candidates", TORCH_BOX(&mmga::ordered_candidates));
   m.impl("nearest_in_rows", TORCH_BOX(&mmga::nearest_in_rows));
   m.impl("pair_products", TORCH_BOX(&mmga::pair_products));
 }

@@ -34,6 +34,14 @@ _select_neighbours = _library.define(
     reference.select_neighbours,
     _fake_nothing,
 )
+_ordered_candidates = _library.define(
+    "ordered_candidates(Tensor candidates, Tensor counts, int k) -> (Tensor, Tensor)",
+    reference.ordered_candidates,
+    lambda candidates, counts, k: (
+        candidates.new_empty((candidates.shape[0], k), dtype=torch.int32),
+        candidates.new_empty((candidates.shape[0], k), dtype=torch.float32),
+    ),
+)
 _squared_distances_ = _library.define(
     "squared_distances_(Tensor(a!) tile, Tensor row_term, Tensor column_term, bool cosine) -> ()",
     reference.squared_distances_,
@@ -180,14 +188,5 @@ class NearestLists:
         """Return the lists in order; each item must have been offered at least k others."""
         if int(self._counts.min()) < self.k:
             raise RuntimeError(f"an item was offered fewer than {self.k} candidates")
-        index = self._candidates.new_empty((len(self._counts), self.k), dtype=torch.int32)
-        distances = self._candidates.new_empty(index.shape, dtype=torch.float32)
-        slots = torch.arange(self._candidates.shape[1], device=index.device)
-        for begin in range(0, len(index), 65536):  # a bounded copy to sort
-            part = slice(begin, begin + 65536)
-            unused = slots >= self._counts[part, None]
-            ordered = self._candidates[part].masked_fill(unused, torch.iinfo(torch.int64).max)
-            ordered = ordered.sort(dim=1).values[:, : self.k]
-            index[part] = (ordered & 0x7FFFFFFF).to(torch.int32)
-            distances[part] = (ordered >> 32).to(torch.int32).view(torch.float32)
+        index, distances = _ordered_candidates(self._candidates, self._counts, self.k)
         return Neighbours(index, distances, self._maxima)

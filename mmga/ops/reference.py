@@ -551,6 +551,23 @@ def select_neighbours(
         kept[item[row], other[column] - queries] = tile[row, column]
 
 
+def ordered_candidates(candidates: Tensor, counts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k nearest of every candidate list, in the order of (distance, index).
+
+    Args:
+        candidates: [N, S] int64, see `select_neighbours`.
+        counts: [N] int32 filled slots, each at least k.
+        k: entries a row, 1 to S.
+
+    Returns:
+        Indices int32 [N, k] and distances float32 [N, k].
+    """
+    slots = torch.arange(candidates.shape[1], device=candidates.device)
+    ordered = candidates.masked_fill(slots >= counts[:, None], _EMPTY).sort(dim=1).values[:, :k]
+    distances = (ordered >> 32).to(torch.int32).view(torch.float32)
+    return (ordered & 0x7FFFFFFF).to(torch.int32), distances.contiguous()
+
+
 def _offer(
     candidates: Tensor,
     counts: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -94,14 +95,16 @@ def neighbours_within(
     lists = NearestLists(n, k, items.device)
     lists.add_self()
     tiles = _Tiles(items, items)
-    done, total = 0, blocks * (blocks + 1) // 2
-    for own in range(0, n, TILE):
-        for other in range(own, n, TILE):
-            tile = tiles.products(own, other)
-            lists.add(*tile, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
-            done += 1
-            if progress is not None:
-                progress("neighbours", done, total)
+    total = blocks * (blocks + 1) // 2
+    starts = range(0, n, TILE)
+    # Tiles on the diagonal come first: they bound what the others need to offer.
+    diagonal = ((own, own) for own in starts)
+    beside = ((own, other) for own in starts for other in range(own + TILE, n, TILE))
+    for done, (own, other) in enumerate(itertools.chain(diagonal, beside), 1):
+        tile = tiles.products(own, other)
+        lists.add(*tile, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
+        if progress is not None:
+            progress("neighbours", done, total)
     return lists.result()
 
 

@@ -19,6 +19,7 @@ STAGES = [
     "squared_distances_",
     "nearest_in_rows",
     "select_neighbours",
+    "ordered_candidates",
     "pair_products",
 ]
 KERNEL = pytest.mark.skipif(

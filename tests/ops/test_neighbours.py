@@ -155,6 +155,18 @@ def test_opcheck_select_neighbours():
         torch.library.opcheck(torch.ops.mmga.select_neighbours.default, (*state, kept, *tile))
 
 
+def test_ordered_candidates_equal_reference():
+    generator = torch.Generator().manual_seed(2)
+    distances = torch.randint(0, 4, (200, 30), generator=generator).float()
+    index = torch.argsort(torch.rand(200, 30, generator=generator), dim=1)  # as they came
+    candidates = (distances.view(torch.int32).long() << 32) | index
+    counts = torch.randint(9, 31, (200,), generator=generator, dtype=torch.int32)
+    found = torch.ops.mmga.ordered_candidates(candidates, counts, 9)
+    expected = reference.ordered_candidates(candidates, counts, 9)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    torch.library.opcheck(torch.ops.mmga.ordered_candidates.default, (candidates, counts, 9))
+
+
 @pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (70, 129), (64, 512)])
 def test_squared_distances_equal_reference_bit_for_bit(shape, cosine):
