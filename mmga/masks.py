@@ -298,7 +298,7 @@ def draw_preview(path: Path, images: "ImageSet", masks: Path, count: int) -> Non
             drawn.append(images.image(place))
         except UserError:  # names alone are enough for some imports
             drawn.append(None)
-        titles.append(f"id {images.pids[place]}, camera {images.camids[place]}")
+        titles.append(f"id {images.pids[place]}, c{images.camids[place]}")
     pictures.mask_sheet(path, drawn, labels, titles)
 
 

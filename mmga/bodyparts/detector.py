@@ -18,8 +18,9 @@ from mmga.errors import UserError
 PERSON = 1
 """COCO's label."""
 
-DETECTIONS = 20
-"""Boxes that are looked at closely in a crop, which holds a person or a few."""
+PROPOSALS, DETECTIONS = 100, 20
+"""Proposals that are classified, and boxes whose masks are made, in a crop: it holds a person or a
+few, where torchvision's 1000 and 100 are for whole photographs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -177,6 +178,7 @@ def build(kind: str, min_size: int, score: float = 0.5, **changes: Any) -> Any:
         "min_size": min_size,
         "max_size": 4 * min_size,
         "box_score_thresh": score,
+        "rpn_post_nms_top_n_test": PROPOSALS,
         "box_detections_per_img": DETECTIONS,
         **changes,
     }
