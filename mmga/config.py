@@ -273,6 +273,12 @@ def check(config: Config) -> None:
             f"--k must be at least 2, because a triplet needs two images of an identity, "
             f"got {config.batch.k}"
         )
+    rows = -(-data.height // 16)  # of the last feature map: four halvings, rounded up
+    if config.model.heads == 8 and rows < 3:
+        raise UserError(
+            f"--height must be at least 33 for --heads 8, whose branches have up to 3 stripes, "
+            f"got {data.height}"
+        )
     if not 0 <= config.optimizer.ema < 1:
         raise UserError(f"--ema must be from 0 to below 1, got {config.optimizer.ema}")
     for name, least in {

@@ -56,6 +56,7 @@ def test_a_missing_file_is_named(tmp_path):
     [
         ({"data": {"data": "market1501"}}, "--root is missing"),
         ({"batch": {"k": 1}}, "--k must be at least 2"),
+        ({"model": {"heads": 8}, "data": {"height": 32}}, "--height must be at least 33 for"),
         ({"run": {"epochs": 0}}, "--epochs must be at least 1, got 0"),
         ({"optimizer": {"lr": 0.0}}, "--lr must be above 0"),
         ({"optimizer": {"lr": float("nan")}}, "--lr must be above 0"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from mmga import engine, step
 from mmga.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
@@ -387,6 +388,40 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     engine.train(small(run={"epochs": 1}), tmp_path, data=data())
     with pytest.raises(UserError, match="already holds a run; add --resume"):
         engine.train(small(), tmp_path, data=data())
+
+
+@pytest.mark.parametrize("what", ["truncated", "foreign", "another network", "no optimizer"])
+def test_checkpoints_that_cannot_be_resumed(tmp_path, what):
+    """One sentence names the file; nothing of the run is touched."""
+    settings = small(run={"epochs": 1})
+    engine.train(settings, tmp_path, data=data())
+    last = tmp_path / "last.safetensors"
+    if what == "truncated":
+        last.write_bytes(last.read_bytes()[:1000])
+        sentence = "last.safetensors cannot be read: truncated"
+    elif what == "foreign":
+        save_file({"weight": torch.zeros(3)}, last)
+        sentence = "not a checkpoint of mmga"
+    elif what == "another network":
+        settings = small(model={"pool": "gem"})
+        sentence = "last.safetensors belongs to another network"
+    else:
+        (optimizer,) = tmp_path.glob("last.optimizer-*.pt")
+        optimizer.unlink()
+        sentence = "optimizer state .* cannot be read"
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=sentence):
+        engine.train(settings, tmp_path, data=data(), resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
+def test_the_death_of_a_worker_is_one_sentence(tmp_path):
+    """As when the machine's memory runs out."""
+    source = data()
+    source.train.image = lambda index: os._exit(9)
+    with pytest.raises(UserError, match=r"a process that loads images died .*lower --workers"):
+        engine.train(small(data={"workers": 1}, batch=STEPWISE), tmp_path, data=source)
+    assert not (tmp_path / "last.safetensors").exists()
 
 
 def test_masks_that_cover_too_little(tmp_path):
