@@ -113,6 +113,21 @@ def test_weights_that_cannot_be_had(capsys, tmp_path, market, monkeypatch):
     assert "--weights none" in train(capsys, tmp_path, market, *more)
 
 
+def test_a_cache_that_is_no_size(capsys, tmp_path, market):
+    assert "--cache: expected a size such as 2G" in train(capsys, tmp_path, market, "--cache", "x")
+
+
+def test_no_data_folder(capsys, tmp_path, monkeypatch):
+    monkeypatch.delenv("MMGA_DATA", raising=False)
+    for name in ("msmt17", "cuhk03-classic"):
+        said = fails(capsys, "train", "--data", name, "--out", tmp_path / "run")
+        assert "--root is missing" in said
+        assert "MMGA_DATA" in said
+    monkeypatch.setenv("MMGA_DATA", str(tmp_path))
+    said = fails(capsys, "train", "--data", "msmt17", "--out", tmp_path / "run")
+    assert f"{tmp_path} holds neither list_train.txt nor MSMT17_V1/list_train.txt" in said
+
+
 def test_an_unknown_option(capsys, tmp_path, market):
     assert "unknown option --epoch" in train(capsys, tmp_path, market, "--epoch", 3)
 

@@ -55,8 +55,9 @@ def divide(body: np.ndarray, skeleton: Skeleton | None) -> PartMask:
     assert shoulders is not None
     assert hips is not None  # they make the trunk
     rows, columns = np.nonzero(body)
-    pixels = np.stack((columns, rows), 1).astype(np.float64)  # [P, 2]
-    below = (pixels - hips) @ (hips - shoulders) > 0  # [P]
+    x, y = columns.astype(np.float64), rows.astype(np.float64)  # [P] each
+    down = hips - shoulders
+    below = (x - hips[0]) * down[0] + (y - hips[1]) * down[1] > 0  # [P]
     cut: list[_Segment] = [(shoulders, hips)]
     upper: list[_Segment] = _segments(skeleton, ARMS)
     bottom: list[_Segment] = _segments(skeleton, SHANKS)
@@ -67,7 +68,7 @@ def divide(body: np.ndarray, skeleton: Skeleton | None) -> PartMask:
         middle = (hip + knee) / 2
         cut.append((hip, middle))
         bottom.append((middle, knee))
-    nearest = np.stack([_nearest(pixels, group) for group in (cut, upper, bottom)])  # [3, P]
+    nearest = np.stack([_nearest(x, y, group) for group in (cut, upper, bottom)])  # [3, P]
     group = nearest.argmin(0)
     is_bottom = (group == 2) | ((group == 0) & below)
     labels = np.full(body.shape, BACKGROUND, np.uint8)
@@ -129,31 +130,36 @@ def _segments(skeleton: Skeleton, pairs: tuple[tuple[int, int], ...]) -> list[_S
     ]
 
 
-def _nearest(pixels: np.ndarray, segments: list[_Segment]) -> np.ndarray:
-    """Return the distance [P] of each pixel to the nearest of some segments, infinity for none."""
-    distance = np.full(len(pixels), np.inf)
+def _nearest(x: np.ndarray, y: np.ndarray, segments: list[_Segment]) -> np.ndarray:
+    """Return the squared distance [P] of pixels to the nearest of some segments, or infinity."""
+    nearest = np.full(len(x), np.inf)
     for start, end in segments:
-        distance = np.minimum(distance, _distance(pixels, start, end))
-    return distance
+        np.minimum(nearest, _squared_distance(x, y, start, end), out=nearest)
+    return nearest
 
 
-def _distance(pixels: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return the distance [P] of pixels [P, 2] to a segment."""
-    along = end - start
-    length = float(along @ along)
-    share = np.zeros(len(pixels)) if length == 0 else ((pixels - start) @ along / length).clip(0, 1)
-    gap: np.ndarray = pixels - start - share[:, None] * along
-    return np.sqrt((gap * gap).sum(1))
+def _squared_distance(
+    x: np.ndarray, y: np.ndarray, start: np.ndarray, end: np.ndarray
+) -> np.ndarray:
+    """Return the squared distance of pixels, x and y of one shape, to a segment."""
+    along_x, along_y = (end - start).tolist()
+    gap_x, gap_y = x - start[0], y - start[1]
+    length = along_x * along_x + along_y * along_y
+    if length > 0:
+        share = np.clip((gap_x * along_x + gap_y * along_y) / length, 0, 1)
+        gap_x, gap_y = gap_x - share * along_x, gap_y - share * along_y
+    squared: np.ndarray = gap_x * gap_x + gap_y * gap_y
+    return squared
 
 
 def _fill(body: np.ndarray, segment: _Segment, radius: float) -> None:
-    """Set the pixels [H, W] within `radius` of a segment."""
+    """Set the pixels of a body, bool [H, W], within `radius` of a segment."""
     corners = np.stack(segment)  # x, y
-    left, top = np.floor(corners.min(0) - radius).astype(int).clip(0)
-    right, bottom = np.ceil(corners.max(0) + radius).astype(int) + 1
-    part = body[top : max(bottom, 0), left : max(right, 0)]
+    left, top = np.floor(corners.min(0) - radius).astype(int).clip(0).tolist()
+    right, bottom = (np.ceil(corners.max(0) + radius).astype(int) + 1).clip(0).tolist()
+    part = body[top:bottom, left:right]
     if part.size == 0:
         return
-    rows, columns = np.indices(part.shape)
-    pixels = np.stack((columns.ravel() + left, rows.ravel() + top), 1).astype(np.float64)
-    part |= (_distance(pixels, *segment) <= radius).reshape(part.shape)
+    x = np.arange(left, left + part.shape[1], dtype=np.float64)[None, :]
+    y = np.arange(top, top + part.shape[0], dtype=np.float64)[:, None]
+    part |= _squared_distance(x, y, *segment) <= radius * radius
