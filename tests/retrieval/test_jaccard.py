@@ -84,6 +84,17 @@ def test_max_distance_leaves_the_rest_out(people, variant, limit):
     np.testing.assert_array_equal(np.diff(some.indptr), np.bincount(row[kept], minlength=480))
 
 
+def test_max_distance_includes_itself(people):
+    """Limits that are distances of the matrix, and the numbers next to them."""
+    every = to_scipy(jaccard_distance(people))
+    values = np.unique(every.data)
+    for limit in values[np.linspace(5, len(values) - 2, 5).astype(int)]:
+        for bound in (np.nextafter(limit, 0), limit, np.nextafter(limit, 1)):
+            some = to_scipy(jaccard_distance(people, max_distance=float(bound)))
+            np.testing.assert_array_equal(some.data, every.data[every.data <= bound])
+            np.testing.assert_array_equal(some.indices, every.indices[every.data <= bound])
+
+
 @pytest.mark.parametrize("eps", [0.3, 0.5, 0.6, 0.7])
 @pytest.mark.filterwarnings("ignore:Precomputed sparse input was not sorted")
 def test_clusters_of_the_dense_matrix(people, eps):
