@@ -511,6 +511,7 @@ def _report(
     peak: Peak,
 ) -> Report:
     counted = _counted(rules, selection.labels, selection)
+    exclusion = selection.labels.exclusion
     notes = [
         note
         for side in {id(query): query, id(gallery): gallery}.values()
@@ -533,6 +534,7 @@ def _report(
         pids=np.asarray(query.pids),
         camids=None if getattr(query, "camids", None) is None else np.asarray(query.camids),
         counted=counted,
+        extra={} if exclusion is None else {"exclude": exclusion.text},
         notes=notes,
     )
 

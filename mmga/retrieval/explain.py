@@ -31,6 +31,7 @@ def explain(
         One entry for the start and one for each differing rule: ``rule``, ``from``, ``to``, the
         figures with it, and ``change``: what it contributes to each. The changes add up to the
         difference of the two protocols; with another order of rules they would be split otherwise.
+        A condition of ``exclude`` holds for all and stands in the first.
 
     Raises:
         UserError: the protocols differ in more than these rules, or as in `evaluate`.
@@ -46,6 +47,8 @@ def explain(
         raise UserError("explain: all-vs-all ranks one set; the others rank two")
     now = start
     steps = [{"rule": None, "from": None, "to": one, **_figures(query, gallery, now, options)}]
+    if options.get("exclude"):
+        steps[0]["exclude"] = options["exclude"]
     for rule in _RULES:
         before, after = getattr(now, rule), getattr(end, rule)
         if before == after:
@@ -67,6 +70,8 @@ def table(steps: list[dict[str, Any]]) -> str:
             name = f"{step['rule']}: {step['from']} -> {step['to']}"
             values = [f"{step['change'][figure]:+.2%}" for figure in _FIGURES]
         lines.append(f"{name:<44}" + "".join(f"{value:>9}" for value in values))
+    if steps[0].get("exclude"):
+        lines.append(f"(of all, pairs left out where {steps[0]['exclude']})")
     total = "".join(f"{steps[-1][figure]:>9.2%}" for figure in _FIGURES)
     return "\n".join([*lines, f"{'together':<44}{total}"])
 

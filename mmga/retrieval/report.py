@@ -279,6 +279,8 @@ def _json_text(values: dict[str, Any]) -> str:
 def _extra_lines(extra: dict[str, Any]) -> list[str]:
     """Return the figures of single options as lines of the table."""
     lines = []
+    if "exclude" in extra:
+        lines.append(f"--exclude: {extra['exclude']}")
     if "parts" in extra:
         apart = extra["parts"]["pairs_without_common_part"]
         lines.append(

@@ -13,8 +13,10 @@ from mmga import eval as command
 from mmga.errors import UserError
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.exclusion import Exclusion
-from mmga.retrieval.explain import explain
+from mmga.retrieval.explain import explain, table
 from mmga.retrieval.features import Features, load_features
+from mmga.retrieval.k_reciprocal import KReciprocal
+from mmga.retrieval.rerank import rerank
 
 NUMBERS = {"time": [10, 55, 90, 200], "speed": [0.5, np.nan, 2.0, 0.0], "b": [3, 0, 1, 2]}
 COLUMNS = {
@@ -167,7 +169,7 @@ def test_ranks_and_counts_equal_naive_loops(data, rule):
         assert report.per_query.inverse_negative_penalty[row] == len(hits) / hits[-1]
 
 
-def sets(seed=0, queries=30, items=5000):
+def sets(seed=0, queries=20, items=4200):
     generator = np.random.default_rng(seed)
     made = []
     for count in (queries, items):
@@ -197,6 +199,8 @@ def test_features_and_a_given_matrix_agree(protocol):
     assert found.mAP == pytest.approx(given_matrix.mAP, abs=1e-12)
     assert found.excluded == given_matrix.excluded
     assert found.excluded["expression"] > 1000
+    assert found.as_dict()["exclude"] == CONDITION
+    assert f"--exclude: {CONDITION}" in found.table()
     assert "further pairs removed by --exclude" in found.table()
     assert found.mAP != evaluate(query, gallery, metric="euclidean", protocol=protocol).mAP
 
@@ -215,13 +219,23 @@ def test_a_whole_protocol_by_condition():
         steps[-1]["mAP"]
         == evaluate(query, gallery, protocol="other-cameras", exclude=CONDITION).mAP
     )
+    assert CONDITION in table(steps)
     with pytest.raises(UserError, match="exclude less"):
         evaluate(query, gallery, exclude="0 == 0")
 
 
+def test_re_ranked_figures():
+    query, gallery = sets(3, items=300)
+    found = evaluate(query, gallery, rerank=KReciprocal(), exclude=CONDITION)
+    matrix = rerank(query, gallery)
+    expected = evaluate_distances(matrix, query, gallery, exclude=CONDITION)
+    assert found.reranked.mAP == pytest.approx(expected.mAP, abs=1e-12)
+    assert found.excluded == expected.excluded
+
+
 def test_command_with_columns_from_a_table(tmp_path, capsys):
     query, gallery = sets(2, items=300)
-    paths = {"q": [f"q{i}.png" for i in range(30)], "g": [f"g{i}.png" for i in range(300)]}
+    paths = {"q": [f"q{i}.png" for i in range(20)], "g": [f"g{i}.png" for i in range(300)]}
     for name, one in (("q", query), ("g", gallery)):
         Features(one.features, one.pids, one.camids, paths[name]).save(tmp_path / f"{name}.npz")
         lines = [
