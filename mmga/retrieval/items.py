@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -121,8 +122,7 @@ class Items:
         step = max(1, (1 << 22) // self.dimension)  # pairs whose rows are copied together
         for begin in range(0, len(left), step):
             i, j = left[begin : begin + step], right[begin : begin + step]
-            places = torch.arange(len(i), device=self.device)
-            products = pair_products(self.take(i), self.take(j), places, places)
+            products = self._products(i, j)
             if self.metric == "cosine":
                 root = (self.norms[i] * self.norms[j]).sqrt()
                 d = 2 - 2 * torch.where(root > 0, products / root, 0.0)
@@ -130,3 +130,27 @@ class Items:
                 d = self.norms[i] + self.norms[j] - 2 * products
             result[begin : begin + step] = d.clamp_min(0).float().double()
         return result.masked_fill_(left == right, 0)
+
+    def _products(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the inner products of pairs, float64 [P]; rows are copied only if they must be."""
+        sides = [side.shards[0] for side in self._sides]
+        if not all(
+            len(side.shards) == 1 and first.dtype == torch.float32 and first.is_contiguous()
+            for side, first in zip(self._sides, sides, strict=True)
+        ):
+            places = torch.arange(len(left), device=self.device)
+            return pair_products(self.take(left), self.take(right), places, places)
+        result = torch.empty(len(left), dtype=torch.float64, device=self.device)
+        ends = torch.tensor(self._starts[1:], device=self.device)
+        owner = torch.searchsorted(ends, torch.stack([left, right]), right=True)  # [2, P]
+        for a, b in itertools.product(range(len(sides)), repeat=2):
+            at = ((owner[0] == a) & (owner[1] == b)).nonzero()[:, 0]
+            if len(at):
+                rows, columns = self._rows_of(a, left[at]), self._rows_of(b, right[at])
+                result[at] = pair_products(sides[a], sides[b], rows, columns)
+        return result
+
+    def _rows_of(self, side: int, items: Tensor) -> Tensor:
+        rows = items - self._starts[side]
+        chosen = self._kept[side]
+        return rows if chosen is None else chosen[rows]

@@ -126,6 +126,23 @@ def test_mapped_files_and_shards(tmp_path):
         assert torch.equal(rerank(x[:20], gallery), rerank(x[:20], x))
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_distances_of_pairs_in_place_equal_copied_ones(metric):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(90, 24, generator=generator)
+    kept = torch.arange(0, 50, 2)
+    items = Items([Rows([x[:40]]), Rows([x[40:]])], metric, [None, kept])
+    copied = Items([Rows([x[:9], x[9:40]]), Rows([x[40:60], x[60:]])], metric, [None, kept])
+    pairs = torch.randint(0, len(items), (2, 500), generator=generator)
+    found = items.pair_distances(*pairs)
+    assert torch.equal(found, copied.pair_distances(*pairs))
+    rows = torch.cat([x[:40], x[40:][kept]]).double()
+    if metric == "cosine":
+        rows = torch.nn.functional.normalize(rows, dim=1)
+    expected = (rows[pairs[0]] - rows[pairs[1]]).square().sum(1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_nearest_gives_arrays_for_arrays():
     x = grid(12, 4, 5, 1).numpy()
     distances, index = nearest(x, x, 2)
