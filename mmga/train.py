@@ -4,7 +4,7 @@
     python -m mmga.train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
     python -m mmga.train --resume --out runs/market                  # go on after an interruption
     python -m mmga.train --data market1501 --also msmt17 --test dukemtmc viper  # across data sets
-    torchrun --nproc-per-node 8 -m mmga.train --recipe bot ...       # one run on eight GPUs
+    torchrun --nproc-per-node 8 -m mmga.train -- --recipe bot ...      # one run on eight GPUs
 
 Values come from the recipe, then from --config FILE.yaml, then from flags.
 """

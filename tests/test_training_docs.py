@@ -62,7 +62,7 @@ def run(line):
     line, _, output = line.partition(" > ")
     words = shlex.split(line)
     module = words[words.index("-m") + 1]
-    words = words[words.index(module) + 1 :]
+    words = [word for word in words[words.index(module) + 1 :] if word != "--"]
     if module == "mmga.train" and "--resume" not in words:
         words += shlex.split(SMALL)
     if module == "mmga.export":  # what it writes takes long, and test_export.py is about it
