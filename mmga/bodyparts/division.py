@@ -69,7 +69,8 @@ def divide(body: np.ndarray, skeleton: Skeleton | None) -> PartMask:
         cut.append((hip, middle))
         bottom.append((middle, knee))
     nearest = np.stack([_nearest(x, y, group) for group in (cut, upper, bottom)])  # [3, P]
-    group = nearest.argmin(0)
+    # Where two limbs lie on one another, all of their pixels go to one of them, not to rounding.
+    group = nearest.round(6).argmin(0)
     is_bottom = (group == 2) | ((group == 0) & below)
     labels = np.full(body.shape, BACKGROUND, np.uint8)
     labels[rows, columns] = np.where(is_bottom, BOTTOM, UPPER)

@@ -53,6 +53,15 @@ def test_the_hip_line_is_at_right_angles_to_the_trunk():
     assert (labels[66, 33:] == 2).all()
 
 
+def test_limbs_on_one_another_are_not_speckled():
+    # The left arm lies exactly on the left shank, in directions that do not divide evenly.
+    knee, ankle = (39.3, 91.7), (36.9, 117.1)
+    both = _with(left_knee=knee, left_ankle=ankle, left_elbow=ankle, left_wrist=knee)
+    labels = divide(np.ones(SIZE, bool), both).labels.numpy()
+    along = np.linspace(knee, ankle, 20)[2:-2].round().astype(int)
+    assert len({int(labels[y, x]) for x, y in along}) == 1
+
+
 def test_without_hips_the_halves_are_unknown():
     points = STANDING.copy()
     points[[8, 11]] = np.nan
