@@ -15,7 +15,7 @@ import torch
 
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.features import Features
-from mmga.retrieval.stream import TILE
+from mmga.retrieval.stream import TILE, tile_height
 
 SCALE = int(os.environ.get("MMGA_BENCHMARK_SCALE", "1"))
 QUERIES, ITEMS, PEOPLE, DISTRACTORS = 3368 // SCALE, 15913 // SCALE, 750 // SCALE, 2798 // SCALE
@@ -107,7 +107,8 @@ def product(query: Features, gallery: Features) -> None:
 
 def tiles(query: Features, gallery: Features) -> None:
     """The products of an evaluation, whole tiles and zero-padded ones alike, and nothing else."""
-    height, width = TILE
+    width = TILE[1]
+    height = tile_height(len(query))
     tile = torch.empty(height, width)
     rows = torch.nn.functional.pad(query.features, (0, 0, 0, -len(query) % height))
     last = torch.zeros(width, gallery.dimension)

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "common.h"
@@ -35,6 +36,8 @@ constexpr int64_t kGroup = 64;
 constexpr int64_t kFewMatches = 128;
 // Keys that one thread should have before another is worth waking.
 constexpr int64_t kGrain = 1 << 15;
+// Rows whose matches one thread should have to read and sort.
+constexpr int64_t kRowGrain = 64;
 
 // A vector that registers hold: comparisons of longer ones are taken apart lane by lane.
 #if defined(__x86_64__)
@@ -64,12 +67,22 @@ MMGA_INLINE void load(T& to, const void* from) {
 
 // The smallest lane of a vector without NaN.
 template <typename T>
-MMGA_INLINE T smallest_lane(const typename Vector<T>::type& vector) {
-  T result = vector[0];
-  for (unsigned lane = 1; lane < kVectorBytes / sizeof(T); ++lane) {
-    result = vector[lane] < result ? vector[lane] : result;
+MMGA_INLINE T smallest_lane(const typename Vector<T>::type& given) {
+  typename Vector<T>::type vector = given;
+  constexpr int kLanes = kVectorBytes / sizeof(T);
+#if defined(__GNUC__) && !defined(__clang__)
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    typename Vector<T>::mask across;
+    for (int lane = 0; lane < kLanes; ++lane) across[lane] = lane ^ half;
+    const typename Vector<T>::type other = __builtin_shuffle(vector, across);
+    vector = other < vector ? other : vector;
   }
+  return vector[0];
+#else
+  T result = vector[0];
+  for (int lane = 1; lane < kLanes; ++lane) result = vector[lane] < result ? vector[lane] : result;
   return result;
+#endif
 }
 
 // What one row counts its keys against, and the counts of one segment.
@@ -81,28 +94,81 @@ struct Thresholds {
   int64_t* not_above;  // keys <= threshold, zero on entry
 };
 
-// Writes the keys of a segment; returns whether any is NaN.
-template <typename T>
-MMGA_INLINE bool make_keys_body(const T* values, int64_t width, int64_t metric, T row_term,
-                                const T* column_term, T* keys) {
+// Turns a tile's value into a ranking key, X being T or a vector of T.
+template <typename T, typename X>
+MMGA_INLINE void make_key(int64_t metric, T row_term, const X& column_term, const X& value,
+                          X& key) {
   if (metric == kCosine) {
-    for (int64_t j = 0; j < width; ++j) keys[j] = 1 - (values[j] * row_term) * column_term[j];
+    key = 1 - (value * row_term) * column_term;
   } else if (metric == kEuclidean) {
-    for (int64_t j = 0; j < width; ++j) {
-      const T key = (row_term + column_term[j]) - 2 * values[j];
-      keys[j] = key < 0 ? 0 : key;  // NaN stays NaN
-    }
+    key = (row_term + column_term) - 2 * value;
+    key = key < 0 ? X{} : key;  // NaN stays NaN
   } else {
-    std::memcpy(keys, values, width * sizeof(T));
+    key = value;
   }
-  int bad = 0;
-  for (int64_t j = 0; j < width; ++j) bad |= keys[j] != keys[j];
-  return bad != 0;
 }
 
-// Counts `groups` groups of keys and returns the smallest key.
+// The smallest key of a group.
 template <typename T>
-MMGA_INLINE T count_few_body(const T* keys, int64_t groups, const Thresholds<T>& thresholds) {
+MMGA_INLINE T group_minimum_body(const T* keys) {
+  using V = typename Vector<T>::type;
+  V low = V{} + std::numeric_limits<T>::infinity();
+  for (int64_t j = 0; j < kGroup; j += kVectorBytes / sizeof(T)) {
+    V x;
+    load(x, keys + j);
+    low = x < low ? x : low;
+  }
+  return smallest_lane<T>(low);
+}
+
+// Writes the keys of a segment and the minima of its whole groups; returns whether a key is NaN.
+template <typename T>
+MMGA_INLINE bool make_keys_of(const T* values, int64_t width, int64_t metric, T row_term,
+                              const T* column_term, T* keys, T* minima) {
+  using V = typename Vector<T>::type;
+  using M = typename Vector<T>::mask;
+  M bad = M{};
+  for (int64_t start = 0; start + kGroup <= width; start += kGroup) {
+    V low = V{} + std::numeric_limits<T>::infinity();
+    for (int64_t j = start; j < start + kGroup; j += kVectorBytes / sizeof(T)) {
+      V value;
+      V term = V{};
+      V key;
+      load(value, values + j);
+      if (metric != kGiven) load(term, column_term + j);
+      make_key<T, V>(metric, row_term, term, value, key);
+      bad |= key != key;
+      low = key < low ? key : low;
+      std::memcpy(keys + j, &key, sizeof(key));
+    }
+    minima[start / kGroup] = smallest_lane<T>(low);
+  }
+  bool any = false;
+  for (unsigned lane = 0; lane < kVectorBytes / sizeof(T); ++lane) any |= bad[lane] != 0;
+  for (int64_t j = width / kGroup * kGroup; j < width; ++j) {
+    make_key<T, T>(metric, row_term, metric == kGiven ? T(0) : column_term[j], values[j], keys[j]);
+    any |= keys[j] != keys[j];
+  }
+  return any;
+}
+
+template <typename T>
+MMGA_INLINE bool make_keys_body(const T* values, int64_t width, int64_t metric, T row_term,
+                                const T* column_term, T* keys, T* minima) {
+  // A constant metric takes the choice out of the loop.
+  if (metric == kCosine) {
+    return make_keys_of<T>(values, width, kCosine, row_term, column_term, keys, minima);
+  }
+  if (metric == kEuclidean) {
+    return make_keys_of<T>(values, width, kEuclidean, row_term, column_term, keys, minima);
+  }
+  return make_keys_of<T>(values, width, kGiven, row_term, column_term, keys, minima);
+}
+
+// Counts `groups` groups of keys, whose minima are known, and returns the smallest key.
+template <typename T>
+MMGA_INLINE T count_few_body(const T* keys, const T* minima, int64_t groups,
+                             const Thresholds<T>& thresholds) {
   using V = typename Vector<T>::type;
   using M = typename Vector<T>::mask;
   constexpr int kLanes = kVectorBytes / sizeof(T);
@@ -114,14 +180,13 @@ MMGA_INLINE T count_few_body(const T* keys, int64_t groups, const Thresholds<T>&
   int64_t first_used = count;  // thresholds before it have met no key
   T nearest = infinity;
   for (int64_t group = 0; group < groups; ++group) {
-    V x[kVectors];
-    for (int v = 0; v < kVectors; ++v) load(x[v], keys + group * kGroup + v * kLanes);
-    V low = V{} + infinity;
-    for (int v = 0; v < kVectors; ++v) low = x[v] < low ? x[v] : low;
-    const T smallest = smallest_lane<T>(low);
+    const T smallest = minima[group];
     nearest = smallest < nearest ? smallest : nearest;
     int64_t k = count;
     while (k > 0 && thresholds.key[k - 1] >= smallest) --k;
+    if (k == count) continue;
+    V x[kVectors];
+    for (int v = 0; v < kVectors; ++v) load(x[v], keys + group * kGroup + v * kLanes);
     while (first_used > k) {
       --first_used;
       below[first_used] = M{};
@@ -150,9 +215,8 @@ MMGA_INLINE T count_few_body(const T* keys, int64_t groups, const Thresholds<T>&
 
 // The same for any number of thresholds, in logarithmic time for each key.
 template <typename T>
-MMGA_INLINE T count_many_body(const T* keys, int64_t groups, const Thresholds<T>& thresholds) {
-  using V = typename Vector<T>::type;
-  constexpr int kLanes = kVectorBytes / sizeof(T);
+MMGA_INLINE T count_many_body(const T* keys, const T* minima, int64_t groups,
+                              const Thresholds<T>& thresholds) {
   const int64_t count = thresholds.count;
   const T infinity = std::numeric_limits<T>::infinity();
   const T last = thresholds.key[count - 1];
@@ -161,13 +225,7 @@ MMGA_INLINE T count_many_body(const T* keys, int64_t groups, const Thresholds<T>
   // is k; running sums make them counts.
   for (int64_t group = 0; group < groups; ++group) {
     const T* x = keys + group * kGroup;
-    V low = V{} + infinity;
-    for (int v = 0; v < kGroup / kLanes; ++v) {
-      V lanes;
-      load(lanes, x + v * kLanes);
-      low = lanes < low ? lanes : low;
-    }
-    const T smallest = smallest_lane<T>(low);
+    const T smallest = minima[group];
     nearest = smallest < nearest ? smallest : nearest;
     if (!(smallest <= last)) continue;
     for (int64_t j = 0; j < kGroup; ++j) {
@@ -205,21 +263,23 @@ MMGA_INLINE void leave_out_camera_body(T* keys, int64_t width, int32_t camera,
 }
 
 // A template cannot be compiled for several instruction sets, an overload can.
-#define MMGA_RANKING_KERNELS(T)                                                                    \
-  MMGA_VECTOR_CLONES bool make_keys(const T* values, int64_t width, int64_t metric, T row_term,    \
-                                    const T* column_term, T* keys) {                               \
-    return make_keys_body<T>(values, width, metric, row_term, column_term, keys);                  \
-  }                                                                                                \
-  MMGA_VECTOR_CLONES T count_few(const T* keys, int64_t groups, const Thresholds<T>& thresholds) { \
-    return count_few_body<T>(keys, groups, thresholds);                                            \
-  }                                                                                                \
-  MMGA_VECTOR_CLONES T count_many(const T* keys, int64_t groups,                                   \
-                                  const Thresholds<T>& thresholds) {                               \
-    return count_many_body<T>(keys, groups, thresholds);                                           \
-  }                                                                                                \
-  MMGA_VECTOR_CLONES void leave_out_camera(T* keys, int64_t width, int32_t camera,                 \
-                                           const int32_t* column_camera) {                         \
-    leave_out_camera_body<T>(keys, width, camera, column_camera);                                  \
+#define MMGA_RANKING_KERNELS(T)                                                                 \
+  MMGA_VECTOR_CLONES bool make_keys(const T* values, int64_t width, int64_t metric, T row_term, \
+                                    const T* column_term, T* keys, T* minima) {                 \
+    return make_keys_body<T>(values, width, metric, row_term, column_term, keys, minima);       \
+  }                                                                                             \
+  MMGA_VECTOR_CLONES T group_minimum(const T* keys) { return group_minimum_body<T>(keys); }     \
+  MMGA_VECTOR_CLONES T count_few(const T* keys, const T* minima, int64_t groups,                \
+                                 const Thresholds<T>& thresholds) {                             \
+    return count_few_body<T>(keys, minima, groups, thresholds);                                 \
+  }                                                                                             \
+  MMGA_VECTOR_CLONES T count_many(const T* keys, const T* minima, int64_t groups,               \
+                                  const Thresholds<T>& thresholds) {                            \
+    return count_many_body<T>(keys, minima, groups, thresholds);                                \
+  }                                                                                             \
+  MMGA_VECTOR_CLONES void leave_out_camera(T* keys, int64_t width, int32_t camera,              \
+                                           const int32_t* column_camera) {                      \
+    leave_out_camera_body<T>(keys, width, camera, column_camera);                               \
   }
 MMGA_RANKING_KERNELS(float)
 MMGA_RANKING_KERNELS(double)
@@ -243,8 +303,8 @@ class RowCounter {
       const Thresholds<T> thresholds{tile_.match_key + first, count, counts_.data(),
                                      counts_.data() + count};
       const int64_t groups = (width + kGroup - 1) / kGroup;
-      const T smallest = count <= kFewMatches ? count_few(keys_, groups, thresholds)
-                                              : count_many(keys_, groups, thresholds);
+      const T smallest = count <= kFewMatches ? count_few(keys_, minima_, groups, thresholds)
+                                              : count_many(keys_, minima_, groups, thresholds);
       nearest = smallest < nearest ? smallest : nearest;
       settle(row, start, width, thresholds);
     }
@@ -257,7 +317,7 @@ class RowCounter {
     const T* values = tile_.values + row * tile_.row_stride + start;
     const bool given = tile_.metric == kGiven;
     const bool bad = make_keys(values, width, tile_.metric, given ? T(0) : tile_.row_term[row],
-                               given ? nullptr : tile_.column_term + start, keys_);
+                               given ? nullptr : tile_.column_term + start, keys_, minima_);
     const T nan = std::numeric_limits<T>::quiet_NaN();
     const int64_t offset = tile_.offset + start;
     for (int64_t m = tile_.match_start[row]; m < tile_.match_start[row + 1]; ++m) {
@@ -269,7 +329,15 @@ class RowCounter {
     const int64_t* end = tile_.ignored_item + tile_.ignored_start[row + 1];
     const int64_t* item =
         std::lower_bound(tile_.ignored_item + tile_.ignored_start[row], end, offset);
-    for (; item < end && *item < offset + width; ++item) keys_[*item - offset] = nan;
+    int64_t stale = -1;  // group whose minimum has yet to be taken again
+    for (; item < end && *item < offset + width; ++item) {
+      const int64_t column = *item - offset;
+      if (stale >= 0 && stale != column / kGroup) renew(stale);
+      stale = column / kGroup;
+      keys_[column] = nan;
+    }
+    const int64_t whole = width / kGroup;
+    if (stale >= 0 && stale < whole) renew(stale);
     if (tile_.row_camera != nullptr && tile_.column_camera != nullptr) {
       leave_out_camera(keys_, width, tile_.row_camera[row], tile_.column_camera + start);
     }
@@ -278,8 +346,12 @@ class RowCounter {
       for (int64_t j = 0; j < width; ++j) keys_[j] = removed[j] ? nan : keys_[j];
     }
     for (int64_t j = width; j % kGroup != 0; ++j) keys_[j] = nan;
+    const bool many = tile_.row_camera != nullptr || tile_.removed != nullptr;
+    for (int64_t group = many ? 0 : whole; group * kGroup < width; ++group) renew(group);
     return bad;
   }
+
+  void renew(int64_t group) { minima_[group] = group_minimum(keys_ + group * kGroup); }
 
   // Adds a segment's counts; equal keys count where the item comes first.
   void settle(int64_t row, int64_t start, int64_t width, const Thresholds<T>& thresholds) {
@@ -304,6 +376,7 @@ class RowCounter {
   const Tile<T>& tile_;
   std::vector<int64_t> counts_;
   alignas(64) T keys_[kSegment];
+  T minima_[kSegment / kGroup];
 };
 
 template <typename T>
@@ -315,9 +388,87 @@ void count_tile(const Tile<T>& tile) {
   });
 }
 
+// Reads the keys of every row's matches and sorts them by (key, item); NaN goes last.
+template <typename T>
+void read_rows(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+               int64_t metric, const int64_t* match_start, int64_t* match_item, T* match_key) {
+  const T* tile = static_cast<const T*>(values.data_ptr());
+  const int64_t stride = values.stride(0);
+  const T* row_terms = static_cast<const T*>(row_term.data_ptr());
+  const T* column_terms = static_cast<const T*>(column_term.data_ptr());
+  const auto before = [](const std::pair<T, int64_t>& one, const std::pair<T, int64_t>& other) {
+    const bool one_is_nan = one.first != one.first;
+    const bool other_is_nan = other.first != other.first;
+    if (one_is_nan || other_is_nan) {
+      return one_is_nan == other_is_nan ? one.second < other.second : other_is_nan;
+    }
+    return one < other;
+  };
+  torch::stable::parallel_for(0, values.size(0), kRowGrain, [&](int64_t first, int64_t last) {
+    std::vector<std::pair<T, int64_t>> mine;
+    for (int64_t row = first; row < last; ++row) {
+      mine.clear();
+      for (int64_t m = match_start[row]; m < match_start[row + 1]; ++m) {
+        const int64_t item = match_item[m];
+        const bool given = metric == kGiven;
+        T key;
+        make_key<T, T>(metric, given ? T(0) : row_terms[row], given ? T(0) : column_terms[item],
+                       tile[row * stride + item], key);
+        mine.emplace_back(key, item);
+      }
+      std::sort(mine.begin(), mine.end(), before);
+      for (size_t m = 0; m < mine.size(); ++m) {
+        match_key[match_start[row] + m] = mine[m].first;
+        match_item[match_start[row] + m] = mine[m].second;
+      }
+    }
+  });
+}
+
 void check_contiguous(const Tensor& tensor, ScalarType type, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+}
+
+// Checks what describes a tile; returns whether its values are float32.
+bool check_tile(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+                int64_t metric) {
+  const ScalarType type = values.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                  "values must be float32 or float64");
+  STD_TORCH_CHECK(values.dim() == 2 && (values.stride(1) == 1 || values.size(1) == 1),
+                  "values must be [R, W] with contiguous rows");
+  STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
+  if (metric != kGiven) {
+    check_contiguous(row_term, type, "row_term");
+    check_contiguous(column_term, type, "column_term");
+    STD_TORCH_CHECK(row_term.numel() == values.size(0) && column_term.numel() == values.size(1),
+                    "row_term and column_term must be [R] and [W]");
+  }
+  return type == ScalarType::Float;
+}
+
+void read_matches(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+                  int64_t metric, const Tensor& match_start, Tensor match_item, Tensor match_key) {
+  const bool single = check_tile(values, row_term, column_term, metric);
+  check_contiguous(match_start, ScalarType::Long, "match_start");
+  check_contiguous(match_item, ScalarType::Long, "match_item");
+  check_contiguous(match_key, values.scalar_type(), "match_key");
+  STD_TORCH_CHECK(match_start.numel() == values.size(0) + 1, "match_start must be [R + 1]");
+  STD_TORCH_CHECK(match_item.numel() == match_key.numel(),
+                  "match_item and match_key must have equal lengths");
+  const int64_t* start = static_cast<const int64_t*>(match_start.data_ptr());
+  int64_t* item = static_cast<int64_t*>(match_item.mutable_data_ptr());
+  for (int64_t m = start[0]; m < start[values.size(0)]; ++m) {
+    STD_TORCH_CHECK(item[m] >= 0 && item[m] < values.size(1), "match_item is outside the tile");
+  }
+  if (single) {
+    read_rows<float>(values, row_term, column_term, metric, start, item,
+                     static_cast<float*>(match_key.mutable_data_ptr()));
+  } else {
+    read_rows<double>(values, row_term, column_term, metric, start, item,
+                      static_cast<double*>(match_key.mutable_data_ptr()));
+  }
 }
 
 void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
@@ -326,20 +477,10 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
                      const Tensor& ignored_item, std::optional<Tensor> row_camera,
                      std::optional<Tensor> column_camera, std::optional<Tensor> removed,
                      Tensor preceding, Tensor tied, Tensor nearest, Tensor moved) {
+  const bool single = check_tile(values, row_term, column_term, metric);
   const ScalarType type = values.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "values must be float32 or float64");
-  STD_TORCH_CHECK(values.dim() == 2 && (values.stride(1) == 1 || values.size(1) == 1),
-                  "values must be [R, W] with contiguous rows");
   const int64_t rows = values.size(0);
   const int64_t width = values.size(1);
-  STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
-  if (metric != kGiven) {
-    check_contiguous(row_term, type, "row_term");
-    check_contiguous(column_term, type, "column_term");
-    STD_TORCH_CHECK(row_term.numel() == rows && column_term.numel() == width,
-                    "row_term and column_term must be [R] and [W]");
-  }
   check_contiguous(match_start, ScalarType::Long, "match_start");
   check_contiguous(match_item, ScalarType::Long, "match_item");
   check_contiguous(match_key, type, "match_key");
@@ -376,12 +517,13 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
                                       row_camera, column_camera, removed, preceding, tied, nearest,
                                       moved));
   };
-  type == ScalarType::Float ? run(0.0F) : run(0.0);
+  single ? run(0.0F) : run(0.0);
 }
 
 }  // namespace
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
+  m.impl("read_matches", TORCH_BOX(&mmga::read_matches));
   m.impl("count_preceding", TORCH_BOX(&mmga::count_preceding));
 }

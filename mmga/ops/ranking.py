@@ -112,12 +112,37 @@ class Matches:
         # Items ascend already: a stable sort by key, then by row, leaves (row, key, item).
         order = torch.sort(match_key, stable=True).indices
         order = order[torch.sort(row[order], stable=True).indices]
-        rows = len(match_start) - 1
-        zeros = torch.zeros(rows, dtype=torch.int64, device=match_key.device)
+        return cls._uncounted(
+            match_start, match_item[order], match_key[order], ignored_start, ignored_item
+        )
+
+    @classmethod
+    def unread(
+        cls,
+        match_start: Tensor,
+        match_item: Tensor,
+        ignored_start: Tensor,
+        ignored_item: Tensor,
+        dtype: torch.dtype,
+    ) -> Matches:
+        """Return matches whose keys `read_matches` has yet to read; `match_item` is copied."""
+        keys = torch.full_like(match_item, torch.nan, dtype=dtype)
+        return cls._uncounted(match_start, match_item.clone(), keys, ignored_start, ignored_item)
+
+    @classmethod
+    def _uncounted(
+        cls,
+        match_start: Tensor,
+        match_item: Tensor,
+        match_key: Tensor,
+        ignored_start: Tensor,
+        ignored_item: Tensor,
+    ) -> Matches:
+        zeros = match_start.new_zeros(len(match_start) - 1)
         return cls(
             match_start,
-            match_item[order],
-            match_key[order],
+            match_item,
+            match_key,
             ignored_start,
             ignored_item,
             torch.zeros_like(match_item),
@@ -131,6 +156,30 @@ class Matches:
         position = torch.arange(len(self.match_item), device=self.match_item.device)
         first = torch.repeat_interleave(self.match_start[:-1], self.match_start.diff())
         return self.preceding + (position - first) + 1
+
+
+def read_matches(tile: Tile, rows: slice, matches: Matches) -> None:
+    """Read the keys of the matches of some rows from a tile (`reference.read_matches`).
+
+    Args:
+        tile: [R, W], holding every item of its rows: its offset is 0.
+        rows: the rows of `matches` that the tile's are, a slice with start and stop.
+        matches: whose items are sorted and keys set, in place.
+
+    Raises:
+        ValueError: the tile does not begin with item 0.
+    """
+    if tile.offset != 0:
+        raise ValueError(f"a tile of whole rows begins with item 0, got {tile.offset}")
+    _READ_MATCHES(
+        tile.values,
+        tile.row_term,
+        tile.column_term,
+        tile.metric,
+        matches.match_start[rows.start : rows.stop + 1],
+        matches.match_item,
+        matches.match_key,
+    )
 
 
 def count_preceding(
@@ -173,9 +222,16 @@ def count_preceding(
     )
 
 
-def _count_fake(*inputs: object) -> None:
+def _in_place_fake(*inputs: object) -> None:
     return None
 
+
+_READ_MATCHES = define(
+    "read_matches(Tensor values, Tensor row_term, Tensor column_term, int metric, "
+    "Tensor match_start, Tensor(a!) match_item, Tensor(b!) match_key) -> ()",
+    reference.read_matches,
+    _in_place_fake,
+)
 
 _COUNT_PRECEDING = define(
     "count_preceding(Tensor values, Tensor row_term, Tensor column_term, int metric, int offset, "
@@ -184,5 +240,5 @@ _COUNT_PRECEDING = define(
     "Tensor? row_camera, Tensor? column_camera, Tensor? removed, "
     "Tensor(a!) preceding, Tensor(b!) tied, Tensor(c!) nearest, Tensor(d!) moved) -> ()",
     reference.count_preceding,
-    _count_fake,
+    _in_place_fake,
 )

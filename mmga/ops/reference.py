@@ -288,6 +288,36 @@ def ranking_keys(values: Tensor, row_term: Tensor, column_term: Tensor, metric: 
 # ranking
 
 
+def read_matches(
+    values: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    match_start: Tensor,
+    match_item: Tensor,
+    match_key: Tensor,
+) -> None:
+    """Read the keys of the matches from a tile of whole rows and sort them by (key, item).
+
+    Args:
+        values: [R, W], see `ranking_keys`; column j is item j.
+        row_term: [R] in the dtype of `values`.
+        column_term: [W] in the dtype of `values`.
+        metric: place in `METRICS`.
+        match_start: int64 [R + 1], where each row's matches begin in the lists of matches.
+        match_item: int64 [M], item numbers; sorted in place within each row.
+        match_key: [M] in the dtype of `values`, set to the keys in that order.
+    """
+    for row in range(values.shape[0]):
+        mine = slice(int(match_start[row]), int(match_start[row + 1]))
+        item = match_item[mine].sort().values
+        keys = values[row, item]
+        if metric != METRICS.index("given"):
+            keys = ranking_keys(keys, row_term[row], column_term[item], metric)
+        keys, order = torch.sort(keys, stable=True)
+        match_key[mine], match_item[mine] = keys, item[order]
+
+
 def count_preceding(
     values: Tensor,
     row_term: Tensor,

@@ -77,8 +77,8 @@ class Peak:
         self.look()
 
     def look(self) -> None:
-        """Take the present size into account, at most every 20 ms."""
+        """Take the present size into account, at most every 100 ms."""
         now = time.monotonic()
-        if now - self._looked >= 0.02:
+        if now - self._looked >= 0.1:
             self._looked = now
             self.bytes = max(self.bytes, _resident() - self._base)

@@ -64,6 +64,9 @@ class PartSource:
     queries as fit `QUERY_BYTES`.
     """
 
+    whole_rows = False
+    device, dtype = torch.device("cpu"), torch.float32
+
     def __init__(
         self,
         query: PartSide,
@@ -128,16 +131,17 @@ class PartSource:
                 )
                 yield slice(top, bottom), Tile.of_keys(keys, left)
 
-    def match_keys(self, pairs: Pairs) -> Tensor:
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Compute distances of each run of queries to the items that match any of them.
 
         Products of another shape than the tiles' may differ in the last bit; the pass checks that.
         """
+        rows = self._height if whole_tiles else NARROWEST
         queries = self._queries(pairs.start, pairs.stop)
         keys = torch.empty(len(pairs.match_item))
         item = torch.from_numpy(pairs.match_item)
-        for top in range(0, pairs.stop - pairs.start, NARROWEST):
-            bottom = min(top + NARROWEST, pairs.stop - pairs.start)
+        for top in range(0, pairs.stop - pairs.start, rows):
+            bottom = min(top + rows, pairs.stop - pairs.start)
             first, last = int(pairs.match_start[top]), int(pairs.match_start[bottom])
             if first == last:
                 continue
@@ -146,12 +150,12 @@ class PartSource:
             row = torch.repeat_interleave(torch.arange(bottom - top), sizes)
             for left in range(0, len(items), self._width):
                 here = items[left : left + self._width]
-                width = round_up(len(here), NARROWEST)
+                width = self._width if whole_tiles else round_up(len(here), NARROWEST)
                 found = self._distances(
-                    queries[top : top + NARROWEST],
+                    queries[top : top + rows],
                     self._gallery.rows.take(self._gallery.chosen[here], self._buffer()[:width]),
-                    torch.empty(len(self._products), NARROWEST, width),
-                    torch.empty(NARROWEST, width),
+                    torch.empty(len(self._products), rows, width),
+                    torch.empty(rows, width),
                     slice(pairs.start + top, pairs.start + bottom),
                     self._gallery.term[:, here],
                     self._gallery.weight[:, here],

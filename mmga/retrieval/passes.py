@@ -5,7 +5,7 @@ Legend: ``Q`` queries of the query set, ``M`` matches of a run of queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.ops.ranking import Matches, Tile, count_preceding
+from mmga.ops.ranking import Matches, Tile, count_preceding, read_matches
 from mmga.retrieval.memory import Peak
 from mmga.retrieval.protocol import Pairs, Selection
 from mmga.retrieval.stream import Progress, Source
@@ -99,18 +99,34 @@ def rank(
         if peak is not None:
             peak.look()
 
-    for pairs in selection.pairs(PAIR_LIMIT, source.max_rows):
-        matches = _matches(pairs, source.match_keys(pairs))
-        _count(source, selection, pairs, matches, tile_is_done, observer)
-        if bool(matches.moved.any()):
-            # This BLAS rounds products of other shapes differently: the tiles' own values hold.
-            done -= (pairs.stop - pairs.start) * source.columns
-            matches = _matches(pairs, _keys_in_tiles(source, pairs, matches.match_key))
-            _count(source, selection, pairs, matches, tile_is_done)
+    for pairs in selection.pairs(PAIR_LIMIT, None if source.whole_rows else source.max_rows):
+        before, observed = done, 0
+        for matches in _attempts(source, pairs):
+            done = before
+            tiles = _count(source, selection, pairs, matches, tile_is_done, observer, observed)
+            if not bool(matches.moved.any()):
+                break
+            observed = max(observed, tiles)
+        else:
+            raise RuntimeError("two products of the same features and shape differ on this machine")
         if observer is not None:
             observer.matches(pairs, matches)
         _score(scores, selection, pairs, matches)
     return scores
+
+
+def _attempts(source: Source, pairs: Pairs) -> Iterator[Matches]:
+    """Yield matches with keys from ever costlier readings, for a BLAS that rounds by shape.
+
+    The tiles' own values hold: counting stops where a key differs from them.
+    """
+    if source.whole_rows:
+        yield _unread(pairs, source.device, source.dtype)
+        return
+    yield _matches(pairs, source.match_keys(pairs))
+    keys = source.match_keys(pairs, whole_tiles=True)
+    yield _matches(pairs, keys)
+    yield _matches(pairs, _keys_in_tiles(source, pairs, keys))
 
 
 def _matches(pairs: Pairs, keys: Tensor) -> Matches:
@@ -124,20 +140,48 @@ def _matches(pairs: Pairs, keys: Tensor) -> Matches:
     )
 
 
+def _unread(pairs: Pairs, device: torch.device, dtype: torch.dtype) -> Matches:
+    return Matches.unread(
+        torch.from_numpy(pairs.match_start).to(device),
+        torch.from_numpy(pairs.match_item).to(device),
+        torch.from_numpy(pairs.ignored_start).to(device),
+        torch.from_numpy(pairs.ignored_item).to(device),
+        dtype,
+    )
+
+
 def _count(
     source: Source,
     selection: Selection,
     pairs: Pairs,
     matches: Matches,
     tile_is_done: Callable[[Tile], None],
-    observer: PairObserver | None = None,
-) -> None:
+    observer: PairObserver | None,
+    observed: int,
+) -> int:
+    """Count the tiles of `pairs`, up to the first one whose keys of matches differ.
+
+    Args:
+        source: see `rank`.
+        selection: see `rank`.
+        pairs: the queries.
+        matches: with their keys, unless tiles are whole rows, from which they are read.
+        tile_is_done: called after each tile.
+        observer: see `rank`.
+        observed: tiles at the beginning that the observer has taken already.
+
+    Returns:
+        The number of tiles that an observer has taken.
+    """
     row_camera = column_camera = None
     device = matches.match_key.device
     if selection.query_camera is not None and selection.gallery_camera is not None:
         row_camera = torch.from_numpy(selection.query_camera[pairs.start : pairs.stop]).to(device)
         column_camera = torch.from_numpy(selection.gallery_camera).to(device)
+    number, last = 0, pairs.stop - pairs.start
     for rows, whole in source.tiles(pairs.start, pairs.stop):
+        if source.whole_rows:
+            read_matches(whole, rows, matches)
         # What a condition leaves out is a mask of the tile, which must not be a whole gallery wide.
         narrow = None if selection.labels.exclusion is None else _MASK_COLUMNS
         for tile in whole.split(narrow):
@@ -154,9 +198,13 @@ def _count(
                 None if column_camera is None else column_camera[columns],
                 removed,
             )
-            if observer is not None:
+            if observer is not None and number >= observed:
                 observer.tile(pairs, rows, tile, removed)
+            number += 1
         tile_is_done(whole)
+        if rows.stop == last and device.type == "cpu" and bool(matches.moved.any()):
+            break  # elsewhere looking would wait for the device
+    return number
 
 
 def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:

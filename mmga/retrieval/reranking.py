@@ -208,6 +208,10 @@ class Reranking:
 class RerankedSource:
     """Re-ranked distances as tiles of whole rows, for the pass that counts ranks."""
 
+    whole_rows = True
+    device = torch.device("cpu")
+    dtype = torch.float64
+
     def __init__(self, reranking: Reranking, queries: np.ndarray, items: np.ndarray) -> None:
         """Take the queries and items of a selection.
 
@@ -222,7 +226,7 @@ class RerankedSource:
         self.columns = len(items)
         self.max_rows = reranking.group
 
-    def match_keys(self, pairs: Pairs) -> Tensor:
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Compute the keys as `tiles` will."""
         row = torch.repeat_interleave(
             torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))

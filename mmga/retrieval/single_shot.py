@@ -59,7 +59,6 @@ def single_shot(
     inverse_rank = np.zeros(outcomes)
     total = len(selection.queries)
     for pairs in selection.pairs(1 << 21, min(_ROWS, source.max_rows)):
-        source.match_keys(pairs)
         keys = np.empty((pairs.stop - pairs.start, source.columns), np.float64)
         for rows, tile in source.tiles(pairs.start, pairs.stop):
             columns = slice(tile.offset, tile.offset + tile.values.shape[1])

@@ -22,13 +22,11 @@ from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.protocol import Pairs
 from mmga.retrieval.rows import Rows
 
-# Queries x items of one product. 256 rows keep the BLAS at its full rate, 2 MB stay in a cache.
-TILE = (256, 2048)
+# At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
+# small enough for a last-level cache.
+TILE = (1152, 1024)
 # "Narrower products take other code paths in a BLAS, whose last bits differ."
 NARROWEST = 64
-# Products of one block of queries with the whole gallery are kept where they take no more than this
-# (a last-level cache); then no product has to be computed ahead for the matches.
-KEPT_BYTES = 24 << 20
 # Float32 copies of queries that one sweep over the gallery serves.
 QUERY_BYTES = 64 << 20
 
@@ -39,15 +37,23 @@ class Source(Protocol):
     Attributes:
         columns: number of gallery items.
         max_rows: queries that `match_keys` and `tiles` may be asked for at once.
+        whole_rows: tiles hold all items of their queries, and the keys of matches can be read from
+            them; `tiles` may then be asked for any number of queries.
+        device: where tiles are.
+        dtype: of their values.
     """
 
     columns: int
     max_rows: int
+    whole_rows: bool
+    device: torch.device
+    dtype: torch.dtype
 
-    def match_keys(self, pairs: Pairs) -> Tensor:
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Return the keys of the matches of `pairs`, [M] float32 or float64.
 
-        Called before `tiles` of the same queries. The pass compares every key with its tile's.
+        Where tiles are not whole rows the pass needs them before the tiles, and compares each with
+        its tile's. `whole_tiles` asks for products of the very shape of the tiles.
         """
         ...
 
@@ -65,13 +71,21 @@ def round_up(count: int, step: int) -> int:
     return -(-count // step) * step
 
 
+def tile_height(num_query: int, most: int = TILE[0]) -> int:
+    """Return the height of equal tiles of at most about `most` rows that hold all queries."""
+    tiles = -(-num_query // most)
+    return round_up(-(-num_query // tiles), NARROWEST)
+
+
 class FeatureSource:
     """Tiles of inner products of features, each from one product of a fixed shape.
 
     Gallery blocks are the outer loop: each is read, and widened to float32, once for as many
-    queries as fit `QUERY_BYTES`. Where a small float32 gallery lies in one piece, blocks of queries
-    are the outer loop, and the products of one block are kept until its matches are counted.
+    queries as fit `QUERY_BYTES`.
     """
+
+    whole_rows = False
+    dtype = torch.float32
 
     def __init__(
         self,
@@ -105,52 +119,33 @@ class FeatureSource:
         """
         self._query, self._query_rows = query, torch.from_numpy(query_rows)
         self._gallery, self._gallery_rows = gallery, torch.from_numpy(gallery_rows)
-        self._device = device or gallery.device
+        self.device = device or gallery.device
         self.columns = len(gallery_rows)
         self._metric = distance.metric_number(metric)
-        self._row_term = distance.key_terms(query_norms[query_rows], metric).to(self._device)
-        self._column_term = distance.key_terms(gallery_norms[gallery_rows], metric).to(self._device)
-        self._height = min(round_up(tile[0], NARROWEST), round_up(len(query_rows), NARROWEST))
+        self._row_term = distance.key_terms(query_norms[query_rows], metric).to(self.device)
+        self._column_term = distance.key_terms(gallery_norms[gallery_rows], metric).to(self.device)
+        self._height = tile_height(len(query_rows), tile[0])
         self._width = min(round_up(tile[1], NARROWEST), round_up(self.columns, NARROWEST))
-        dimension = gallery.shape[1]
         # One gallery block, one for the matches' items, one tile, and queries row by row.
-        fixed = 4 * (2 * self._width * dimension + self._height * self._width)
-        smallest = fixed + 4 * self._height * dimension
-        room = QUERY_BYTES if memory is None else min(QUERY_BYTES, memory - fixed)
-        if memory is not None and memory < smallest:
+        row_bytes = 4 * self._height * gallery.shape[1]
+        fixed = 4 * (2 * self._width * gallery.shape[1] + self._height * self._width)
+        if memory is not None and memory < fixed + row_bytes:
             raise UserError(
                 f"memory: {memory_sizes.spell(memory)} cannot hold one tile of "
                 f"{self._height} x {self._width} and its features; give at least "
-                f"{memory_sizes.spell(smallest)}"
+                f"{memory_sizes.spell(fixed + row_bytes)}"
             )
-        tiles = max(1, room // (4 * self._height * dimension))
-        self.max_rows = tiles * self._height
-        blocks = -(-self.columns // self._width)
-        self._kept: Tensor | None = None
-        self._kept_rows: tuple[int, int] | None = None
-        kept_bytes = 4 * blocks * self._height * self._width
-        in_one_piece = (
-            gallery.dtype == torch.float32
-            and len(gallery.shards) == 1
-            and int(gallery_rows[-1]) - int(gallery_rows[0]) + 1 == self.columns
-        )
-        allowed = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory - smallest)
-        if in_one_piece and kept_bytes <= allowed:
-            self.max_rows = self._height
-            self._kept = torch.empty(blocks, self._height, self._width, device=self._device)
-        self._tail: Tensor | None = None
-        self._tile = torch.empty(
-            0 if self._kept is not None else self._height, self._width, device=self._device
-        )
+        room = QUERY_BYTES if memory is None else min(QUERY_BYTES, memory - fixed)
+        self.max_rows = max(1, room // row_bytes) * self._height
+        self._tile: Tensor | None = None
         self._block: Tensor | None = None
         self._loaded: tuple[int, int, Tensor] | None = None
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles gallery block by gallery block."""
-        if self._kept is not None:
-            yield from self._kept_tiles(start, stop)
-            return
         queries = self._queries(start, stop)
+        if self._tile is None:
+            self._tile = torch.empty(self._height, self._width, device=self.device)
         for left in range(0, self.columns, self._width):
             right = min(left + self._width, self.columns)
             block = self._items(left, right).T  # [D, W]
@@ -168,80 +163,49 @@ class FeatureSource:
                     ),
                 )
 
-    def _kept_tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
-        assert self._kept is not None
-        if self._kept_rows != (start, stop):
-            queries = self._queries(start, stop)
-            for number, left in enumerate(range(0, self.columns, self._width)):
-                right = min(left + self._width, self.columns)
-                torch.mm(queries, self._items(left, right).T, out=self._kept[number])
-            self._kept_rows = (start, stop)
-        for number, left in enumerate(range(0, self.columns, self._width)):
-            right = min(left + self._width, self.columns)
-            yield (
-                slice(0, stop - start),
-                Tile(
-                    self._kept[number, : stop - start, : right - left],
-                    left,
-                    self._metric,
-                    self._row_term[start:stop],
-                    self._column_term[left:right],
-                ),
-            )
-
-    def _kept_keys(self, pairs: Pairs) -> Tensor:
-        """Read the keys of the matches from the kept tiles."""
-        sizes = torch.from_numpy(np.diff(pairs.match_start))
-        row = torch.repeat_interleave(torch.arange(pairs.stop - pairs.start), sizes)
-        row, item = row.to(self._device), torch.from_numpy(pairs.match_item).to(self._device)
-        for _ in self._kept_tiles(pairs.start, pairs.stop):
-            break  # computes all of them
-        assert self._kept is not None
-        values = self._kept[item // self._width, row, item % self._width]
-        return ranking_keys(
-            values, self._row_term[pairs.start + row], self._column_term[item], self._metric
-        )
-
-    def match_keys(self, pairs: Pairs) -> Tensor:
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Compute products of each run of queries with the items that match any of them.
 
         Queries of one identity stand together, so these products are few. Their shape differs from
         the tiles'; the pass checks every key against its tile and, should a BLAS round the two
-        differently, reads the keys from the tiles instead.
+        differently, asks for products of the tiles' own shape instead.
         """
-        if self._kept is not None:
-            return self._kept_keys(pairs)
         queries = self._queries(pairs.start, pairs.stop)
-        keys = torch.empty(len(pairs.match_item), device=self._device)
+        count = pairs.stop - pairs.start
+        height = self._height if whole_tiles else min(NARROWEST, self._height)
         item = torch.from_numpy(pairs.match_item)
-        start = pairs.match_start.tolist()
-        for top in range(0, pairs.stop - pairs.start, NARROWEST):
-            bottom = min(top + NARROWEST, pairs.stop - pairs.start)
-            first, last = start[top], start[bottom]
-            if first == last:
-                continue
-            items, column = torch.unique(item[first:last], return_inverse=True)
-            row = torch.repeat_interleave(
-                torch.arange(bottom - top),
-                torch.from_numpy(np.diff(pairs.match_start[top : bottom + 1])),
-            )
-            for left in range(0, len(items), self._width):
-                right = min(left + self._width, len(items))
-                block = self._gather(items[left:right])
-                products = queries[top : top + NARROWEST] @ block.T
-                here = (column >= left) & (column < right)
-                tile = Tile(
-                    products,
-                    0,
-                    self._metric,
-                    self._row_term[pairs.start + top : pairs.start + bottom],
-                    self._column_term[items[left:right].to(self._device)],
+        row = torch.repeat_interleave(
+            torch.arange(count), torch.from_numpy(np.diff(pairs.match_start))
+        )
+        # The distinct items of every run of `height` queries, and each match's place among them.
+        places, place = torch.unique(row // height * self.columns + item, return_inverse=True)
+        runs = torch.arange(-(-count // height) + 1)
+        first_place = torch.searchsorted(places, runs * self.columns).tolist()
+        first_match = pairs.match_start[np.minimum(runs.numpy() * height, count)].tolist()
+        items = places % self.columns
+        values = torch.empty(len(item), device=self.device)
+        for run, top in enumerate(range(0, count, height)):
+            mine = slice(first_match[run], first_match[run + 1])
+            low, high = first_place[run], first_place[run + 1]
+            for left in range(low, high, self._width):
+                right = min(left + self._width, high)
+                block = self._gather(
+                    items[left:right],
+                    self._width if whole_tiles else round_up(right - left, NARROWEST),
                 )
-                at = torch.nonzero(here).squeeze(1)
-                keys[(first + at).to(self._device)] = tile.at(
-                    row[at].to(self._device), (column[at] - left).to(self._device)
-                )
-        return keys
+                products = queries[top : top + height] @ block.T
+                at = (row[mine] - top, place[mine] - left)
+                if (low, high) == (left, right):
+                    values[mine] = products[at]
+                else:  # more items than one product takes
+                    here = (at[1] >= 0) & (at[1] < right - left)
+                    values[mine][here] = products[at[0][here], at[1][here]]
+        return ranking_keys(
+            values,
+            self._row_term[pairs.start + row.to(self.device)],
+            self._column_term[item.to(self.device)],
+            self._metric,
+        )
 
     def _queries(self, start: int, stop: int) -> Tensor:
         """Return queries as float32, with zero rows up to whole tiles."""
@@ -253,7 +217,7 @@ class FeatureSource:
                 device=self._query.device,
             )
             self._query.take(self._query_rows[start:stop], rows)
-            self._loaded = (start, stop, rows.to(self._device))
+            self._loaded = (start, stop, rows.to(self.device))
         return self._loaded[2]
 
     def _items(self, left: int, right: int) -> Tensor:
@@ -261,20 +225,15 @@ class FeatureSource:
         rows = self._gallery_rows[left:right]
         first, last = int(rows[0]), int(rows[-1]) + 1
         if last - first != right - left:
-            return self._gather(rows, positions=False)
+            return self._gallery.take(rows, self._buffer()).to(self.device)
         if right - left == self._width and self._gallery.dtype == torch.float32:
-            return self._gallery.block(first, last).to(self._device)
-        if self._kept is not None:  # the last, incomplete block, wanted for every block of queries
-            if self._tail is None:
-                self._tail = self._gallery.block(first, last, self._buffer()).to(self._device)
-            return self._tail
-        return self._gallery.block(first, last, self._buffer()).to(self._device)
+            return self._gallery.block(first, last).to(self.device)
+        return self._gallery.block(first, last, self._buffer()).to(self.device)
 
-    def _gather(self, items: Tensor, positions: bool = True) -> Tensor:
-        """Return some items as float32, with zero rows up to a multiple of `NARROWEST`."""
-        rows = self._gallery_rows[items] if positions else items
-        height = round_up(len(rows), NARROWEST) if positions else self._width
-        return self._gallery.take(rows, self._buffer()[:height]).to(self._device)
+    def _gather(self, items: Tensor, height: int) -> Tensor:
+        """Return some items as float32 [height, D], with zero rows at the end."""
+        rows = self._gallery_rows[items]
+        return self._gallery.take(rows, self._buffer()[:height]).to(self.device)
 
     def _buffer(self) -> Tensor:
         if self._block is None:
@@ -286,6 +245,8 @@ class FeatureSource:
 
 class MatrixSource:
     """Tiles of a given distance matrix: some of its rows, all of its columns."""
+
+    whole_rows = True
 
     def __init__(
         self,
@@ -303,6 +264,7 @@ class MatrixSource:
             max_rows: queries of one tile.
         """
         self._matrix = matrix
+        self.device, self.dtype = matrix.device, matrix.dtype
         self._query_rows = torch.from_numpy(query_rows)
         self._gallery_rows = torch.from_numpy(gallery_rows)
         self.columns = len(gallery_rows)
@@ -311,10 +273,12 @@ class MatrixSource:
         self._loaded: tuple[int, int, Tensor] | None = None
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
-        """Yield one tile."""
-        yield slice(0, stop - start), Tile.of_keys(self._rows(start, stop))
+        """Yield tiles of `max_rows` rows."""
+        for top in range(start, stop, self.max_rows):
+            bottom = min(top + self.max_rows, stop)
+            yield slice(top - start, bottom - start), Tile.of_keys(self._rows(top, bottom))
 
-    def match_keys(self, pairs: Pairs) -> Tensor:
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Read the keys from the matrix."""
         row = torch.repeat_interleave(
             torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))

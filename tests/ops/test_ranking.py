@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mmga.ops import backends, reference
 from mmga.ops._library import has_kernel
-from mmga.ops.ranking import Matches, Tile, count_preceding
+from mmga.ops.ranking import Matches, Tile, count_preceding, read_matches
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,41 @@ def test_equals_a_sort(data):
         assert torch.equal(ranks[mine], place[found.match_item[mine]])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", [0, 1, 2])
+def test_matches_are_read_as_the_reference_reads_them(dtype, metric):
+    assert has_kernel("read_matches", "CPU")
+    tile, sorted_matches = case(300, 130, 17, dtype=dtype, metric=metric)
+    tile.values[3, sorted_matches.match_item[3 * 17 + 5]] = torch.nan
+    ascending = torch.cat([row.sort().values for row in sorted_matches.match_item.split(17)])
+    found = Matches.unread(
+        sorted_matches.match_start,
+        ascending,
+        sorted_matches.ignored_start,
+        sorted_matches.ignored_item,
+        dtype,
+    )
+    item, key = ascending.clone(), torch.empty(len(ascending), dtype=dtype)
+    reference.read_matches(
+        tile.values, tile.row_term, tile.column_term, metric, found.match_start, item, key
+    )
+    read_matches(tile, slice(0, 300), found)
+    assert torch.equal(found.match_item, item)
+    assert torch.equal(found.match_key.nan_to_num(nan=-1), key.nan_to_num(nan=-1))
+    assert int(key.isnan().sum()) == 1
+    ends = torch.cat([key[:17], key[17 * 299 :]]).reshape(2, 17)
+    assert torch.equal(ends, ends.sort(1).values)
+
+
+def test_matches_are_read_from_whole_rows_alone():
+    tile, found = case(2, 30, 3)
+    with pytest.raises(ValueError, match="begins with item 0, got 7"):
+        read_matches(Tile.of_keys(tile.values, 7), slice(0, 2), found)
+    found.match_item[1] = 30
+    with pytest.raises(RuntimeError, match="outside the tile"):
+        read_matches(tile, slice(0, 2), found)
+
+
 def test_cameras_and_removed_items_are_not_counted():
     tile, found = case(4, 300, 6)
     generator = torch.Generator().manual_seed(1)
@@ -188,6 +223,9 @@ def test_opcheck():
         *counts(found),
     )
     torch.library.opcheck(torch.ops.mmga.count_preceding.default, arguments)
+    item, key = found.match_item.clone(), torch.zeros_like(found.match_key)
+    arguments = (tile.values, tile.row_term, tile.column_term, 1, found.match_start, item, key)
+    torch.library.opcheck(torch.ops.mmga.read_matches.default, arguments)
 
 
 @pytest.mark.parametrize("trapezoid", [False, True])

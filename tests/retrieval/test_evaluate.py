@@ -190,13 +190,11 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
     expected = integers(evaluate(query, gallery, metric=metric, protocol=rule))
     assert sum(expected[3]) > 0, "the case must hold ties"
     threads = torch.get_num_threads()
-    for tile, limit, count, kept in (
-        ((64, 64), 1 << 21, 1, 0),
-        ((128, 192), 40, 2, 1 << 24),
-        ((64, 960), 999, 2, 0),
-        ((64, 64), 1 << 21, 1, 1 << 24),
+    for tile, limit, count in (
+        ((64, 64), 1 << 21, 1),
+        ((128, 192), 40, 2),
+        ((64, 960), 999, 2),
     ):
-        monkeypatch.setattr(stream, "KEPT_BYTES", kept)
         monkeypatch.setattr("mmga.retrieval.evaluate.TILE", tile)
         monkeypatch.setattr("mmga.retrieval.passes.PAIR_LIMIT", limit)
         torch.set_num_threads(count)
@@ -218,21 +216,42 @@ def test_same_integers_for_shards_and_half_precision():
     assert integers(evaluate(query, shards)) == expected
 
 
-def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch):
-    """Keys of matches that differ from their tiles' are read from the tiles instead."""
+@pytest.mark.parametrize("attempts", [1, 2])
+@pytest.mark.parametrize("verification", [False, True])
+def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch, attempts, verification):
+    """Keys of matches that differ from their tiles' are computed in the tiles' shape, or read."""
     query, gallery = market_like(seed=1)
-    expected = integers(evaluate(query, gallery))
+    monkeypatch.setattr("mmga.retrieval.evaluate.TILE", (64, 64))
+    plain = evaluate(query, gallery, verification=verification)
     original = stream.FeatureSource.match_keys
     calls = []
 
-    def perturbed(self, pairs):
-        calls.append(1)
-        return original(self, pairs) * (1 + 2**-20)
+    def perturbed(self, pairs, whole_tiles=False):
+        calls.append(whole_tiles)
+        keys = original(self, pairs, whole_tiles)
+        assert torch.equal(keys, original(self, pairs, not whole_tiles)), "features on a grid"
+        if len(calls) <= attempts:
+            keys[-1] *= 1 + 2**-20  # found in a late tile, when others were counted
+        return keys
 
-    monkeypatch.setattr(stream, "KEPT_BYTES", 0)
     monkeypatch.setattr(stream.FeatureSource, "match_keys", perturbed)
-    assert integers(evaluate(query, gallery)) == expected
-    assert calls
+    report = evaluate(query, gallery, verification=verification)
+    assert integers(report) == integers(plain)
+    assert report.extra.get("verification") == plain.extra.get("verification")
+    assert calls == [False, True]
+
+
+def test_products_that_differ_from_run_to_run_are_an_error(monkeypatch):
+    query, gallery = market_like(seed=1)
+    original = stream.FeatureSource.match_keys
+    monkeypatch.setattr(
+        stream.FeatureSource,
+        "match_keys",
+        lambda self, pairs, whole_tiles=False: original(self, pairs) + 1,
+    )
+    monkeypatch.setattr("mmga.retrieval.passes._keys_in_tiles", lambda source, pairs, like: like)
+    with pytest.raises(RuntimeError, match="differ on this machine"):
+        evaluate(query, gallery)
 
 
 def test_kernel_and_reference_count_alike(monkeypatch):
