@@ -388,15 +388,13 @@ void count_tile(const Tile<T>& tile) {
   });
 }
 
-// Reads the keys of every row's matches and sorts them by (key, item); NaN goes last.
-template <typename T>
-void read_rows(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
-               int64_t metric, const int64_t* match_start, int64_t* match_item, T* match_key) {
-  const T* tile = static_cast<const T*>(values.data_ptr());
-  const int64_t stride = values.stride(0);
-  const T* row_terms = static_cast<const T*>(row_term.data_ptr());
-  const T* column_terms = static_cast<const T*>(column_term.data_ptr());
-  const auto before = [](const std::pair<T, int64_t>& one, const std::pair<T, int64_t>& other) {
+// Sorts every row's matches by (key, item), after `read(row, item, key)` has set the keys; NaN goes
+// last.
+template <typename T, typename Read>
+void sort_rows(int64_t rows, const int64_t* match_start, int64_t* match_item, T* match_key,
+               const Read& read) {
+  using Match = std::pair<T, int64_t>;
+  const auto before = [](const Match& one, const Match& other) {
     const bool one_is_nan = one.first != one.first;
     const bool other_is_nan = other.first != other.first;
     if (one_is_nan || other_is_nan) {
@@ -404,17 +402,13 @@ void read_rows(const Tensor& values, const Tensor& row_term, const Tensor& colum
     }
     return one < other;
   };
-  torch::stable::parallel_for(0, values.size(0), kRowGrain, [&](int64_t first, int64_t last) {
-    std::vector<std::pair<T, int64_t>> mine;
+  torch::stable::parallel_for(0, rows, kRowGrain, [&](int64_t first, int64_t last) {
+    std::vector<Match> mine;
     for (int64_t row = first; row < last; ++row) {
       mine.clear();
       for (int64_t m = match_start[row]; m < match_start[row + 1]; ++m) {
-        const int64_t item = match_item[m];
-        const bool given = metric == kGiven;
-        T key;
-        make_key<T, T>(metric, given ? T(0) : row_terms[row], given ? T(0) : column_terms[item],
-                       tile[row * stride + item], key);
-        mine.emplace_back(key, item);
+        read(row, match_item[m], match_key[m]);
+        mine.emplace_back(match_key[m], match_item[m]);
       }
       std::sort(mine.begin(), mine.end(), before);
       for (size_t m = 0; m < mine.size(); ++m) {
@@ -423,6 +417,21 @@ void read_rows(const Tensor& values, const Tensor& row_term, const Tensor& colum
       }
     }
   });
+}
+
+template <typename T>
+void read_rows(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+               int64_t metric, const int64_t* match_start, int64_t* match_item, T* match_key) {
+  const T* tile = static_cast<const T*>(values.data_ptr());
+  const int64_t stride = values.stride(0);
+  const T* row_terms = static_cast<const T*>(row_term.data_ptr());
+  const T* column_terms = static_cast<const T*>(column_term.data_ptr());
+  const bool given = metric == kGiven;
+  sort_rows(values.size(0), match_start, match_item, match_key,
+            [&](int64_t row, int64_t item, T& key) {
+              make_key<T, T>(metric, given ? T(0) : row_terms[row],
+                             given ? T(0) : column_terms[item], tile[row * stride + item], key);
+            });
 }
 
 void check_contiguous(const Tensor& tensor, ScalarType type, const char* name) {
@@ -448,15 +457,36 @@ bool check_tile(const Tensor& values, const Tensor& row_term, const Tensor& colu
   return type == ScalarType::Float;
 }
 
+// Checks lists of matches, whose lengths fit `rows` rows.
+void check_matches(const Tensor& match_start, const Tensor& match_item, const Tensor& match_key,
+                   int64_t rows) {
+  check_contiguous(match_start, ScalarType::Long, "match_start");
+  check_contiguous(match_item, ScalarType::Long, "match_item");
+  STD_TORCH_CHECK(match_key.is_contiguous(), "match_key must be contiguous");
+  STD_TORCH_CHECK(match_start.numel() == rows + 1, "match_start must be [R + 1]");
+  STD_TORCH_CHECK(match_item.numel() == match_key.numel(),
+                  "match_item and match_key must have equal lengths");
+}
+
+void sort_matches(const Tensor& match_start, Tensor match_item, Tensor match_key) {
+  const int64_t rows = match_start.numel() - 1;
+  check_matches(match_start, match_item, match_key, rows);
+  const int64_t* start = static_cast<const int64_t*>(match_start.data_ptr());
+  int64_t* item = static_cast<int64_t*>(match_item.mutable_data_ptr());
+  const auto as_they_are = [](int64_t, int64_t, auto&) {};
+  if (match_key.scalar_type() == ScalarType::Float) {
+    sort_rows(rows, start, item, static_cast<float*>(match_key.mutable_data_ptr()), as_they_are);
+  } else {
+    check_contiguous(match_key, ScalarType::Double, "match_key");
+    sort_rows(rows, start, item, static_cast<double*>(match_key.mutable_data_ptr()), as_they_are);
+  }
+}
+
 void read_matches(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
                   int64_t metric, const Tensor& match_start, Tensor match_item, Tensor match_key) {
   const bool single = check_tile(values, row_term, column_term, metric);
-  check_contiguous(match_start, ScalarType::Long, "match_start");
-  check_contiguous(match_item, ScalarType::Long, "match_item");
+  check_matches(match_start, match_item, match_key, values.size(0));
   check_contiguous(match_key, values.scalar_type(), "match_key");
-  STD_TORCH_CHECK(match_start.numel() == values.size(0) + 1, "match_start must be [R + 1]");
-  STD_TORCH_CHECK(match_item.numel() == match_key.numel(),
-                  "match_item and match_key must have equal lengths");
   const int64_t* start = static_cast<const int64_t*>(match_start.data_ptr());
   int64_t* item = static_cast<int64_t*>(match_item.mutable_data_ptr());
   for (int64_t m = start[0]; m < start[values.size(0)]; ++m) {
@@ -524,6 +554,7 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
+  m.impl("sort_matches", TORCH_BOX(&mmga::sort_matches));
   m.impl("read_matches", TORCH_BOX(&mmga::read_matches));
   m.impl("count_preceding", TORCH_BOX(&mmga::count_preceding));
 }

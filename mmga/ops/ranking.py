@@ -106,15 +106,9 @@ class Matches:
         ignored_item: Tensor,
     ) -> Matches:
         """Sort the matches of every row by (key, item) and start all counts at zero."""
-        row = torch.repeat_interleave(
-            torch.arange(len(match_start) - 1, device=match_key.device), match_start.diff()
-        )
-        # Items ascend already: a stable sort by key, then by row, leaves (row, key, item).
-        order = torch.sort(match_key, stable=True).indices
-        order = order[torch.sort(row[order], stable=True).indices]
-        return cls._uncounted(
-            match_start, match_item[order], match_key[order], ignored_start, ignored_item
-        )
+        match_item, match_key = match_item.clone(), match_key.clone()
+        _SORT_MATCHES(match_start, match_item, match_key)
+        return cls._uncounted(match_start, match_item, match_key, ignored_start, ignored_item)
 
     @classmethod
     def unread(
@@ -226,6 +220,11 @@ def _in_place_fake(*inputs: object) -> None:
     return None
 
 
+_SORT_MATCHES = define(
+    "sort_matches(Tensor match_start, Tensor(a!) match_item, Tensor(b!) match_key) -> ()",
+    reference.sort_matches,
+    _in_place_fake,
+)
 _READ_MATCHES = define(
     "read_matches(Tensor values, Tensor row_term, Tensor column_term, int metric, "
     "Tensor match_start, Tensor(a!) match_item, Tensor(b!) match_key) -> ()",

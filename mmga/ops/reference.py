@@ -310,12 +310,27 @@ def read_matches(
     """
     for row in range(values.shape[0]):
         mine = slice(int(match_start[row]), int(match_start[row + 1]))
-        item = match_item[mine].sort().values
+        item = match_item[mine]
         keys = values[row, item]
         if metric != METRICS.index("given"):
             keys = ranking_keys(keys, row_term[row], column_term[item], metric)
-        keys, order = torch.sort(keys, stable=True)
-        match_key[mine], match_item[mine] = keys, item[order]
+        match_key[mine] = keys
+    sort_matches(match_start, match_item, match_key)
+
+
+def sort_matches(match_start: Tensor, match_item: Tensor, match_key: Tensor) -> None:
+    """Sort the matches of every row by (key, item), in place; NaN goes last.
+
+    Args:
+        match_start: int64 [R + 1], where each row's matches begin in the lists of matches.
+        match_item: int64 [M].
+        match_key: float32 or float64 [M].
+    """
+    for row in range(len(match_start) - 1):
+        mine = slice(int(match_start[row]), int(match_start[row + 1]))
+        item, by_item = match_item[mine].sort()
+        key, by_key = torch.sort(match_key[mine][by_item], stable=True)
+        match_item[mine], match_key[mine] = item[by_key], key
 
 
 def count_preceding(

@@ -82,8 +82,11 @@ class Rows:
         if out is None:
             out = torch.empty((len(indices), *self.shape[1:]), device=self.device)
         if len(self.shards) == 1:
-            rows = self.shards[0].index_select(0, indices.to(self.device))
-            out[: len(indices)].copy_(rows)
+            chosen = indices.to(self.device)
+            if self.dtype == out.dtype and out.device == self.device:
+                torch.index_select(self.shards[0], 0, chosen, out=out[: len(indices)])
+            else:
+                out[: len(indices)].copy_(self.shards[0].index_select(0, chosen))
         else:
             starts = torch.tensor(self.starts[1:])
             shard_of = torch.searchsorted(starts, indices, right=True)

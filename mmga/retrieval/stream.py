@@ -24,7 +24,7 @@ from mmga.retrieval.rows import Rows
 
 # At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
 # small enough for a last-level cache.
-TILE = (1152, 1024)
+TILE = (1152, 2048)
 # "Narrower products take other code paths in a BLAS, whose last bits differ."
 NARROWEST = 64
 # Float32 copies of queries that one sweep over the gallery serves.
@@ -182,24 +182,25 @@ class FeatureSource:
         runs = torch.arange(-(-count // height) + 1)
         first_place = torch.searchsorted(places, runs * self.columns).tolist()
         first_match = pairs.match_start[np.minimum(runs.numpy() * height, count)].tolist()
-        items = places % self.columns
+        items = self._gallery_rows[places % self.columns]
         values = torch.empty(len(item), device=self.device)
+        products = torch.empty(height, self._width, device=self.device)
         for run, top in enumerate(range(0, count, height)):
-            mine = slice(first_match[run], first_match[run + 1])
             low, high = first_place[run], first_place[run + 1]
+            mine = slice(first_match[run], first_match[run + 1])
             for left in range(low, high, self._width):
                 right = min(left + self._width, high)
-                block = self._gather(
-                    items[left:right],
-                    self._width if whole_tiles else round_up(right - left, NARROWEST),
-                )
-                products = queries[top : top + height] @ block.T
-                at = (row[mine] - top, place[mine] - left)
+                width = self._width if whole_tiles else round_up(right - left, NARROWEST)
+                block = self._gallery.take(items[left:right], self._buffer()[:width])
+                block = block.to(self.device)
+                used = products.view(-1)[: height * width].view(height, width)
+                torch.mm(queries[top : top + height], block.T, out=used)
+                at = (row[mine] - top) * width + (place[mine] - left)
                 if (low, high) == (left, right):
-                    values[mine] = products[at]
+                    values[mine] = used.view(-1)[at.to(self.device)]
                 else:  # more items than one product takes
-                    here = (at[1] >= 0) & (at[1] < right - left)
-                    values[mine][here] = products[at[0][here], at[1][here]]
+                    here = (place[mine] >= left) & (place[mine] < right)
+                    values[mine][here.to(self.device)] = used.view(-1)[at[here].to(self.device)]
         return ranking_keys(
             values,
             self._row_term[pairs.start + row.to(self.device)],
@@ -229,11 +230,6 @@ class FeatureSource:
         if right - left == self._width and self._gallery.dtype == torch.float32:
             return self._gallery.block(first, last).to(self.device)
         return self._gallery.block(first, last, self._buffer()).to(self.device)
-
-    def _gather(self, items: Tensor, height: int) -> Tensor:
-        """Return some items as float32 [height, D], with zero rows at the end."""
-        rows = self._gallery_rows[items]
-        return self._gallery.take(rows, self._buffer()[:height]).to(self.device)
 
     def _buffer(self) -> Tensor:
         if self._block is None:

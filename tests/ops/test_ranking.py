@@ -146,6 +146,23 @@ def test_matches_are_read_as_the_reference_reads_them(dtype, metric):
     assert torch.equal(ends, ends.sort(1).values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matches_are_sorted_as_the_reference_sorts_them(dtype):
+    assert has_kernel("sort_matches", "CPU")
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randint(0, 9, (400,), generator=generator).cumsum(0)
+    start = torch.cat([start.new_zeros(1), start])
+    item = torch.randperm(int(start[-1]), generator=generator)
+    key = torch.randint(0, 3, (len(item),), generator=generator).to(dtype)
+    key[::50], key[::70] = torch.nan, torch.inf
+    expected = item.clone(), key.clone()
+    reference.sort_matches(start, *expected)
+    found = Matches.of(start, item, key, start, item)
+    assert torch.equal(found.match_item, expected[0])
+    assert torch.equal(found.match_key.nan_to_num(nan=-1), expected[1].nan_to_num(nan=-1))
+    assert not torch.equal(found.match_item, item)
+
+
 def test_matches_are_read_from_whole_rows_alone():
     tile, found = case(2, 30, 3)
     with pytest.raises(ValueError, match="begins with item 0, got 7"):
@@ -226,6 +243,9 @@ def test_opcheck():
     item, key = found.match_item.clone(), torch.zeros_like(found.match_key)
     arguments = (tile.values, tile.row_term, tile.column_term, 1, found.match_start, item, key)
     torch.library.opcheck(torch.ops.mmga.read_matches.default, arguments)
+    torch.library.opcheck(
+        torch.ops.mmga.sort_matches.default, (found.match_start, item.clone(), key.clone())
+    )
 
 
 @pytest.mark.parametrize("trapezoid", [False, True])
