@@ -64,7 +64,6 @@ class PartSource:
     queries as fit `QUERY_BYTES`.
     """
 
-    whole_rows = False
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(

@@ -17,7 +17,7 @@ from mmga.errors import UserError
 from mmga.ops.ranking import Matches, Tile, count_preceding, read_matches
 from mmga.retrieval.memory import Peak
 from mmga.retrieval.protocol import Pairs, Selection
-from mmga.retrieval.stream import Progress, Source
+from mmga.retrieval.stream import BlockSource, Progress, Source
 
 # Matches and ignored items of the queries that are ranked together.
 PAIR_LIMIT = 1 << 21
@@ -99,7 +99,8 @@ def rank(
         if peak is not None:
             peak.look()
 
-    for pairs in selection.pairs(PAIR_LIMIT, None if source.whole_rows else source.max_rows):
+    most = source.max_rows if isinstance(source, BlockSource) else None
+    for pairs in selection.pairs(PAIR_LIMIT, most):
         before, observed = done, 0
         for matches in _attempts(source, pairs):
             done = before
@@ -120,7 +121,7 @@ def _attempts(source: Source, pairs: Pairs) -> Iterator[Matches]:
 
     The tiles' own values hold: counting stops where a key differs from them.
     """
-    if source.whole_rows:
+    if not isinstance(source, BlockSource):
         yield _unread(pairs, source.device, source.dtype)
         return
     yield _matches(pairs, source.match_keys(pairs))
@@ -180,7 +181,7 @@ def _count(
         column_camera = torch.from_numpy(selection.gallery_camera).to(device)
     number, last = 0, pairs.stop - pairs.start
     for rows, whole in source.tiles(pairs.start, pairs.stop):
-        if source.whole_rows:
+        if not isinstance(source, BlockSource):
             read_matches(whole, rows, matches)
         # What a condition leaves out is a mask of the tile, which must not be a whole gallery wide.
         narrow = None if selection.labels.exclusion is None else _MASK_COLUMNS

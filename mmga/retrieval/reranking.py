@@ -24,7 +24,6 @@ from mmga.retrieval.features import JUNK
 from mmga.retrieval.items import TILE, Items
 from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import check_metric, neighbours_within
-from mmga.retrieval.protocol import Pairs
 from mmga.retrieval.rerank import mix
 from mmga.retrieval.rows import Rows
 
@@ -102,7 +101,6 @@ class Reranking:
         self._rows = encode(neighbours, rule, self._items.pair_distances)
         self._inverted = ops.transpose_rows(self._rows, self._first)
         encoded = time.perf_counter()
-        self._last: tuple[Tensor, ops.Rows, Tensor | None] | None = None
         self.seconds = {"neighbours": found - start, "encoding": encoded - found}
 
     @property
@@ -124,46 +122,9 @@ class Reranking:
             for rows, block in self._group_blocks(part):
                 yield slice(begin + rows.start, begin + rows.stop), block
 
-    def pairs(self, queries: Tensor, row: Tensor, item: Tensor) -> Tensor:
-        """Return the final distances of pairs, bit for bit those that `blocks` gives.
-
-        Args:
-            queries: int64 [R], at most `group`.
-            row: places in `queries`, int64 [P].
-            item: gallery items, int64 [P].
-
-        Returns:
-            Float64 [P].
-        """
-        overlaps, original = self._group(queries)
-        if original is None:
-            assert self._kept is not None
-            squared = self._kept[queries[row], item]
-        else:
-            squared = original[row, item]
-        # Each pair becomes a row of one column, which has an overlap or none.
-        n = len(self._items)
-        owner = torch.repeat_interleave(torch.arange(len(queries)), overlaps.offsets.diff())
-        stored = owner * n + overlaps.columns
-        wanted = row * n + item + self._first
-        place = torch.searchsorted(stored, wanted).clamp_(max=max(len(stored) - 1, 0))
-        found = (stored[place] == wanted) if len(stored) else torch.zeros_like(wanted).bool()
-        offsets = torch.cat([place.new_zeros(1), found.cumsum(0)])
-        columns = overlaps.columns.new_full((int(offsets[-1]),), self._first)
-        single = ops.Rows(offsets, columns, overlaps.values[place[found]])
-        return self._mixed(squared[:, None], queries[row], single)[:, 0]
-
-    def _group(self, queries: Tensor) -> tuple[ops.Rows, Tensor | None]:
-        """Return one group's Jaccard rows, and its distances unless these are kept for all."""
-        # A pass that counts ranks asks for a group twice: for its matches' keys and to count.
-        if self._last is None or not torch.equal(self._last[0], queries):
-            self._last = None
-            overlaps = ops.jaccard_rows(self._rows, self._inverted, queries)
-            self._last = queries, overlaps, self._original(queries) if self._kept is None else None
-        return self._last[1:]
-
     def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        overlaps, original = self._group(queries)
+        overlaps = ops.jaccard_rows(self._rows, self._inverted, queries)
+        original = self._original(queries) if self._kept is None else None
         rows = max(1, _BLOCK_BYTES // (8 * self.gallery))
         for low in range(0, len(queries), rows):
             high = min(low + rows, len(queries))
@@ -208,7 +169,6 @@ class Reranking:
 class RerankedSource:
     """Re-ranked distances as tiles of whole rows, for the pass that counts ranks."""
 
-    whole_rows = True
     device = torch.device("cpu")
     dtype = torch.float64
 
@@ -225,16 +185,6 @@ class RerankedSource:
         self._items = None if len(items) == reranking.gallery else torch.from_numpy(items)
         self.columns = len(items)
         self.max_rows = reranking.group
-
-    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
-        """Compute the keys as `tiles` will."""
-        row = torch.repeat_interleave(
-            torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
-        )
-        item = torch.from_numpy(pairs.match_item)
-        if self._items is not None:
-            item = self._items[item]
-        return self._reranking.pairs(self._queries[pairs.start : pairs.stop], row, item)
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles of whole rows."""

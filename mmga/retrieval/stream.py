@@ -8,7 +8,7 @@ features, a given matrix, re-ranked distances.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,36 +32,38 @@ QUERY_BYTES = 64 << 20
 
 
 class Source(Protocol):
-    """Where tiles come from.
+    """Where tiles come from; tiles hold all items of their queries, but for a `BlockSource`.
 
     Attributes:
         columns: number of gallery items.
-        max_rows: queries that `match_keys` and `tiles` may be asked for at once.
-        whole_rows: tiles hold all items of their queries, and the keys of matches can be read from
-            them; `tiles` may then be asked for any number of queries.
+        max_rows: queries that are best asked for at once; the most that a `BlockSource` takes.
         device: where tiles are.
         dtype: of their values.
     """
 
     columns: int
     max_rows: int
-    whole_rows: bool
     device: torch.device
     dtype: torch.dtype
-
-    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
-        """Return the keys of the matches of `pairs`, [M] float32 or float64.
-
-        Where tiles are not whole rows the pass needs them before the tiles, and compares each with
-        its tile's. `whole_tiles` asks for products of the very shape of the tiles.
-        """
-        ...
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield every pair of queries start to stop and all items once, in any order.
 
         The slice says which queries a tile's rows are, counted from `start`. A tile's memory is
         used again for the next one.
+        """
+        ...
+
+
+@runtime_checkable
+class BlockSource(Source, Protocol):
+    """A source whose tiles hold some items of their queries: it gives the matches' keys ahead."""
+
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
+        """Return the keys of the matches of `pairs`, [M] of the source's dtype.
+
+        The pass compares each key with its tile's. `whole_tiles` asks for products of the very
+        shape of the tiles, for a BLAS that rounds by shape.
         """
         ...
 
@@ -84,7 +86,6 @@ class FeatureSource:
     queries as fit `QUERY_BYTES`.
     """
 
-    whole_rows = False
     dtype = torch.float32
 
     def __init__(
@@ -242,8 +243,6 @@ class FeatureSource:
 class MatrixSource:
     """Tiles of a given distance matrix: some of its rows, all of its columns."""
 
-    whole_rows = True
-
     def __init__(
         self,
         matrix: Tensor,
@@ -273,14 +272,6 @@ class MatrixSource:
         for top in range(start, stop, self.max_rows):
             bottom = min(top + self.max_rows, stop)
             yield slice(top - start, bottom - start), Tile.of_keys(self._rows(top, bottom))
-
-    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
-        """Read the keys from the matrix."""
-        row = torch.repeat_interleave(
-            torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
-        ).to(self._matrix.device)
-        item = torch.from_numpy(pairs.match_item).to(self._matrix.device)
-        return self._rows(pairs.start, pairs.stop)[row, item]
 
     def _rows(self, start: int, stop: int) -> Tensor:
         if self._loaded is None or self._loaded[:2] != (start, stop):

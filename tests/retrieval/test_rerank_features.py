@@ -200,23 +200,6 @@ def test_blocks_are_rows_of_the_matrix(tile, memory):
     assert set(graph.seconds) == {"neighbours", "encoding"}
 
 
-@pytest.mark.parametrize("variant", ["zhong", "torchreid", "fastreid"])
-@pytest.mark.parametrize("memory", [None, 1], ids=["kept", "computed again"])
-@pytest.mark.parametrize("one_set", [False, True])
-def test_pairs_are_entries_of_the_blocks(tile, variant, memory, one_set):
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(24, 16, generator=generator)
-    x = centres[torch.arange(330) % 24] + 0.7 * torch.randn(330, 16, generator=generator)
-    sides = (Rows([x]), None) if one_set else (Rows([x[:130]]), Rows([x[130:]]))
-    graph = Reranking(*sides, KReciprocal(7, 3, variant=variant), "cosine", memory=memory)
-    queries = torch.randperm(130, generator=generator)[:50]  # one group
-    whole = torch.cat([block for _, block in graph.blocks(queries)])
-    row = torch.arange(50).repeat_interleave(graph.gallery)
-    item = torch.arange(graph.gallery).repeat(50)
-    assert torch.equal(graph.pairs(queries, row, item), whole.reshape(-1))  # bit for bit
-    assert len(graph.pairs(queries, row[:0], item[:0])) == 0
-
-
 def test_one_set_against_itself(tile):
     x = grid(140, 4, 6, 8)
     d = squared(x)
