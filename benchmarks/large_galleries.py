@@ -6,6 +6,7 @@
 
 Workloads, with simulated features (seeded, about 15 matches a query, normalised):
 
+    market       3,368 x 15,913, D = 2048, in memory
     market500k   3,368 x 515,913, D = 512, in memory
     msmt17       11,659 x 82,161, D = --dimension, in memory
     disk5m       3,368 x 5,000,000, D = 256, float16 memory-mapped from disk, --memory bounded
@@ -71,6 +72,7 @@ class Workload:
 
 
 WORKLOADS = {
+    "market": Workload(3_368, 15_913, 13_115, 2048),
     "market500k": Workload(3_368, 515_913, 13_115, 512),
     "msmt17": Workload(11_659, 82_161, 82_161, 512),
     "disk5m": Workload(3_368, 5_000_000, 13_115, 256, on_disk=True),
