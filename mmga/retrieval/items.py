@@ -19,6 +19,15 @@ shape give the same bits whatever the number of items, tiles or threads. 1 MiB o
 stays in the cache between the product and the passes over it."""
 
 
+def tile_for(count: int) -> int:
+    """Return the tile of at most about twice `TILE` rows that fits this number of items best.
+
+    For a set on its own: fewer and larger products than with `TILE`, and less padding.
+    """
+    tiles = -(-count // (2 * TILE))
+    return max(64, -(-count // tiles // 16) * 16)
+
+
 class Items:
     """Rows of feature sets, one set after the other, with their norms.
 

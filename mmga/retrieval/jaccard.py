@@ -14,7 +14,7 @@ from mmga.errors import UserError
 from mmga.ops import k_reciprocal as ops
 from mmga.progress import Progress
 from mmga.retrieval.encoding import encode
-from mmga.retrieval.items import Items
+from mmga.retrieval.items import Items, tile_for
 from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import check_metric, feature_rows, neighbours_within
 
@@ -78,7 +78,7 @@ def jaccard_distance(
     start = time.perf_counter()
     items = Items([feature_rows(features, "features")], metric)
     n = len(items)
-    neighbours = neighbours_within(items, rule.neighbours_needed(n), progress)
+    neighbours = neighbours_within(items, rule.neighbours_needed(n), progress, tile=tile_for(n))
     found = time.perf_counter()
     rows = encode(neighbours, rule, items.pair_distances)
     inverted = ops.transpose_rows(rows)

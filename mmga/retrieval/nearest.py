@@ -60,7 +60,7 @@ def nearest_items(
 ) -> Neighbours:
     """Return the k nearest items of every query, squared distances, and each query's largest."""
     lists = NearestLists(len(queries), k, queries.device)
-    tiles = _Tiles(queries, items)
+    tiles = _Tiles(queries, items, TILE)
     total = -(-len(queries) // TILE) * -(-len(items) // TILE)
     done = 0
     # The items, of which there are usually more and which may lie on disk, are read once.
@@ -74,7 +74,11 @@ def nearest_items(
 
 
 def neighbours_within(
-    items: Items, k: int, progress: Progress | None = None, kept: Tensor | None = None
+    items: Items,
+    k: int,
+    progress: Progress | None = None,
+    kept: Tensor | None = None,
+    tile: int | None = None,
 ) -> Neighbours:
     """Return the k nearest of every item among all, itself included at distance 0.
 
@@ -86,23 +90,25 @@ def neighbours_within(
         progress: called as (phase, done, total).
         kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
             others; None where they are not wanted.
+        tile: rows and columns of a tile; `TILE` if None, with which a BLAS that rounds by shape
+            gives one pair the same distance in sets of any size.
 
     Returns:
         Lists in the order of (distance, index), and each item's largest distance.
     """
-    n = len(items)
-    blocks = -(-n // TILE)
+    n, size = len(items), tile or TILE
+    blocks = -(-n // size)
     lists = NearestLists(n, k, items.device)
     lists.add_self()
-    tiles = _Tiles(items, items)
+    tiles = _Tiles(items, items, size)
     total = blocks * (blocks + 1) // 2
-    starts = range(0, n, TILE)
+    starts = range(0, n, size)
     # Tiles on the diagonal come first: they bound what the others need to offer.
     diagonal = ((own, own) for own in starts)
-    beside = ((own, other) for own in starts for other in range(own + TILE, n, TILE))
+    beside = ((own, other) for own in starts for other in range(own + size, n, size))
     for done, (own, other) in enumerate(itertools.chain(diagonal, beside), 1):
-        tile = tiles.products(own, other)
-        lists.add(*tile, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
+        products = tiles.products(own, other)
+        lists.add(*products, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
         if progress is not None:
             progress("neighbours", done, total)
     return lists.result()
@@ -139,13 +145,13 @@ def check_metric(metric: str) -> None:
 class _Tiles:
     """Tiles of inner products in one buffer, every product of one shape and call form."""
 
-    def __init__(self, rows: Items, columns: Items) -> None:
-        self._rows, self._columns = rows, columns
+    def __init__(self, rows: Items, columns: Items, size: int) -> None:
+        self._rows, self._columns, self._size = rows, columns, size
         self.cosine = rows.metric == "cosine"
         device = rows.device
-        self._row_block = torch.empty((TILE, rows.dimension), device=device)
-        self._column_block = torch.empty((TILE, rows.dimension), device=device)
-        self._tile = torch.empty((TILE, TILE), device=device)
+        self._row_block = torch.empty((size, rows.dimension), device=device)
+        self._column_block = torch.empty((size, rows.dimension), device=device)
+        self._tile = torch.empty((size, size), device=device)
         self._held: tuple[int, Tensor] | None = None
 
     def products(self, row: int, column: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,8 +159,8 @@ class _Tiles:
 
         The tile is valid until the next call.
         """
-        row_end = min(row + TILE, len(self._rows))
-        column_end = min(column + TILE, len(self._columns))
+        row_end = min(row + self._size, len(self._rows))
+        column_end = min(column + self._size, len(self._columns))
         if self._held is None or self._held[0] != row:
             self._held = row, self._rows.block(row, row_end, self._row_block)
         others = self._columns.block(column, column_end, self._column_block)

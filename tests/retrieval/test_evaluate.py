@@ -1,5 +1,6 @@
 """The evaluator against naive float64 loops, and the integers whatever the tiles and threads."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -203,6 +204,28 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
         finally:
             torch.set_num_threads(threads)
         assert integers(report) == expected
+
+
+@pytest.mark.parametrize("rule", ["market1501", "other-cameras"])
+def test_same_integers_for_any_order_of_tiles(monkeypatch, rule):
+    query, gallery = market_like(seed=4)
+    monkeypatch.setattr("mmga.retrieval.evaluate.TILE", (64, 64))
+    expected = integers(evaluate(query, gallery, protocol=rule))
+    original = stream.FeatureSource.tiles
+    shuffled = []
+
+    def tiles(self, start, stop):
+        kept = [
+            (rows, dataclasses.replace(tile, values=tile.values.clone()))
+            for rows, tile in original(self, start, stop)
+        ]
+        order = np.random.default_rng(0).permutation(len(kept))
+        shuffled.append(order)
+        yield from (kept[at] for at in order)
+
+    monkeypatch.setattr(stream.FeatureSource, "tiles", tiles)
+    assert integers(evaluate(query, gallery, protocol=rule)) == expected
+    assert len(shuffled[0]) > 4
 
 
 def test_same_integers_for_shards_and_half_precision():
