@@ -105,7 +105,8 @@ def rank(
         for matches in _attempts(source, pairs):
             done = before
             tiles = _count(source, selection, pairs, matches, tile_is_done, observer, observed)
-            if not bool(matches.moved.any()):
+            # NaN differs from itself, and is refused below.
+            if not bool(matches.moved.any()) or bool(matches.nearest.isnan().any()):
                 break
             observed = max(observed, tiles)
         else:

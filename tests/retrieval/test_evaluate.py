@@ -264,6 +264,27 @@ def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch, attempts, verificat
     assert calls == [False, True]
 
 
+@pytest.mark.parametrize("place", [(2, 4), (2, 1)], ids=["a match", "another item"])
+def test_a_distance_that_is_nan_is_named(place):
+    pids = np.arange(5), np.arange(15) % 5
+    matrix = np.random.default_rng(0).random((5, 15))
+    matrix[place] = np.nan
+    sides = side(pids[0], np.zeros(5)), side(np.roll(pids[1], 2), np.ones(15))
+    assert (sides[1].pids[place[1]] == 2) == (place == (2, 4))
+    with pytest.raises(UserError, match="query 2: a distance is NaN"):
+        evaluate_distances(matrix, *sides)
+
+
+def test_features_too_large_for_float32_distances_are_an_error():
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 1e25
+    with pytest.raises(UserError, match="a distance is NaN"):
+        evaluate(
+            Features(x[:10], torch.arange(10) % 3, torch.zeros(10)),
+            Features(x[10:], torch.arange(30) % 3, torch.ones(30)),
+            metric="euclidean",
+        )
+
+
 def test_products_that_differ_from_run_to_run_are_an_error(monkeypatch):
     query, gallery = market_like(seed=1)
     original = stream.FeatureSource.match_keys
