@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmga.data.transforms import EvalTransform
 from mmga.errors import UserError
+from mmga.files import read_tensors
 from mmga.models import MMGA
 
 Rows = tuple[Tensor, Tensor | None]
@@ -160,12 +161,7 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
 
 def _load(network: nn.Module, file: Path) -> None:
     try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        state = read_tensors(file)
         network.load_state_dict(state.get("state_dict", state))
     except Exception as error:  # torch and safetensors raise many kinds for a broken file
         reason = " ".join(str(error).split())[:200]

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mmga.errors import UserError
 
@@ -72,3 +73,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         else:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 temporary.unlink()
+
+
+def read_tensors(path: str | os.PathLike[str]) -> Any:
+    """Return what a .safetensors file holds, or any other one as torch.save wrote it, on the CPU.
+
+    Never unpickles. What a broken file raises is torch's or safetensors' own, of many kinds.
+    """
+    if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)

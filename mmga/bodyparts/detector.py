@@ -14,6 +14,7 @@ import torch
 
 from mmga.bodyparts.skeleton import Skeleton, from_coco
 from mmga.errors import UserError
+from mmga.files import read_tensors
 
 PERSON = 1
 """COCO's label."""
@@ -227,12 +228,7 @@ def _read_files(
     expected = " or ".join(_file_name(kind) for kind in _HEADS) if files else ""
     for path in files:
         try:
-            if str(path).endswith(".safetensors"):
-                from safetensors.torch import load_file
-
-                state: Any = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
+            state: Any = read_tensors(path)
         except FileNotFoundError as error:
             raise UserError(f"--weights {path} does not exist; expected {expected}") from error
         except Exception as error:  # torch and safetensors raise many kinds for a broken file

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mmga.errors import UserError
+from mmga.files import read_tensors
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 """Names of a ResNet's stages in a state dict; everything else (the classifier) is left out."""
@@ -128,12 +129,7 @@ def _download(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 def _read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = read_tensors(path)
     except FileNotFoundError as error:
         raise UserError(f"backbone weights file {path} does not exist") from error
     except Exception as error:  # torch and safetensors raise many kinds for a broken file
