@@ -86,8 +86,9 @@ class Options:
     """Re-ranking: neighbours of the local query expansion."""
     lambda_value: float = 0.3
     """Re-ranking: weight of the original distance."""
-    exact: Literal["float32"] = "float32"
-    """Whose order counts where distances nearly tie: that of float32 tiles."""
+    exact: Literal["certified", "float32"] | None = None
+    """Whose order counts where distances nearly tie: float64 arithmetic's, on any machine, or that
+    of float32 tiles. None: certified where it can be; the report says which."""
     max_rank: int = 50
     """Length of the CMC curve."""
     trials: int = 0

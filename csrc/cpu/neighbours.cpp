@@ -16,7 +16,8 @@
 #include <utility>
 #include <vector>
 
-#include "../common.h"
+#include "common.h"
+#include "products.h"
 
 namespace mmga {
 namespace {
@@ -534,22 +535,6 @@ std::tuple<Tensor, Tensor> nearest_in_rows(Tensor distances, int64_t k) {
   return {nearest, indices};
 }
 
-// Sum of products in float64, eight interleaved accumulators and a fixed tree.
-MMGA_VECTOR_CLONES
-double product(const float* x, const float* y, int64_t d) {
-  double sum[8] = {0};
-  int64_t t = 0;
-  for (; t + 8 <= d; t += 8) {
-    for (int64_t u = 0; u < 8; ++u) {
-      sum[u] += static_cast<double>(x[t + u]) * static_cast<double>(y[t + u]);
-    }
-  }
-  for (int64_t u = 0; t + u < d; ++u) {
-    sum[u] += static_cast<double>(x[t + u]) * static_cast<double>(y[t + u]);
-  }
-  return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-}
-
 Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
   const int64_t d = x.size(1), pairs = rows.size(0);
   STD_TORCH_CHECK(y.size(1) == d && columns.size(0) == pairs,
@@ -562,7 +547,17 @@ Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
   const auto* j = columns.const_data_ptr<int64_t>();
   auto* out = result.mutable_data_ptr<double>();
   torch::stable::parallel_for(0, pairs, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) out[p] = product(left + i[p] * d, right + j[p] * d, d);
+    WideRow row(d);
+    for (int64_t p = begin; p < end;) {
+      const float* others[kProducts];
+      int64_t several = 0;
+      for (; several < kProducts && p + several < end && i[p + several] == i[p]; ++several) {
+        others[several] = right + j[p + several] * d;
+      }
+      row.set(left + i[p] * d);
+      row.multiply(others, several, out + p);
+      p += several;
+    }
   });
   return result;
 }

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "common.h"
+#include "keys.h"
 
 namespace mmga {
 namespace {
@@ -29,8 +30,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kSegment = 2048;
-constexpr int64_t kGroup = 64;
 // With more matches than this, searching sorted thresholds is cheaper than comparing with them: a
 // comparison costs a tenth of a nanosecond for each key and match, a search some 20 for each key.
 constexpr int64_t kFewMatches = 128;
@@ -38,52 +37,6 @@ constexpr int64_t kFewMatches = 128;
 constexpr int64_t kGrain = 1 << 15;
 // Rows whose matches one thread should have to read and sort.
 constexpr int64_t kRowGrain = 64;
-
-// A vector that registers hold: comparisons of longer ones are taken apart lane by lane.
-#if defined(__x86_64__)
-constexpr int64_t kVectorBytes = 32;
-#else
-constexpr int64_t kVectorBytes = 16;
-#endif
-template <typename T>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef float type __attribute__((vector_size(kVectorBytes)));
-  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
-};
-template <>
-struct Vector<double> {
-  typedef double type __attribute__((vector_size(kVectorBytes)));
-  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
-};
-
-#define MMGA_INLINE __attribute__((always_inline)) inline
-
-template <typename T>
-MMGA_INLINE void load(T& to, const void* from) {
-  std::memcpy(&to, from, sizeof(T));
-}
-
-// The smallest lane of a vector without NaN.
-template <typename T>
-MMGA_INLINE T smallest_lane(const typename Vector<T>::type& given) {
-  typename Vector<T>::type vector = given;
-  constexpr int kLanes = kVectorBytes / sizeof(T);
-#if defined(__GNUC__) && !defined(__clang__)
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    typename Vector<T>::mask across;
-    for (int lane = 0; lane < kLanes; ++lane) across[lane] = lane ^ half;
-    const typename Vector<T>::type other = __builtin_shuffle(vector, across);
-    vector = other < vector ? other : vector;
-  }
-  return vector[0];
-#else
-  T result = vector[0];
-  for (int lane = 1; lane < kLanes; ++lane) result = vector[lane] < result ? vector[lane] : result;
-  return result;
-#endif
-}
 
 // What one row counts its keys against, and the counts of one segment.
 template <typename T>
@@ -93,77 +46,6 @@ struct Thresholds {
   int64_t* below;      // keys < threshold, zero on entry
   int64_t* not_above;  // keys <= threshold, zero on entry
 };
-
-// Turns a tile's value into a ranking key, X being T or a vector of T.
-template <typename T, typename X>
-MMGA_INLINE void make_key(int64_t metric, T row_term, const X& column_term, const X& value,
-                          X& key) {
-  if (metric == kCosine) {
-    key = 1 - (value * row_term) * column_term;
-  } else if (metric == kEuclidean) {
-    key = (row_term + column_term) - 2 * value;
-    key = key < 0 ? X{} : key;  // NaN stays NaN
-  } else {
-    key = value;
-  }
-}
-
-// The smallest key of a group.
-template <typename T>
-MMGA_INLINE T group_minimum_body(const T* keys) {
-  using V = typename Vector<T>::type;
-  V low = V{} + std::numeric_limits<T>::infinity();
-  for (int64_t j = 0; j < kGroup; j += kVectorBytes / sizeof(T)) {
-    V x;
-    load(x, keys + j);
-    low = x < low ? x : low;
-  }
-  return smallest_lane<T>(low);
-}
-
-// Writes the keys of a segment and the minima of its whole groups; returns whether a key is NaN.
-template <typename T>
-MMGA_INLINE bool make_keys_of(const T* values, int64_t width, int64_t metric, T row_term,
-                              const T* column_term, T* keys, T* minima) {
-  using V = typename Vector<T>::type;
-  using M = typename Vector<T>::mask;
-  M bad = M{};
-  for (int64_t start = 0; start + kGroup <= width; start += kGroup) {
-    V low = V{} + std::numeric_limits<T>::infinity();
-    for (int64_t j = start; j < start + kGroup; j += kVectorBytes / sizeof(T)) {
-      V value;
-      V term = V{};
-      V key;
-      load(value, values + j);
-      if (metric != kGiven) load(term, column_term + j);
-      make_key<T, V>(metric, row_term, term, value, key);
-      bad |= key != key;
-      low = key < low ? key : low;
-      std::memcpy(keys + j, &key, sizeof(key));
-    }
-    minima[start / kGroup] = smallest_lane<T>(low);
-  }
-  bool any = false;
-  for (unsigned lane = 0; lane < kVectorBytes / sizeof(T); ++lane) any |= bad[lane] != 0;
-  for (int64_t j = width / kGroup * kGroup; j < width; ++j) {
-    make_key<T, T>(metric, row_term, metric == kGiven ? T(0) : column_term[j], values[j], keys[j]);
-    any |= keys[j] != keys[j];
-  }
-  return any;
-}
-
-template <typename T>
-MMGA_INLINE bool make_keys_body(const T* values, int64_t width, int64_t metric, T row_term,
-                                const T* column_term, T* keys, T* minima) {
-  // A constant metric takes the choice out of the loop.
-  if (metric == kCosine) {
-    return make_keys_of<T>(values, width, kCosine, row_term, column_term, keys, minima);
-  }
-  if (metric == kEuclidean) {
-    return make_keys_of<T>(values, width, kEuclidean, row_term, column_term, keys, minima);
-  }
-  return make_keys_of<T>(values, width, kGiven, row_term, column_term, keys, minima);
-}
 
 // Counts `groups` groups of keys, whose minima are known, and returns the smallest key.
 template <typename T>
@@ -255,31 +137,15 @@ MMGA_INLINE T count_many_body(const T* keys, const T* minima, int64_t groups,
   return nearest;
 }
 
-template <typename T>
-MMGA_INLINE void leave_out_camera_body(T* keys, int64_t width, int32_t camera,
-                                       const int32_t* column_camera) {
-  const T nan = std::numeric_limits<T>::quiet_NaN();
-  for (int64_t j = 0; j < width; ++j) keys[j] = column_camera[j] == camera ? nan : keys[j];
-}
-
 // A template cannot be compiled for several instruction sets, an overload can.
-#define MMGA_RANKING_KERNELS(T)                                                                 \
-  MMGA_VECTOR_CLONES bool make_keys(const T* values, int64_t width, int64_t metric, T row_term, \
-                                    const T* column_term, T* keys, T* minima) {                 \
-    return make_keys_body<T>(values, width, metric, row_term, column_term, keys, minima);       \
-  }                                                                                             \
-  MMGA_VECTOR_CLONES T group_minimum(const T* keys) { return group_minimum_body<T>(keys); }     \
-  MMGA_VECTOR_CLONES T count_few(const T* keys, const T* minima, int64_t groups,                \
-                                 const Thresholds<T>& thresholds) {                             \
-    return count_few_body<T>(keys, minima, groups, thresholds);                                 \
-  }                                                                                             \
-  MMGA_VECTOR_CLONES T count_many(const T* keys, const T* minima, int64_t groups,               \
-                                  const Thresholds<T>& thresholds) {                            \
-    return count_many_body<T>(keys, minima, groups, thresholds);                                \
-  }                                                                                             \
-  MMGA_VECTOR_CLONES void leave_out_camera(T* keys, int64_t width, int32_t camera,              \
-                                           const int32_t* column_camera) {                      \
-    leave_out_camera_body<T>(keys, width, camera, column_camera);                               \
+#define MMGA_RANKING_KERNELS(T)                                                   \
+  MMGA_VECTOR_CLONES T count_few(const T* keys, const T* minima, int64_t groups,  \
+                                 const Thresholds<T>& thresholds) {               \
+    return count_few_body<T>(keys, minima, groups, thresholds);                   \
+  }                                                                               \
+  MMGA_VECTOR_CLONES T count_many(const T* keys, const T* minima, int64_t groups, \
+                                  const Thresholds<T>& thresholds) {              \
+    return count_many_body<T>(keys, minima, groups, thresholds);                  \
   }
 MMGA_RANKING_KERNELS(float)
 MMGA_RANKING_KERNELS(double)
@@ -318,7 +184,6 @@ class RowCounter {
     const bool given = tile_.metric == kGiven;
     const bool bad = make_keys(values, width, tile_.metric, given ? T(0) : tile_.row_term[row],
                                given ? nullptr : tile_.column_term + start, keys_, minima_);
-    const T nan = std::numeric_limits<T>::quiet_NaN();
     const int64_t offset = tile_.offset + start;
     for (int64_t m = tile_.match_start[row]; m < tile_.match_start[row + 1]; ++m) {
       const int64_t column = tile_.match_item[m] - offset;
@@ -326,27 +191,15 @@ class RowCounter {
         ++tile_.moved[row];
       }
     }
-    const int64_t* end = tile_.ignored_item + tile_.ignored_start[row + 1];
-    const int64_t* item =
-        std::lower_bound(tile_.ignored_item + tile_.ignored_start[row], end, offset);
     int64_t stale = -1;  // group whose minimum has yet to be taken again
-    for (; item < end && *item < offset + width; ++item) {
-      const int64_t column = *item - offset;
+    const bool many = leave_out(tile_, row, start, width, keys_, [&](int64_t column) {
       if (stale >= 0 && stale != column / kGroup) renew(stale);
       stale = column / kGroup;
-      keys_[column] = nan;
-    }
+    });
     const int64_t whole = width / kGroup;
     if (stale >= 0 && stale < whole) renew(stale);
-    if (tile_.row_camera != nullptr && tile_.column_camera != nullptr) {
-      leave_out_camera(keys_, width, tile_.row_camera[row], tile_.column_camera + start);
-    }
-    if (tile_.removed != nullptr) {
-      const bool* removed = tile_.removed + row * tile_.removed_stride + start;
-      for (int64_t j = 0; j < width; ++j) keys_[j] = removed[j] ? nan : keys_[j];
-    }
+    const T nan = std::numeric_limits<T>::quiet_NaN();
     for (int64_t j = width; j % kGroup != 0; ++j) keys_[j] = nan;
-    const bool many = tile_.row_camera != nullptr || tile_.removed != nullptr;
     for (int64_t group = many ? 0 : whole; group * kGroup < width; ++group) renew(group);
     return bad;
   }

@@ -405,6 +405,163 @@ def count_preceding(
         )
 
 
+def count_certain(
+    values: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    offset: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    column_slack: Tensor,
+    match_start: Tensor,
+    match_item: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    ignored_start: Tensor,
+    ignored_item: Tensor,
+    row_camera: Tensor | None,
+    column_camera: Tensor | None,
+    removed: Tensor | None,
+    preceding: Tensor,
+) -> Tensor:
+    """Count, for every match, the items of a tile that certainly rank before it.
+
+    A key of the tile is known up to row_radius[i] * column_radius[j] + column_slack[j]; what else
+    row i may be wrong by is in its thresholds.
+
+    Args:
+        values: float32 [R, W], see `ranking_keys`.
+        row_term: float32 [R].
+        column_term: float32 [W].
+        metric: place in `METRICS`.
+        offset: item number of the tile's first column.
+        row_radius: float32 [R].
+        column_radius: float32 [W].
+        column_slack: float32 [W].
+        match_start: int64 [R + 1].
+        match_item: int64 [M].
+        lower: float32 [M]: an item whose key is at most something below it precedes the match.
+            Ascending in each row, as are the keys of the matches.
+        upper: float32 [M]: an item whose key is at least something above it does not.
+        ignored_start: int64 [R + 1], see `count_preceding`.
+        ignored_item: int64.
+        row_camera: int32 [R], or None.
+        column_camera: int32 [W], or None.
+        removed: bool [R, W], or None.
+        preceding: int64 [M], increased by the counts.
+
+    Returns:
+        The undecided pairs, int32 [P, 4], ascending: row, column, and the first and the end of the
+        row's matches for which it is open whether the column's item precedes them.
+    """
+    columns = torch.arange(values.shape[1], device=values.device)
+    undecided = []
+    for row in range(values.shape[0]):
+        keys = values[row]  # [W]
+        if metric != METRICS.index("given"):
+            keys = ranking_keys(keys, row_term[row], column_term, metric)
+        counted = torch.ones_like(keys, dtype=torch.bool)
+        ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
+        here = ignored[(ignored >= offset) & (ignored < offset + len(keys))]
+        counted[here - offset] = False
+        if row_camera is not None and column_camera is not None:
+            counted &= column_camera != row_camera[row]
+        if removed is not None:
+            counted &= ~removed[row]
+
+        mine = slice(int(match_start[row]), int(match_start[row + 1]))
+        width = row_radius[row] * column_radius + column_slack
+        before = (keys + width) < lower[mine][:, None]  # [m, W]
+        after = (keys - width) > upper[mine][:, None]
+        preceding[mine] += (before & counted).sum(1)
+        first, last = after.sum(0), (~before).sum(0)
+        pending = torch.nonzero(counted & (first < last)).squeeze(1)
+        undecided.append(
+            torch.stack(
+                [torch.full_like(pending, row), columns[pending], first[pending], last[pending]], 1
+            )
+        )
+    return torch.cat(undecided).to(torch.int32)
+
+
+def settle_pairs(
+    undecided: Tensor,
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    row_radius: Tensor | None,
+    column_radius: Tensor | None,
+    row_slack: Tensor | None,
+    column_slack: Tensor | None,
+    offset: int,
+    match_start: Tensor,
+    match_item: Tensor,
+    match_key: Tensor,
+    preceding: Tensor,
+    tied: Tensor,
+) -> Tensor:
+    """Settle pairs that `count_certain` left open by products in float64.
+
+    The key of a pair is 1 - <x, y> / (row_term * column_term), 1 where that divisor is 0, or
+    max(0, (row_term + column_term) - 2 <x, y>), with `pair_products`' inner product.
+
+    Args:
+        undecided: int32 [P, 4], of a tile, see `count_certain`.
+        x: float32 [R, K], of the tile's rows: the features, or approximations of them.
+        y: float32 [W, K], of its columns.
+        row_term: float64 [R], norms (cosine) or squared norms (euclidean).
+        column_term: float64 [W].
+        metric: place in `METRICS`, cosine or euclidean.
+        row_radius: float64 [R], or None where x and y are the features themselves: the keys are
+            then exact, and equal ones ordered by item.
+        column_radius: float64 [W]; a key may be wrong by row_radius * column_radius + (row_slack +
+            column_slack).
+        row_slack: float64 [R].
+        column_slack: float64 [W].
+        offset: item number of the tile's first column.
+        match_start: int64 [R + 1].
+        match_item: int64 [M].
+        match_key: float64 [M], ascending by (key, item) in each row.
+        preceding: int64 [M], increased by the pairs that precede.
+        tied: int64 [R], increased by the pairs of a match and an item with equal exact keys.
+
+    Returns:
+        The pairs that are still undecided, int32 [P', 4].
+    """
+    row, column, first, last = undecided.long().unbind(1)
+    products = pair_products(x, y, row, column)
+    if metric == METRICS.index("euclidean"):
+        keys = ((row_term[row] + column_term[column]) - 2 * products).clamp_min(0)
+    else:
+        norms = row_term[row] * column_term[column]
+        keys = torch.where(norms > 0, 1 - products / norms, 1.0)
+    still = []
+    for p in range(len(undecided)):
+        start = int(match_start[row[p]])
+        open_ = torch.arange(start + int(first[p]), start + int(last[p]), device=x.device)
+        theirs, key = match_key[open_], keys[p]
+        if row_radius is None or column_radius is None or row_slack is None or column_slack is None:
+            equal = theirs == key
+            tied[row[p]] += equal.sum()
+            precedes = (key < theirs) | (equal & (column[p] + offset < match_item[open_]))
+            preceding[open_] += precedes.long()
+            continue
+        width = row_radius[row[p]] * column_radius[column[p]] + (
+            row_slack[row[p]] + column_slack[column[p]]
+        )
+        before, after = key + width < theirs, key - width > theirs
+        preceding[open_] += before.long()
+        left = open_[~before & ~after] - start
+        if len(left):
+            still.append(
+                torch.stack([row[p], column[p], left[0], left[-1] + 1])  # matches ascend
+            )
+    return torch.stack(still).to(torch.int32) if still else undecided[:0]
+
+
 def part_keys(
     products: Tensor,
     row_term: Tensor,
@@ -680,12 +837,7 @@ def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     for begin in range(0, len(rows), 1024):
         part = slice(begin, begin + 1024)
         terms = x[rows[part]].double() * y[columns[part]].double()  # [P, D], exact products
-        terms = torch.nn.functional.pad(terms, (0, -terms.shape[1] % 8))
-        total = terms.new_zeros(len(terms), 8)
-        for step in terms.unflatten(1, (-1, 8)).unbind(1):
-            total = total + step
-        pairs = total[:, 0::2] + total[:, 1::2]
-        result[part] = (pairs[:, 0] + pairs[:, 1]) + (pairs[:, 2] + pairs[:, 3])
+        result[part] = interleaved_sum(terms)
     return result
 
 

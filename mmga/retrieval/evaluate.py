@@ -16,11 +16,14 @@ from mmga.ops import distance
 from mmga.ops._library import has_kernel
 from mmga.ops.backends import backends
 from mmga.retrieval import memory as memory_sizes
+from mmga.retrieval.cascade import Cascade
+from mmga.retrieval.certified import CertifiedPass, beyond_bounds
 from mmga.retrieval.duplicates import duplicated_items
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.memory import Peak
 from mmga.retrieval.parts import PartSide, PartSource, pairs_without_common_part, visible
-from mmga.retrieval.passes import PairObserver, rank
+from mmga.retrieval.passes import PairObserver, PerQuery, rank
+from mmga.retrieval.plan import plan
 from mmga.retrieval.pooling import pooled
 from mmga.retrieval.protocol import Labels, Selection, protocol_named, select
 from mmga.retrieval.protocol import Protocol as Rules
@@ -31,7 +34,7 @@ from mmga.retrieval.splits import SPLITS, half_of, summary
 from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
 from mmga.retrieval.verification import TARGETS, PairCounter, figures
 
-EXACT = ("float32",)
+EXACT = ("certified", "float32")
 POOLS = ("mean", "max")
 
 
@@ -124,7 +127,7 @@ def evaluate(
     metric: str = "cosine",
     protocol: str | Rules = "market1501",
     rerank: Reranker | None = None,
-    exact: str = "float32",
+    exact: str | None = None,
     max_rank: int = 50,
     trials: int = 0,
     seed: int = 0,
@@ -150,12 +153,15 @@ def evaluate(
         metric: ``"cosine"`` or ``"euclidean"``.
         protocol: a name of `mmga.retrieval.protocol.PROTOCOLS`, or rules of one's own.
         rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
-        exact: ``"float32"``: the order of float32 tiles, the same for any tiles and threads.
+        exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
+            ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
+            None: certified, but float32 for part features, verification, single-shot galleries,
+            devices other than the CPU and norms outside 2^-20 to 2^20. The report says which.
         max_rank: length of the CMC curve.
         trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
-        precision: precision of products; None is float32, the only one of ``exact="float32"``.
+        precision: precision of the tiles' products; None is float32, the only one.
         device: where to compute; where the gallery lies if None.
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
         verification: add ROC, EER, thresholds and open-set rates, counted in the same pass.
@@ -174,7 +180,8 @@ def evaluate(
         UserError: the features or options do not fit, or no query has a match.
     """
     _check_choice("metric", metric, distance.METRICS)
-    _check_choice("exact", exact, EXACT)
+    if exact is not None:
+        _check_choice("exact", exact, EXACT)
     _check_choice("pool", pool, POOLS)
     if precision not in (None, "float32"):
         raise UserError(f"precision: expected float32, found {precision!r}")
@@ -203,6 +210,7 @@ def evaluate(
         raise UserError(f"fpr: expected a rate between 0 and 1, found {fpr}")
     if rules.splits:
         shared = {"metric": metric, "device": device, "memory": memory, "exclude": exclude}
+        shared["exact"] = exact
         return _evaluate_splits(query, gallery, max_rank, progress, shared)
     if rules.pools:
         query = pooled(query, pool)
@@ -235,9 +243,19 @@ def evaluate(
         peak,
     )
     counter = _pair_counter(context, cross_camera, strangers, seed) if verification else None
+    obstacle = _obstacle(context, rules, verification)
+    if exact == "certified" and obstacle is not None:
+        raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
     with _timed(seconds, "rank"):
-        scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
+        if exact == "float32" or obstacle is not None:
+            cascade = None
+            scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
+        else:
+            scores, cascade = _certify(context, seed)
     report = _report(rules, query, gallery, selection, scores, max_rank, metric, seconds, peak)
+    report.exact = "float32" if cascade is None else "certified"
+    if cascade is not None:
+        report.extra["certified"] = cascade.as_dict()
     sides = [(query, query_norms)] + ([] if gallery is query else [(gallery, gallery_norms)])
     report.zero_vectors = sum(zero_vectors(*side) for side in sides)
     if gallery is not query:
@@ -266,6 +284,32 @@ def evaluate(
         report.reranked = Figures.of(again, _counted(rules, labels, selection), max_rank)
         report.rerank = rerank.as_dict()
     return _finish(report, begun, peak)
+
+
+def _obstacle(context: Context, rules: Rules, verification: bool) -> str | None:
+    """Return what keeps ranks from being certified, or None."""
+    if context.query.visibility is not None:
+        return "of part features"
+    if verification:
+        return "together with verification, which counts float32 distances"
+    if rules.single_shot:
+        return "of galleries that are drawn"
+    device = context.device or context.gallery.rows.device
+    if device.type != "cpu":
+        return f"on {device.type} devices"
+    sides = {"query": context.query_norms, "gallery": context.gallery_norms}
+    return next((why for side in sides if (why := beyond_bounds(side, sides[side]))), None)
+
+
+def _certify(context: Context, seed: int) -> tuple[PerQuery, Cascade]:
+    """Rank by exact keys, through the levels that a pilot finds cheapest."""
+    query, gallery, selection = context.query.rows, context.gallery.rows, context.selection
+    norms = context.query_norms, context.gallery_norms
+    cascade = plan(query, norms[0], gallery, norms[1], selection, context.metric, seed)
+    ranking = CertifiedPass(
+        query, norms[0], gallery, norms[1], selection, context.metric, cascade, context.memory
+    )
+    return ranking.rank(context.progress, context.peak), cascade
 
 
 def _pair_counter(
@@ -487,7 +531,7 @@ def rank_under(
     peak: Peak,
     phase: str = "ranks",
     observer: PairObserver | None = None,
-) -> Any:
+) -> PerQuery:
     """Rank what a selection holds from a source of tiles."""
     return rank(source, selection, observer=observer, phase=phase, progress=progress, peak=peak)
 

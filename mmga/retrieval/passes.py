@@ -21,7 +21,7 @@ from mmga.retrieval.stream import BlockSource, Progress, Source
 
 # Matches and ignored items of the queries that are ranked together.
 PAIR_LIMIT = 1 << 21
-_MASK_COLUMNS = 4096
+MASK_COLUMNS = 4096
 
 
 @dataclass(slots=True)
@@ -34,8 +34,6 @@ class PerQuery:
         first_rank: rank of the first match, int64 [Q].
         num_matches: int64 [Q].
         tied: pairs of a match and another item at equal distance, int64 [Q].
-        first_key: key of the first match, float64 [Q].
-        nearest_other: smallest key of a kept item that is no match, float64 [Q].
     """
 
     average_precision: np.ndarray
@@ -43,15 +41,13 @@ class PerQuery:
     first_rank: np.ndarray
     num_matches: np.ndarray
     tied: np.ndarray
-    first_key: np.ndarray
-    nearest_other: np.ndarray
 
     @classmethod
     def empty(cls, num_matches: np.ndarray) -> PerQuery:
         """Return figures of queries none of which was ranked yet."""
         count = len(num_matches)
         nan, zero = np.full(count, np.nan), np.zeros(count, np.int64)
-        return cls(nan, nan.copy(), zero, num_matches.copy(), zero.copy(), nan.copy(), nan.copy())
+        return cls(nan, nan.copy(), zero, num_matches.copy(), zero.copy())
 
 
 class PairObserver(Protocol):
@@ -113,7 +109,7 @@ def rank(
             raise RuntimeError("two products of the same features and shape differ on this machine")
         if observer is not None:
             observer.matches(pairs, matches)
-        _score(scores, selection, pairs, matches)
+        score(scores, selection, pairs, matches)
     return scores
 
 
@@ -185,7 +181,7 @@ def _count(
         if not isinstance(source, BlockSource):
             read_matches(whole, rows, matches)
         # What a condition leaves out is a mask of the tile, which must not be a whole gallery wide.
-        narrow = None if selection.labels.exclusion is None else _MASK_COLUMNS
+        narrow = None if selection.labels.exclusion is None else MASK_COLUMNS
         for tile in whole.split(narrow):
             columns = slice(tile.offset, tile.offset + tile.values.shape[1])
             removed = None
@@ -224,14 +220,13 @@ def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:
     return keys
 
 
-def _score(scores: PerQuery, selection: Selection, pairs: Pairs, matches: Matches) -> None:
+def score(scores: PerQuery, selection: Selection, pairs: Pairs, matches: Matches) -> None:
     """Turn the ranks of a run of queries into their figures, in float64."""
     queries = selection.queries[pairs.start : pairs.stop]
-    nearest = matches.nearest.cpu().numpy().astype(np.float64)
-    if np.isnan(nearest).any():
-        at = int(queries[np.flatnonzero(np.isnan(nearest))[0]])
+    nan = matches.nearest.isnan().cpu().numpy()
+    if nan.any():
+        at = int(queries[np.flatnonzero(nan)[0]])
         raise UserError(f"query {at}: a distance is NaN; distances must be numbers")
-    scores.nearest_other[queries] = nearest
     scores.tied[queries] = matches.tied.cpu().numpy()
 
     rank = matches.ranks().cpu().numpy()  # [M]
@@ -250,4 +245,3 @@ def _score(scores: PerQuery, selection: Selection, pairs: Pairs, matches: Matche
     scores.average_precision[of] = total[matched] / sizes[matched]
     scores.inverse_negative_penalty[of] = sizes[matched] / rank[last]
     scores.first_rank[of] = rank[first]
-    scores.first_key[of] = matches.match_key.cpu().numpy()[first]

@@ -95,6 +95,7 @@ class Report:
         peak_memory_bytes: peak beyond torch itself, clean pages of mapped files not counted.
         process_peak_bytes: the process' peak, everything counted.
         backend: what computed the ranks.
+        exact: whose order they are: certified, float32, or given, see `mmga.evaluate`.
         pids: pid of each query, as it was given.
         camids: likewise, or None.
         counted: rows of the queries that enter the averages, or None.
@@ -115,6 +116,7 @@ class Report:
     peak_memory_bytes: int
     process_peak_bytes: int
     backend: str
+    exact: str = "given"
     reranked: Figures | None = None
     rerank: dict[str, Any] | None = None
     duplicates: int | None = None
@@ -167,6 +169,7 @@ class Report:
             "version": __version__,
             "protocol": self.protocol,
             "metric": self.metric,
+            "exact": self.exact,
             **self.figures.as_dict(),
             "rerank": self.rerank,
             "reranked": None if self.reranked is None else self.reranked.as_dict(),
@@ -281,6 +284,8 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
     lines = []
     if "exclude" in extra:
         lines.append(f"--exclude: {extra['exclude']}")
+    if "certified" in extra:
+        lines.append(f"certified: {_cascade_text(extra['certified'])}")
     if "parts" in extra:
         apart = extra["parts"]["pairs_without_common_part"]
         lines.append(
@@ -313,6 +318,19 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
         for row in found["dir_at_far"]:
             lines.append(f"DIR at FAR {row['far']:g}: {_reached(row, 'dir')}")
     return lines
+
+
+def _cascade_text(cascade: dict[str, Any]) -> str:
+    """Return how the pairs were settled, in words."""
+    *approximate, exact = cascade["levels"]
+    total = max(1, approximate[0]["pairs"])
+    texts = []
+    for level in approximate:
+        width = level["dimensions"]
+        what = "features" if width is None else f"{width} coordinates"
+        settled = (level["pairs"] - level["undecided"]) / total
+        texts.append(f"{settled:.2%} of {total} pairs by {what} in {level['precision']}")
+    return ", ".join(texts) + f", the other {exact['pairs']} by exact products"
 
 
 def _reached(row: dict[str, Any], rate: str) -> str:

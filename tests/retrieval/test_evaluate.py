@@ -188,7 +188,7 @@ def integers(report):
 def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
     # Without junk the gallery lies in one piece, so that its products may be kept.
     query, gallery = market_like(whole=True)
-    expected = integers(evaluate(query, gallery, metric=metric, protocol=rule))
+    expected = integers(evaluate(query, gallery, metric=metric, protocol=rule, exact="float32"))
     assert sum(expected[3]) > 0, "the case must hold ties"
     threads = torch.get_num_threads()
     for tile, limit, count in (
@@ -200,7 +200,7 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
         monkeypatch.setattr("mmga.retrieval.passes.PAIR_LIMIT", limit)
         torch.set_num_threads(count)
         try:
-            report = evaluate(query, gallery, metric=metric, protocol=rule)
+            report = evaluate(query, gallery, metric=metric, protocol=rule, exact="float32")
         finally:
             torch.set_num_threads(threads)
         assert integers(report) == expected
@@ -210,7 +210,7 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
 def test_same_integers_for_any_order_of_tiles(monkeypatch, rule):
     query, gallery = market_like(seed=4)
     monkeypatch.setattr("mmga.retrieval.evaluate.TILE", (64, 64))
-    expected = integers(evaluate(query, gallery, protocol=rule))
+    expected = integers(evaluate(query, gallery, protocol=rule, exact="float32"))
     original = stream.FeatureSource.tiles
     shuffled = []
 
@@ -224,19 +224,20 @@ def test_same_integers_for_any_order_of_tiles(monkeypatch, rule):
         yield from (kept[at] for at in order)
 
     monkeypatch.setattr(stream.FeatureSource, "tiles", tiles)
-    assert integers(evaluate(query, gallery, protocol=rule)) == expected
+    assert integers(evaluate(query, gallery, protocol=rule, exact="float32")) == expected
     assert len(shuffled[0]) > 4
 
 
-def test_same_integers_for_shards_and_half_precision():
+@pytest.mark.parametrize("exact", ["certified", "float32"])
+def test_same_integers_for_shards_and_half_precision(exact):
     query, gallery = market_like(seed=3)
     half = Features(gallery.features.half(), gallery.pids, gallery.camids)
     widened = Features(half.features.float(), gallery.pids, gallery.camids)
     cut = [half.features[:100], half.features[100:101], half.features[101:]]
     shards = Features(cut, gallery.pids, gallery.camids)
-    expected = integers(evaluate(query, widened))
-    assert integers(evaluate(query, half)) == expected
-    assert integers(evaluate(query, shards)) == expected
+    expected = integers(evaluate(query, widened, exact=exact))
+    assert integers(evaluate(query, half, exact=exact)) == expected
+    assert integers(evaluate(query, shards, exact=exact)) == expected
 
 
 @pytest.mark.parametrize("attempts", [1, 2])
@@ -245,7 +246,7 @@ def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch, attempts, verificat
     """Keys of matches that differ from their tiles' are computed in the tiles' shape, or read."""
     query, gallery = market_like(seed=1)
     monkeypatch.setattr("mmga.retrieval.evaluate.TILE", (64, 64))
-    plain = evaluate(query, gallery, verification=verification)
+    plain = evaluate(query, gallery, exact="float32", verification=verification)
     original = stream.FeatureSource.match_keys
     calls = []
 
@@ -258,7 +259,7 @@ def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch, attempts, verificat
         return keys
 
     monkeypatch.setattr(stream.FeatureSource, "match_keys", perturbed)
-    report = evaluate(query, gallery, verification=verification)
+    report = evaluate(query, gallery, exact="float32", verification=verification)
     assert integers(report) == integers(plain)
     assert report.extra.get("verification") == plain.extra.get("verification")
     assert calls == [False, True]
@@ -295,7 +296,7 @@ def test_products_that_differ_from_run_to_run_are_an_error(monkeypatch):
     )
     monkeypatch.setattr("mmga.retrieval.passes._keys_in_tiles", lambda source, pairs, like: like)
     with pytest.raises(RuntimeError, match="differ on this machine"):
-        evaluate(query, gallery)
+        evaluate(query, gallery, exact="float32")
 
 
 def test_kernel_and_reference_count_alike(monkeypatch):

@@ -1,0 +1,318 @@
+"""Ranks in the order of float64 arithmetic, from cheap tiles and a bound on their error.
+
+A tile of approximate keys comes from a product of float32: of the features, or of their coordinates
+in a few directions. What its error bound leaves undecided goes through finer levels and at last to
+float64. The ranks are those of exact products, whatever the tiles, threads, levels and machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops.certified import count_certain, settle_pairs, thresholds
+from mmga.ops.distance import metric_number
+from mmga.ops.neighbours import pair_products
+from mmga.ops.ranking import Matches, Tile
+from mmga.retrieval import memory as memory_sizes
+from mmga.retrieval.cascade import Block, Cascade, Level
+from mmga.retrieval.memory import Peak
+from mmga.retrieval.passes import MASK_COLUMNS, PAIR_LIMIT, PerQuery, score
+from mmga.retrieval.protocol import Pairs, Selection
+from mmga.retrieval.rows import Rows
+from mmga.retrieval.stream import Progress
+from mmga.retrieval.subspace import (
+    LARGEST_NORM,
+    LEAST_NORM,
+    blocked_product,
+    bound_between,
+)
+
+# Queries x items of one product: a product of few coordinates is bound by its tile's way through
+# the caches, one of many by the BLAS, which wants larger ones.
+NARROW_TILE, TILE = (512, 1024), (1152, 2048)
+# Rows and columns down to which tiles shrink where memory is short.
+SMALLEST = 64
+# Float32 copies of queries that one sweep over the gallery serves.
+QUERY_BYTES = 64 << 20
+# Rows whose products with matches are gathered at once.
+_GATHERED_BYTES = 16 << 20
+
+
+class CertifiedPass:
+    """One pass over queries and gallery that ranks the matches by exact keys."""
+
+    def __init__(
+        self,
+        query: Rows,
+        query_norms: Tensor,
+        gallery: Rows,
+        gallery_norms: Tensor,
+        selection: Selection,
+        metric: str,
+        cascade: Cascade,
+        memory: int | None = None,
+        tile: tuple[int, int] | None = None,
+    ) -> None:
+        """Take what is ranked.
+
+        Args:
+            query: the query features.
+            query_norms: squared norms of all query rows, float64 [Q], within `beyond_bounds`.
+            gallery: the gallery features.
+            gallery_norms: float64 [G].
+            selection: what counts for which query.
+            metric: cosine or euclidean.
+            cascade: the levels, whose account is kept there.
+            memory: bytes that may be allocated here.
+            tile: queries x items of one product; None: what suits the cascade.
+
+        Raises:
+            UserError: `memory` does not suffice for one tile.
+        """
+        self._query, self._gallery, self._selection = query, gallery, selection
+        self._query_norms = query_norms[torch.from_numpy(selection.queries)]
+        self._gallery_norms = gallery_norms[torch.from_numpy(selection.gallery)]
+        self._query_rows = torch.from_numpy(selection.queries)
+        self._gallery_rows = torch.from_numpy(selection.gallery)
+        self._metric, self._number = metric, metric_number(metric)
+        self._cascade = cascade
+        height, width = tile or (NARROW_TILE if cascade.dimensions else TILE)
+        height, width = min(height, len(self._query_rows)), min(width, len(self._gallery_rows))
+        self.columns = len(self._gallery_rows)
+        row_bytes = 4 * (query.shape[1] + cascade.most) + 64
+
+        def fixed() -> int:
+            """A block of the gallery, its coordinates, a tile and undecided pairs of all of it."""
+            return 2 * width * row_bytes + 36 * height * width
+
+        if memory is not None:
+            while memory < fixed() + height * row_bytes and max(height, width) > SMALLEST:
+                height, width = (
+                    (height, -(-width // 2)) if width >= height else (-(-height // 2), width)
+                )
+            least = fixed() + height * row_bytes
+            if memory < least:
+                raise UserError(
+                    f"memory: {memory_sizes.spell(memory)} cannot hold one tile of {height} x "
+                    f"{width} and its features; give at least {memory_sizes.spell(least)}"
+                )
+        self._height, self._width = height, width
+        room = QUERY_BYTES if memory is None else min(QUERY_BYTES, memory - fixed())
+        self.max_rows = max(1, room // (row_bytes * self._height)) * self._height
+        self._tile = torch.empty(self._height * self._width)
+        self._buffer = torch.empty(self._width, query.shape[1])
+        self._coordinates = torch.empty(self._width, cascade.most)
+
+    def rank(
+        self, progress: Progress | None = None, peak: Peak | None = None, phase: str = "ranks"
+    ) -> PerQuery:
+        """Rank the matches of all selected queries and return what each query scores."""
+        selection = self._selection
+        scores = PerQuery.empty(selection.num_matches)
+        done, total = 0, len(selection.queries) * self.columns
+        for pairs in selection.pairs(PAIR_LIMIT, self.max_rows):
+            matches, queries = self._matches(pairs), self._queries(pairs)
+            slack = queries.levels[0].slack
+            lower, upper = thresholds(matches.match_start, matches.match_key, slack)
+            for left in range(0, self.columns, self._width):
+                items = self._items(left, min(left + self._width, self.columns))
+                for top in range(0, pairs.stop - pairs.start, self._height):
+                    rows = slice(top, min(top + self._height, pairs.stop - pairs.start))
+                    self._count(pairs, rows, queries.cut(rows), left, items, matches, lower, upper)
+                    done += (rows.stop - rows.start) * len(items.features)
+                    if progress is not None:
+                        progress(phase, done, total)
+                    if peak is not None:
+                        peak.look()
+            score(scores, selection, pairs, matches)
+        return scores
+
+    def _count(
+        self,
+        pairs: Pairs,
+        rows: slice,
+        queries: Block,
+        left: int,
+        items: Block,
+        matches: Matches,
+        lower: Tensor,
+        upper: Tensor,
+    ) -> None:
+        """Count one tile and settle what it leaves undecided."""
+        height, width = len(queries.features), len(items.features)
+        values = self._tile[: height * width].view(height, width)
+        blocked_product(queries.levels[0].rows, items.levels[0].rows, values)
+        whole = Tile(values, left, self._number, queries.tile_term, items.tile_term)
+        bounds = [
+            bound_between(one, other, self._metric)
+            for one, other in zip(queries.levels, items.levels, strict=True)
+        ]
+        selection, levels = self._selection, self._cascade.levels
+        row_camera = column_camera = None
+        if selection.query_camera is not None and selection.gallery_camera is not None:
+            of_rows = slice(pairs.start + rows.start, pairs.start + rows.stop)
+            row_camera = torch.from_numpy(selection.query_camera[of_rows])
+            column_camera = torch.from_numpy(selection.gallery_camera[left : left + width])
+        narrow = None if selection.labels.exclusion is None else MASK_COLUMNS
+        for tile in whole.split(narrow):
+            columns = slice(tile.offset - left, tile.offset - left + tile.values.shape[1])
+            removed = None
+            if narrow is not None:
+                of_rows = slice(pairs.start + rows.start, pairs.start + rows.stop)
+                of_items = slice(tile.offset, tile.offset + tile.values.shape[1])
+                removed = torch.from_numpy(selection.excludes(of_rows, of_items))
+            part = items.cut(columns)
+            undecided = count_certain(
+                tile,
+                rows,
+                matches,
+                lower,
+                upper,
+                bounds[0].tile(slice(None), columns),
+                row_camera,
+                None if column_camera is None else column_camera[columns],
+                removed,
+            )
+            _note(levels[0], tile.values.numel(), undecided)
+            for level, bound, one, other in zip(
+                levels[1:-1], bounds[1:], queries.levels[1:], part.levels[1:], strict=True
+            ):
+                given = len(undecided)
+                undecided = settle_pairs(
+                    undecided,
+                    one.rows.contiguous(),
+                    other.rows.contiguous(),
+                    queries.level_term,
+                    part.level_term,
+                    self._number,
+                    tile.offset,
+                    rows,
+                    matches,
+                    bound.tile(slice(None), columns),
+                )
+                _note(level, given, undecided)
+            given = len(undecided)
+            undecided = settle_pairs(
+                undecided,
+                queries.features,
+                part.features,
+                queries.exact_term,
+                part.exact_term,
+                self._number,
+                tile.offset,
+                rows,
+                matches,
+            )
+            _note(levels[-1], given, undecided)
+
+    def _queries(self, pairs: Pairs) -> Block:
+        features = self._query.take(self._query_rows[pairs.start : pairs.stop])
+        norms = self._query_norms[pairs.start : pairs.stop]
+        coordinates = torch.empty(len(features), self._cascade.most)
+        return self._cascade.block(features, norms, self._metric, coordinates)
+
+    def _items(self, left: int, right: int) -> Block:
+        rows = self._gallery_rows[left:right]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        buffer = self._buffer[: right - left]
+        if last - first != right - left:
+            features = self._gallery.take(rows, buffer)
+        elif self._gallery.dtype == torch.float32:
+            features = self._gallery.block(first, last)
+        else:
+            features = self._gallery.block(first, last, buffer)
+        norms = self._gallery_norms[left:right]
+        coordinates = self._coordinates[: right - left]
+        return self._cascade.block(features.contiguous(), norms, self._metric, coordinates)
+
+    def _matches(self, pairs: Pairs) -> Matches:
+        """Return the matches of some queries with their exact keys."""
+        item = torch.from_numpy(pairs.match_item)
+        row = torch.repeat_interleave(
+            torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
+        )
+        keys = exact_keys(
+            self._query,
+            self._query_rows[pairs.start + row],
+            self._query_norms[pairs.start + row],
+            self._gallery,
+            self._gallery_rows[item],
+            self._gallery_norms[item],
+            self._metric,
+        )
+        return Matches.of(
+            torch.from_numpy(pairs.match_start),
+            item,
+            keys,
+            torch.from_numpy(pairs.ignored_start),
+            torch.from_numpy(pairs.ignored_item),
+        )
+
+
+def _note(level: Level, pairs: int, undecided: Tensor) -> None:
+    level.pairs += pairs
+    level.undecided += len(undecided)
+
+
+def beyond_bounds(side: str, norms: Tensor) -> str | None:
+    """Return what is wrong with norms for which rounding in float32 has no relative bound.
+
+    Args:
+        side: whose they are.
+        norms: squared norms, float64 [N]; zero is well.
+    """
+    bad = (norms > 0) & ((norms < LEAST_NORM**2) | (norms > LARGEST_NORM**2))
+    if not bool(bad.any()):
+        return None
+    return (
+        f"of norms outside {LEAST_NORM:.1e} to {LARGEST_NORM:.1e}; {side} has {int(bad.sum())}, "
+        f"such as {float(norms[bad][0].sqrt()):.1e}"
+    )
+
+
+def exact_keys(
+    query: Rows,
+    query_rows: Tensor,
+    query_norms: Tensor,
+    gallery: Rows,
+    gallery_rows: Tensor,
+    gallery_norms: Tensor,
+    metric: str,
+) -> Tensor:
+    """Return the keys of pairs in float64, the same on every machine.
+
+    Args:
+        query: the query features.
+        query_rows: int64 [P].
+        query_norms: squared norms of these rows, float64 [P].
+        gallery: the gallery features.
+        gallery_rows: int64 [P].
+        gallery_norms: float64 [P].
+        metric: cosine or euclidean.
+
+    Returns:
+        float64 [P]: 1 - <q, g> / (|q| |g|), 1 for a zero vector; or the squared distance >= 0.
+    """
+    products = torch.empty(len(query_rows), dtype=torch.float64)
+    in_place = all(
+        len(side.shards) == 1 and side.dtype == torch.float32 and side.shards[0].is_contiguous()
+        for side in (query, gallery)
+    )
+    step = len(products) if in_place else max(1, _GATHERED_BYTES // (8 * query.shape[1]))
+    for start in range(0, len(products), max(step, 1)):
+        part = slice(start, start + step)
+        if in_place:
+            products[part] = pair_products(
+                query.shards[0], gallery.shards[0], query_rows[part], gallery_rows[part]
+            )
+        else:
+            x, y = query.take(query_rows[part]), gallery.take(gallery_rows[part])
+            places = torch.arange(len(x))
+            products[part] = pair_products(x, y, places, places)
+    if metric == "euclidean":
+        return ((query_norms + gallery_norms) - 2 * products).clamp_min(0)
+    norms = query_norms.sqrt() * gallery_norms.sqrt()
+    return torch.where(norms > 0, 1 - products / norms, 1.0)

@@ -1,0 +1,178 @@
+"""Coordinates of features in a few directions, and what the rest of a feature may add.
+
+With an orthonormal basis B (up to rounding) and coordinates x^ = B'x, an inner product differs from
+that of the coordinates by at most the product of the two residuals' norms, |x - Bx^|, and rounding.
+docs/certified.md derives every term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmga.ops.certified import UNIT, Bound, gamma
+from mmga.ops.distance import squared_norms
+
+BLOCK = 256
+"""Terms that a product sums at once: the error of a sum grows with their number."""
+LEAST_NORM, LARGEST_NORM = 2.0**-20, 2.0**20
+"""Norms between which no product of float32 under- or overflows by more than the bounds allow."""
+
+# float32 roundings of a key outside its inner product (terms, their products, the difference, the
+# interval's ends) with room to spare; the roundings of float64 are far below one of them.
+_OTHER_ROUNDINGS = 32
+# Factor on radii and slacks for their own rounding to float32 and in float32.
+_OUTWARD = 1 + 2.0**-20
+
+
+def roundings(width: int) -> int:
+    """Return how many roundings a term of `blocked_product` goes through at most."""
+    return min(width, BLOCK) + -(-width // BLOCK) + 1
+
+
+def blocked_product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    """Write x @ y.T to `out`, summing at most `BLOCK` terms at once.
+
+    Args:
+        x: float32 [N, D].
+        y: float32 [M, D].
+        out: float32 [N, M].
+    """
+    for start in range(0, x.shape[1], BLOCK):
+        terms = slice(start, start + BLOCK)
+        if start == 0:
+            torch.mm(x[:, terms], y[:, terms].T, out=out)
+        else:
+            out.addmm_(x[:, terms], y[:, terms].T)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """Rows of some width that stand for features, and how far their inner products may be off.
+
+    The features are normalised first if the metric is cosine.
+
+    Attributes:
+        rows: float32 [N, K].
+        radius: float64 [N], bound on the norm of what `rows` leave out.
+        slack: float64 [N], this side's share of the rounding errors of a key.
+    """
+
+    rows: Tensor
+    radius: Tensor
+    slack: Tensor
+
+    def cut(self, rows: slice) -> Approximation:
+        """Return that of some of the features."""
+        return Approximation(self.rows[rows], self.radius[rows], self.slack[rows])
+
+
+def bound_between(query: Approximation, gallery: Approximation, metric: str) -> Bound:
+    """Return how far the keys of the pairs of two approximations may be from the exact ones."""
+    factor = 2.0 if metric == "euclidean" else 1.0
+    return Bound(factor * query.radius, gallery.radius, query.slack, gallery.slack)
+
+
+def as_they_are(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+    """Return features that stand for themselves in a `blocked_product` of float32.
+
+    Args:
+        rows: float32 [N, D].
+        norms: squared norms, float64 [N].
+        metric: cosine or euclidean.
+    """
+    error = (gamma(roundings(rows.shape[1])) + _OTHER_ROUNDINGS * UNIT) * _OUTWARD
+    return Approximation(rows, torch.zeros_like(norms), _slack(error, norms, metric))
+
+
+def _slack(error: float, norms: Tensor, metric: str) -> Tensor:
+    """Return each side's share of an error relative to the product of the norms.
+
+    A squared distance is off by twice that, at most by the error times the sum of the squared
+    norms; a cosine by the error itself, of which each side bears half.
+    """
+    return error * norms if metric == "euclidean" else torch.full_like(norms, error / 2)
+
+
+class Subspace:
+    """An orthonormal basis, up to a known defect, in which features are nearly contained.
+
+    Attributes:
+        directions: float32 [D, K]; the first k of them are the best k.
+        defect: bound on the spectral norm of B'B - I.
+    """
+
+    def __init__(self, directions: Tensor) -> None:
+        """Measure how far `directions` [D, K] are from orthonormal."""
+        self.directions = directions
+        basis = directions.double()
+        gram = basis.T @ basis
+        gram.diagonal().sub_(1)
+        self.defect = float(gram.norm()) * _OUTWARD + 1e-12
+
+    @classmethod
+    def of_sample(cls, sample: Tensor, dimensions: int, seed: int = 0) -> Subspace:
+        """Find the directions in which a sample is largest, by randomised subspace iteration.
+
+        Source: Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4. Costs 10 K n D
+        operations; any basis gives right ranks, a good one gives fewer undecided pairs.
+
+        Args:
+            sample: float32 [n, D], of the lengths that shall be approximated.
+            dimensions: how many, at most min(n, D).
+            seed: of the first directions.
+        """
+        count = min(dimensions + 8, *sample.shape)
+        generator = torch.Generator(device=sample.device).manual_seed(seed)
+        start = torch.randn(len(sample), count, generator=generator, device=sample.device)
+        basis = torch.linalg.qr(sample.T @ start).Q  # [D, count]
+        for _ in range(2):
+            basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
+        # Within their span, the directions by the share of the sample that they hold.
+        moments = (sample @ basis).double()
+        vectors = torch.linalg.eigh(moments.T @ moments).eigenvectors.flip(1)
+        ordered = basis.double() @ vectors[:, :dimensions]
+        return cls(torch.linalg.qr(ordered).Q.to(torch.float32))
+
+    def error(self, dimensions: int) -> float:
+        """Return by how much the coordinates of a feature of norm 1 may be off (epsilon)."""
+        basis = (dimensions * (1 + self.defect)) ** 0.5  # Frobenius norm
+        return gamma(roundings(len(self.directions))) * basis + 4 * UNIT
+
+    def coordinates(self, x: Tensor, norms: Tensor, metric: str, out: Tensor) -> Tensor:
+        """Return the coordinates of features, normalised first if the metric is cosine.
+
+        Args:
+            x: float32 [N, D].
+            norms: squared norms, float64 [N].
+            metric: cosine or euclidean.
+            out: float32 [N, K].
+        """
+        blocked_product(x, self.directions.T, out)
+        if metric == "cosine":
+            out.mul_(torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)[:, None])
+        return out
+
+    def approximate(
+        self, coordinates: Tensor, norms: Tensor, metric: str, dimensions: int
+    ) -> Approximation:
+        """Return what the first coordinates of features leave out at most.
+
+        Args:
+            coordinates: float32 [N, K].
+            norms: squared norms of the features, float64 [N].
+            metric: cosine or euclidean.
+            dimensions: how many coordinates are used.
+        """
+        rows = coordinates[:, :dimensions]
+        squared = squared_norms(rows)  # |x^|^2
+        length = norms if metric == "euclidean" else (norms > 0).double()  # |x|^2
+        epsilon = self.error(dimensions)
+        # |x - Bx^|^2 = |x|^2 - |x^|^2 + 2 <x^, x^ - B'x> + <x^, (B'B - I) x^>
+        rest = length - squared + 2 * epsilon * (squared * length).sqrt() + self.defect * squared
+        radius = (rest.clamp_min(0) + 2.0**-40 * length).sqrt() * _OUTWARD
+        error = gamma(dimensions) + 3 * self.defect + 2 * epsilon + _OTHER_ROUNDINGS * UNIT
+        return Approximation(rows, radius, _slack(1.02 * error, norms, metric))

@@ -1,0 +1,257 @@
+"""The kernels of certified ranks against their reference and against float64 brute force."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mmga
+from mmga.ops import certified, reference
+from mmga.ops._library import has_kernel
+from mmga.ops.ranking import Matches, Tile
+
+KERNEL = mmga.ops.backends()["cpu"].startswith("active")
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_active():
+    if KERNEL:
+        assert has_kernel("count_certain", "CPU")
+        assert has_kernel("settle_pairs", "CPU")
+
+
+def case(seed, rows=5, width=150, most=6, cameras=True, offset=70):
+    """Return random arguments of count_certain whose intervals overlap many thresholds."""
+    g = torch.Generator().manual_seed(seed)
+    draw = np.random.default_rng(seed)
+    counts = draw.integers(0, most + 1, rows)
+    start = torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+    item = torch.cat(
+        [torch.randperm(400, generator=g)[:n].sort().values for n in counts] or [start[:0]]
+    )
+    key = torch.rand(len(item), generator=g, dtype=torch.float64)
+    ignored_counts = draw.integers(0, 20, rows)
+    ignored_start = torch.from_numpy(np.concatenate([[0], np.cumsum(ignored_counts)]))
+    ignored = torch.cat(
+        [torch.randperm(400, generator=g)[:n].sort().values for n in ignored_counts]
+    )
+    matches = Matches.of(start, item, key, ignored_start, ignored)
+    tile = Tile(
+        torch.rand(rows, width, generator=g),
+        offset,
+        0,
+        torch.empty(0),
+        torch.empty(0),
+    )
+    bound = certified.Bound(
+        torch.rand(rows, generator=g, dtype=torch.float64) * 0.2,
+        torch.rand(width, generator=g, dtype=torch.float64) * 0.2,
+        torch.rand(rows, generator=g, dtype=torch.float64) * 0.01,
+        torch.rand(width, generator=g, dtype=torch.float64) * 0.01,
+    )
+    codes = {}
+    if cameras:
+        codes = {
+            "row_camera": torch.randint(0, 3, (rows,), generator=g, dtype=torch.int32),
+            "column_camera": torch.randint(0, 3, (width,), generator=g, dtype=torch.int32),
+            "removed": torch.rand(rows, width, generator=g) < 0.1,
+        }
+    return tile, matches, bound, codes
+
+
+def count(op, tile, matches, bound, codes):
+    lower, upper = certified.thresholds(matches.match_start, matches.match_key, bound.row_slack)
+    preceding = torch.zeros_like(matches.preceding)
+    undecided = op(
+        tile.values,
+        tile.row_term,
+        tile.column_term,
+        tile.metric,
+        tile.offset,
+        bound.row_radius.float(),
+        bound.column_radius.float(),
+        bound.column_slack.float(),
+        matches.match_start,
+        matches.match_item,
+        lower,
+        upper,
+        matches.ignored_start,
+        matches.ignored_item,
+        codes.get("row_camera"),
+        codes.get("column_camera"),
+        codes.get("removed"),
+        preceding,
+    )
+    return undecided, preceding
+
+
+@pytest.mark.parametrize("width", [1, 63, 64, 65, 200, 2048, 2049])
+@pytest.mark.parametrize("most", [0, 6, 140])
+@pytest.mark.parametrize("cameras", [False, True])
+def test_counts_and_open_pairs_equal_the_references(width, most, cameras):
+    arguments = case(width + most, width=width, most=most, cameras=cameras)
+    undecided, preceding = count(torch.ops.mmga.count_certain, *arguments)
+    expected, expected_preceding = count(reference.count_certain, *arguments)
+    assert torch.equal(preceding, expected_preceding)
+    assert torch.equal(undecided, expected)
+    if most and width > 64:
+        assert len(undecided) > width // 64 and int(preceding.sum()) > 0
+
+
+@pytest.mark.parametrize("metric", [1, 2])
+def test_scaled_tiles_equal_the_references(metric):
+    tile, matches, bound, codes = case(3, width=300)
+    g = torch.Generator().manual_seed(1)
+    tile = Tile(tile.values, 70, metric, torch.rand(5, generator=g), torch.rand(300, generator=g))
+    arguments = tile, matches, bound, codes
+    undecided, preceding = count(torch.ops.mmga.count_certain, *arguments)
+    expected, expected_preceding = count(reference.count_certain, *arguments)
+    assert torch.equal(preceding, expected_preceding) and torch.equal(undecided, expected)
+    assert len(undecided)
+
+
+@pytest.mark.parametrize("metric", [1, 2])
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("width", [1, 7, 8, 29])
+def test_settled_pairs_equal_the_references(metric, bounded, width):
+    tile, matches, bound, codes = case(11, rows=9, width=130, most=140)
+    undecided, _ = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
+    g = torch.Generator().manual_seed(2)
+    x = torch.randint(-2, 3, (9, width), generator=g).float()
+    y = torch.randint(-2, 3, (130, width), generator=g).float()
+    x[0], y[3] = 0, 0
+    norms = [reference.squared_norms(side) for side in (x, y)]
+    terms = [n.sqrt() if metric == 1 else n for n in norms]
+    # Thresholds among the very keys of the pairs, so that there are ties.
+    keys = reference.ranking_keys(
+        x.double() @ y.double().T,
+        *(
+            t.reciprocal().where(t > 0, 0) if metric == 1 else t
+            for t in (terms[0][:, None], terms[1])
+        ),
+        metric,
+    )
+    for row in range(9):
+        mine = slice(int(matches.match_start[row]), int(matches.match_start[row + 1]))
+        matches.match_key[mine] = (
+            keys[row, torch.arange(mine.stop - mine.start) % 130].sort().values
+        )
+    open_ = undecided.clone()
+    open_[:, 2] = 0
+    open_[:, 3] = matches.match_start.diff()[open_[:, 0].long()].int()
+    sides = [bound.row_radius, bound.column_radius, bound.row_slack, bound.column_slack]
+
+    def settle(op):
+        preceding, tied = torch.zeros_like(matches.preceding), torch.zeros(9, dtype=torch.int64)
+        still = op(
+            open_,
+            x,
+            y,
+            *terms,
+            metric,
+            *(sides if bounded else [None] * 4),
+            70,
+            matches.match_start,
+            matches.match_item,
+            matches.match_key,
+            preceding,
+            tied,
+        )
+        return still, preceding, tied
+
+    for one, other in zip(
+        settle(torch.ops.mmga.settle_pairs), settle(reference.settle_pairs), strict=True
+    ):
+        assert torch.equal(one, other)
+    still, preceding, tied = settle(torch.ops.mmga.settle_pairs)
+    assert int(preceding.sum()) > 0
+    assert bool(len(still)) == bounded and bool(tied.any()) != bounded
+
+
+def test_threads_settle_what_one_settles():
+    tile, matches, bound, codes = case(5, rows=40, width=2000, most=5, cameras=False)
+    undecided, _ = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
+    assert len(undecided) > 4096
+    g = torch.Generator().manual_seed(2)
+    x, y = torch.rand(40, 16, generator=g), torch.rand(2000, 16, generator=g)
+    terms = [reference.squared_norms(side).sqrt() for side in (x, y)]
+    found = []
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        try:
+            for counts in (matches.preceding, matches.tied):
+                counts.zero_()
+            again, certain = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
+            certified.settle_pairs(again, x, y, *terms, 1, 70, slice(0, 40), matches)
+        finally:
+            torch.set_num_threads(threads)
+        found.append((again, certain, matches.preceding.clone(), matches.tied.clone()))
+    for other in found[1:]:
+        assert all(torch.equal(*both) for both in zip(found[0], other, strict=True))
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(st.integers(0, 10_000))
+def test_thresholds_enclose_the_keys(seed):
+    g = torch.Generator().manual_seed(seed)
+    key = torch.rand(20, generator=g, dtype=torch.float64).sort().values
+    slack = torch.rand(2, generator=g, dtype=torch.float64) * 1e-6
+    lower, upper = certified.thresholds(torch.tensor([0, 12, 20]), key, slack)
+    width = torch.repeat_interleave(slack, torch.tensor([12, 8]))
+    assert (lower.double() <= key - width).all() and (upper.double() >= key + width).all()
+    assert (upper.double() - lower.double() <= 2 * width + 1e-6).all()
+
+
+@pytest.mark.parametrize("change", ["row", "column", "order", "last"])
+def test_pairs_outside_the_tile_are_refused(change):
+    if not KERNEL:
+        pytest.skip("the reference indexes, which checks by itself")
+    tile, matches, bound, codes = case(11, rows=4)
+    undecided, _ = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
+    column = {"row": 0, "column": 1, "last": 3}.get(change)
+    if column is None:
+        undecided = undecided.flip(0)
+    else:
+        undecided[-1, column] = 10_000
+    x, y = torch.rand(4, 8), torch.rand(150, 8)
+    terms = [reference.squared_norms(side).sqrt() for side in (x, y)]
+    with pytest.raises(RuntimeError, match="outside the tile"):
+        certified.settle_pairs(undecided, x, y, *terms, 1, 70, slice(0, 4), matches)
+
+
+def test_opcheck():
+    tile, matches, bound, codes = case(7)
+    lower, upper = certified.thresholds(matches.match_start, matches.match_key, bound.row_slack)
+    radii = bound.row_radius.float(), bound.column_radius.float(), bound.column_slack.float()
+    lists = matches.match_start, matches.match_item
+    ignored = matches.ignored_start, matches.ignored_item
+    head = tile.values, tile.row_term, tile.column_term, 0, 70
+    options = codes["row_camera"], codes["column_camera"], codes["removed"]
+    torch.library.opcheck(
+        torch.ops.mmga.count_certain.default,
+        (*head, *radii, *lists, lower, upper, *ignored, *options, matches.preceding),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    undecided, _ = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
+    x, y = torch.rand(5, 8), torch.rand(150, 8)
+    terms = [reference.squared_norms(side) for side in (x, y)]
+    sides = bound.row_radius, bound.column_radius, bound.row_slack, bound.column_slack
+    torch.library.opcheck(
+        torch.ops.mmga.settle_pairs.default,
+        (
+            undecided,
+            x,
+            y,
+            *terms,
+            2,
+            *sides,
+            70,
+            *lists,
+            matches.match_key,
+            matches.preceding,
+            matches.tied,
+        ),
+        test_utils=("test_schema", "test_faketensor"),
+    )

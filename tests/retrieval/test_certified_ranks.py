@@ -1,0 +1,306 @@
+"""Certified ranks against brute force in float64, on features made to be nearly tied."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import mmga
+from mmga.errors import UserError
+from mmga.ops import certified as ops
+from mmga.ops import reference
+from mmga.ops._library import has_kernel
+from mmga.retrieval import plan as planning
+from mmga.retrieval import subspace as subspaces
+from mmga.retrieval.cascade import Cascade
+from mmga.retrieval.certified import CertifiedPass
+from mmga.retrieval.evaluate import evaluate, evaluate_distances
+from mmga.retrieval.features import Features
+from mmga.retrieval.protocol import Labels, protocol_named, select
+from mmga.retrieval.subspace import Subspace
+
+CASES = settings(
+    max_examples=150,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_active():
+    if mmga.ops.backends()["cpu"].startswith("active"):
+        assert has_kernel("count_certain", "CPU") and has_kernel("settle_pairs", "CPU")
+
+
+def nearly_tied(kind, seed, queries=6, items=60, width=24, persons=4):
+    """Return two sides whose distances tie or differ in the last bits."""
+    g = torch.Generator().manual_seed(seed)
+    draw = np.random.default_rng(seed)
+    count = queries + items
+    if kind == "grid":
+        x = torch.randint(-1, 2, (count, width), generator=g).float()
+    elif kind == "duplicates":
+        x = torch.randn(3, width, generator=g)[torch.randint(0, 3, (count,), generator=g)]
+    elif kind == "last bits":
+        x = torch.randn(1, width, generator=g).expand(count, width).clone()
+        flipped = torch.rand(count, width, generator=g) < 0.2
+        x = torch.where(flipped, x.nextafter(x.new_tensor(torch.inf)), x)
+    elif kind == "rotated":  # equal up to a rotation of the rest, of different lengths
+        x = torch.randn(count, width, generator=g)
+        x[:, : width // 2] = x[0, : width // 2]
+        rest = x[:, width // 2 :]
+        rest *= 0.01 / rest.norm(dim=1, keepdim=True)
+        x @= torch.linalg.qr(torch.randn(width, width, generator=g)).Q
+        x *= torch.tensor([0.5, 1.0, 3.0])[torch.randint(0, 3, (count, 1), generator=g)]
+    else:
+        x = torch.randn(count, width, generator=g)
+    if seed % 3 == 0:
+        x[seed % count] = 0
+    pids, camids = draw.integers(0, persons, count), draw.integers(0, 3, count)
+    pids[queries + draw.integers(0, items, 3)] = -1
+    query = Features(x[:queries].clone(), pids[:queries], camids[:queries])
+    gallery = Features(x[queries:].clone(), pids[queries:], camids[queries:])
+    return query, gallery
+
+
+def float64_keys(query, gallery, metric):
+    """All keys, by the one order of float64 arithmetic."""
+    x, y = query.features.float(), gallery.features.float()
+    s = reference.interleaved_sum(x.double()[:, None] * y.double()[None])
+    own, other = reference.squared_norms(x)[:, None], reference.squared_norms(y)
+    if metric == "euclidean":
+        return ((own + other) - 2 * s).clamp_min(0)
+    norms = own.sqrt() * other.sqrt()
+    return torch.where(norms > 0, 1 - s / norms, 1.0)
+
+
+def integers(scores):
+    return [scores.first_rank.tolist(), scores.num_matches.tolist(), scores.tied.tolist()]
+
+
+def figures(scores):
+    return [scores.average_precision.tolist(), scores.inverse_negative_penalty.tolist()]
+
+
+def ranked(query, gallery, metric, cascade, protocol="market1501", **options):
+    selection = select(protocol_named(protocol), Labels.of(query, gallery))
+    norms = [reference.squared_norms(side.features) for side in (query, gallery)]
+    ranking = CertifiedPass(
+        query.rows, norms[0], gallery.rows, norms[1], selection, metric, cascade, **options
+    )
+    return ranking.rank()
+
+
+def some_subspace(kind, width, dimensions, seed, sample):
+    g = torch.Generator().manual_seed(seed)
+    if kind == "fitted":
+        return Subspace.of_sample(sample, dimensions, seed)
+    basis = torch.linalg.qr(torch.randn(width, dimensions, generator=g)).Q
+    if kind == "skewed":  # a bound on how far it is from orthonormal must cover this
+        basis = basis + 1e-3 * torch.randn(width, dimensions, generator=g)
+    return Subspace(basis)
+
+
+@CASES
+@given(
+    kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
+    seed=st.integers(0, 10_000),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    protocol=st.sampled_from(["market1501", "no-camera", "other-cameras"]),
+    directions=st.sampled_from(["none", "fitted", "random", "skewed"]),
+    dimensions=st.sampled_from([(1,), (4,), (2, 7), (12,), (3, 5, 12)]),
+    tile=st.sampled_from([(1152, 2048), (1, 1), (4, 17), (64, 64)]),
+    block=st.sampled_from([256, 8]),
+)
+def test_ranks_are_those_of_float64(
+    kind, seed, metric, protocol, directions, dimensions, tile, block
+):
+    query, gallery = nearly_tied(kind, seed)
+    try:
+        expected = evaluate_distances(
+            float64_keys(query, gallery, metric), query, gallery, protocol
+        ).per_query
+    except UserError:  # no query has a match
+        return
+    cascade = Cascade()
+    if directions != "none":
+        cascade = Cascade(
+            some_subspace(directions, 24, dimensions[-1], seed, gallery.features), dimensions
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subspaces, "BLOCK", block)
+        scores = ranked(query, gallery, metric, cascade, protocol, tile=tile)
+    assert integers(scores) == integers(expected)
+    np.testing.assert_array_equal(figures(scores), figures(expected))
+    assert cascade.levels[0].pairs > 0
+    assert cascade.levels[-1].undecided == 0
+
+
+@pytest.mark.parametrize("planted", ["radius", "rounding"])
+def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
+    """The cases above tell a wrong bound from a right one."""
+    cascades = []
+    if planted == "radius":
+        original = Subspace.approximate
+
+        def approximate(self, *given):
+            whole = original(self, *given)
+            return dataclasses.replace(whole, radius=whole.radius * 0.3)
+
+        monkeypatch.setattr(Subspace, "approximate", approximate)
+    else:
+        monkeypatch.setattr(subspaces, "gamma", lambda roundings: 0.0)
+        monkeypatch.setattr(subspaces, "_OTHER_ROUNDINGS", 0)
+        monkeypatch.setattr(ops, "thresholds", lambda start, key, slack: (key.float(), key.float()))
+    wrong = 0
+    for seed in range(1, 40):
+        kind = "flat" if planted == "radius" else "last bits"
+        query, gallery = nearly_tied(kind, seed)
+        expected = evaluate_distances(
+            float64_keys(query, gallery, "cosine"), query, gallery
+        ).per_query
+        directions = Subspace.of_sample(gallery.features, 12) if planted == "radius" else None
+        cascade = Cascade(directions, (12,) if planted == "radius" else ())
+        cascades.append(cascade)
+        wrong += figures(ranked(query, gallery, "cosine", cascade)) != figures(expected)
+    assert wrong > 0
+
+
+def test_threads_and_shards_change_nothing():
+    query, gallery = nearly_tied("last bits", 8, queries=40, items=700, width=64, persons=9)
+    expected = figures(evaluate(query, gallery, exact="certified").per_query)
+    third = len(gallery) // 3
+    cut = [gallery.features[:third], gallery.features[third:]]
+    shards = Features(cut, gallery.pids, gallery.camids)
+    threads = torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            assert figures(evaluate(query, shards, exact="certified").per_query) == expected
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_a_query_with_many_matches():
+    query, gallery = nearly_tied("rotated", 4, queries=5, items=500, width=40, persons=1)
+    for cascade in (Cascade(), Cascade(Subspace.of_sample(gallery.features, 24), (8, 24))):
+        expected = evaluate_distances(
+            float64_keys(query, gallery, "euclidean"), query, gallery, "other-cameras"
+        ).per_query
+        scores = ranked(query, gallery, "euclidean", cascade, "other-cameras")
+        assert scores.num_matches.max() > 128
+        assert integers(scores) == integers(expected)
+
+
+def test_the_condition_of_exclude_holds():
+    query, gallery = nearly_tied("grid", 5, queries=20, items=300)
+    options = {"exclude": "camid == query.camid + 1", "protocol": "no-camera"}
+    keys = float64_keys(query, gallery, "cosine")
+    expected = evaluate_distances(keys, query, gallery, **options)
+    report = evaluate(query, gallery, exact="certified", **options)
+    assert figures(report.per_query) == figures(expected.per_query)
+
+
+def test_half_precision_is_widened():
+    query, gallery = nearly_tied("flat", 2, items=200)
+    half = Features(gallery.features.half(), gallery.pids, gallery.camids)
+    widened = Features(half.features.float(), gallery.pids, gallery.camids)
+    assert figures(evaluate(query, half).per_query) == figures(evaluate(query, widened).per_query)
+
+
+def decaying(count, width, seed=0, persons=2000):
+    """Features of persons in few directions, with some noise in all."""
+    g = torch.Generator().manual_seed(seed)
+    draw = np.random.default_rng(seed)
+    pids, camids = draw.integers(0, persons, count), draw.integers(0, 4, count)
+    scale = torch.arange(1, width + 1).float() ** -1.2
+    means = torch.randn(persons, width, generator=torch.Generator().manual_seed(99)) * scale
+    own = torch.randn(count, width, generator=g) * scale
+    return Features(means[torch.from_numpy(pids)] + 0.3 * own, pids, camids)
+
+
+def test_the_plan_takes_few_directions_where_they_pay(monkeypatch):
+    # Seconds as a machine has them: an exact product costs four times a tile's.
+    monkeypatch.setattr(planning.Pilot, "product_seconds", lambda self: 1.0)
+    monkeypatch.setattr(planning.Pilot, "settle_seconds", lambda self, pairs: 8.0 * 512)
+    original = planning.Pilot.count
+    monkeypatch.setattr(planning.Pilot, "count", lambda self, k: (8.0, original(self, k)[1]))
+    query, gallery = decaying(1000, 512), decaying(20000, 512, 1)
+    flat = torch.randn(21000, 512, generator=torch.Generator().manual_seed(0))
+    for features, pays in ((None, True), (flat, False)):
+        if features is not None:
+            query = Features(features[:1000], query.pids, query.camids)
+            gallery = Features(features[1000:], gallery.pids, gallery.camids)
+        norms = [reference.squared_norms(side.features) for side in (query, gallery)]
+        selection = select(protocol_named("market1501"), Labels.of(query, gallery))
+        cascade = planning.plan(query.rows, norms[0], gallery.rows, norms[1], selection, "cosine")
+        assert bool(cascade.dimensions) == pays
+        if pays:
+            plain, few = (ranked(query, gallery, "cosine", one) for one in (Cascade(), cascade))
+            assert figures(few) == figures(plain)
+            assert cascade.levels[0].undecided < 0.5 * cascade.levels[0].pairs
+
+
+def test_radii_hold_what_coordinates_leave_out():
+    gallery = decaying(500, 256).features
+    subspace = Subspace.of_sample(gallery[:200], 48)
+    norms = reference.squared_norms(gallery)
+    for metric in ("cosine", "euclidean"):
+        coordinates = subspace.coordinates(gallery, norms, metric, torch.empty(500, 48))
+        x = gallery.double() / (norms.sqrt()[:, None] if metric == "cosine" else 1)
+        for k in (16, 48):
+            found = subspace.approximate(coordinates, norms, metric, k)
+            rest = x - found.rows.double() @ subspace.directions[:, :k].double().T
+            assert (rest.norm(dim=1) <= found.radius).all()
+            assert (found.radius**2 <= rest.norm(dim=1) ** 2 + 1e-3 * x.norm(dim=1) ** 2).all()
+            # The bound covers every pair, and is not a trivial one.
+            bound = subspaces.bound_between(found, found, metric)
+            width = bound.row_radius[:, None] * bound.column_radius
+            width = width + bound.row_slack[:, None] + bound.column_slack
+            exact, near = x @ x.T, (found.rows @ found.rows.T).double()
+            factor = 2 if metric == "euclidean" else 1
+            error = factor * (exact - near).abs()
+            assert (error <= width).all() and error.max() > 0.02 * width.max()
+
+
+def test_the_report_tells_what_settled_the_pairs():
+    query, gallery = nearly_tied("flat", 2)
+    report = evaluate(query, gallery)
+    values = report.as_dict()
+    assert values["exact"] == "certified"
+    first, last = values["certified"]["levels"]
+    assert first["pairs"] == last["undecided"] + 6 * len(
+        select(protocol_named("market1501"), Labels.of(query, gallery)).gallery
+    )
+    assert values["certified"]["rescued"] == last["pairs"] == first["undecided"]
+    assert "pairs by features in float32" in report.table()
+    assert evaluate(query, gallery, exact="float32").as_dict()["exact"] == "float32"
+    given = evaluate_distances(float64_keys(query, gallery, "cosine"), query, gallery)
+    assert given.as_dict()["exact"] == "given"
+
+
+def test_what_cannot_be_certified_is_said():
+    query, gallery = nearly_tied("flat", 2)
+    with pytest.raises(UserError, match="exact: certified ranks are not made together with veri"):
+        evaluate(query, gallery, exact="certified", verification=True)
+    assert evaluate(query, gallery, verification=True).exact == "float32"
+    with pytest.raises(UserError, match="not made of galleries that are drawn"):
+        evaluate(query, gallery, exact="certified", protocol="cuhk03-single-shot")
+    tiny = Features(gallery.features * 1e-12, gallery.pids, gallery.camids)
+    with pytest.raises(UserError, match=r"norms outside 9.5e-07 to 1.0e\+06; gallery has 60"):
+        evaluate(query, tiny, exact="certified")
+    assert evaluate(query, tiny).exact == "float32"
+    with pytest.raises(UserError, match="exact: expected certified or float32, found 'yes'"):
+        evaluate(query, gallery, exact="yes")
+
+
+def test_tiles_shrink_to_the_memory_given():
+    query, gallery = nearly_tied("grid", 1, queries=300, items=3000)
+    expected = figures(evaluate(query, gallery).per_query)
+    assert figures(evaluate(query, gallery, memory="2M").per_query) == expected
+    with pytest.raises(UserError, match="cannot hold one tile of 38 x 64 and its features"):
+        evaluate(query, gallery, memory="20K")
