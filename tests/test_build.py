@@ -62,11 +62,13 @@ def test_what_was_never_built_says_so(monkeypatch):
     assert _extension._absent("cuda").detail == "not built: no C++ compiler found"
 
 
-def test_every_cuda_file_compiles(tmp_path):
-    """sm_80 and sm_90, warnings as errors; no GPU and no CUDA build of torch needed."""
-    nvcc, cmake, ninja = (shutil.which(tool) for tool in ("nvcc", "cmake", "ninja"))
+@pytest.fixture(scope="module")
+def cuda_build(tmp_path_factory):
+    """Objects of every CUDA source and what the compiler said; no GPU and no CUDA torch needed."""
+    nvcc, cmake, ninja = find_nvcc(), shutil.which("cmake"), shutil.which("ninja")
     if not (nvcc and cmake):
         pytest.skip("nvcc or cmake is not installed")
+    folder = tmp_path_factory.mktemp("cuda")
     torch_dir = Path(torch.__file__).parent
     generator = ["-G", "Ninja"] if ninja else []
     configured = run(
@@ -74,17 +76,44 @@ def test_every_cuda_file_compiles(tmp_path):
         "-S",
         ROOT,
         "-B",
-        tmp_path,
+        folder,
         *generator,
         f"-DMMGA_TORCH_DIR={torch_dir}",
-        f"-DMMGA_OUTPUT_DIR={tmp_path}",
+        f"-DMMGA_OUTPUT_DIR={folder}",
         "-DMMGA_CUDA=check",
         "-DMMGA_WERROR=ON",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
         "-DCMAKE_CUDA_ARCHITECTURES=80;90",
     )
     assert configured.returncode == 0, configured.stderr
-    built = run(cmake, "--build", tmp_path, "--target", "_C_cuda", "--parallel", "2")
+    built = run(cmake, "--build", folder, "--target", "_C_cuda", "--parallel", "2")
     assert built.returncode == 0, built.stdout[-3000:]
-    objects = {path.name for path in tmp_path.rglob("*.cu.o")}
-    assert objects == {f"{path.name}.o" for path in (ROOT / "csrc" / "cuda").glob("*.cu")}
+    return folder, built.stdout + built.stderr
+
+
+def find_nvcc() -> str | None:
+    places = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    found = [Path(place) / "bin" / "nvcc" for place in places if place]
+    return next((str(path) for path in found if path.is_file()), shutil.which("nvcc"))
+
+
+def test_every_cuda_file_compiles(cuda_build):
+    """sm_80 and sm_90, warnings as errors."""
+    folder, _ = cuda_build
+    sources = ROOT / "csrc" / "cuda"
+    for kind in ("cu", "cpp"):
+        objects = {path.name for path in folder.rglob(f"cuda/*.{kind}.o")}
+        assert objects and objects == {f"{path.name}.o" for path in sources.glob(f"*.{kind}")}
+
+
+def test_no_kernel_spills(cuda_build):
+    """Registers that do not fit go to local memory, by way of the stack."""
+    _, report = cuda_build
+    entries = re.findall(r"Compiling entry function '(\w+)' for '(sm_\d+)'", report)
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b", report)
+    registers = [int(used) for used in re.findall(r"Used (\d+) registers", report)]
+    kernels = {arch: {name for name, of in entries if of == arch} for arch in ("sm_80", "sm_90")}
+    assert len(kernels["sm_80"]) == len(kernels["sm_90"]) >= 4
+    assert len(entries) == len(registers) <= len(stacks)
+    assert {entry for entry in stacks} == {("0", "0", "0")}, report
+    assert max(registers) <= 128, report

@@ -13,3 +13,15 @@ def poisoned_memory():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(
+    params=["emulated", pytest.param("device", marks=pytest.mark.cuda)], scope="session"
+)
+def cuda(request):
+    """The CUDA operators: their source on the CPU, and on a card where there is one."""
+    from cuda_cases import Backend
+
+    if request.param == "device" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    return Backend(request.param)
