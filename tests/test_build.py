@@ -109,11 +109,14 @@ def test_every_cuda_file_compiles(cuda_build):
 def test_no_kernel_spills(cuda_build):
     """Registers that do not fit go to local memory, by way of the stack."""
     _, report = cuda_build
-    entries = re.findall(r"Compiling entry function '(\w+)' for '(sm_\d+)'", report)
-    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b", report)
-    registers = [int(used) for used in re.findall(r"Used (\d+) registers", report)]
-    kernels = {arch: {name for name, of in entries if of == arch} for arch in ("sm_80", "sm_90")}
-    assert len(kernels["sm_80"]) == len(kernels["sm_90"]) >= 4
-    assert len(entries) == len(registers) <= len(stacks)
-    assert {entry for entry in stacks} == {("0", "0", "0")}, report
-    assert max(registers) <= 128, report
+    pattern = (
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*\n.*\n"
+        r"\s*(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\n"
+        r".*Used (\d+) registers"
+    )
+    found = re.findall(pattern, report)
+    kernels = {arch: {name for name, of, *_ in found if of == arch} for arch in ("sm_80", "sm_90")}
+    assert len(kernels["sm_80"]) == len(kernels["sm_90"]) > 20
+    assert len(found) == report.count("Compiling entry function")
+    assert not [entry for entry in found if entry[2:5] != ("0", "0", "0")]
+    assert not [entry for entry in found if int(entry[5]) > 128]

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -38,6 +39,21 @@ OPERATORS = (
     "count_preceding",
     "read_matches",
     "sort_matches",
+    "select_neighbours",
+    "ordered_candidates",
+    "squared_distances_",
+    "nearest_in_rows",
+    "squared_norms",
+    "pair_products",
+    "reciprocal_sets",
+    "expand_sets",
+    "listed_distances",
+    "encode",
+    "average_rows",
+    "transpose_rows",
+    "jaccard_rows",
+    "mix_distances",
+    "count_impostors",
 )
 
 
@@ -115,7 +131,8 @@ def run(words: list) -> None:
 @functools.cache
 def library() -> ctypes.CDLL:
     """Load the emulated operators, whose schemas are those of the real ones."""
-    path = linked("emulated", [compiled(source) for source in sources()])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        path = linked("emulated", list(pool.map(compiled, sources())))
     _extension.load()
     schemas = torch.library.Library("mmga_emulated", "FRAGMENT")
     for name in OPERATORS:
@@ -127,3 +144,12 @@ def library() -> ctypes.CDLL:
     loaded.emulation_launches.restype = ctypes.c_uint64
     loaded.emulation_threads.restype = ctypes.c_uint64
     return loaded
+
+
+def serve_the_cpu() -> torch.library.Library:
+    """Make the emulated operators those of the CPU, in a process without compiled kernels."""
+    library()
+    kernels = torch.library.Library("mmga", "IMPL")
+    for name in OPERATORS:
+        kernels.impl(name, getattr(torch.ops.mmga_emulated, name).default, "CPU")
+    return kernels

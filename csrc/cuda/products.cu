@@ -1,0 +1,86 @@
+// Sums of products in float64: eight lanes take a row or a pair, each one of the eight interleaved
+// accumulators, and three exchanges add them up in the fixed tree. Bound by one read of the rows.
+#include "cuda/launch.cuh"
+#include "cuda/products.cuh"
+
+namespace mmga {
+namespace {
+
+constexpr int kAccumulators = 8;
+constexpr int kRowsPerWarp = kWarp / kAccumulators;
+
+__device__ double widen(float value) { return value; }
+
+// The bits of a float16.
+__device__ double widen(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(half & 0x7fff) << 13;
+  const bool special = (magnitude & 0x0f800000) == 0x0f800000;
+  // A half's exponent, read as a float's, is too small by 112: multiplying also mends subnormals.
+  const float value = __int_as_float(static_cast<int>(magnitude | (special ? 0x70000000u : 0u)));
+  const float scaled = special ? value : value * 0x1p112f;
+  return __int_as_float(__float_as_int(scaled) | static_cast<int>(sign));
+}
+
+// The sum of `width` products x[i] y[i], in all eight lanes; every lane of the warp comes here.
+template <typename T>
+__device__ double interleaved_sum(const T* x, const T* y, int64_t width) {
+  double sum = 0;
+  for (int64_t i = lane() % kAccumulators; i < width; i += kAccumulators) {
+    sum += widen(x[i]) * widen(y[i]);
+  }
+  for (int with = 1; with < kAccumulators; with *= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, with);
+  }
+  return sum;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kWarpThreads)
+    squared_norms_kernel(const T* x, int64_t stride, int64_t rows, int64_t width, double* norms) {
+  for (int64_t first = warp_number() * kRowsPerWarp; first < rows;
+       first += warp_count() * kRowsPerWarp) {
+    const int64_t row = first + lane() / kAccumulators;
+    const bool there = row < rows;
+    const T* line = x + (there ? row : 0) * stride;
+    const double sum = interleaved_sum(line, line, there ? width : 0);
+    if (there && lane() % kAccumulators == 0) norms[row] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(kWarpThreads)
+    pair_products_kernel(const float* x, const float* y, int64_t width, const int64_t* rows,
+                         const int64_t* columns, int64_t pairs, double* products) {
+  for (int64_t first = warp_number() * kRowsPerWarp; first < pairs;
+       first += warp_count() * kRowsPerWarp) {
+    const int64_t pair = first + lane() / kAccumulators;
+    const bool there = pair < pairs;
+    const float* left = x + (there ? rows[pair] : 0) * width;
+    const float* right = y + (there ? columns[pair] : 0) * width;
+    const double sum = interleaved_sum(left, right, there ? width : 0);
+    if (there && lane() % kAccumulators == 0) products[pair] = sum;
+  }
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t launch_squared_norms(const T* x, int64_t stride, int64_t rows, int64_t width,
+                                 double* norms, cudaStream_t stream) {
+  return launch(squared_norms_kernel<T>, blocks_for(rows, kWarpsPerBlock * kRowsPerWarp),
+                kWarpThreads, stream, x, stride, rows, width, norms);
+}
+
+cudaError_t launch_pair_products(const float* x, const float* y, int64_t width, const int64_t* rows,
+                                 const int64_t* columns, int64_t pairs, double* products,
+                                 cudaStream_t stream) {
+  return launch(pair_products_kernel, blocks_for(pairs, kWarpsPerBlock * kRowsPerWarp),
+                kWarpThreads, stream, x, y, width, rows, columns, pairs, products);
+}
+
+template cudaError_t launch_squared_norms(const float*, int64_t, int64_t, int64_t, double*,
+                                          cudaStream_t);
+template cudaError_t launch_squared_norms(const uint16_t*, int64_t, int64_t, int64_t, double*,
+                                          cudaStream_t);
+
+}  // namespace mmga
