@@ -1,11 +1,12 @@
-# make demo: train, evaluate and show on synthetic persons; make test: prove. Both do their own
-# set-up in .venv; nothing else on the machine is touched.
+# make demo: train, evaluate and show on synthetic persons; make test: prove; make ablation: do masks
+# help (hours on a CPU, resumable)? All do their own set-up in .venv; nothing else on the machine is
+# touched.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test ablation lint bench clean
 
 # torch comes first: the isolated build of the kernels then finds its headers and downloads nothing
 # a second time.
@@ -23,6 +24,9 @@ demo: $(VENV)/mmga.done
 
 test: $(VENV)/mmga.done
 	$(BIN)/python -m pytest
+
+ablation: $(VENV)/mmga.done
+	OMP_NUM_THREADS=1 $(BIN)/python -m mmga.ablation
 
 lint: $(VENV)/mmga.done
 	$(BIN)/ruff check .

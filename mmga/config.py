@@ -78,6 +78,8 @@ class DataConfig:
     """How hard, 1 to 3 (synthetic)."""
     schemes: int = 0
     """Colour schemes of the clothes (synthetic); fewer is harder, 0 for as many as persons ask."""
+    population: str = "varied"
+    """Which persons (synthetic): varied, or uniform, whose colours tell little."""
     data_seed: int = 0
     """Seed of the generated images (synthetic)."""
     val_ids: int = 0
@@ -145,6 +147,10 @@ class LossConfig:
     """Weight of the cross-entropy [AUTHOR]."""
     mask_weight: float = 1.0
     """lambda, weight of the mask-guided attention loss [OURS]."""
+    guide: Literal["own", "whole", "mean", "other"] = "own"
+    """What guides the attention maps: the image's own masks [PAPER], its whole body on every map,
+    or, as controls that show no image its own mask, the mean mask of the training set or the masks
+    of another identity's image in the batch [OURS]."""
     margin: float = 1.2
     """Margin of the batch-hard triplet [AUTHOR]."""
     smoothing: float = 0.0
@@ -200,6 +206,9 @@ class BatchConfig:
     """zero after normalisation (the mean colour) [AUTHOR], or the mean colour's value [TRICKS]."""
     erase_mask: bool = True
     """Erase the mask in the same rectangle."""
+    new_background: float = 0.0
+    """Probability with which other images' scenes replace all that an image's mask does not cover
+    [OURS]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -278,6 +287,13 @@ def check(config: Config) -> None:
         raise UserError(
             f"--height must be at least 33 for --heads 8, whose branches have up to 3 stripes, "
             f"got {data.height}"
+        )
+    if not 0 <= config.batch.new_background <= 1:
+        raise UserError(f"--new-background must be from 0 to 1, got {config.batch.new_background}")
+    if config.loss.guide == "other" and config.batch.p < 2:
+        raise UserError(
+            f"--p must be at least 2 for --guide other, which takes another identity's masks, "
+            f"got {config.batch.p}"
         )
     if not 0 <= config.optimizer.ema < 1:
         raise UserError(f"--ema must be from 0 to below 1, got {config.optimizer.ema}")

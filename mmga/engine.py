@@ -27,6 +27,7 @@ from mmga.distributed import Group, environment, join
 from mmga.errors import UserError
 from mmga.evaluation import score, score_all
 from mmga.extraction import load_mixture, resolve_device
+from mmga.guidance import mean_mask
 from mmga.holdout import hold_out
 from mmga.models import MMGA
 from mmga.models.loading import build_network
@@ -37,6 +38,9 @@ from mmga.schedule import learning_rate
 from mmga.step import NotFinite, Step, freeze_statistics, synced, wrap
 
 logger = logging.getLogger(__name__)
+
+Observer = Callable[[MMGA, checkpoints.Progress], None]
+"""Looks at a network between two epochs and leaves it as it was."""
 
 GRADIENT_EVERY = 10
 """Lines of metrics.jsonl between two that hold the gradients of the attention maps."""
@@ -71,6 +75,7 @@ def train(
     resume: bool = False,
     data: DataSet | None = None,
     progress: Progress | None = None,
+    observe: Observer | None = None,
 ) -> Result:
     """Train as `config` says and leave everything in `folder`.
 
@@ -84,6 +89,8 @@ def train(
         resume: go on from the folder's last checkpoint.
         data: the data set, if the caller has it already.
         progress: called with ("train", steps done, steps in all) and by evaluations.
+        observe: called by the first process with the network and where the run stands, after every
+            epoch that leaves a checkpoint and once more when a run is resumed from one.
 
     Raises:
         UserError: the input is wrong, or the loss is no longer finite. Under torchrun one process
@@ -93,7 +100,7 @@ def train(
     check(config)
     device = prepare(config)
     with join(device) as group:
-        return _train(config, folder, resume, data, progress, device, group)
+        return _train(config, folder, resume, data, progress, observe, device, group)
 
 
 def _train(
@@ -102,6 +109,7 @@ def _train(
     resume: bool,
     data: DataSet | None,
     progress: Progress | None,
+    observe: Observer | None,
     device: torch.device,
     group: Group,
 ) -> Result:
@@ -151,9 +159,25 @@ def _train(
         log = RunLog(folder, position.step, writes=group.leads)
         if group.leads:
             save_config(config, folder / "config.yaml")
-    step = Step(wrap(network, config, device, group), optimizer, config, group, sets.train.paths)
+    prior = None
+    if config.loss.guide == "mean":
+        with group.together():
+            prior = mean_mask(sets.train, config).to(device)
+    forward = wrap(network, config, device, group)
+    step = Step(forward, optimizer, config, group, sets.train.paths, prior)
     training = _Training(
-        config, folder, network, optimizer, average, step, loader, sets, log, progress, group
+        config,
+        folder,
+        network,
+        optimizer,
+        average,
+        step,
+        loader,
+        sets,
+        log,
+        progress,
+        observe,
+        group,
     )
     try:
         with _sigterm() as stopped:
@@ -194,6 +218,7 @@ def _loader(config: Config, images: ImageSet, device: torch.device, group: Group
             erasing=batch.erasing,
             erasing_fill=batch.erasing_fill,
             erase_mask=batch.erase_mask,
+            new_background=batch.new_background,
         ),
         seed=config.run.seed,
         workers=config.data.workers,
@@ -284,6 +309,7 @@ class _Training:
     sets: _Sets
     log: RunLog
     progress: Progress | None
+    observe: Observer | None
     group: Group
 
     def run(self, position: checkpoints.Progress, stopped: Callable[[], bool]) -> Result:
@@ -296,6 +322,7 @@ class _Training:
         figures: dict[str, Any] = {}
         if position.epoch and not start:
             # Stopped between a checkpoint and the evaluation that was to follow it.
+            self._show(position)
             figures = self._evaluate(position.epoch, step)
         for epoch in range(position.epoch, run.epochs):
             rate = learning_rate(self.config.optimizer, epoch, run.epochs)
@@ -326,7 +353,9 @@ class _Training:
             seconds += time.perf_counter() - began
             start = 0
             if self._due(epoch + 1, run.checkpoint_every) or self._due(epoch + 1, run.eval_every):
-                self._save(checkpoints.Progress(epoch + 1, 0, step))
+                position = checkpoints.Progress(epoch + 1, 0, step)
+                self._save(position)
+                self._show(position)
             figures = self._evaluate(epoch + 1, step)
         if self.loader.broken:
             logger.warning("%d training images were left out as broken", len(self.loader.broken))
@@ -384,6 +413,20 @@ class _Training:
                 figures=figures,
             )
 
+    def _inside_average(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which the network has the weights that are evaluated."""
+        if self.average is None:
+            return contextlib.nullcontext()
+        return self.average.inside(self.network)
+
+    def _show(self, position: checkpoints.Progress) -> None:
+        """Show the network to whoever observes the run."""
+        if self.observe is None:
+            return
+        with self.group.together(), self._inside_average():
+            if self.group.leads:
+                self.observe(self.network, position)
+
     def _evaluate(self, epoch: int, step: int) -> dict[str, Any]:
         """Validate and test where that is due after an epoch and not yet done.
 
@@ -394,11 +437,8 @@ class _Training:
         figures: dict[str, Any] = {}
         if not self._due(epoch, self.config.run.eval_every):
             return figures
-        inside = (
-            contextlib.nullcontext() if self.average is None else self.average.inside(self.network)
-        )
         shared: Any = {"progress": self.progress, "group": self.group}
-        with inside:
+        with self._inside_average():
             self.group.broadcast(self.network)
             if self.sets.validation is not None and self._missing("val", step):
                 figures = score(self.network, self.sets.validation, self.config, **shared)

@@ -105,6 +105,7 @@ def load_data(
             challenge=data.challenge,
             severity=data.severity,
             schemes=data.schemes,
+            population=data.population,
             progress=progress,
         )
     from mmga.data.datasets import load

@@ -14,6 +14,7 @@ from mmga.config import Config
 from mmga.data.dataset import ImageSet
 from mmga.data.loader import eval_batches
 from mmga.data.masks import part_targets
+from mmga.errors import UserError
 from mmga.extraction import eval_transform
 from mmga.losses import TARGETS, mask_iou, mask_rmse
 from mmga.models import MMGA
@@ -62,6 +63,25 @@ class MeanMask:
     def cut(self, part: int, threshold: float | torch.Tensor) -> torch.Tensor:
         """Return the mean mask of a part cut at a threshold, float [h, w] of 0 and 1."""
         return (self.mean[part] >= threshold).float()
+
+
+def mean_mask(images: ImageSet, config: Config) -> torch.Tensor:
+    """Return the mean mask of a set's images, float32 [3, H, W] of whole, upper and bottom.
+
+    Raises:
+        UserError: no image has a mask.
+    """
+    size = (config.data.height, config.data.width)
+    total, count = torch.zeros(3, *size, dtype=torch.float64), torch.zeros(3)
+    for batch in eval_batches(images, eval_transform(config), workers=config.data.workers):
+        targets, known = part_targets(batch.labels, batch.parts, batch.has_mask, size)
+        total += (targets * known[:, :, None, None]).sum(0, dtype=torch.float64)
+        count += known.sum(0)
+    if not count[0]:
+        raise UserError(
+            "--guide mean needs masks, and no training image has one; name them with --masks"
+        )
+    return (total / count.clamp(min=1)[:, None, None]).float()
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmga.data.masks import part_targets
+from mmga.errors import UserError
 from mmga.models.network import Output
 
 TARGETS = {"whole0": 0, "whole": 0, "upper": 1, "bottom": 2}
@@ -54,6 +55,7 @@ def mask_loss(
     *,
     counts: Tensor | None = None,
     whole_only: bool = False,
+    prior: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mask guided attention loss: RMSE between maps and masks.
 
@@ -69,6 +71,8 @@ def mask_loss(
         counts: float [3], by how many images with known whole, upper and bottom each term is
             divided; by default those of the batch. In a process group: the mean over processes.
         whole_only: guide every map by the whole body (an ablation).
+        prior: float [3, H, W], masks that are every image's target in place of its own (a control:
+            position alone); which images count stays as it is.
 
     Returns:
         The loss and its terms by name, scalars.
@@ -81,7 +85,11 @@ def mask_loss(
     for name, maps in attention.items():
         size = (maps.shape[-2], maps.shape[-1])
         if size not in cache:
-            cache[size] = part_targets(labels, parts, has_mask, size)
+            own, known = part_targets(labels, parts, has_mask, size)
+            if prior is not None:
+                pooled = torch.nn.functional.adaptive_avg_pool2d(prior, size)  # [3, h, w]
+                own = pooled.expand_as(own)
+            cache[size] = own, known
         targets, known = cache[size]
         part = 0 if whole_only else TARGETS[name]
         count = known[:, part].sum() if counts is None else counts[part]
@@ -92,6 +100,30 @@ def mask_loss(
     there = torch.stack(present)
     loss = (torch.stack(list(terms.values())) * there).sum() / there.sum().clamp(min=1)
     return loss, terms
+
+
+def strangers(pids: Tensor) -> Tensor:
+    """Return for each image of a batch another one of a different identity, each once.
+
+    Args:
+        pids: int64 [B].
+
+    Returns:
+        int64 [B], a permutation.
+
+    Raises:
+        UserError: more than half of the images are of one identity.
+    """
+    order = torch.argsort(pids, stable=True)
+    most = int(torch.unique(pids, return_counts=True)[1].max())
+    if 2 * most > len(pids):
+        raise UserError(
+            f"{most} of the {len(pids)} images of a batch are of one identity, so that not every "
+            "image finds another identity's mask; raise --p or guide by the images' own masks"
+        )
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(-most)  # sorted, no identity reaches further than `most`
+    return partners
 
 
 def batch_hard_triplet(embeddings: Tensor, pids: Tensor, margin: float = 1.2) -> Tensor:
@@ -143,6 +175,7 @@ def total_loss(
     smoothing: float = 0.0,
     triplet_heads: Sequence[str] | None = None,
     whole_only: bool = False,
+    prior: Tensor | None = None,
     counts: Tensor | None = None,
     images: float | None = None,
     gathered: Mapping[str, Tensor] | None = None,
@@ -165,6 +198,7 @@ def total_loss(
         smoothing: of the labels.
         triplet_heads: heads that the triplet loss is averaged over; all by default.
         whole_only: see `mask_loss`.
+        prior: see `mask_loss`.
         counts: see `mask_loss`.
         images: by how many images the identity loss is divided; by default those of the batch. In
             a process group: the mean over processes.
@@ -187,7 +221,13 @@ def total_loss(
     ]
     identity = torch.stack(identities).mean() if identities else triplet.new_zeros(())
     mask, terms = mask_loss(
-        output.attention, labels, parts, has_mask, counts=counts, whole_only=whole_only
+        output.attention,
+        labels,
+        parts,
+        has_mask,
+        counts=counts,
+        whole_only=whole_only,
+        prior=prior,
     )
     total = triplet + id_weight * identity
     if mask_weight:

@@ -15,7 +15,7 @@ from mmga.config import Config
 from mmga.data.loader import Batch
 from mmga.distributed import Group, gather, gather_with_gradient
 from mmga.errors import UserError
-from mmga.losses import total_loss
+from mmga.losses import strangers, total_loss
 from mmga.models import MMGA, Output
 
 SYNC_BELOW = 32
@@ -64,7 +64,7 @@ def wrap(network: MMGA, config: Config, device: torch.device, group: Group) -> A
 
 
 def group_losses(
-    output: Output, batch: Batch, config: Config, group: Group
+    output: Output, batch: Batch, config: Config, group: Group, prior: Tensor | None = None
 ) -> tuple[dict[str, Tensor], list[int]]:
     """Return this process' losses, whose mean over processes is the loss of the whole batch.
 
@@ -73,6 +73,7 @@ def group_losses(
         batch: those images.
         config: weights of the losses.
         group: the processes.
+        prior: float [3, H, W], the mean mask, where that guides every image.
 
     Returns:
         The losses of `mmga.losses.total_loss`, and the number of images of each process.
@@ -98,16 +99,31 @@ def group_losses(
     losses = total_loss(
         output,
         batch.pids,
-        batch.labels,
-        batch.parts,
-        batch.has_mask,
+        *guides(batch, weights.guide),
         margin=weights.margin,
         id_weight=weights.id_weight,
         mask_weight=weights.mask_weight,
         smoothing=weights.smoothing,
+        whole_only=weights.guide == "whole",
+        prior=prior,
         **together,
     )
     return losses, sizes
+
+
+def guides(batch: Batch, guide: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels [B, H, W], parts [B] and has_mask [B] that guide the images of a batch.
+
+    Args:
+        batch: the images.
+        guide: of the configuration; with `other` each image is given the mask, transformed as it
+            was, of another identity's image.
+    """
+    masks = batch.labels, batch.parts, batch.has_mask
+    if guide != "other":
+        return masks
+    partners = strangers(batch.pids)
+    return masks[0][partners], masks[1][partners], masks[2][partners]
 
 
 class Step:
@@ -119,6 +135,7 @@ class Step:
         config: of the run.
         group: the processes.
         paths: path of each training image, for messages.
+        prior: float [3, H, W], the mean mask, where that guides every image.
     """
 
     def __init__(
@@ -128,7 +145,9 @@ class Step:
         config: Config,
         group: Group,
         paths: Sequence[str],
+        prior: Tensor | None = None,
     ) -> None:
+        self.prior = prior
         self.forward, self.optimizer = forward, optimizer
         self.config, self.group, self.paths = config, group, paths
         self.images = 0
@@ -173,7 +192,7 @@ class Step:
             images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"
         ):
             output: Output = self.forward(images)
-            losses, sizes = group_losses(output, batch, self.config, self.group)
+            losses, sizes = group_losses(output, batch, self.config, self.group, self.prior)
         self.images = sum(sizes)
         return losses, output
 

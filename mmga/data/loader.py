@@ -19,6 +19,7 @@ from mmga.data.transforms import (
     TrainTransform,
     erase,
     normalise,
+    replace_background,
     resize,
 )
 from mmga.errors import UserError
@@ -96,6 +97,7 @@ class TrainLoader:
         classes = sampler.labels(images.pids)
         kept = ImageCache(cache, len(images), transform.size) if cache else None
         samples = _Samples(images, classes, transform, seed, cache=kept)
+        samples.new_background = transform.new_background
         self._loader = _data_loader(samples, self._batches, workers, self._device)
 
     def steps(self, epoch: int) -> int:
@@ -153,6 +155,10 @@ def eval_batches(
     return _finished(loader, "zero", device, skip_broken, {} if broken is None else broken)
 
 
+_SCENES = 4
+"""Images that a new background is put together from: where one has a body, the next may have none.
+"""
+
 _Item = tuple[int, int, int]
 """Epoch, index and how many times the index stood earlier in the batch."""
 
@@ -206,28 +212,25 @@ class _Samples(Dataset[Any]):
     ) -> None:
         self.images, self.classes, self.transform = images, classes, transform
         self.seed, self.masks, self.cache = seed, masks, cache
+        self.new_background = 0.0
 
     def __getitems__(self, items: Sequence[_Item]) -> _Prepared:
         read: list[tuple[int, Sample, bool]] = []
         broken: list[tuple[str, str]] = []
         for item in items:
-            index = item[1]
-            pair = None if self.cache is None else self.cache.get(index)
-            if pair is None:
-                try:
-                    image = self.images.image(index)
-                except UserError as error:
-                    broken.append((self.images.paths[index], str(error)))
+            try:
+                pair = self._pair(item[1], broken)
+                if pair is None:
                     continue
-                try:
-                    pair = self._resized(index, image)
-                except UserError as error:
-                    return _Prepared(None, [], broken, str(error))
-            image, mask = pair
+                image, mask = pair
+                if mask is not None and self.new_background:
+                    image = self._before_another_scene(item, image, mask, broken)
+            except UserError as error:
+                return _Prepared(None, [], broken, str(error))
             random = np.random.default_rng((self.seed, *item))
             labels = None if mask is None else mask.labels
             sample = self.transform(image, labels, random)
-            read.append((index, sample, mask is not None and mask.parts))
+            read.append((item[1], sample, mask is not None and mask.parts))
         if not read:
             return _Prepared(None, [], broken)
         indices = torch.tensor([index for index, _, _ in read])
@@ -244,6 +247,35 @@ class _Samples(Dataset[Any]):
             indices=indices,
         )
         return _Prepared(batch, [(sample.erased, sample.seed) for sample in samples], broken)
+
+    def _pair(
+        self, index: int, broken: list[tuple[str, str]]
+    ) -> tuple[torch.Tensor, PartMask | None] | None:
+        """Return an image and its mask, resized; None, with a note in `broken`, without image."""
+        pair = None if self.cache is None else self.cache.get(index)
+        if pair is None:
+            try:
+                image = self.images.image(index)
+            except UserError as error:
+                broken.append((self.images.paths[index], str(error)))
+                return None
+            pair = self._resized(index, image)
+        return pair
+
+    def _before_another_scene(
+        self, item: _Item, image: torch.Tensor, mask: PartMask, broken: list[tuple[str, str]]
+    ) -> torch.Tensor:
+        """Return an image whose scene is, at times, that of other images of the set."""
+        # A generator of its own: the other changes are drawn as without a new background.
+        random = np.random.default_rng((self.seed, *item, _SCENES))
+        if random.random() >= self.new_background:
+            return image
+        others = []
+        for index in random.integers(len(self.images), size=_SCENES).tolist():
+            pair = self._pair(index, broken)
+            if pair is not None and pair[1] is not None:
+                others.append((pair[0], pair[1].labels))
+        return replace_background(image, mask.labels, others)
 
     def _resized(self, index: int, image: torch.Tensor) -> tuple[torch.Tensor, PartMask | None]:
         """Return an image and its mask at the transform's size, and keep them if wanted."""

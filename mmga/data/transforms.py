@@ -7,7 +7,7 @@ whichever process prepares it. Images stay uint8 until the batch is normalised.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -88,6 +88,8 @@ class TrainTransform:
         erasing_fill: after normalisation: `zero` (the mean colour), `mean` (the value of MEAN, as
             Bag of Tricks has it) or `random` (unit normal noise).
         erase_mask: whether the label is erased too (what is covered is no body).
+        new_background: probability with which scenes of other images replace the image's own,
+            before all else; the loader, which has those images, does it (`replace_background`).
     """
 
     size: tuple[int, int]
@@ -99,6 +101,7 @@ class TrainTransform:
     erasing_aspect: tuple[float, float] = (0.3, 3.3)
     erasing_fill: str = "zero"
     erase_mask: bool = True
+    new_background: float = 0.0
 
     def __post_init__(self) -> None:
         _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
@@ -140,6 +143,30 @@ def resize(
         # NumPy, because torch would wake its threads for every small image.
         labels = torch.from_numpy(labels.numpy()[rows[:, None], columns])
     return image, labels
+
+
+def replace_background(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    others: Iterable[tuple[torch.Tensor, torch.Tensor]],
+) -> torch.Tensor:
+    """Return an image before the scenes of others.
+
+    A pixel off the body takes the colour of the first other image that has no body there, and
+    keeps its own where there is none.
+
+    Args:
+        image: uint8 [3, H, W].
+        labels: uint8 [H, W], 0 off the body.
+        others: images and labels of the same size.
+    """
+    open_ = labels == 0  # [H, W]
+    result = image.clone()
+    for other, other_labels in others:
+        taken = open_ & (other_labels == 0)
+        result[:, taken] = other[:, taken]
+        open_ = open_ & ~taken
+    return result
 
 
 def pad_and_crop(image: torch.Tensor, pad: int, top: int, left: int) -> torch.Tensor:

@@ -99,6 +99,7 @@ def synthetic(
     train_severity: int = 1,
     share: int = 5,
     schemes: int = 0,
+    population: str = "varied",
     progress: Progress | None = None,
 ) -> SyntheticData:
     """Make the built-in synthetic persons.
@@ -122,8 +123,10 @@ def synthetic(
         train_challenge: setting of training.
         train_severity: of that.
         share: how many persons at least wear each top, and each bottom; more is harder.
-        schemes: number of colour schemes of a split's clothes; fewer is harder. 0 for one to ten
-            tops and at least three.
+        schemes: number of colour schemes of a split's clothes; fewer is harder. 0 for as many
+            as the population has.
+        population: `varied`, or `uniform`, whose colours tell little; see
+            `mmga.data.synthetic.population`.
         progress: told how many pictures are rendered.
 
     Raises:
@@ -143,7 +146,7 @@ def synthetic(
 
     def world(split: str, persons: int) -> World:
         setting = (train_challenge, train_severity) if split == "train" else (challenge, severity)
-        return World(seed, split, persons, cameras, size, rho, *setting, share, schemes)
+        return World(seed, split, persons, cameras, size, rho, *setting, share, schemes, population)
 
     def pair(split: str, persons: int, first_pid: int) -> tuple[SyntheticImages, SyntheticImages]:
         there = world(split, persons)

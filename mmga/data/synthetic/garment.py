@@ -14,6 +14,7 @@ from mmga.data.synthetic.textures import (
     TILE_WIDTH,
     Atlas,
     draw_colours,
+    draw_contrast,
     patterned,
     plain,
 )
@@ -88,18 +89,33 @@ class Fashion:
     Args:
         rng: the stream of fashions.
         count: number of schemes.
+        patterns: of clothes and bags.
+        contrast: whether a scheme is a dark, a light and a bright colour.
     """
 
-    def __init__(self, rng: np.random.Generator, count: int) -> None:
-        self.schemes = [draw_colours(rng, 3) for _ in range(count)]
-        self._patterns = [rng.permutation(len(PATTERNS)) for _ in range(2 * count)]
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        patterns: tuple[str, ...] = PATTERNS,
+        contrast: bool = False,
+    ) -> None:
+        self.patterns = patterns
+        self.schemes = [
+            draw_contrast(rng) if contrast else draw_colours(rng, 3) for _ in range(count)
+        ]
+        self._orders = [rng.permutation(len(patterns)) for _ in range(2 * count)]
 
     def cloth(self, garment: int, bottom: bool) -> tuple[str, np.ndarray]:
         """Return pattern and colours [3, 3] of a garment; no two tops share both if they can."""
         scheme = garment % len(self.schemes)
-        patterns = self._patterns[2 * scheme + bottom]
-        pattern = PATTERNS[patterns[garment // len(self.schemes) % len(PATTERNS)]]
+        order = self._orders[2 * scheme + bottom]
+        pattern = self.patterns[order[garment // len(self.schemes) % len(order)]]
         return pattern, self.schemes[scheme]
+
+    def pattern(self, rng: np.random.Generator) -> str:
+        """Draw a pattern, for what is not a garment."""
+        return self.patterns[rng.integers(len(self.patterns))]
 
     def colours(self, rng: np.random.Generator) -> np.ndarray:
         """Draw a scheme [3, 3], for what is not a garment."""
@@ -154,9 +170,11 @@ def draw_bottom(
     )
 
 
-def draw_bag(rng: np.random.Generator, atlas: Atlas, kind: str, colours: np.ndarray) -> Bag:
+def draw_bag(
+    rng: np.random.Generator, atlas: Atlas, kind: str, pattern: str, colours: np.ndarray
+) -> Bag:
     """Draw something to carry and put its tiles into the atlas."""
-    tile = patterned(PATTERNS[rng.integers(len(PATTERNS))], colours[1:], rng)
+    tile = patterned(pattern, colours[1:], rng)
     # A pocket, so that a bag is not a patch of cloth.
     pocket = (_ROWS > 4) & (_ROWS < 14) & (FRONT < 9)
     tile = np.where(pocket[..., None], tile * 0.78, tile)

@@ -97,7 +97,7 @@ def draw_persons(
         deal_shared(
             rng,
             count,
-            [draw_bag(rng, atlas, kind, fashion.colours(rng)) for _ in range(stock)],
+            [_draw_bag(rng, atlas, kind, fashion) for _ in range(stock)],
             portion,
         )
         for kind, portion in (("backpack", 0.25), ("shoulder", 0.25), ("hand", 0.15))
@@ -129,6 +129,11 @@ def draw_persons(
             )
         )
     return persons[:-passers], persons[-passers:]
+
+
+def _draw_bag(rng: np.random.Generator, atlas: Atlas, kind: str, fashion: Fashion) -> Bag:
+    colours = fashion.colours(rng)
+    return draw_bag(rng, atlas, kind, fashion.pattern(rng), colours)
 
 
 def _shoe(rng: np.random.Generator) -> np.ndarray:

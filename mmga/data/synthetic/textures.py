@@ -85,6 +85,19 @@ def draw_colours(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.stack(colours)
 
 
+_DARK = np.array([(26, 26, 30), (40, 40, 70), (60, 30, 30)], np.float32)
+_LIGHT = np.array([(228, 226, 220), (210, 200, 170), (200, 215, 230)], np.float32)
+_BRIGHT = np.array([(196, 36, 40), (36, 150, 64), (40, 72, 196), (222, 190, 44)], np.float32)
+
+
+def draw_contrast(rng: np.random.Generator) -> np.ndarray:
+    """Draw a dark and a light colour, in any order, and a bright one, float32 [3, 3]."""
+    dark, light = _DARK[rng.integers(len(_DARK))], _LIGHT[rng.integers(len(_LIGHT))]
+    first, second = (light, dark) if rng.random() < 0.5 else (dark, light)
+    colours = np.stack((first, second, _BRIGHT[rng.integers(len(_BRIGHT))]))
+    return np.clip(colours + rng.normal(0, 4, (3, 3)), 8, 247).astype(np.float32)
+
+
 def plain(colour: np.ndarray) -> np.ndarray:
     """Return a tile of one colour, float32 [TILE_HEIGHT, TILE_WIDTH, 3]."""
     return np.broadcast_to(np.asarray(colour, np.float32), TILE_SHAPE).copy()

@@ -11,6 +11,7 @@ from mmga.data.synthetic.challenge import Levels, draw_levels
 from mmga.data.synthetic.figure import View, draw_figure, extent
 from mmga.data.synthetic.garment import Fashion
 from mmga.data.synthetic.person import draw_persons
+from mmga.data.synthetic.population import population_named
 from mmga.data.synthetic.pose import draw_pose
 from mmga.data.synthetic.render import Canvas, Solid
 from mmga.data.synthetic.scene import (
@@ -90,7 +91,8 @@ class World:
         challenge: a setting of `mmga.data.synthetic.challenge`.
         severity: 1 to 3.
         share: how many persons at least wear each garment.
-        schemes: number of colour schemes of their clothes; 0 for one to ten tops, at least three.
+        schemes: number of colour schemes of their clothes; 0 for as many as the population has.
+        population: a key of `mmga.data.synthetic.population.POPULATIONS`.
     """
 
     def __init__(
@@ -105,15 +107,21 @@ class World:
         severity: int = 1,
         share: int = 5,
         schemes: int = 0,
+        population: str = "varied",
     ) -> None:
+        people = population_named(population)
         self.seed, self.split, self.size, self.rho = seed, split, size, rho
         self.challenge, self.severity = challenge, severity
         self.unit = size[0] / 128
+        self.loudness = people.loudness
         self.cameras = [draw_camera(i, seed) for i in range(cameras)]
         atlas = Atlas()
         passers = max(20, persons // 4)
-        schemes = schemes or max(3, persons // (10 * share))
-        fashion = Fashion(stream(seed, split, "fashion"), schemes)
+        schemes = schemes or people.schemes or max(3, persons // (10 * share))
+        key = (seed,) if people.common else (seed, split)
+        fashion = Fashion(
+            stream(*key, "fashion"), schemes, people.patterns, contrast=people.contrast
+        )
         self.persons, passing = draw_persons(
             atlas, fashion, persons, passers, seed, split, share=share
         )
@@ -128,9 +136,13 @@ class World:
         """Return a place of a camera, drawn when first asked for."""
         name = camera.number, place
         if name not in self._panoramas:
-            self._panoramas[name] = draw_panorama(
+            drawn = draw_panorama(
                 self.stock, camera, self.unit, self.seed, self.split, "panorama", *name
             )
+            if self.loudness != 1:
+                mean = drawn.mean((0, 1))
+                drawn = (mean + self.loudness * (drawn - mean)).astype(drawn.dtype)
+            self._panoramas[name] = drawn
         return self._panoramas[name]
 
     def seen_by(self, person: int) -> list[int]:

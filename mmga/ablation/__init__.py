@@ -1,0 +1,1 @@
+"""The ablation: do body-part masks help against pose, misalignment, occlusion and clutter?"""

@@ -1,0 +1,63 @@
+"""Populations: what persons have in common, so that it tells them apart the less."""
+
+import dataclasses
+
+from mmga.data.synthetic.textures import PATTERNS
+from mmga.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Population:
+    """How persons dress, and how loud the places are where they are seen.
+
+    Attributes:
+        schemes: number of colour schemes of the clothes; 0 for one to ten tops, at least three.
+        common: whether training, validation and test draw their clothes' colours from the same
+            schemes; otherwise each split has its own.
+        contrast: whether a scheme is a dark, a light and a bright colour; otherwise three colours
+            of cloth that can be told apart.
+        patterns: of clothes and bags.
+        loudness: factor on the contrast of places; things and bystanders in them keep theirs.
+    """
+
+    schemes: int = 0
+    common: bool = False
+    contrast: bool = False
+    patterns: tuple[str, ...] = PATTERNS
+    loudness: float = 1.0
+
+
+POPULATIONS = {
+    "varied": Population(),
+    # A sixth of all persons wears the same colours, in patterns that show equal shares of them on
+    # every height of the body: persons are told apart by patterns, cuts, prints and bags.
+    "uniform": Population(
+        schemes=6,
+        common=True,
+        contrast=True,
+        patterns=(
+            "hoops",
+            "narrow hoops",
+            "wide check",
+            "wide diagonal",
+            "chevron",
+            "wide dots",
+            "check",
+            "camouflage",
+            "wide stripes",
+        ),
+        loudness=0.25,
+    ),
+}
+"""Populations by name; `varied` is the built-in data set's."""
+
+
+def population_named(name: str) -> Population:
+    """Return a population.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in POPULATIONS:
+        raise UserError(f"population must be one of {', '.join(POPULATIONS)}, got {name!r}")
+    return POPULATIONS[name]
