@@ -170,6 +170,8 @@ class OptimizerConfig:
     """Coupled L2."""
     amsgrad: bool = True
     """Adam's amsgrad."""
+    beta2: float = 0.999
+    """Adam's decay of squared gradients; lower forgets the large first ones sooner."""
     schedule: Literal["step", "cosine"] = "step"
     """step: times gamma at each milestone; cosine: down to zero at the end."""
     milestones: tuple[int, ...] = (100, 200, 250, 300, 350, 400, 450)
@@ -307,6 +309,8 @@ def check(config: Config) -> None:
             raise UserError(f"--{name} must not be negative, got {least}")
     if not config.optimizer.clip_norm >= 0:
         raise UserError(f"--clip-norm must not be negative, got {config.optimizer.clip_norm}")
+    if not 0 < config.optimizer.beta2 < 1:
+        raise UserError(f"--beta2 must be between 0 and 1, got {config.optimizer.beta2}")
     if not config.optimizer.lr > 0:
         raise UserError(f"--lr must be above 0, got {config.optimizer.lr}")
     _check_sets(data)

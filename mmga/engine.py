@@ -146,6 +146,7 @@ def _train(
     optimizer = torch.optim.Adam(
         parameter_groups(network, config.optimizer.attention_lr),
         lr=config.optimizer.lr,
+        betas=(0.9, config.optimizer.beta2),
         weight_decay=config.optimizer.weight_decay,
         amsgrad=config.optimizer.amsgrad,
     )

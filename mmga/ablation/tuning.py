@@ -19,7 +19,7 @@ from mmga.data.dataset import DataSet
 from mmga.files import atomic_path
 from mmga.progress import Progress
 
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3)
 TUNING_SEED = 100
 """A seed that no run of the table has."""
 
