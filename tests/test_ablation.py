@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from mmga import engine
-from mmga.ablation import trial
+from mmga.ablation import pictures as rendering
+from mmga.ablation import statistics, trial
+from mmga.ablation import summary as report
 from mmga.ablation.__main__ import main
 from mmga.ablation.degrade import DegradedMasks, degrade
 from mmga.ablation.fairness import audit, bounds
@@ -26,11 +28,22 @@ from mmga.errors import UserError
 PLAN = dataclasses.replace(SMOKE, epochs=4)
 
 
+FEW = {name: SETTINGS[name] for name in ("clean", "pose-1", "pose-2", "pose-3")}
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    there = Pictures(tmp_path_factory.mktemp("pictures"), PLAN)
-    there.prepare()
-    return there
+    return Pictures(tmp_path_factory.mktemp("pictures"), PLAN)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Test on one challenge out of four, to save time."""
+    for module in (trial, statistics, rendering):
+        monkeypatch.setattr(module, "SETTINGS", FEW)
+    for module in (statistics, report):
+        monkeypatch.setattr(module, "HARD", tuple(FEW)[1:])
+        monkeypatch.setattr(module, "CHALLENGES", ("pose",))
 
 
 def leaves(values, prefix=""):
@@ -109,28 +122,28 @@ def test_degraded_masks_overlap_by_three_quarters():
     assert degrade(None, True) is None
 
 
-def test_a_run_is_tested_at_every_quarter_and_not_repeated(pictures, tmp_path):
+def test_a_run_is_tested_at_every_quarter_and_not_repeated(pictures, tmp_path, few):
     out, results = tmp_path / "out", tmp_path / "results"
     assert trial.run("B", 0, PLAN, pictures, out, results)
-    report = json.loads((results / "B-seed0.json").read_text())
-    assert list(report["figures"]) == [str(share) for share in QUARTERS]
-    steps = [report["figures"][str(share)]["steps"] for share in QUARTERS]
-    assert steps == sorted(steps) and len(set(steps)) == 4 and steps[-1] == report["steps"]
-    assert report["config"]["loss"]["guide"] == "other"
-    assert set(report["attention"]) == {"whole0", "whole", "upper", "bottom"}
-    assert report["pictures"] == pictures.digest and report["seconds"] > 0
-    (sitting,) = report["sittings"]
+    found = json.loads((results / "B-seed0.json").read_text())
+    assert list(found["figures"]) == [str(share) for share in QUARTERS]
+    steps = [found["figures"][str(share)]["steps"] for share in QUARTERS]
+    assert steps == sorted(steps) and len(set(steps)) == 4 and steps[-1] == found["steps"]
+    assert found["config"]["loss"]["guide"] == "other"
+    assert set(found["attention"]) == {"whole0", "whole", "upper", "bottom"}
+    assert found["pictures"] == pictures.digest and found["seconds"] > 0
+    (sitting,) = found["sittings"]
     assert sitting["commit"] and sitting["machine"] and sitting["threads"] == 1
     (outcome,) = read(results)
-    for test in SETTINGS:
-        figures = report["figures"]["100"]["tests"][test]
+    for test in FEW:
+        figures = found["figures"]["100"]["tests"][test]
         assert outcome.precisions[test].mean() == pytest.approx(figures["mAP"], abs=1e-4)
     before = (results / "B-seed0.json").stat().st_mtime_ns
     assert not trial.run("B", 0, PLAN, pictures, out, results)
     assert (results / "B-seed0.json").stat().st_mtime_ns == before
 
 
-def test_a_stopped_run_ends_as_one_that_ran_through(pictures, tmp_path, monkeypatch):
+def test_a_stopped_run_ends_as_one_that_ran_through(pictures, tmp_path, monkeypatch, few):
     """Stopped after the second quarter was tested, and within the third."""
     through, stopped = tmp_path / "through", tmp_path / "stopped"
     trial.run("A", 0, PLAN, pictures, through / "out", through)
@@ -176,15 +189,15 @@ def outcome(row, seed, level, rise=0.0, queries=40):
     tests = {name: {"mAP": float(v.mean()), "rank1": 0.5} for name, v in precisions.items()}
     earlier = {k: {"mAP": v["mAP"] - rise, "rank1": 0.4} for k, v in tests.items()}
     figures = {"25": earlier, "50": earlier, "75": earlier, "100": tests}
-    report = {
-        "figures": {share: {"steps": 1, "tests": found} for share, found in figures.items()},
+    found = {
+        "figures": {share: {"steps": 1, "tests": one} for share, one in figures.items()},
         "attention": {},
         "steps": 1500,
         "images_per_step": 64,
         "sittings": [{"commit": "abc", "machine": "m"}],
     }
     pids = np.arange(queries) // 2
-    return Outcome(row, seed, report, precisions, dict.fromkeys(SETTINGS, pids))
+    return Outcome(row, seed, found, precisions, dict.fromkeys(SETTINGS, pids))
 
 
 def test_differences_are_paired_over_seeds_and_queries():
@@ -248,7 +261,7 @@ def test_the_audit_hangs_on_row_one(tmp_path):
     assert not {f.name: f for f in bounds(stripes, 0.8)}["row 1, clean, at most"].passed
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, monkeypatch, capsys, few):
     monkeypatch.setenv("MMGA_SMOKE", "1")
     words = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
     main([*words, "--rows", "D", "--seeds", "4"])

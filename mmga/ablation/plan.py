@@ -53,7 +53,7 @@ class Plan:
     p: int = 16
     k: int = 4
     pad: int = 3
-    epochs: int = 24
+    epochs: int = 28
     least_steps: int = 1500
     lr: float = 2e-3
     log_every: int = 10
@@ -66,7 +66,7 @@ SMOKE = Plan(
     train_images=2,
     test_images=2,
     size=(48, 24),
-    p=2,
+    p=6,
     k=2,
     epochs=4,
     least_steps=1,
