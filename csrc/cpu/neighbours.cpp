@@ -539,7 +539,9 @@ Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
   const int64_t d = x.size(1), pairs = rows.size(0);
   STD_TORCH_CHECK(y.size(1) == d && columns.size(0) == pairs,
                   "pair_products: dimensions of x and y, or of rows and columns, differ");
-  STD_TORCH_CHECK(x.is_contiguous() && y.is_contiguous(), "pair_products: x, y must be contiguous");
+  STD_TORCH_CHECK(
+      x.is_contiguous() && y.is_contiguous() && rows.is_contiguous() && columns.is_contiguous(),
+      "pair_products: x, y, rows and columns must be contiguous");
   Tensor result = torch::stable::new_empty(x, {pairs}, ScalarType::Double);
   const auto* left = x.const_data_ptr<float>();
   const auto* right = y.const_data_ptr<float>();

@@ -176,6 +176,122 @@ def settle_pairs(
     return still
 
 
+def open_pairs(
+    tile: Tile,
+    bound: Bound,
+    near: tuple[Tensor, Tensor],
+    far: tuple[Tensor, Tensor],
+    *,
+    first_item: int,
+    symmetric: bool,
+) -> Tensor:
+    """List the pairs of a tile that may be near or far enough (`reference.open_pairs`).
+
+    Args:
+        tile: float32 [R, W]; its offset is the item of the first column.
+        bound: of this tile.
+        near: float64 [R] and [W], keys up to which pairs are wanted for a row and for a column.
+        far: float64 [R] and [W], keys from which they are.
+        first_item: item of the first row.
+        symmetric: leave out pairs whose row item is not below the column's.
+
+    Returns:
+        int32 [P, 2].
+    """
+    infinity = torch.tensor(torch.inf, device=tile.values.device)
+    pairs: Tensor = _OPEN_PAIRS(
+        tile.values,
+        tile.row_term,
+        tile.column_term,
+        tile.metric,
+        bound.row_radius.to(torch.float32),
+        bound.column_radius.to(torch.float32),
+        bound.row_slack.to(torch.float32),
+        bound.column_slack.to(torch.float32),
+        *(side.to(torch.float32).nextafter(infinity) for side in near),
+        *(side.to(torch.float32).nextafter(-infinity) for side in far),
+        first_item,
+        tile.offset,
+        symmetric,
+    )
+    return pairs
+
+
+class ExactLists:
+    """The k nearest of items by exact distances, from pairs that are offered in any order.
+
+    Memory: N (2k + 16) candidates of 12 bytes.
+
+    Attributes:
+        maxima: float64 [N], the largest distance offered to each item.
+    """
+
+    def __init__(self, limits: Tensor, k: int) -> None:
+        """Start with empty lists.
+
+        Args:
+            limits: float64 [N], distances within which the k nearest of each item lie.
+            k: candidates that count.
+        """
+        count = len(limits)
+        self._limits, self._k = limits, k
+        slots = 2 * k + 16
+        self._index = torch.zeros((count, slots), dtype=torch.int32, device=limits.device)
+        self._distance = torch.full((count, slots), torch.inf, dtype=torch.float64)
+        self._counts = torch.zeros(count, dtype=torch.int32, device=limits.device)
+        self.maxima = torch.zeros_like(limits)
+
+    def add_self(self, items: Tensor) -> None:
+        """Offer the empty list of row i the item items[i] (int64 [N]) at distance 0."""
+        self._index[:, 0] = items
+        self._distance[:, 0] = 0
+        self._counts.fill_(1)
+
+    def offer(
+        self, pairs: Tensor, distances: Tensor, first_item: int, first_other: int, *, both: bool
+    ) -> None:
+        """Offer pairs of a tile (`reference.offer_pairs`)."""
+        _OFFER_PAIRS(
+            self._index,
+            self._distance,
+            self._counts,
+            self.maxima,
+            pairs,
+            distances,
+            self._limits,
+            first_item,
+            first_other,
+            both,
+            self._k,
+        )
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return int32 [N, k] and float64 [N, k] in the order of (distance, index).
+
+        Raises:
+            RuntimeError: an item was offered fewer than k within its limit: a bound was wrong.
+        """
+        if int(self._counts.min()) < self._k:
+            raise RuntimeError("a neighbour within its limit was not found: a bound is too small")
+        used = torch.arange(self._index.shape[1], device=self._index.device) < self._counts[:, None]
+        return nearest_of(
+            torch.where(used, self._index, torch.iinfo(torch.int32).max),
+            torch.where(used, self._distance, torch.inf),
+            self._k,
+        )
+
+
+def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the first k candidates of each row by (distance, index), of int32 and float64 [N, S].
+
+    Returns:
+        int32 [N, k] and float64 [N, k].
+    """
+    ordered, by_index = index.sort(dim=1)
+    distance, by_distance = distance.gather(1, by_index).sort(dim=1, stable=True)
+    return ordered.gather(1, by_distance[:, :k]), distance[:, :k].contiguous()
+
+
 def _fake_undecided(first: Tensor, *inputs: object) -> Tensor:
     pairs = torch.library.get_ctx().new_dynamic_size()
     return first.new_empty((pairs, 4), dtype=torch.int32)
@@ -198,4 +314,21 @@ _SETTLE_PAIRS = define(
     "Tensor(a!) preceding, Tensor(b!) tied) -> Tensor",
     reference.settle_pairs,
     _fake_undecided,
+)
+_OPEN_PAIRS = define(
+    "open_pairs(Tensor values, Tensor row_term, Tensor column_term, int metric, "
+    "Tensor row_radius, Tensor column_radius, Tensor row_slack, Tensor column_slack, "
+    "Tensor near_row, Tensor near_column, Tensor far_row, Tensor far_column, "
+    "int first_item, int first_other, bool symmetric) -> Tensor",
+    reference.open_pairs,
+    lambda values, *inputs: values.new_empty(
+        (torch.library.get_ctx().new_dynamic_size(), 2), dtype=torch.int32
+    ),
+)
+_OFFER_PAIRS = define(
+    "offer_pairs(Tensor(a!) index, Tensor(b!) distance, Tensor(c!) counts, Tensor(d!) maxima, "
+    "Tensor pairs, Tensor distances, Tensor limits, int first_item, int first_other, bool both, "
+    "int k) -> ()",
+    reference.offer_pairs,
+    lambda *inputs: None,
 )

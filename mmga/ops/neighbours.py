@@ -116,7 +116,7 @@ def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor
         [P] float64.
     """
     _library.refuse_gradient("pair_products", x, y)
-    products: Tensor = _pair_products(x, y, rows, columns)
+    products: Tensor = _pair_products(x, y, rows.contiguous(), columns.contiguous())
     return products
 
 

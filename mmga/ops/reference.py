@@ -818,6 +818,109 @@ def squared_distances_(tile: Tensor, row_term: Tensor, column_term: Tensor, cosi
     tile.copy_(torch.where(tile > 0, tile, 0.0))  # never -0, whose bits would order last
 
 
+def open_pairs(
+    values: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    row_slack: Tensor,
+    column_slack: Tensor,
+    near_row: Tensor,
+    near_column: Tensor,
+    far_row: Tensor,
+    far_column: Tensor,
+    first_item: int,
+    first_other: int,
+    symmetric: bool,
+) -> Tensor:
+    """List the pairs of a tile that may be near enough, or far enough, for one of their items.
+
+    A key is known up to row_radius[i] * column_radius[j] + (row_slack[i] + column_slack[j]).
+
+    Args:
+        values: float32 [R, W], see `ranking_keys`.
+        row_term: float32 [R].
+        column_term: float32 [W].
+        metric: place in `METRICS`.
+        row_radius: float32 [R].
+        column_radius: float32 [W].
+        row_slack: float32 [R].
+        column_slack: float32 [W].
+        near_row: float32 [R], keys up to which a pair is wanted for its row.
+        near_column: float32 [W], likewise for its column.
+        far_row: float32 [R], keys from which it is wanted.
+        far_column: float32 [W].
+        first_item: item of the first row.
+        first_other: item of the first column.
+        symmetric: leave out pairs whose row item is not below the column's.
+
+    Returns:
+        int32 [P, 2], rows and columns, ascending.
+    """
+    keys = values
+    if metric != METRICS.index("given"):  # which has no terms
+        keys = ranking_keys(values, row_term[:, None], column_term, metric)
+    width = row_radius[:, None] * column_radius + (row_slack[:, None] + column_slack)
+    least, most = keys - width, keys + width
+    wanted = (least <= torch.maximum(near_row[:, None], near_column)) | (
+        most >= torch.minimum(far_row[:, None], far_column)
+    )
+    if symmetric:
+        item = torch.arange(first_item, first_item + len(values), device=values.device)
+        other = torch.arange(first_other, first_other + values.shape[1], device=values.device)
+        wanted &= item[:, None] < other
+    return torch.nonzero(wanted).to(torch.int32).contiguous()
+
+
+def offer_pairs(
+    index: Tensor,
+    distance: Tensor,
+    counts: Tensor,
+    maxima: Tensor,
+    pairs: Tensor,
+    distances: Tensor,
+    limits: Tensor,
+    first_item: int,
+    first_other: int,
+    both: bool,
+    k: int,
+) -> None:
+    """Offer exact distances of pairs to the lists of their items.
+
+    A list holds the offered candidates within its item's limit; when all its slots are taken, it
+    keeps the k nearest by (distance, index).
+
+    Args:
+        index: int32 [N, S], S > k, the candidates of each item; the first `counts` are in use.
+        distance: float64 [N, S].
+        counts: int32 [N].
+        maxima: float64 [N], raised to the largest distance offered.
+        pairs: int32 [P, 2], see `open_pairs`.
+        distances: float64 [P].
+        limits: float64 [N], distances up to which candidates are kept.
+        first_item: item of row 0.
+        first_other: item of column 0.
+        both: offer to the item of the column, too.
+        k: candidates that each list must keep.
+    """
+    for (row, column), value in zip(pairs.tolist(), distances.tolist(), strict=True):
+        sides = [(first_item + row, first_other + column)]
+        for item, other in sides + ([sides[0][::-1]] if both else []):
+            maxima[item] = max(float(maxima[item]), value)
+            if value > float(limits[item]):
+                continue
+            count = int(counts[item])
+            index[item, count], distance[item, count] = other, value
+            counts[item] = count + 1
+            if count + 1 == index.shape[1]:
+                mine = sorted(zip(distance[item].tolist(), index[item].tolist(), strict=True))[:k]
+                distance[item, :k] = distance.new_tensor([d for d, _ in mine])
+                index[item, :k] = index.new_tensor([i for _, i in mine])
+                counts[item] = k
+
+
 def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Return <x[rows[p]], y[columns[p]]> for each p in float64.
 

@@ -30,6 +30,8 @@ from mmga.retrieval.subspace import (
     bound_between,
 )
 
+EXACT = ("certified", "float32")
+"""Whose order counts where distances nearly tie."""
 # Queries x items of one product: a product of few coordinates is bound by its tile's way through
 # the caches, one of many by the BLAS, which wants larger ones.
 NARROW_TILE, TILE = (512, 1024), (1152, 2048)

@@ -17,7 +17,7 @@ from mmga.ops._library import has_kernel
 from mmga.ops.backends import backends
 from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.cascade import Cascade
-from mmga.retrieval.certified import CertifiedPass, beyond_bounds
+from mmga.retrieval.certified import EXACT, CertifiedPass, beyond_bounds
 from mmga.retrieval.duplicates import duplicated_items
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.memory import Peak
@@ -34,7 +34,6 @@ from mmga.retrieval.splits import SPLITS, half_of, summary
 from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
 from mmga.retrieval.verification import TARGETS, PairCounter, figures
 
-EXACT = ("certified", "float32")
 POOLS = ("mean", "max")
 
 
@@ -54,6 +53,7 @@ class Context:
         progress: called as (phase, done, total), or None.
         seconds: filled with seconds by phase.
         peak: looks at the memory.
+        exact: whose order is asked for: certified, float32, or None.
         plain: makes a new source of the plain distances of `selection`.
     """
 
@@ -71,12 +71,14 @@ class Context:
         progress: Progress | None,
         seconds: dict[str, float],
         peak: Peak,
+        exact: str | None = None,
     ) -> None:
         self.query, self.gallery = query, gallery
         self.selection, self.labels = selection, labels
         self.query_norms, self.gallery_norms = query_norms, gallery_norms
         self.metric, self.device, self.memory = metric, device, memory
         self.progress, self.seconds, self.peak = progress, seconds, peak
+        self.exact = exact
 
     def plain(self, selection: Selection | None = None) -> Source:
         """Return the tiles of the plain distances of `selection`, the evaluation's if None."""
@@ -241,6 +243,7 @@ def evaluate(
         progress,
         seconds,
         peak,
+        exact,
     )
     counter = _pair_counter(context, cross_camera, strangers, seed) if verification else None
     obstacle = _obstacle(context, rules, verification)

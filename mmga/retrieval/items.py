@@ -127,17 +127,21 @@ class Items:
 
         Each is the float64 distance, rounded to float32 as those of the tiles are.
         """
+        return self.exact_distances(left, right).float().double()
+
+    def exact_distances(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the squared distances of pairs of items (int64 [P] each), float64 [P].
+
+        The same on every machine; exactly 0 between an item and itself.
+        """
         result = torch.empty(len(left), dtype=torch.float64, device=self.device)
         step = max(1, (1 << 22) // self.dimension)  # pairs whose rows are copied together
         for begin in range(0, len(left), step):
             i, j = left[begin : begin + step], right[begin : begin + step]
             products = self._products(i, j)
-            if self.metric == "cosine":
-                root = (self.norms[i] * self.norms[j]).sqrt()
-                d = 2 - 2 * torch.where(root > 0, products / root, 0.0)
-            else:
-                d = self.norms[i] + self.norms[j] - 2 * products
-            result[begin : begin + step] = d.clamp_min(0).float().double()
+            result[begin : begin + step] = squared_from(
+                products, self.norms[i], self.norms[j], self.metric
+            )
         return result.masked_fill_(left == right, 0)
 
     def _products(self, left: Tensor, right: Tensor) -> Tensor:
@@ -163,3 +167,14 @@ class Items:
         rows = items - self._starts[side]
         chosen = self._kept[side]
         return rows if chosen is None else chosen[rows]
+
+
+def squared_from(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
+    """Return squared distances >= 0 from inner products and squared norms, all float64 [P].
+
+    With cosine they are those of the normalised features, 2 - 2 cos; 2 from a zero vector.
+    """
+    if metric == "euclidean":
+        return ((own + other) - 2 * products).clamp_min(0)
+    norms = own.sqrt() * other.sqrt()
+    return (2 * torch.where(norms > 0, 1 - products / norms, 1.0)).clamp_min(0)

@@ -19,6 +19,7 @@ from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Tile
 from mmga.progress import Progress
+from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order, subspace_for
 from mmga.retrieval.encoding import encode
 from mmga.retrieval.features import JUNK
 from mmga.retrieval.items import TILE, Items
@@ -46,6 +47,8 @@ class Reranking:
         queries: Q.
         gallery: G.
         seconds: what the neighbour pass and the sparse stages took.
+        exact: whose order the neighbours have: certified or float32.
+        dimensions: coordinates through which they were found, None for the features themselves.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Reranking:
         gallery_rows: Tensor | None = None,
         memory: int | None = None,
         progress: Progress | None = None,
+        exact: str | None = None,
     ) -> None:
         """Find all neighbours and encode them.
 
@@ -71,9 +75,12 @@ class Reranking:
             gallery_rows: likewise. Queries and items are numbered within these from here on.
             memory: bytes that kept distances may take; None for `KEPT_BYTES`.
             progress: called as (phase, done, total).
+            exact: whose order neighbours that nearly tie have: ``"certified"``, ``"float32"``, or
+                None for certified where it can be.
 
         Raises:
-            UserError: widths differ, a value is NaN or infinite, or a side is empty.
+            UserError: widths differ, a value is NaN or infinite, a side is empty, or the order
+                cannot be certified and shall be.
         """
         check_metric(metric)
         self._rule = rule
@@ -89,13 +96,21 @@ class Reranking:
         # Of one set against itself, item g of the gallery is item g of the graph.
         self._first = 0 if gallery is None else self.queries
         self.gallery = len(self._items) - self._first
-        limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
-        self._kept: Tensor | None = None
-        if gallery is not None and 4 * self.queries * self.gallery <= limit:
-            self._kept = torch.empty((self.queries, self.gallery), device=self._items.device)
         start = time.perf_counter()
         k = rule.neighbours_needed(len(self._items))
-        neighbours = neighbours_within(self._items, k, progress, self._kept)
+        certified = exact_order(self._items, exact) == "certified"
+        subspace = subspace_for(self._items, k) if certified else None
+        self.dimensions = None if subspace is None else subspace.directions.shape[1]
+        limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
+        self._kept: Tensor | None = None
+        if subspace is None and gallery is not None and 4 * self.queries * self.gallery <= limit:
+            self._kept = torch.empty((self.queries, self.gallery), device=self._items.device)
+        self.exact = "certified" if certified else "float32"
+        neighbours = (
+            certified_neighbours(self._items, k, progress, subspace, kept=self._kept)
+            if certified
+            else neighbours_within(self._items, k, progress, self._kept)
+        )
         self._maxima = neighbours.maxima[: self.queries].double()
         found = time.perf_counter()
         self._rows = encode(neighbours, rule, self._items.pair_distances)
@@ -224,6 +239,7 @@ def reranked_source(rule: KReciprocal, context: Context) -> RerankedSource:
         gallery_rows=_unless_all(gallery_rows, len(gallery)),
         memory=None if context.memory is None else context.memory // 2,
         progress=watched,
+        exact=context.exact,
     )
     context.peak.look()
     taken = sum(reranking.seconds.values())

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import mmga
 from mmga.ops import reference
-from mmga.retrieval import items, reranking
+from mmga.retrieval import certified_neighbours, items, reranking
 from mmga.retrieval import nearest as nearest_module
 from mmga.retrieval.items import Items
 from mmga.retrieval.k_reciprocal import KReciprocal
@@ -34,7 +34,7 @@ def squared(x):
 
 @pytest.fixture(params=[512, 64], ids=["one tile", "many tiles"])
 def tile(request, monkeypatch):
-    for module in (items, nearest_module, reranking):
+    for module in (items, nearest_module, certified_neighbours, reranking):
         monkeypatch.setattr(module, "TILE", request.param)
     return request.param
 

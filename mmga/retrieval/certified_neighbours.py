@@ -1,0 +1,383 @@
+"""The k nearest of every item in the order of float64 distances, from cheap tiles.
+
+A first look at approximate distances gives each item k others; the k-th smallest of their exact
+distances is a limit that its k nearest lie within. A second look lists all pairs that may lie
+within the limit of one of their items, or be the farthest of one, and computes those exactly. Tiles
+of the features themselves are so good that nearly no item needs the second look.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from mmga.errors import UserError
+from mmga.ops.certified import ExactLists, nearest_of, open_pairs
+from mmga.ops.distance import metric_number
+from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
+from mmga.ops.ranking import Tile
+from mmga.retrieval.certified import EXACT, beyond_bounds
+from mmga.retrieval.items import TILE, Items, squared_from
+from mmga.retrieval.stream import Progress
+from mmga.retrieval.subspace import (
+    Approximation,
+    Subspace,
+    as_they_are,
+    blocked_product,
+    bound_between,
+)
+
+CANDIDATES = (32, 64, 128, 256)
+"""Numbers of directions that tiles may have."""
+# Neighbours beyond k that a first look at tiles of the features asks for: where more than these
+# nearly tie with the k-th, the item gets a second look.
+_SPARE = 8
+_SAMPLE = 1024
+# Items that bound how far an item's farthest lies.
+_FAR = 8
+_PILOT = 48
+# Costs of a pair in products of one dimension: looking at it, and a dimension of an exact product,
+# which is bound by the way of two features through the caches.
+_COUNTING, _EXACT = 20, 8
+# The share of all products that finding directions may cost.
+_FIT_SHARE = 0.02
+# Operations of all products below which there is nothing to save.
+_SMALL = 1e11
+
+
+class _Looks:
+    """All items at the level of the tiles."""
+
+    def __init__(self, items: Items, subspace: Subspace | None, tile: int) -> None:
+        self.items, self.subspace, self.tile = items, subspace, tile
+        n, cosine = len(items), items.metric == "cosine"
+        self._rows: Tensor | None = None
+        self.terms = items.terms
+        parts = []
+        if subspace is not None:
+            width = subspace.directions.shape[1]
+            self._rows = torch.empty(n, width)
+            if cosine:  # coordinates are of the normalised features
+                self.terms = torch.ones_like(items.terms)
+        for begin in range(0, n, TILE):
+            part = slice(begin, min(begin + TILE, n))
+            norms = items.norms[part]
+            if subspace is None or self._rows is None:
+                parts.append(as_they_are(items.block(begin, begin + 1), norms, items.metric))
+            else:
+                block = items.block(part.start, part.stop).contiguous()
+                subspace.coordinates(block, norms, items.metric, self._rows[part])
+                parts.append(subspace.approximate(self._rows[part], norms, items.metric, width))
+        self._radius = torch.cat([part.radius for part in parts])
+        self._slack = torch.cat([part.slack for part in parts])
+
+    def cut(self, begin: int, end: int) -> Approximation:
+        """Return some items, of which the rows may be valid until the next call only."""
+        rows = self.items.block(begin, end) if self._rows is None else self._rows[begin:end]
+        return Approximation(rows, self._radius[begin:end], self._slack[begin:end])
+
+    def widths(self) -> Tensor:
+        """Return by how much an item's keys may be off at most, float64 [N]."""
+        factor = 2.0 if self.items.metric == "euclidean" else 1.0
+        return factor * self._radius * self._radius.max() + (self._slack + self._slack.max())
+
+
+def first_dimensions(dimensions: int) -> int:
+    """Return how many coordinates the first look takes, which must find some near items."""
+    return max(min(dimensions, CANDIDATES[0]), dimensions // 2)
+
+
+def certified_neighbours(
+    items: Items,
+    k: int,
+    progress: Progress | None = None,
+    subspace: Subspace | None = None,
+    *,
+    kept: Tensor | None = None,
+    tile: int | None = None,
+) -> Neighbours:
+    """Return the k nearest of every item among all, itself included at distance 0.
+
+    Args:
+        items: N items.
+        k: 1 to N.
+        progress: called as (phase, done, total).
+        subspace: directions of the tiles' coordinates; None: tiles of the features.
+        kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
+            others as tiles of the features have them; None with a subspace.
+        tile: rows and columns of a tile; `TILE` if None.
+
+    Returns:
+        Lists in the order of (float64 distance, index) with squared distances rounded to float32.
+        Each item's largest distance is exact where tiles are of coordinates, else the tiles'.
+    """
+    n = len(items)
+    looks = _Looks(items, subspace, tile or TILE)
+    wanted = k if subspace is not None else min(n, k + _SPARE)
+    first = _first_look(looks, wanted, progress, kept)
+    # Exact distances of what was found, in the order that counts.
+    owner = torch.arange(n).repeat_interleave(wanted)
+    found = items.exact_distances(owner, first.index.reshape(-1).long()).view(n, wanted)
+    index, distance = nearest_of(first.index, found, k)
+    limits = distance[:, -1].contiguous()
+    if subspace is not None:
+        lists = ExactLists(limits, k)
+        lists.add_self(torch.arange(n))
+        lists.maxima.copy_(_some_far(items))
+        _second_look(looks, lists, limits, progress)
+        index, distance = lists.result()
+        maxima = lists.maxima.float()
+    else:
+        maxima = first.maxima
+        if wanted < n:
+            _mend(looks, index, distance, limits, first.distances[:, -1].double(), progress)
+    return Neighbours(index, distance.float(), maxima)
+
+
+def exact_order(items: Items, exact: str | None) -> str:
+    """Return whose order neighbours of these items shall have: certified or float32.
+
+    Args:
+        items: what is searched.
+        exact: one of the two, or None for certified where there are bounds: on the CPU, and for
+            features of usual lengths.
+
+    Raises:
+        UserError: it shall be certified and cannot.
+    """
+    if exact not in (None, *EXACT):
+        raise UserError(f"exact: expected {' or '.join(EXACT)}, found {exact!r}")
+    obstacle = beyond_bounds("the set", items.norms)
+    if items.device.type != "cpu":
+        obstacle = f"on {items.device.type} devices"
+    if exact == "certified" and obstacle is not None:
+        raise UserError(f"exact: certified neighbours are not found {obstacle}; use 'float32'")
+    return "float32" if exact == "float32" or obstacle is not None else "certified"
+
+
+def subspace_for(items: Items, k: int, seed: int = 0) -> Subspace | None:
+    """Return directions whose coordinates make the search cheaper, or None.
+
+    The choice follows from counts of operations and of undecided pairs, not from a clock: the same
+    items give the same directions.
+
+    Args:
+        items: N items.
+        k: neighbours wanted.
+        seed: of the directions.
+    """
+    n, width = len(items), items.dimension
+    sample = min(_SAMPLE, n)
+    most = min(CANDIDATES[-1], width // 4, sample // 4)
+    while most >= CANDIDATES[0] and 10.0 * most * sample > _FIT_SHARE * n * n:
+        most //= 2
+    candidates = [c for c in CANDIDATES if c <= most]
+    if not candidates or float(n) * n * width < _SMALL:
+        return None
+    chosen = (torch.arange(sample, dtype=torch.float64) * (n / sample)).long()
+    rows = items.take(chosen)
+    if items.metric == "cosine":
+        rows = torch.nn.functional.normalize(rows)
+    subspace = Subspace.of_sample(rows, candidates[-1], seed)
+    shares = _undecided_shares(items, subspace, candidates, k)
+    # Half of all pairs: two looks at coordinates, made once, and exact products of undecided pairs.
+    costs: dict[int, float] = {0: width + _COUNTING}
+    for c in candidates:
+        made = 2.0 * width * c / n
+        looks = c + first_dimensions(c) + 2 * _COUNTING
+        costs[c] = looks + made + min(1.0, 2 * shares[c]) * _EXACT * width
+    best = min(costs, key=costs.__getitem__)
+    return Subspace(subspace.directions[:, :best].contiguous()) if best else None
+
+
+def _undecided_shares(
+    items: Items, subspace: Subspace, candidates: list[int], k: int
+) -> dict[int, float]:
+    """Return the share of an item's pairs that its limit leaves undecided, by coordinates."""
+    n, metric = len(items), items.metric
+    chosen = (torch.arange(min(_PILOT, n), dtype=torch.float64) * (n / min(_PILOT, n))).long()
+    others = (torch.arange(min(4096, n), dtype=torch.float64) * (n / min(4096, n))).long()
+    rows, norms = items.take(chosen), items.norms[chosen]
+    # The limit among all items, from products of float32: only the estimate depends on it.
+    exact = torch.cat(
+        [rows @ items.block(b, min(b + TILE, n)).T for b in range(0, n, TILE)], 1
+    ).double()
+    if metric == "cosine":
+        keys = 1 - exact * torch.where(norms > 0, norms.rsqrt(), 0.0)[:, None] * items.terms
+    else:
+        keys = norms[:, None] + items.norms - 2 * exact
+    limit = keys.topk(k, dim=1, largest=False).values[:, -1:]
+    farthest = keys.amax(1, keepdim=True)
+    near = items.take(others)
+    coordinates = [
+        subspace.coordinates(x, m, metric, torch.empty(len(x), subspace.directions.shape[1]))
+        for x, m in ((rows, norms), (near, items.norms[others]))
+    ]
+    shares = {}
+    for c in candidates:
+        own = subspace.approximate(coordinates[0], norms, metric, c)
+        other = subspace.approximate(coordinates[1], items.norms[others], metric, c)
+        bound = bound_between(own, other, metric)
+        width = bound.row_radius[:, None] * bound.column_radius + bound.row_slack[:, None]
+        width = width + bound.column_slack
+        inner = (own.rows @ other.rows.T).double()
+        guess = 1 - inner
+        if metric != "cosine":
+            guess = norms[:, None] + items.norms[others] - 2 * inner
+        wanted = (guess - width <= limit) | (guess + width >= farthest)
+        shares[c] = float(wanted.double().mean())
+    return shares
+
+
+def _first_look(
+    looks: _Looks, k: int, progress: Progress | None, kept: Tensor | None
+) -> Neighbours:
+    """Return the k nearest by the tiles' distances."""
+    n, cosine = len(looks.items), looks.items.metric == "cosine"
+    width = looks.items.dimension
+    if looks.subspace is not None:
+        width = first_dimensions(looks.subspace.directions.shape[1])
+    lists = NearestLists(n, k)
+    lists.add_self()
+    size = looks.tile
+    tile = torch.empty(size * size)
+    tiles = list(_tiles(n, size))
+    for done, (own, other) in enumerate(tiles, 1):
+        rows, columns = (looks.cut(at, min(at + size, n)).rows for at in (own, other))
+        values = tile[: len(rows) * len(columns)].view(len(rows), -1)
+        blocked_product(rows[:, :width], columns[:, :width], values)
+        terms, others = looks.terms[own : own + size], looks.terms[other : other + size]
+        lists.add(values, terms, others, own, other, cosine=cosine, symmetric=True, kept=kept)
+        if progress is not None:
+            progress("neighbours", done, len(tiles))
+    return lists.result()
+
+
+def _some_far(items: Items) -> Tensor:
+    """Return the largest exact distance of each item to a few that are far from the others."""
+    n = len(items)
+    chosen = (torch.arange(min(_SAMPLE, n), dtype=torch.float64) * (n / min(_SAMPLE, n))).long()
+    sample = items.take(chosen)
+    if items.metric == "cosine":
+        sample = torch.nn.functional.normalize(sample)
+    far = chosen[(sample @ sample.mean(0)).argsort()[:_FAR]]
+    every = torch.arange(n)
+    return torch.stack(
+        [items.exact_distances(every, torch.full_like(every, int(other))) for other in far]
+    ).amax(0)
+
+
+def _second_look(
+    looks: _Looks, lists: ExactLists, limits: Tensor, progress: Progress | None
+) -> None:
+    """Offer all pairs that may lie within the limit of one of their items, or be its farthest."""
+    items, n = looks.items, len(looks.items)
+    scale = 2.0 if items.metric == "cosine" else 1.0
+    near, far = limits / scale, lists.maxima / scale  # as keys of the tiles
+    size = looks.tile
+    tile = torch.empty(size * size)
+    tiles = list(_tiles(n, size))
+    for done, (own, other) in enumerate(tiles, 1):
+        mine, theirs = slice(own, min(own + size, n)), slice(other, min(other + size, n))
+        rows, columns = looks.cut(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
+        values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
+        blocked_product(rows.rows, columns.rows, values)
+        pairs = open_pairs(
+            Tile(
+                values,
+                other,
+                metric_number(items.metric),
+                looks.terms[mine],
+                looks.terms[theirs],
+            ),
+            bound_between(rows, columns, items.metric),
+            (near[mine], near[theirs]),
+            (far[mine], far[theirs]),
+            first_item=own,
+            symmetric=True,
+        )
+        distances = _exact(items, mine, theirs, pairs)
+        lists.offer(pairs, distances, own, other, both=True)
+        for part in (mine, theirs):
+            torch.div(lists.maxima[part], scale, out=far[part])
+        if progress is not None:
+            progress("certain neighbours", done, len(tiles))
+
+
+def _mend(
+    looks: _Looks,
+    index: Tensor,
+    distance: Tensor,
+    limits: Tensor,
+    seen: Tensor,
+    progress: Progress | None,
+) -> None:
+    """Replace the lists of items whose k nearest may be others than those found, in place.
+
+    Args:
+        looks: all items.
+        index: int32 [N, k].
+        distance: float64 [N, k].
+        limits: float64 [N], the largest of `distance`.
+        seen: float64 [N], distances by the tiles up to which every item was seen.
+        progress: called as (phase, done, total).
+    """
+    items, n = looks.items, len(looks.items)
+    scale = 2.0 if items.metric == "cosine" else 1.0
+    doubtful = torch.nonzero(seen - scale * looks.widths() <= limits).squeeze(1)
+    for begin in range(0, len(doubtful), TILE):
+        chosen = doubtful[begin : begin + TILE]
+        rows = items.take(chosen)
+        own = as_they_are(rows, items.norms[chosen], items.metric)
+        lists = ExactLists(limits[chosen], index.shape[1])
+        nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
+        for other in range(0, n, TILE):
+            theirs = slice(other, min(other + TILE, n))
+            columns = looks.cut(theirs.start, theirs.stop)
+            values = blocked_product(rows, columns.rows, torch.empty(len(rows), len(columns.rows)))
+            endless = torch.full((len(columns.rows),), torch.inf, dtype=torch.float64)
+            pairs = open_pairs(
+                Tile(
+                    values,
+                    other,
+                    metric_number(items.metric),
+                    looks.terms[chosen],
+                    looks.terms[theirs],
+                ),
+                bound_between(own, columns, items.metric),
+                (limits[chosen] / scale, -endless),
+                (nowhere, endless),
+                first_item=0,
+                symmetric=False,
+            )
+            row, column = pairs.long().unbind(1)
+            exact = items.exact_distances(chosen[row], column + other)
+            lists.offer(pairs, exact, 0, other, both=False)
+        index[chosen], distance[chosen] = lists.result()
+        if progress is not None:
+            progress("certain neighbours", min(begin + TILE, len(doubtful)), len(doubtful))
+
+
+def _exact(items: Items, rows: slice, columns: slice, pairs: Tensor) -> Tensor:
+    """Return the exact squared distances of pairs of a tile, float64 [P]."""
+    row, column = pairs.long().unbind(1)
+    products = pair_products(
+        items.block(rows.start, rows.stop).contiguous(),
+        items.block(columns.start, columns.stop).contiguous(),
+        row,
+        column,
+    )
+    return squared_from(
+        products, items.norms[rows][row], items.norms[columns][column], items.metric
+    )
+
+
+def _tiles(n: int, size: int) -> itertools.chain[tuple[int, int]]:
+    """Return where the tiles on and above the diagonal begin, those on it first."""
+    starts = range(0, n, size)
+    return itertools.chain(
+        ((own, own) for own in starts),
+        ((own, other) for own in starts for other in range(own + size, n, size)),
+    )
