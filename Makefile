@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test ablation lint bench clean
+.PHONY: demo test ablation lint bench gpu-check clean
 
 # torch comes first: the isolated build of the kernels then finds its headers and downloads nothing
 # a second time.
@@ -36,6 +36,10 @@ lint: $(VENV)/mmga.done
 
 bench: $(VENV)/mmga.done
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+# Needs no network: builds in place with the Python that has torch, .venv's where there is one.
+gpu-check:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) build mmga/_C*.so mmga/_build_info.json

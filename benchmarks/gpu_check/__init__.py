@@ -1,0 +1,1 @@
+"""`make gpu-check`: whether the GPU side of mmga is right, and how fast it is."""

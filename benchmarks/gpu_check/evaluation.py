@@ -1,0 +1,158 @@
+"""Market-1501's figures from features, plain and re-ranked, against their products."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import mmga
+from benchmarks.gpu_check.report import Figure
+from benchmarks.gpu_check.timing import median_seconds, products_in, wall_seconds
+from benchmarks.simulated import market_like, simulate
+from mmga.ops import distance, reference
+from mmga.ops.ranking import Matches, Tile, count_preceding
+
+MARKET = {"persons": 750, "queries": 3368, "gallery": 15913, "distractors": 2798}
+DISTRACTORS = 500_000
+# Small dimensions are where one kernel for products and counts may win.
+DIMENSIONS = (128, 256, 512, 2048)
+
+
+def market(
+    device: torch.device, width: int, sizes: dict[str, int], distractors: int = 0
+) -> tuple[Any, Any]:
+    """Return simulated query and gallery features of Market-1501's shape on a device."""
+    query_pids, query_camids, gallery_pids, gallery_camids = market_like(**sizes)
+    pids = np.concatenate([query_pids, gallery_pids, np.full(distractors, -1)])
+    camids = np.concatenate([query_camids, gallery_camids, np.zeros(distractors, np.int64)])
+    drawn = simulate(pids, camids, width)
+    count = len(query_pids)
+    # Distractors are persons of their own here, as they are in the data set: nobody's junk.
+    strangers = pids < 0
+    pids[strangers] = pids.max() + 1 + np.arange(strangers.sum())
+    features = drawn.features.to(device)
+    return (
+        mmga.Features(features[:count], pids[:count], camids[:count]),
+        mmga.Features(features[count:], pids[count:], camids[count:]),
+    )
+
+
+def plain(
+    device: torch.device, deadline: float, sizes: dict[str, int] = MARKET, width: int = 2048
+) -> Iterator[Figure]:
+    """Yield the time of all metrics from features, and that of one product of the same features."""
+    query, gallery = market(device, width, sizes)
+    x, y = query.rows.whole(), gallery.rows.whole()
+    operations = 2 * len(x) * len(y) * width
+    out = torch.empty(len(x), len(y), device=device)
+    with products_in("ieee"):
+        product = median_seconds([lambda: torch.mm(x, y.T, out=out)], device, repeats=10)
+        yield Figure(f"one product, D {width}", product, x.nbytes + y.nbytes, operations)
+        seconds = wall_seconds(lambda: mmga.evaluate(query, gallery), device)
+    report = mmga.evaluate(query, gallery)
+    more = {"times_the_product": seconds / product, "mAP": report.mAP, "by_phase": report.seconds}
+    yield Figure(f"metrics from features, D {width}", seconds, None, operations, more=more)
+
+
+class Counting:
+    """Both ways to form products and count ranks in them, of one population."""
+
+    def __init__(self, device: torch.device, width: int, sizes: dict[str, int]) -> None:
+        """Draw features and list each query's items of its own identity as its matches."""
+        query, gallery = market(device, width, sizes)
+        self.x, self.y = query.rows.whole(), gallery.rows.whole()
+        sides = (self.x, self.y)
+        self.terms = [distance.key_terms(distance.squared_norms(side), "cosine") for side in sides]
+        pids = np.concatenate([query.pids, gallery.pids])
+        codes = torch.from_numpy(pids).to(device, torch.int32)
+        self.codes = codes.split([len(self.x), len(self.y)])
+        self.row, self.item = (self.codes[0][:, None] == self.codes[1]).nonzero().unbind(1)
+        counts = torch.bincount(self.row, minlength=len(self.x))
+        self.start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self.tile = torch.empty(len(self.x), len(self.y), device=device)
+        self.operations = 2 * len(self.x) * len(self.y) * width
+
+    def _matches(self, keys: torch.Tensor) -> Matches:
+        return Matches.of(self.start, self.item, keys, self.start, self.item)
+
+    def one_kernel(self, precision: str) -> Matches:
+        """Count in the kernel that forms the products."""
+        from mmga.ops import triton_ranking
+
+        sides = (self.x, self.y, *self.terms, 1)
+        keys = triton_ranking.match_keys(*sides, self.start, self.item, precision=precision)
+        matches = self._matches(keys)
+        triton_ranking.count_preceding(*sides, *self.codes, matches, precision=precision)
+        return matches
+
+    def in_a_tile(self, precision: str) -> Matches:
+        """Count in a tile that torch's BLAS has formed."""
+        with products_in(precision):
+            torch.mm(self.x, self.y.T, out=self.tile)
+        values, terms = self.tile[self.row, self.item], self.terms
+        keys = reference.ranking_keys(values, terms[0][self.row], terms[1][self.item], 1)
+        matches = self._matches(keys)
+        count_preceding(Tile(self.tile, 0, 1, *terms), slice(0, len(self.x)), matches)
+        return matches
+
+
+def counting(
+    device: torch.device,
+    deadline: float,
+    sizes: dict[str, int] = MARKET,
+    dimensions: tuple[int, ...] = DIMENSIONS,
+    precisions: tuple[str, ...] = ("ieee", "tf32x3", "tf32", "bf16"),
+) -> Iterator[Figure]:
+    """Yield the times of products with counting: in a tile and in one kernel, by precision."""
+    for width in dimensions:
+        work = Counting(device, width, sizes)
+        read = work.x.nbytes + work.y.nbytes
+        expected = work.in_a_tile("ieee").ranks()
+        for name, way in (("product and count", work.in_a_tile), ("one kernel", work.one_kernel)):
+            for precision in precisions:
+                if way == work.in_a_tile and precision not in ("ieee", "tf32"):
+                    continue  # torch's BLAS has no others for float32
+                if time.monotonic() > deadline:
+                    return
+                call = functools.partial(way, precision)
+                yield Figure(
+                    f"{name}, D {width}, {precision}",
+                    median_seconds([call], device, repeats=10, warmup=2),
+                    read + (2 * work.tile.nbytes if way == work.in_a_tile else 0),
+                    # Of a product in three parts, three are done.
+                    (3 if precision == "tf32x3" else 1) * work.operations,
+                    "tf32" if precision == "tf32x3" else precision,
+                    {"ranks_that_differ": int((call().ranks() != expected).sum())},
+                )
+
+
+def reranked(
+    device: torch.device,
+    deadline: float,
+    sizes: dict[str, int] = MARKET,
+    width: int = 2048,
+    distractors: int = 0,
+    repeats: int = 3,
+) -> Iterator[Figure]:
+    """Yield the time from features to re-ranked metrics, and how it divides."""
+    query, gallery = market(device, width, sizes, distractors)
+    rule = mmga.KReciprocal()
+    count = len(query.pids) + len(gallery.pids)
+    operations = count * (count + 1) * width  # half of the symmetric product
+    report = mmga.evaluate(query, gallery, rerank=rule)
+    seconds = wall_seconds(
+        lambda: mmga.evaluate(query, gallery, rerank=rule), device, repeats=repeats
+    )
+    more = {"mAP": report.reranked.mAP, "by_phase": report.seconds}
+    yield Figure(
+        f"re-ranked metrics from features, {count} items, D {width}",
+        seconds,
+        4 * count * width,
+        operations,
+        more=more,
+    )
