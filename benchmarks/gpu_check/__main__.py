@@ -29,7 +29,7 @@ from mmga.errors import UserError
 SECONDS = 600
 REHEARSAL = ROOT / "build" / "gpu_check" / "rehearsal.json"
 # Steps and the seconds each may take; those of the second list need a card.
-WITHOUT_CARD = {"build": 150, "compile": 120, "emulation": 120}
+WITHOUT_CARD = {"build": 240, "compile": 150, "emulation": 150}
 WITH_CARD = {
     "kernels": 120,
     "sanitizer": 90,

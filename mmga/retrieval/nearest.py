@@ -13,7 +13,7 @@ from mmga.errors import UserError
 from mmga.ops.distance import METRICS
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.progress import Progress
-from mmga.retrieval.items import TILE, Items
+from mmga.retrieval.items import TILE, Items, tile_on
 from mmga.retrieval.rows import Rows
 
 
@@ -96,7 +96,7 @@ def neighbours_within(
     Returns:
         Lists in the order of (distance, index), and each item's largest distance.
     """
-    n, size = len(items), tile or TILE
+    n, size = len(items), tile or tile_on(items.device)
     blocks = -(-n // size)
     lists = NearestLists(n, k, items.device)
     lists.add_self()

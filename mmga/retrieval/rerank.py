@@ -114,9 +114,9 @@ def rerank(
     index = torch.full((shape[0], topk or 0), -1, dtype=torch.int64)
     for part, block in reranking.blocks(torch.arange(reranking.queries)):
         if topk is None:
-            distances[rows[part, None], places] = block
+            distances[rows[part, None], places] = block.cpu()
         else:
-            near, which = nearest_in_rows(block, topk)
+            near, which = (one.cpu() for one in nearest_in_rows(block, topk))
             distances[rows[part]], index[rows[part]] = near, places[which.long()]
         if progress is not None:
             progress("re-ranking", part.stop, reranking.queries)

@@ -46,6 +46,7 @@ class Reranking:
     Attributes:
         queries: Q.
         gallery: G.
+        device: where the distances are.
         seconds: what the neighbour pass and the sparse stages took.
         exact: whose order the neighbours have: certified or float32.
         dimensions: coordinates through which they were found, None for the features themselves.
@@ -92,6 +93,7 @@ class Reranking:
         ):
             raise UserError("re-ranking needs at least one query and one gallery item, found none")
         self._items = Items(sides, metric, chosen)
+        self.device = self._items.device
         self.queries = len(query) if query_rows is None else len(query_rows)
         # Of one set against itself, item g of the gallery is item g of the graph.
         self._first = 0 if gallery is None else self.queries
@@ -132,6 +134,7 @@ class Reranking:
         Yields:
             Which of `queries` they are, and float64 [r, G].
         """
+        queries = queries.to(self.device)
         for begin in range(0, len(queries), self.group):
             part = queries[begin : begin + self.group]
             for rows, block in self._group_blocks(part):
@@ -140,7 +143,8 @@ class Reranking:
     def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
         overlaps = ops.jaccard_rows(self._rows, self._inverted, queries)
         original = self._original(queries) if self._kept is None else None
-        rows = max(1, _BLOCK_BYTES // (8 * self.gallery))
+        room = _BLOCK_BYTES if self.device.type == "cpu" else _GROUP_BYTES  # few launches
+        rows = max(1, room // (8 * self.gallery))
         for low in range(0, len(queries), rows):
             high = min(low + rows, len(queries))
             part = queries[low:high]
@@ -184,7 +188,6 @@ class Reranking:
 class RerankedSource:
     """Re-ranked distances as tiles of whole rows, for the pass that counts ranks."""
 
-    device = torch.device("cpu")
     dtype = torch.float64
 
     def __init__(self, reranking: Reranking, queries: np.ndarray, items: np.ndarray) -> None:
@@ -197,7 +200,9 @@ class RerankedSource:
         """
         self._reranking = reranking
         self._queries = torch.from_numpy(queries)
-        self._items = None if len(items) == reranking.gallery else torch.from_numpy(items)
+        self.device = reranking.device
+        whole = len(items) == reranking.gallery
+        self._items = None if whole else torch.from_numpy(items).to(self.device)
         self.columns = len(items)
         self.max_rows = reranking.group
 

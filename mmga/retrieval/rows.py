@@ -76,7 +76,7 @@ class Rows:
         """Return the rows `indices` [K] int64 as float32 [K, ...], in their order.
 
         Args:
-            indices: row numbers on the CPU.
+            indices: row numbers, anywhere.
             out: as in `block`.
         """
         if out is None:
@@ -88,7 +88,7 @@ class Rows:
             else:
                 out[: len(indices)].copy_(self.shards[0].index_select(0, chosen))
         else:
-            starts = torch.tensor(self.starts[1:])
+            starts, indices = torch.tensor(self.starts[1:]), indices.cpu()
             shard_of = torch.searchsorted(starts, indices, right=True)
             for shard in torch.unique(shard_of).tolist():
                 at = torch.nonzero(shard_of == shard).squeeze(1)

@@ -3,11 +3,12 @@
 `emulated` runs it on the CPU with the CUDA kernels' own source in the place of the CPU's kernels.
 """
 
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import mmga
@@ -22,42 +23,83 @@ def features(count: int, seed: int, device: str) -> mmga.Features:
     return mmga.Features(points.to(device), pids, camids)
 
 
-def whole(device: str) -> dict[str, object]:
-    query, gallery = features(30, 1, device), features(170, 2, device)
+def sides(device: str) -> tuple[mmga.Features, mmga.Features]:
+    return features(30, 1, device), features(170, 2, device)
+
+
+def figures(report: mmga.Report) -> dict[str, object]:
+    text = report.as_dict()
+    for name in ("seconds", "peak_memory_bytes", "process_peak_bytes", "backend", "certified"):
+        text.pop(name, None)
+    return text
+
+
+def metrics(device: str, metric: str) -> object:
+    return figures(mmga.evaluate(*sides(device), metric=metric, verification=True))
+
+
+def metrics_of_one_set(device: str) -> object:
+    return figures(mmga.evaluate(features(170, 2, device), protocol="all-vs-all", exact="float32"))
+
+
+def metrics_from_the_host(device: str) -> object:
+    return figures(mmga.evaluate(*sides("cpu"), device=device, metric="euclidean", exact="float32"))
+
+
+def search(device: str, metric: str) -> object:
+    return [part.cpu().tolist() for part in mmga.nearest(*sides(device), 5, metric)]
+
+
+def reranked_metrics(device: str, metric: str) -> object:
     rule = mmga.KReciprocal(k1=7, k2=3)
-    result: dict[str, object] = {}
-    for metric in ("cosine", "euclidean"):
-        report = mmga.evaluate(query, gallery, metric=metric, rerank=rule, verification=True)
-        text = report.as_dict()
-        for name in ("seconds", "peak_memory_bytes", "process_peak_bytes", "backend"):
-            text.pop(name, None)
-        result[metric] = text
-        near = mmga.nearest(query, gallery, 5, metric)
-        result[f"nearest {metric}"] = [part.cpu().tolist() for part in near]
-    one = mmga.evaluate(gallery, protocol="all-vs-all", metric="euclidean")
-    result["all-vs-all"] = [one.mAP, one.mINP, one.cmc.tolist()]
-    for variant in ("zhong", "torchreid", "fastreid"):
-        rule = mmga.KReciprocal(k1=7, k2=3, variant=variant)
-        matrix = mmga.rerank(query, gallery, rule, metric="euclidean")
-        result[f"rerank {variant}"] = matrix.cpu().tolist()
-    distances, index = mmga.rerank(query, gallery, rule, topk=9)
-    result["topk"] = [distances.cpu().tolist(), index.cpu().tolist()]
-    points = gallery.rows.whole()
-    jaccard = mmga.jaccard_distance(points, k1=8, k2=3)
-    result["jaccard"] = jaccard.to_dense().cpu().tolist()
-    return result
+    return figures(mmga.evaluate(*sides(device), metric=metric, rerank=rule, exact="float32"))
+
+
+def reranked(device: str, variant: str) -> object:
+    rule = mmga.KReciprocal(k1=7, k2=3, variant=variant)
+    return mmga.rerank(*sides(device), rule, metric="euclidean").cpu().tolist()
+
+
+def reranked_search(device: str) -> object:
+    found = mmga.rerank(*sides(device), mmga.KReciprocal(k1=7, k2=3), metric="euclidean", topk=9)
+    return [part.cpu().tolist() for part in found]
+
+
+def jaccard(device: str) -> object:
+    points = features(170, 2, device).rows.whole()
+    return mmga.jaccard_distance(points, k1=8, k2=3).to_dense().cpu().tolist()
+
+
+PARTS: dict[str, Callable[[str], object]] = {
+    "metrics cosine": functools.partial(metrics, metric="cosine"),
+    "metrics euclidean": functools.partial(metrics, metric="euclidean"),
+    "metrics of one set": metrics_of_one_set,
+    "metrics from the host": metrics_from_the_host,
+    "search cosine": functools.partial(search, metric="cosine"),
+    "search euclidean": functools.partial(search, metric="euclidean"),
+    "re-ranked metrics cosine": functools.partial(reranked_metrics, metric="cosine"),
+    "re-ranked metrics euclidean": functools.partial(reranked_metrics, metric="euclidean"),
+    "re-ranked zhong": functools.partial(reranked, variant="zhong"),
+    "re-ranked torchreid": functools.partial(reranked, variant="torchreid"),
+    "re-ranked fastreid": functools.partial(reranked, variant="fastreid"),
+    "re-ranked search": reranked_search,
+    "jaccard": jaccard,
+}
+
+
+def whole(device: str) -> dict[str, object]:
+    return {name: part(device) for name, part in PARTS.items()}
 
 
 if __name__ == "__main__":
     device = sys.argv[1]
-    if device == "emulated":
-        sys.path.insert(0, str(Path(__file__).parent))
-        import emulated
+    if device != "emulated":
+        print(json.dumps(whole(device)))
+        sys.exit()
+    sys.path.insert(0, str(Path(__file__).parent))
+    import emulated
 
-        keep = emulated.serve_the_cpu()
-        before = emulated.library().emulation_launches()
-    np.random.seed(0)
-    answer = whole("cpu" if device == "emulated" else device)
-    if device == "emulated":
-        answer["launches"] = emulated.library().emulation_launches() - before
-    print(json.dumps(answer))
+    keep = emulated.serve_the_cpu()
+    before = emulated.library().emulation_launches()
+    answer = whole("cpu")
+    print(json.dumps(answer | {"launches": emulated.library().emulation_launches() - before}))

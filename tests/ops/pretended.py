@@ -1,0 +1,109 @@
+"""A CUDA device that is none: which tensors would lie on it, and where code would mix devices.
+
+Under `PretendedDevice` a tensor that is asked for on `cuda` is made on the CPU and says that it is
+on `cuda:0`, as does everything computed from it. What a real device refuses is an error here: host
+and device tensors in one operation (but for copies, numbers, and indices that lie on the host), and
+NumPy arrays of device tensors. Kernels run on the CPU all the while.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+CUDA = torch.device("cuda", 0)
+# Operations that may take tensors of both.
+COPIES = {"copy_", "__get__", "__set__", "to"}
+INDEXED = {"__getitem__", "__setitem__", "index_put_"}
+
+
+class MixedDevices(Exception):
+    """An operation that a real device would refuse."""
+
+
+def is_near(tensor: Tensor) -> bool:
+    return getattr(tensor, "pretended", False)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from tensors(one)
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
+
+
+def as_device(value: Any) -> torch.device | None:
+    if isinstance(value, torch.device):
+        return value
+    if isinstance(value, str) and value.split(":")[0] in ("cuda", "cpu"):
+        return torch.device(value)
+    return None
+
+
+class PretendedDevice(TorchFunctionMode):
+    """See above. `near` counts the operations that ran on the device."""
+
+    near = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", str(func))
+        if func == Tensor.device.__get__:
+            return CUDA if is_near(args[0]) else func(*args)
+        if func == Tensor.is_cuda.__get__:
+            return is_near(args[0])
+        if name in ("numpy", "__array__") and is_near(args[0]):
+            raise MixedDevices("a NumPy array of a tensor on the device")
+        if name in ("cpu", "cuda"):
+            return self.moved(args[0], torch.device(name))
+        wanted = None
+        if name == "to":
+            wanted = next(filter(None, map(as_device, (*args[1:], kwargs.get("device")))), None)
+            args = tuple(a for a in args if as_device(a) is None)
+            kwargs.pop("device", None)
+            if len(args) > 1 and isinstance(args[1], Tensor):
+                wanted = CUDA if is_near(args[1]) else torch.device("cpu")
+                args = (args[0], args[1].dtype)
+            result = args[0] if len(args) == 1 and not kwargs else func(*args, **kwargs)
+            near = is_near(args[0])
+            result = self.marked(result, near) if result is not args[0] else result
+            return result if wanted is None else self.moved(result, wanted)
+        if as_device(kwargs.get("device")) is not None:
+            wanted = as_device(kwargs["device"])
+            kwargs["device"] = torch.device("cpu")
+        given = list(tensors(args)) + list(tensors(kwargs))
+        near = any(map(is_near, given))
+        if near and name not in COPIES:
+            self.check(name, args, given)
+            self.near += 1
+        result = func(*args, **kwargs)
+        if name == "copy_":
+            return result
+        if wanted is not None:
+            near = wanted.type == "cuda"
+        for one in tensors(result):
+            if not any(one is other for other in given):
+                self.marked(one, near)
+        return result
+
+    def check(self, name: str, args: tuple[Any, ...], given: list[Tensor]) -> None:
+        if name in INDEXED:
+            if not is_near(args[0]):
+                raise MixedDevices(f"{name}: a host tensor with an index or values on the device")
+            given = list(tensors(args[2:])) if name != "__getitem__" else []
+        if any(one.dim() > 0 and not is_near(one) for one in given):
+            raise MixedDevices(f"{name}: tensors of the host and of the device")
+
+    @staticmethod
+    def marked(tensor: Tensor, near: bool) -> Tensor:
+        tensor.pretended = near
+        return tensor
+
+    def moved(self, tensor: Tensor, device: torch.device) -> Tensor:
+        near = device.type == "cuda"
+        return tensor if is_near(tensor) == near else self.marked(tensor.clone(), near)
