@@ -65,6 +65,18 @@ def key_terms(norms: Tensor, metric: str) -> Tensor:
     return torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)
 
 
+def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
+    """Return ranking keys from exact inner products and squared norms, all float64 [P].
+
+    Returns:
+        float64 [P]: 1 - <x, y> / (|x| |y|), 1 for a zero vector; or the squared distance >= 0.
+    """
+    if metric == "euclidean":
+        return ((own + other) - 2 * products).clamp_min(0)
+    norms = own.sqrt() * other.sqrt()
+    return torch.where(norms > 0, 1 - products / norms, 1.0)
+
+
 def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
     """Return the distance of every row of `x` to every row of `y`, as users see it.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmga.errors import UserError
 from mmga.ops.certified import count_certain, settle_pairs, thresholds
-from mmga.ops.distance import metric_number
+from mmga.ops.distance import exact_keys, metric_number
 from mmga.ops.neighbours import pair_products
 from mmga.ops.ranking import Matches, Tile
 from mmga.retrieval import memory as memory_sizes
@@ -236,7 +236,7 @@ class CertifiedPass:
         row = torch.repeat_interleave(
             torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
         )
-        keys = exact_keys(
+        keys = pair_keys(
             self._query,
             self._query_rows[pairs.start + row],
             self._query_norms[pairs.start + row],
@@ -275,7 +275,7 @@ def beyond_bounds(side: str, norms: Tensor) -> str | None:
     )
 
 
-def exact_keys(
+def pair_keys(
     query: Rows,
     query_rows: Tensor,
     query_norms: Tensor,
@@ -314,7 +314,4 @@ def exact_keys(
             x, y = query.take(query_rows[part]), gallery.take(gallery_rows[part])
             places = torch.arange(len(x))
             products[part] = pair_products(x, y, places, places)
-    if metric == "euclidean":
-        return ((query_norms + gallery_norms) - 2 * products).clamp_min(0)
-    norms = query_norms.sqrt() * gallery_norms.sqrt()
-    return torch.where(norms > 0, 1 - products / norms, 1.0)
+    return exact_keys(products, query_norms, gallery_norms, metric)

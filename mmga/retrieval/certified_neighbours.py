@@ -20,6 +20,7 @@ from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
 from mmga.retrieval.certified import EXACT, beyond_bounds
 from mmga.retrieval.items import TILE, Items, squared_from
+from mmga.retrieval.plan import CANDIDATES, is_flat, largest_level
 from mmga.retrieval.stream import Progress
 from mmga.retrieval.subspace import (
     Approximation,
@@ -29,8 +30,6 @@ from mmga.retrieval.subspace import (
     bound_between,
 )
 
-CANDIDATES = (32, 64, 128, 256)
-"""Numbers of directions that tiles may have."""
 # Neighbours beyond k that a first look at tiles of the features asks for: where more than these
 # nearly tie with the k-th, the item gets a second look.
 _SPARE = 8
@@ -170,16 +169,16 @@ def subspace_for(items: Items, k: int, seed: int = 0) -> Subspace | None:
     """
     n, width = len(items), items.dimension
     sample = min(_SAMPLE, n)
-    most = min(CANDIDATES[-1], width // 4, sample // 4)
-    while most >= CANDIDATES[0] and 10.0 * most * sample > _FIT_SHARE * n * n:
-        most //= 2
-    candidates = [c for c in CANDIDATES if c <= most]
-    if not candidates or float(n) * n * width < _SMALL:
+    most = largest_level(width, sample, _FIT_SHARE * n * n * width)
+    if most is None or float(n) * n * width < _SMALL:
         return None
+    candidates = [c for c in CANDIDATES if c <= most]
     chosen = (torch.arange(sample, dtype=torch.float64) * (n / sample)).long()
     rows = items.take(chosen)
     if items.metric == "cosine":
         rows = torch.nn.functional.normalize(rows)
+    if is_flat(rows, seed):
+        return None
     subspace = Subspace.of_sample(rows, candidates[-1], seed)
     shares = _undecided_shares(items, subspace, candidates, k)
     # Half of all pairs: two looks at coordinates, made once, and exact products of undecided pairs.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.ops.distance import key_terms, squared_norms
+from mmga.ops.distance import exact_keys, key_terms, squared_norms
 from mmga.ops.neighbours import pair_products
 from mmga.retrieval.rows import Rows
 
@@ -184,7 +184,5 @@ def squared_from(products: Tensor, own: Tensor, other: Tensor, metric: str) -> T
 
     With cosine they are those of the normalised features, 2 - 2 cos; 2 from a zero vector.
     """
-    if metric == "euclidean":
-        return ((own + other) - 2 * products).clamp_min(0)
-    norms = own.sqrt() * other.sqrt()
-    return (2 * torch.where(norms > 0, 1 - products / norms, 1.0)).clamp_min(0)
+    keys = exact_keys(products, own, other, metric)
+    return keys if metric == "euclidean" else (2 * keys).clamp_min(0)

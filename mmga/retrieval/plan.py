@@ -16,7 +16,7 @@ from mmga.ops.certified import count_certain, settle_pairs, thresholds
 from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Matches, Tile
 from mmga.retrieval.cascade import Block, Cascade
-from mmga.retrieval.certified import exact_keys
+from mmga.retrieval.certified import pair_keys
 from mmga.retrieval.protocol import Selection
 from mmga.retrieval.rows import Rows
 from mmga.retrieval.subspace import Subspace, blocked_product, bound_between
@@ -30,6 +30,8 @@ _PILOT = (96, 1024)
 _FIT_SHARE = 0.02
 # Products of features, in operations, below which there is nothing to save.
 _SMALL = 2e9
+# The share of the energy that the fewest directions may leave.
+_FLAT = 0.35
 # A coordinate costs so many times an operation of a product to make: residuals and norms.
 _COORDINATE = 8
 
@@ -68,7 +70,7 @@ class Pilot:
             torch.arange(len(rows)), torch.from_numpy(pairs.match_start).diff()
         )
         match = torch.from_numpy(selection.gallery)[torch.from_numpy(pairs.match_item)]
-        keys = exact_keys(
+        keys = pair_keys(
             query,
             rows[row],
             query_norms[rows[row]],
@@ -160,25 +162,61 @@ def plan(
         metric: cosine or euclidean.
         seed: of the directions.
     """
+    if not len(selection.queries):
+        return Cascade()
     width, items = gallery.shape[1], len(selection.gallery)
     operations = 2.0 * len(selection.queries) * items * width
     sample = min(_SAMPLE, items)
-    most = min(CANDIDATES[-1], width // 4, sample // 4)
-    while most >= CANDIDATES[0] and 10.0 * most * sample * width > _FIT_SHARE * operations:
-        most //= 2
-    candidates = [k for k in CANDIDATES if k <= most]
-    if not candidates or operations < _SMALL or not len(selection.queries):
+    most = largest_level(width, sample, _FIT_SHARE * operations)
+    if most is None or operations < _SMALL:
         return Cascade()
+    candidates = [k for k in CANDIDATES if k <= most]
     rows = torch.from_numpy(selection.gallery)[_spread(items, sample, 0.0)]
     features = gallery.take(rows)
     if metric == "cosine":
         features = torch.nn.functional.normalize(features)
+    if is_flat(features, seed):
+        return Cascade()
     subspace = Subspace.of_sample(features, candidates[-1], seed)
     pilot = Pilot(query, query_norms, gallery, gallery_norms, selection, metric, subspace)
     dimensions = _cheapest(pilot, candidates, len(selection.queries), items, width)
     if not dimensions:
         return Cascade()
     return Cascade(Subspace(subspace.directions[:, : dimensions[-1]].contiguous()), dimensions)
+
+
+def largest_level(width: int, sample: int, operations: float) -> int | None:
+    """Return the most directions worth looking for, or None.
+
+    Args:
+        width: D.
+        sample: rows that they are found from.
+        operations: what finding them may cost.
+    """
+    most = min(CANDIDATES[-1], width // 8, sample // 4)
+    while most >= CANDIDATES[1] and fit_operations(most, sample, width) > operations:
+        most //= 2
+    return most if most >= CANDIDATES[1] else None
+
+
+def fit_operations(dimensions: int, sample: int, width: int) -> float:
+    """Return about how many operations `Subspace.of_sample` takes."""
+    return 8.0 * dimensions * sample * width
+
+
+def is_flat(sample: Tensor, seed: int = 0) -> bool:
+    """Return whether a few directions hold too little of features for any bound to settle pairs.
+
+    Args:
+        sample: float32 [n, D], shuffled or evenly spaced.
+        seed: of the directions.
+    """
+    few, held_out = sample[0::4], sample[1::16]
+    if len(few) < 2 * CANDIDATES[0]:
+        return False
+    basis = Subspace.of_sample(few[:256], CANDIDATES[0], seed).directions
+    left = held_out.square().sum() - (held_out @ basis).square().sum()
+    return bool(left > _FLAT * held_out.square().sum())
 
 
 def _cheapest(
