@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,15 +263,32 @@ def test_the_audit_hangs_on_row_one(tmp_path):
     assert not {f.name: f for f in bounds(stripes, 0.8)}["row 1, clean, at most"].passed
 
 
-def test_the_command(tmp_path, monkeypatch, capsys, few):
+def test_what_the_documentation_says_is_run(tmp_path, monkeypatch, capsys, few):
     monkeypatch.setenv("MMGA_SMOKE", "1")
     words = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
-    main([*words, "--rows", "D", "--seeds", "4"])
-    assert (tmp_path / "results" / "D-seed4.json").is_file()
-    main([*words, "--rows", "D", "--seeds", "4"])
+    words += ["--seeds", "4"]
+    text = (Path(__file__).resolve().parents[1] / "docs" / "ablation.md").read_text()
+    commands = re.findall(r"^python -m mmga.ablation (.*?)\s*#", text, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        try:
+            main([*words, *command.split()])
+        except SystemExit as left:  # so few pictures may break a limit of the audit
+            assert (command, left.code) == ("--audit", 1)
+    assert {file.name for file in (tmp_path / "results").iterdir()} == {
+        "C-seed4.json",
+        "C-seed4.npz",
+        "E-seed4.json",
+        "E-seed4.npz",
+        "ablation.png",
+        "tuning.json",
+    }
+    said = capsys.readouterr().out
+    assert "lr 0.004: validation mAP" in said and "linear probe" in said
+    main([*words, "--rows", "C"])
     assert "there already" in capsys.readouterr().out
     main([*words, "--summary"])
-    assert "| D |" in capsys.readouterr().out
+    assert "| E |" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:
         main([*words, "--rows", "7"])
     assert left.value.code == 2

@@ -70,7 +70,6 @@ SMOKE = Plan(
     k=2,
     epochs=4,
     least_steps=1,
-    log_every=1,
 )
 """With MMGA_SMOKE=1 everything runs, at a size that shows nothing but that it runs."""
 
