@@ -281,6 +281,7 @@ def test_what_the_documentation_says_is_run(tmp_path, monkeypatch, capsys, few):
         "E-seed4.json",
         "E-seed4.npz",
         "ablation.png",
+        "summary.md",
         "tuning.json",
     }
     said = capsys.readouterr().out

@@ -41,7 +41,8 @@ class Options:
     tune: bool = False
     """Print the validation mAP of each learning rate, and leave."""
     summary: bool = False
-    """Print the table of the finished runs, draw ablation.png beside them, and leave."""
+    """Print the tables of the finished runs, write summary.md and ablation.png beside them, and
+    leave."""
 
 
 def body(options: Options) -> int:
@@ -115,10 +116,14 @@ def body(options: Options) -> int:
 def _summary(options: Options) -> int:
     from mmga.ablation.statistics import read
     from mmga.ablation.summary import draw, summary
+    from mmga.files import atomic_path
 
     outcomes = read(options.results)
-    print(summary(outcomes, options.seeds), end="")
+    text = summary(outcomes, options.seeds)
+    print(text, end="")
     if outcomes:
+        with atomic_path(options.results / "summary.md") as temporary:
+            temporary.write_text(text)
         draw(outcomes, options.results / "ablation.png")
     return 0
 
