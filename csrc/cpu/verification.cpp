@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "common.h"
+#include "keys.h"
 #include "ranking.h"
 
 namespace mmga {
@@ -25,7 +26,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kSegment = 2048;
 // Keys that one thread should have before another is worth waking: each has a histogram to clear.
 constexpr int64_t kGrain = 1 << 18;
 
@@ -55,22 +55,6 @@ struct Impostors {
   int64_t* nearest_item;
 };
 
-template <typename T>
-__attribute__((always_inline)) inline void make_keys_body(const T* values, int64_t width,
-                                                          int64_t metric, T row_term,
-                                                          const T* column_term, T* keys) {
-  if (metric == kCosine) {
-    for (int64_t j = 0; j < width; ++j) keys[j] = 1 - (values[j] * row_term) * column_term[j];
-  } else if (metric == kEuclidean) {
-    for (int64_t j = 0; j < width; ++j) {
-      const T key = (row_term + column_term[j]) - 2 * values[j];
-      keys[j] = key < 0 ? 0 : key;
-    }
-  } else {
-    std::copy(values, values + width, keys);
-  }
-}
-
 // Guesses bins as if all were equally wide, in the key's unit or in that of its square root.
 template <typename T>
 __attribute__((always_inline)) inline void guess_body(const T* keys, int64_t width, bool roots,
@@ -90,32 +74,11 @@ __attribute__((always_inline)) inline void guess_body(const T* keys, int64_t wid
   }
 }
 
-// Lanes are kept apart, so that the loop is vector code; NaN is no minimum.
-template <typename T>
-__attribute__((always_inline)) inline T smallest_body(const T* keys, int64_t width) {
-  constexpr int64_t kLanes = 16;
-  T low[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l) low[l] = std::numeric_limits<T>::infinity();
-  int64_t j = 0;
-  for (; j + kLanes <= width; j += kLanes) {
-    for (int64_t l = 0; l < kLanes; ++l) low[l] = keys[j + l] < low[l] ? keys[j + l] : low[l];
-  }
-  for (; j < width; ++j) low[0] = keys[j] < low[0] ? keys[j] : low[0];
-  return *std::min_element(low, low + kLanes);
-}
-
 // A template cannot be compiled for several instruction sets, an overload can.
-#define MMGA_IMPOSTOR_KERNELS(T)                                                                \
-  MMGA_VECTOR_CLONES void make_keys(const T* values, int64_t width, int64_t metric, T row_term, \
-                                    const T* column_term, T* keys) {                            \
-    make_keys_body<T>(values, width, metric, row_term, column_term, keys);                      \
-  }                                                                                             \
-  MMGA_VECTOR_CLONES void guess(const T* keys, int64_t width, bool roots, T scale, T last,      \
-                                int32_t* place) {                                               \
-    guess_body<T>(keys, width, roots, scale, last, place);                                      \
-  }                                                                                             \
-  MMGA_VECTOR_CLONES T smallest(const T* keys, int64_t width) {                                 \
-    return smallest_body<T>(keys, width);                                                       \
+#define MMGA_IMPOSTOR_KERNELS(T)                                                           \
+  MMGA_VECTOR_CLONES void guess(const T* keys, int64_t width, bool roots, T scale, T last, \
+                                int32_t* place) {                                          \
+    guess_body<T>(keys, width, roots, scale, last, place);                                 \
   }
 MMGA_IMPOSTOR_KERNELS(float)
 MMGA_IMPOSTOR_KERNELS(double)
@@ -149,7 +112,7 @@ class Counter {
     const bool given = tile_.metric == kGiven;
     make_keys(tile_.values + row * tile_.row_stride + start, width, tile_.metric,
               given ? T(0) : tile_.row_term[row], given ? nullptr : tile_.column_term + start,
-              keys_);
+              keys_, minima_);
     guess(keys_, width, roots(), scale_, static_cast<T>(tile_.bins - 1), place_);
     std::fill(kept_, kept_ + width, true);
     const int64_t offset = tile_.offset + start;
@@ -178,7 +141,7 @@ class Counter {
   void find_nearest(int64_t row, int64_t start, int64_t width) {
     double nearest = tile_.nearest[row];
     // Most segments hold nothing nearer.
-    if (smallest(keys_, width) > nearest) return;
+    if (smallest(width) > nearest) return;
     for (int64_t j = 0; j < width; ++j) {
       const double key = keys_[j];
       if (key > nearest || !kept_[j]) continue;
@@ -190,6 +153,14 @@ class Counter {
       }
     }
     tile_.nearest[row] = nearest;
+  }
+
+  // The smallest key of a segment; NaN is none.
+  T smallest(int64_t width) const {
+    T low = std::numeric_limits<T>::infinity();
+    for (int64_t group = 0; group < width / kGroup; ++group) low = std::min(low, minima_[group]);
+    for (int64_t j = width / kGroup * kGroup; j < width; ++j) low = std::min(low, keys_[j]);
+    return low;
   }
 
   // The first bin whose edge is not below the key; `bins` past the last edge.
@@ -206,6 +177,7 @@ class Counter {
   std::vector<int64_t> counts_;
   T scale_;
   alignas(64) T keys_[kSegment];
+  T minima_[kSegment / kGroup];
   alignas(64) int32_t place_[kSegment];
   alignas(64) bool kept_[kSegment];
 };
