@@ -47,6 +47,21 @@ def test_the_module_tells_its_instruction_set():
     assert mmga._C.instruction_set() in _extension.load()["cpu"].detail
 
 
+def test_the_cuda_library_loads_and_serves_every_operator():
+    """Under a CUDA build of torch, be there a GPU or not."""
+    library = ROOT / "mmga" / "_C_cuda.so"
+    if not library.is_file() or torch.version.cuda is None:
+        required = os.environ.get("MMGA_REQUIRE_KERNELS", "").split(",")
+        (pytest.fail if "cuda" in required else pytest.skip)(_extension.load()["cuda"].detail)
+    from mmga.ops import distance, k_reciprocal, neighbours, ranking, verification  # noqa: F401
+    from mmga.ops._library import has_kernel
+
+    assert _extension.load()["cuda"].loaded, _extension.load()["cuda"].detail
+    sources = (ROOT / "csrc" / "cuda").glob("*.cpp")
+    names = [name for path in sources for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())]
+    assert len(names) > 17 and not [name for name in names if not has_kernel(name, "CUDA")]
+
+
 def test_switched_off_everything_says_so():
     code = "import mmga.ops; print(mmga.ops.backends()['cpu']); print(mmga.ops.backends()['cuda'])"
     done = run(sys.executable, "-c", code, MMGA_DISABLE_EXTENSION="1")

@@ -1,6 +1,7 @@
 """make gpu-check without a card: what runs, what is skipped, and that no figure comes of it."""
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -37,9 +38,10 @@ def test_a_rehearsal_is_no_measurement(tmp_path, monkeypatch, capsys):
     assert code == 0 and "a rehearsal, which measures nothing" in said
     assert found["card"] is None and found["rehearsal"] is True and found["rates"] is None
     states = {step["name"]: step["state"] for step in found["steps"]}
-    assert [*states] == [*gpu_check.WITHOUT_CARD, *gpu_check.WITH_CARD]
-    assert {states[name] for name in gpu_check.WITHOUT_CARD} == {"done"}
-    assert {states[name] for name in gpu_check.WITH_CARD} == {"skipped"}
+    assert [*states] == [*gpu_check.LIMITS]
+    done = {name for name, state in states.items() if state == "done"}
+    assert done == {*gpu_check.NEEDS_NO_CARD}
+    assert {states[name] for name in {*states} - done} == {"skipped"}
     for step in found["steps"]:
         assert step["figures"] == []
         assert (step["reason"] == "no GPU on this machine") == (step["state"] == "skipped")
@@ -83,9 +85,10 @@ def test_no_test_is_no_success(tmp_path):
 
 def test_limits_fit_the_time():
     """Steps end at their own limits; together they may not fit, then the last are skipped."""
-    named = {**gpu_check.WITHOUT_CARD, **gpu_check.WITH_CARD}
-    assert max(named.values()) <= gpu_check.SECONDS / 2
-    assert {*gpu_check.CHECKS, "rates", *gpu_check.measures()} == {*named}
+    assert max(gpu_check.LIMITS.values()) <= gpu_check.SECONDS / 2
+    assert {*gpu_check.CHECKS, "rates", *gpu_check.measures()} == {*gpu_check.LIMITS}
+    with pytest.raises(gpu_check.TookTooLong, match=r"took more than 1 s"):
+        gpu_check.run([sys.executable, "-c", "import time; time.sleep(9)"], 1)
 
 
 def test_a_figure_stands_beside_both_floors():
@@ -118,3 +121,16 @@ def test_both_ways_to_count_agree_in_miniature(monkeypatch):
     found = [*evaluation.counting(CPU, late, SIZES, (8,), ("ieee", "tf32"))]
     assert len(found) == 4
     assert [one.more["ranks_that_differ"] for one in found] == [0] * 4
+
+
+def test_the_documentation_names_every_kernel_and_step():
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    sources = (ROOT / "csrc" / "cuda").glob("*.cpp")
+    kernels = {
+        name for path in sources for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())
+    }
+    table = text[text.index("| tensors on") : text.index("`python -m mmga.doctor`")]
+    assert kernels <= {*re.findall(r"`(\w+)`", table)} and len(kernels) > 17
+    for words in re.findall(r"benchmarks.gpu_check --only ([\w ]+)", text):
+        assert {*words.split()} <= {*gpu_check.LIMITS}
+    assert "not yet measured" in text

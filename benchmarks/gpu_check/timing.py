@@ -28,15 +28,15 @@ def median_seconds(
         repeats: timed calls.
         warmup: calls before.
     """
-    for turn in range(max(warmup, len(calls))):
-        calls[turn % len(calls)]()
-    if device.type != "cuda":
+    if device.type != "cuda":  # to try the code out: nobody wants such a figure
         times = []
-        for turn in range(repeats):
+        for turn in range(3):
             begun = time.perf_counter()
             calls[turn % len(calls)]()
             times.append(time.perf_counter() - begun)
         return statistics.median(times)
+    for turn in range(max(warmup, len(calls))):
+        calls[turn % len(calls)]()
     torch.cuda.synchronize(device)
     events = [
         (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))

@@ -1,6 +1,7 @@
 """The emulation of CUDA itself: it finds the faults that it is there to find."""
 
 import ctypes
+import re
 
 import emulated
 import numpy as np
@@ -50,3 +51,9 @@ def test_orders_differ(faults):
     """A result that hangs on the order of threads differs between orders."""
     winners = {tuple(run(faults, "last_wins", order)[1][:2]) for order in range(6)}
     assert (63, 63) in winners and (0, 0) in winners and len(winners) > 3
+
+
+def test_every_operator_is_emulated():
+    sources = [path.read_text() for path in emulated.sources()]
+    registered = {name for text in sources for name in re.findall(r'm\.impl\("(\w+)"', text)}
+    assert registered == {*emulated.OPERATORS}
