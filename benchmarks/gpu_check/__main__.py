@@ -41,8 +41,8 @@ LIMITS = {
     "reranked": 30,
     "reranked_500k": 90,
     "training": 60,
-    "compile": 150,
-    "emulation": 150,
+    "compile": 240,
+    "emulation": 240,
 }
 NEEDS_NO_CARD = ("build", "compile", "emulation")
 
