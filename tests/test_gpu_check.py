@@ -1,6 +1,7 @@
 """make gpu-check without a card: what runs, what is skipped, and that no figure comes of it."""
 
 import json
+import os
 import re
 import sys
 import time
@@ -78,9 +79,13 @@ def test_a_rehearsal_is_kept_out_of_the_results(monkeypatch, capsys):
 
 
 def test_no_test_is_no_success(tmp_path):
-    (tmp_path / "test_nothing.py").write_text("import pytest\npytest.skip(allow_module_level=True)")
+    path = tmp_path / "test_it.py"
+    bare = [path, "-c", os.devnull, "--noconftest", "-o", "addopts=-q"]
+    path.write_text("import pytest\npytest.skip(allow_module_level=True)")
     with pytest.raises(gpu_check.Failed):
-        gpu_check.pytest([tmp_path, "-p", "no:cacheprovider"], 60)
+        gpu_check.pytest(bare, 60)
+    path.write_text("import pytest\ndef test_it(): pass\ndef test_other(): pytest.skip()")
+    gpu_check.pytest(bare, 60)
 
 
 def test_limits_fit_the_time():

@@ -96,7 +96,9 @@ def build(card: str | None, seconds: float) -> None:
 
 def compile_kernels(card: str | None, seconds: float) -> None:
     """Machine code of all kernels for sm_80 and sm_90, and that none spills."""
-    pytest(["tests/test_build.py", "tests/ops", "-k", "compile or spill or cuda_library"], seconds)
+    pytest(
+        ["tests/test_build.py", "tests/ops", "-k", "spill or cuda_file or cuda_library"], seconds
+    )
 
 
 def emulation(card: str | None, seconds: float) -> None:
@@ -117,7 +119,7 @@ def kernels(card: str | None, seconds: float) -> None:
 
 def pytest(words: list[Any], seconds: float, **environment: str) -> None:
     """Run tests, of which some must be there and none may fail."""
-    said = run([sys.executable, "-m", "pytest", "-q", *words], seconds, **environment)
+    said = run([sys.executable, "-m", "pytest", *words], seconds, **environment)
     if not re.search(r"\b[1-9]\d* passed", said):
         raise Failed(f"no test ran: {said[-500:]}")
 
@@ -130,7 +132,7 @@ def sanitizer(card: str | None, seconds: float) -> None:
     tests = sorted((ROOT / "tests" / "ops").glob("test_cuda_[knrv]*.py"))
     for check in ("memcheck", "racecheck"):
         options = ["--error-exitcode", "9", "--target-processes", "all", "--tool", check]
-        program = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "cuda", *tests]
+        program = [sys.executable, "-m", "pytest", "-x", "-m", "cuda", *tests]
         small = ["-k", "not many_rows and not far_apart and not 1100"]
         try:
             run([tool, *options, *program, *small], seconds / 2)

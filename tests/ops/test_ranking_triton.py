@@ -54,6 +54,8 @@ def offsets(rows, count):
 @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "tf32", "bf16"])
 @pytest.mark.parametrize("queries, items, dimensions", [(1, 1, 1), (70, 200, 19), (5, 131, 70)])
 def test_equals_reference(triton, queries, items, dimensions, precision, metric):
+    if precision != "ieee" and DEVICE == "cpu" and queries != 70:
+        pytest.skip("the interpreter knows one precision: other block shapes are seen once")
     if precision == "bf16" and DEVICE == "cpu":
         pytest.skip("Triton's interpreter multiplies the bits of bfloat16 as integers")
     query, gallery, terms, code, (row, item, matched) = problem(queries, items, dimensions, metric)
