@@ -21,7 +21,7 @@ PARTS = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# Feature maps moved by each direction (CONTRACTS: forward, backward).
+# Feature maps moved forward and backward.
 MOVED = {"multiply": (2, 3), "pool-max": (1, 1), "pool-avg": (1, 2)}
 
 
