@@ -168,7 +168,7 @@ def grid(options: argparse.Namespace) -> Figures:
     """Cost by dimension, gallery size and spectrum."""
     found = []
     for spectrum, likeness in SPECTRA:
-        for width in (256, 512, 1024, 2048):
+        for width in (256, 512, 2048):
             for gallery in (4000, 16000, 64000):
                 pair = sides(
                     width,
@@ -179,7 +179,7 @@ def grid(options: argparse.Namespace) -> Figures:
                     gallery=gallery // options.divide,
                     distractors=gallery // 8 // options.divide,
                 )
-                one = evaluation(*pair, min(3, options.rounds))
+                one = evaluation(*pair, min(2, options.rounds))
                 found.append({"spectrum": spectrum, "likeness": likeness} | one)
     return {"points": found}
 
@@ -201,7 +201,7 @@ def draw(path: Path, points: list[Figures]) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2))
-    styles = {256: ":", 512: "-.", 1024: "--", 2048: "-"}
+    styles = {256: ":", 512: "--", 2048: "-"}
     colours = {("decaying", 0.0): "C0", ("flat", 0.5): "C1", ("flat", 0.05): "C3"}
     for (spectrum, likeness), colour in colours.items():
         for width, style in styles.items():
