@@ -70,21 +70,20 @@ def sides(
     )
 
 
-def evaluation(query: mmga.Features, gallery: mmga.Features, rounds: int) -> Figures:
-    """Time certified and float32 evaluation beside the product in one shot."""
+def evaluation(
+    query: mmga.Features, gallery: mmga.Features, rounds: int, float32: bool = True
+) -> Figures:
+    """Time certified and, if wanted, float32 evaluation beside the product in one shot."""
     x, y = query.rows.shards[0], gallery.rows.shards[0]
 
     def product() -> None:
         x @ y.T
 
-    figures, results = in_turn(
-        {
-            "product": product,
-            "float32": lambda: mmga.evaluate(query, gallery, exact="float32"),
-            "certified": lambda: mmga.evaluate(query, gallery, exact="certified"),
-        },
-        rounds,
-    )
+    calls: dict[str, Callable[[], Any]] = {"product": product}
+    if float32:
+        calls["float32"] = lambda: mmga.evaluate(query, gallery, exact="float32")
+    calls["certified"] = lambda: mmga.evaluate(query, gallery, exact="certified")
+    figures, results = in_turn(calls, rounds)
     seconds, report = figures["seconds"], results["certified"]
     first = report.extra["certified"]["levels"][0]
     return figures | {
@@ -92,11 +91,11 @@ def evaluation(query: mmga.Features, gallery: mmga.Features, rounds: int) -> Fig
         "gallery": len(y),
         "dimension": x.shape[1],
         "of_product": seconds["certified"] / seconds["product"],
-        "of_float32": seconds["certified"] / seconds["float32"],
+        "of_float32": seconds["certified"] / seconds["float32"] if float32 else None,
         "levels": report.extra["certified"]["levels"],
         "undecided": first["undecided"] / first["pairs"],
         "mAP": report.mAP,
-        "mAP_float32": results["float32"].mAP,
+        "mAP_float32": results["float32"].mAP if float32 else None,
         "peak_memory_bytes": report.peak_memory_bytes,
     }
 
@@ -126,7 +125,7 @@ def distractors(options: argparse.Namespace) -> Figures:
         gallery=515913 // scale,
         distractors=502798 // scale,
     )
-    return evaluation(*pair, options.rounds)
+    return evaluation(*pair, options.rounds, float32=False)
 
 
 def neighbours_of(count: int, options: argparse.Namespace) -> Figures:

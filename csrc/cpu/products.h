@@ -18,19 +18,17 @@ constexpr int64_t kAccumulators = 8;
 constexpr int64_t kProducts = 4;
 
 typedef double Doubles __attribute__((vector_size(32)));
-typedef float Floats4 __attribute__((vector_size(16)));
 
-// Adds the products of eight values.
+// Adds the products of eight values. Compilers see in the lists of four what one instruction does.
 __attribute__((always_inline)) inline void add_products(Doubles& low, Doubles& high,
                                                         const double* x, const float* y) {
   Doubles x_low, x_high;
-  Floats4 y_low, y_high;
   std::memcpy(&x_low, x, sizeof x_low);
   std::memcpy(&x_high, x + 4, sizeof x_high);
-  std::memcpy(&y_low, y, sizeof y_low);
-  std::memcpy(&y_high, y + 4, sizeof y_high);
-  low += x_low * __builtin_convertvector(y_low, Doubles);
-  high += x_high * __builtin_convertvector(y_high, Doubles);
+  const Doubles y_low = {y[0], y[1], y[2], y[3]};
+  const Doubles y_high = {y[4], y[5], y[6], y[7]};
+  low += x_low * y_low;
+  high += x_high * y_high;
 }
 
 template <int kRows>

@@ -32,9 +32,9 @@ from mmga.retrieval.subspace import (
 
 EXACT = ("certified", "float32")
 """Whose order counts where distances nearly tie."""
-# Queries x items of one product: a product of few coordinates is bound by its tile's way through
-# the caches, one of many by the BLAS, which wants larger ones.
-NARROW_TILE, TILE = (512, 1024), (1152, 2048)
+# Queries x items of one product: after one of few coordinates the features of its items should stay
+# in the cache for exact products; one of whole features is the BLAS', which wants larger ones.
+NARROW_TILE, TILE = (2048, 512), (1152, 2048)
 # Rows and columns down to which tiles shrink where memory is short.
 SMALLEST = 64
 # Float32 copies of queries that one sweep over the gallery serves.

@@ -34,6 +34,9 @@ from mmga.retrieval.subspace import (
 # nearly tie with the k-th, the item gets a second look.
 _SPARE = 8
 _SAMPLE = 1024
+# Rows of a tile of the second look, in tiles: the features of its items come through the caches for
+# exact products, and the fewer such blocks, the less often.
+_ROW_TILES = 4
 # Items that bound how far an item's farthest lies.
 _FAR = 8
 _PILOT = 48
@@ -276,10 +279,11 @@ def _second_look(
     scale = 2.0 if items.metric == "cosine" else 1.0
     near, far = limits / scale, lists.maxima / scale  # as keys of the tiles
     size = looks.tile
-    tile = torch.empty(size * size)
-    tiles = list(_tiles(n, size))
+    height = _ROW_TILES * size
+    tile = torch.empty(height * size)
+    tiles = [(own, other) for own in range(0, n, height) for other in range(own, n, size)]
     for done, (own, other) in enumerate(tiles, 1):
-        mine, theirs = slice(own, min(own + size, n)), slice(other, min(other + size, n))
+        mine, theirs = slice(own, min(own + height, n)), slice(other, min(other + size, n))
         rows, columns = looks.cut(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
         values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
         blocked_product(rows.rows, columns.rows, values)
