@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 1 << 14
+DISTRACTOR = 10**6
+"""Identities from here on have one image each, and no part that images share."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Population:
 
     Attributes:
         features: float32 [N, D], norm 1.
-        pids: int64 [N]; distractors have identities of their own.
+        pids: int64 [N].
         camids: int64 [N].
     """
 
@@ -58,7 +60,7 @@ def simulate(
     """Draw a feature for every label.
 
     Args:
-        pids: int64 [N]; negative ones are distractors, each a person of its own.
+        pids: int64 [N]; see `DISTRACTOR`.
         camids: int64 [N].
         width: D.
         spectrum: ``decaying`` (see `decaying_energies`; images of a person differ by a share of the
@@ -76,12 +78,12 @@ def simulate(
     mean = torch.zeros(width)
     if spectrum == "decaying":
         mean[0], scale[0] = scale[0].item(), 0.0
-    known = np.unique(pids[pids >= 0])
+    known = np.unique(pids[pids < DISTRACTOR])
     persons = torch.randn(len(known), width, generator=generator) * scale
     axes = torch.nn.functional.normalize(torch.randn(6, width, generator=generator))
     features = torch.empty(len(pids), width)
     owner = torch.from_numpy(np.searchsorted(known, pids))
-    is_person = torch.from_numpy(pids >= 0)
+    is_person = torch.from_numpy(pids < DISTRACTOR)
     for start in range(0, len(pids), CHUNK):
         own = torch.randn(min(CHUNK, len(pids) - start), width, generator=generator) * scale
         part = slice(start, start + len(own))
@@ -111,7 +113,7 @@ def market_like(
     draw = np.random.default_rng(seed)
     query_pids = draw.integers(0, persons, queries)
     gallery_pids = np.concatenate(
-        [draw.integers(0, persons, gallery - distractors), np.full(distractors, -1)]
+        [draw.integers(0, persons, gallery - distractors), DISTRACTOR + np.arange(distractors)]
     )
     draw.shuffle(gallery_pids)
     return (

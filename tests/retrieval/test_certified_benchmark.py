@@ -27,6 +27,7 @@ def test_cases_and_figure(script, tmp_path, monkeypatch, capsys):
     script.main()
     found = json.loads(table.read_text())
     for one in found["market"].values():
+        assert one["levels"][0]["pairs"] == one["queries"] * one["gallery"], "no item is left out"
         assert one["mAP"] == pytest.approx(one["mAP_float32"], abs=1e-4)
         assert one["of_product"] == one["seconds"]["certified"] / one["seconds"]["product"]
         assert one["levels"][-1]["undecided"] == 0
