@@ -50,53 +50,45 @@ _SMALL = 1e11
 
 
 class _Looks:
-    """All items at the levels of the tiles and of what those leave open."""
+    """All items at the level of the tiles."""
 
     def __init__(self, items: Items, subspace: Subspace | None, tile: int) -> None:
         self.items, self.subspace, self.tile = items, subspace, tile
-        n = len(items)
+        n, cosine = len(items), items.metric == "cosine"
+        self._rows: Tensor | None = None
         self.terms = items.terms
-        self.fine: Approximation | None = None
-        if subspace is None:
-            # Its rows are read block by block; radius and slack do not depend on them.
-            self._level = as_they_are(items.block(0, 1), items.norms, items.metric)
-            return
-        most = subspace.directions.shape[1]
-        coordinates = torch.empty(n, most)
+        parts = []
+        if subspace is not None:
+            width = subspace.directions.shape[1]
+            self._rows = torch.empty(n, width)
+            if cosine:  # coordinates are of the normalised features
+                self.terms = torch.ones_like(items.terms)
         for begin in range(0, n, TILE):
             part = slice(begin, min(begin + TILE, n))
-            block = items.block(part.start, part.stop).contiguous()
-            subspace.coordinates(block, items.norms[part], items.metric, coordinates[part])
-        levels = [
-            subspace.approximate(coordinates, items.norms, items.metric, dimensions)
-            for dimensions in (tile_dimensions(most), most)
-        ]
-        self._level, self.fine = levels
-        if items.metric == "cosine":  # coordinates are of the normalised features
-            self.terms = torch.ones_like(items.terms)
+            norms = items.norms[part]
+            if subspace is None or self._rows is None:
+                parts.append(as_they_are(items.block(begin, begin + 1), norms, items.metric))
+            else:
+                block = items.block(part.start, part.stop).contiguous()
+                subspace.coordinates(block, norms, items.metric, self._rows[part])
+                parts.append(subspace.approximate(self._rows[part], norms, items.metric, width))
+        self._radius = torch.cat([part.radius for part in parts])
+        self._slack = torch.cat([part.slack for part in parts])
 
     def cut(self, begin: int, end: int) -> Approximation:
         """Return some items, of which the rows may be valid until the next call only."""
-        if self.subspace is not None:
-            return self._level.cut(slice(begin, end))
-        rows = self.items.block(begin, end)
-        return Approximation(rows, self._level.radius[begin:end], self._level.slack[begin:end])
+        rows = self.items.block(begin, end) if self._rows is None else self._rows[begin:end]
+        return Approximation(rows, self._radius[begin:end], self._slack[begin:end])
 
     def widths(self) -> Tensor:
         """Return by how much an item's keys may be off at most, float64 [N]."""
         factor = 2.0 if self.items.metric == "euclidean" else 1.0
-        radius, slack = self._level.radius, self._level.slack
-        return factor * radius * radius.max() + (slack + slack.max())
+        return factor * self._radius * self._radius.max() + (self._slack + self._slack.max())
 
 
-def tile_dimensions(directions: int) -> int:
-    """Return how many coordinates tiles have; all of them settle what those leave open."""
-    return max(min(directions, CANDIDATES[0]), directions // 2)
-
-
-def first_dimensions(directions: int) -> int:
+def first_dimensions(dimensions: int) -> int:
     """Return how many coordinates the first look takes, which must find some near items."""
-    return max(min(directions, CANDIDATES[0]), directions // 4)
+    return max(min(dimensions, CANDIDATES[0]), dimensions // 2)
 
 
 def certified_neighbours(
@@ -114,7 +106,7 @@ def certified_neighbours(
         items: N items.
         k: 1 to N.
         progress: called as (phase, done, total).
-        subspace: directions, of which tiles have the first half; None: tiles of the features.
+        subspace: directions of the tiles' coordinates; None: tiles of the features.
         kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
             others as tiles of the features have them; None with a subspace.
         tile: rows and columns of a tile; `TILE` if None.
@@ -191,15 +183,13 @@ def subspace_for(items: Items, k: int, seed: int = 0) -> Subspace | None:
     if is_flat(rows, seed):
         return None
     subspace = Subspace.of_sample(rows, candidates[-1], seed)
-    shares = _undecided_shares(items, subspace, [CANDIDATES[0], *candidates], k)
+    shares = _undecided_shares(items, subspace, candidates, k)
     # Half of all pairs: two looks at coordinates, made once, and exact products of undecided pairs.
     costs: dict[int, float] = {0: width + _COUNTING}
     for c in candidates:
         made = 2.0 * width * c / n
-        tile = tile_dimensions(c)
-        looks = tile + first_dimensions(c) + 2 * _COUNTING
-        between = min(1.0, 2 * shares[tile]) * _EXACT * c
-        costs[c] = looks + made + between + min(1.0, 2 * shares[c]) * _EXACT * width
+        looks = c + first_dimensions(c) + 2 * _COUNTING
+        costs[c] = looks + made + min(1.0, 2 * shares[c]) * _EXACT * width
     best = min(costs, key=costs.__getitem__)
     return Subspace(subspace.directions[:, :best].contiguous()) if best else None
 
@@ -311,34 +301,12 @@ def _second_look(
             first_item=own,
             symmetric=True,
         )
-        pairs = _still_open(looks, mine, theirs, pairs, near, far)
         distances = _exact(items, mine, theirs, pairs)
         lists.offer(pairs, distances, own, other, both=True)
         for part in (mine, theirs):
             torch.div(lists.maxima[part], scale, out=far[part])
         if progress is not None:
             progress("certain neighbours", done, len(tiles))
-
-
-def _still_open(
-    looks: _Looks, rows: slice, columns: slice, pairs: Tensor, near: Tensor, far: Tensor
-) -> Tensor:
-    """Return the pairs of a tile that all coordinates, in float64, leave open."""
-    items, fine = looks.items, looks.fine
-    if fine is None or fine.rows.shape[1] == looks.cut(0, 1).rows.shape[1]:
-        return pairs
-    one, other = fine.cut(rows), fine.cut(columns)
-    row, column = pairs.long().unbind(1)
-    products = pair_products(one.rows, other.rows, row, column)
-    keys = 1 - products
-    if items.metric == "euclidean":
-        keys = (items.norms[rows][row] + items.norms[columns][column]) - 2 * products
-    bound = bound_between(one, other, items.metric)
-    width = bound.row_radius[row] * bound.column_radius[column]
-    width += bound.row_slack[row] + bound.column_slack[column]
-    wanted = keys - width <= torch.maximum(near[rows][row], near[columns][column])
-    wanted |= keys + width >= torch.minimum(far[rows][row], far[columns][column])
-    return pairs[wanted]
 
 
 def _mend(
