@@ -29,32 +29,6 @@ using torch::stable::Tensor;
 // Keys that one thread should have before another is worth waking: each has a histogram to clear.
 constexpr int64_t kGrain = 1 << 18;
 
-// The raw arrays of one call; see reference.py for their meaning.
-template <typename T>
-struct Impostors {
-  const T* values;
-  int64_t row_stride;
-  int64_t rows;
-  int64_t width;
-  const T* row_term;
-  const T* column_term;
-  int64_t metric;
-  int64_t offset;
-  const int64_t* ignored_start;
-  const int64_t* ignored_item;
-  const int32_t* row_camera;
-  const int32_t* column_camera;
-  bool cross_camera;
-  const bool* removed;
-  int64_t removed_stride;
-  const bool* known;
-  const double* edges;
-  int64_t bins;
-  int64_t* counts;
-  double* nearest;
-  int64_t* nearest_item;
-};
-
 // Guesses bins as if all were equally wide, in the key's unit or in that of its square root.
 template <typename T>
 __attribute__((always_inline)) inline void guess_body(const T* keys, int64_t width, bool roots,

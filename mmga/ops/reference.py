@@ -333,6 +333,28 @@ def sort_matches(match_start: Tensor, match_item: Tensor, match_key: Tensor) -> 
         match_item[mine], match_key[mine] = item[by_key], key
 
 
+def _counted(
+    row: int,
+    width: int,
+    offset: int,
+    ignored_start: Tensor,
+    ignored_item: Tensor,
+    row_camera: Tensor | None,
+    column_camera: Tensor | None,
+    removed: Tensor | None,
+) -> Tensor:
+    """Return which items of a row of a tile are counted, bool [W] (see `count_preceding`)."""
+    counted = torch.ones(width, dtype=torch.bool, device=ignored_item.device)
+    ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
+    here = ignored[(ignored >= offset) & (ignored < offset + width)]
+    counted[here - offset] = False
+    if row_camera is not None and column_camera is not None:
+        counted &= column_camera != row_camera[row]
+    if removed is not None:
+        counted &= ~removed[row]
+    return counted
+
+
 def count_preceding(
     values: Tensor,
     row_term: Tensor,
@@ -382,14 +404,9 @@ def count_preceding(
         keys = values[row]  # [W]
         if metric != METRICS.index("given"):  # which has no terms
             keys = ranking_keys(keys, row_term[row], column_term, metric)
-        counted = torch.ones_like(keys, dtype=torch.bool)
-        ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
-        here = ignored[(ignored >= offset) & (ignored < offset + len(keys))]
-        counted[here - offset] = False
-        if row_camera is not None and column_camera is not None:
-            counted &= column_camera != row_camera[row]
-        if removed is not None:
-            counted &= ~removed[row]
+        counted = _counted(
+            row, len(keys), offset, ignored_start, ignored_item, row_camera, column_camera, removed
+        )
 
         mine = slice(int(match_start[row]), int(match_start[row + 1]))
         item, key = match_item[mine], match_key[mine]  # [m]
@@ -461,14 +478,9 @@ def count_certain(
         keys = values[row]  # [W]
         if metric != METRICS.index("given"):
             keys = ranking_keys(keys, row_term[row], column_term, metric)
-        counted = torch.ones_like(keys, dtype=torch.bool)
-        ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
-        here = ignored[(ignored >= offset) & (ignored < offset + len(keys))]
-        counted[here - offset] = False
-        if row_camera is not None and column_camera is not None:
-            counted &= column_camera != row_camera[row]
-        if removed is not None:
-            counted &= ~removed[row]
+        counted = _counted(
+            row, len(keys), offset, ignored_start, ignored_item, row_camera, column_camera, removed
+        )
 
         mine = slice(int(match_start[row]), int(match_start[row + 1]))
         width = row_radius[row] * column_radius + column_slack
