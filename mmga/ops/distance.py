@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmga.ops import reference
 from mmga.ops._library import define, refuse_gradient
+from mmga.ops.precision import float32_products
 
 METRICS = ("cosine", "euclidean")
 GIVEN = 0
@@ -77,6 +78,7 @@ def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Ten
     return torch.where(norms > 0, 1 - products / norms, 1.0)
 
 
+@float32_products()
 def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
     """Return the distance of every row of `x` to every row of `y`, as users see it.
 

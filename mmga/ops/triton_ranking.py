@@ -27,11 +27,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mmga.ops import reference
+from mmga.ops.precision import PRECISIONS
 from mmga.ops.ranking import Matches
-
-PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
-"""How products of float32 features are formed: in float32; by three, or one, products of tf32
-values (10 bits), or of bf16 values (7 bits); always added in float32."""
 
 # (queries, items, dimensions of one step, warps) of a program. One shape for all kernels: it
 # decides in which order a product is added up.

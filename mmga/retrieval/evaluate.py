@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga import _extension
 from mmga.errors import UserError
 from mmga.ops import distance
 from mmga.ops._library import has_kernel
-from mmga.ops.backends import backends
+from mmga.ops.precision import float32_products
 from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.cascade import Cascade
 from mmga.retrieval.certified import EXACT, CertifiedPass, beyond_bounds
@@ -122,6 +123,7 @@ class Reranker(Protocol):
         ...
 
 
+@float32_products()
 def evaluate(
     query: Features,
     gallery: Features | None = None,
@@ -255,7 +257,11 @@ def evaluate(
             scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
         else:
             scores, cascade = _certify(context, seed)
-    report = _report(rules, query, gallery, selection, scores, max_rank, metric, seconds, peak)
+    backend = _backend(context.device or gallery.rows.device)
+    report = _report(
+        rules, query, gallery, selection, scores, max_rank, metric, seconds, peak, backend
+    )
+    report.precision = "ieee"
     report.exact = "float32" if cascade is None else "certified"
     if cascade is not None:
         report.extra["certified"] = cascade.as_dict()
@@ -466,7 +472,10 @@ def evaluate_distances(
     with _timed(seconds, "rank"):
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         scores = rank_under(source, selection, progress, peak)
-    report = _report(rules, query, gallery, selection, scores, max_rank, None, seconds, peak)
+    backend = _backend(matrix.device)
+    report = _report(
+        rules, query, gallery, selection, scores, max_rank, None, seconds, peak, backend
+    )
     if rules.single_shot:
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         _draw(report, source, selection, max_rank, trials, seed, progress)
@@ -556,6 +565,7 @@ def _report(
     metric: str | None,
     seconds: dict[str, float],
     peak: Peak,
+    backend: str,
 ) -> Report:
     counted = _counted(rules, selection.labels, selection)
     exclusion = selection.labels.exclusion
@@ -577,7 +587,7 @@ def _report(
         seconds=seconds,
         peak_memory_bytes=peak.bytes,
         process_peak_bytes=memory_sizes.process_peak(),
-        backend=_backend(),
+        backend=backend,
         pids=np.asarray(query.pids),
         camids=None if getattr(query, "camids", None) is None else np.asarray(query.camids),
         counted=counted,
@@ -594,10 +604,10 @@ def _finish(report: Report, begun: float, peak: Peak) -> Report:
     return report
 
 
-def _backend() -> str:
-    """Return what counts ranks on the CPU."""
-    if has_kernel("count_preceding", "CPU"):
-        return f"cpu kernels ({backends().get('cpu', '')})"
+def _backend(device: torch.device) -> str:
+    """Return what counts the ranks of tiles on a device."""
+    if has_kernel("count_preceding", device.type.upper()):
+        return f"{device.type} kernels ({_extension.load()[device.type].detail})"
     return "reference"
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from mmga.errors import UserError
 from mmga.ops.neighbours import Neighbours
+from mmga.ops.precision import float32_products
 from mmga.progress import Progress
 from mmga.retrieval.items import Items
 from mmga.retrieval.nearest import feature_rows, nearest_items, neighbours_within
 
 
+@float32_products()
 def expand_queries(
     query: Any,
     gallery: Any,
@@ -57,6 +59,7 @@ def expand_queries(
     return _averaged(queries, items, found, alpha)
 
 
+@float32_products()
 def augment_gallery(
     gallery: Any, neighbours: int = 10, alpha: float = 3.0, *, progress: Progress | None = None
 ) -> Tensor:

@@ -21,6 +21,7 @@ from mmga.errors import UserError
 from mmga.files import atomic_path
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
+from mmga.ops.precision import float32_products
 from mmga.progress import Progress
 from mmga.retrieval.encoding import averaged, encoded_distances, expanded_sets, set_distances
 from mmga.retrieval.items import Items
@@ -79,6 +80,7 @@ class GalleryIndex:
         return len(self.arrays["features"])
 
     @classmethod
+    @float32_products()
     def build(
         cls,
         gallery: Any,
@@ -199,6 +201,7 @@ class GalleryIndex:
         named = {name.removeprefix(_LABEL): arrays.pop(name) for name in labels}
         return cls(KReciprocal(**settings), metric, arrays, named)
 
+    @float32_products()
     def rerank(self, query: Any) -> np.ndarray:
         """Return the re-ranked distances of one query to the whole gallery.
 
@@ -213,6 +216,7 @@ class GalleryIndex:
         """
         return Overlay(self, self._vector(query)).distances()
 
+    @float32_products()
     def squared_distances(self, vector: Tensor) -> np.ndarray:
         """Return the squared distances of a vector [D] to every item: [G] float32."""
         probe = Items([Rows([vector[None]])], self.metric)

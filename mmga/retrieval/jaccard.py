@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmga.errors import UserError
 from mmga.ops import k_reciprocal as ops
+from mmga.ops.precision import float32_products
 from mmga.progress import Progress
 from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order, subspace_for
 from mmga.retrieval.encoding import encode
@@ -32,6 +33,7 @@ _RULES: dict[str, Literal["fastreid", "zhong", "torchreid"]] = {
 _ROWS = 8192  # between two calls of `progress`, and chances to interrupt
 
 
+@float32_products()
 def jaccard_distance(
     features: Any,
     k1: int = 30,

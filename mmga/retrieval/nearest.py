@@ -12,11 +12,13 @@ from torch import Tensor
 from mmga.errors import UserError
 from mmga.ops.distance import METRICS
 from mmga.ops.neighbours import NearestLists, Neighbours
+from mmga.ops.precision import float32_products
 from mmga.progress import Progress
 from mmga.retrieval.items import TILE, Items, tile_on
 from mmga.retrieval.rows import Rows
 
 
+@float32_products()
 def nearest(
     query: Any, gallery: Any, k: int, metric: str = "cosine", *, progress: Progress | None = None
 ) -> tuple[Any, Any]:

@@ -96,6 +96,8 @@ class Report:
         process_peak_bytes: the process' peak, everything counted.
         backend: what computed the ranks.
         exact: whose order they are: certified, float32, or given, see `mmga.evaluate`.
+        precision: of the products that gave the distances, see `mmga.evaluate`; None where these
+            were given.
         pids: pid of each query, as it was given.
         camids: likewise, or None.
         counted: rows of the queries that enter the averages, or None.
@@ -117,6 +119,7 @@ class Report:
     process_peak_bytes: int
     backend: str
     exact: str = "given"
+    precision: str | None = None
     reranked: Figures | None = None
     rerank: dict[str, Any] | None = None
     duplicates: int | None = None
@@ -170,6 +173,7 @@ class Report:
             "protocol": self.protocol,
             "metric": self.metric,
             "exact": self.exact,
+            "precision": self.precision,
             **self.figures.as_dict(),
             "rerank": self.rerank,
             "reranked": None if self.reranked is None else self.reranked.as_dict(),
@@ -259,9 +263,8 @@ class Report:
         lines += _extra_lines(self.extra)
         lines += [f"note: {note}" for note in self.notes]
         spent = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
-        lines.append(
-            f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB; {self.backend}"
-        )
+        by = self.backend + (f", {self.precision} products" if self.precision else "")
+        lines.append(f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB; {by}")
         return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmga.errors import UserError
 from mmga.ops.k_reciprocal import Rows, mix_distances
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
+from mmga.ops.precision import float32_products
 from mmga.progress import Progress
 from mmga.retrieval.encoding import encode, jaccard
 from mmga.retrieval.k_reciprocal import KReciprocal
@@ -61,6 +62,7 @@ def rerank_distances(
     return final if isinstance(q_g, Tensor) else final.numpy()
 
 
+@float32_products()
 def rerank(
     query: Any,
     gallery: Any,
