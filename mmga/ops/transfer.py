@@ -2,7 +2,7 @@
 
 Two buffers of pinned host memory and two of device memory take turns: while work on one block is
 queued, the next is read from where it lies and copied on a stream of its own. Memory: two blocks on
-each side, whatever the number of blocks.
+each side, whatever the number of blocks; one more on the device where blocks are widened.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ _BUFFERS = 2
 
 
 class Streams(Protocol):
-    """A queue of copies beside the queue of work; a mark stands for what was queued before it."""
+    """A queue of copies beside the queue of work; a mark stands for what was queued before it.
+
+    Attributes:
+        pinned: copies are queued from pinned memory only.
+    """
+
+    pinned: bool
 
     def copy(self, target: Tensor, source: Tensor) -> Any:
         """Queue a copy and return a mark behind it."""
@@ -42,6 +48,8 @@ class Streams(Protocol):
 
 class CudaStreams:
     """A copy stream beside the current stream of a CUDA device."""
+
+    pinned = True
 
     def __init__(self, device: torch.device) -> None:
         """Make the copy stream."""
@@ -74,6 +82,8 @@ class CudaStreams:
 class NoStreams:
     """Devices without streams: everything is done when it is asked for."""
 
+    pinned = False
+
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Copy."""
         target.copy_(source)
@@ -91,6 +101,11 @@ class NoStreams:
         """Go on."""
 
 
+def streams_on(device: torch.device) -> Streams:
+    """Return the queues of a device."""
+    return CudaStreams(device) if device.type == "cuda" else NoStreams()
+
+
 class BlockTransfer:
     """Two buffers on either side and the order in which they may be used."""
 
@@ -100,6 +115,7 @@ class BlockTransfer:
         dtype: torch.dtype,
         device: torch.device | str,
         streams: Streams | None = None,
+        wanted: torch.dtype | None = None,
     ) -> None:
         """Allocate the buffers.
 
@@ -108,16 +124,18 @@ class BlockTransfer:
             dtype: of blocks, as they are stored: widening is cheaper on the device.
             device: where blocks are wanted.
             streams: how copies are queued; by the device if None.
+            wanted: dtype that blocks are widened to, on the device; as stored if None.
         """
         device = torch.device(device)
-        pinned = device.type == "cuda"
-        if streams is None:
-            streams = CudaStreams(device) if pinned else NoStreams()
-        self._streams = streams
+        self._streams = streams or streams_on(device)
+        pinned = self._streams.pinned
         self._host = [torch.empty(*shape, dtype=dtype, pin_memory=pinned) for _ in range(_BUFFERS)]
         self._near = [torch.empty(*shape, dtype=dtype, device=device) for _ in range(_BUFFERS)]
         self._copied: list[Any] = [None] * _BUFFERS
         self._used: list[Any] = [None] * _BUFFERS
+        self._wide: Tensor | None = None
+        if wanted not in (None, dtype):
+            self._wide = torch.empty(*shape, dtype=wanted, device=device)
 
     def blocks(self, read: Callable[[int, Tensor], int], count: int) -> Iterator[Tensor]:
         """Yield blocks 0 to count - 1 on the device.
@@ -129,17 +147,24 @@ class BlockTransfer:
             count: number of blocks.
         """
         rows = [0] * _BUFFERS
-        if count:
-            rows[0] = self._begin(0, read)
-        for number in range(count):
-            if number + 1 < count:
-                rows[(number + 1) % _BUFFERS] = self._begin(number + 1, read)
-            slot = number % _BUFFERS
-            self._streams.work_waits(self._copied[slot])
-            try:
-                yield self._near[slot][: rows[slot]]
-            finally:
-                self._used[slot] = self._streams.mark_work()
+        try:
+            if count:
+                rows[0] = self._begin(0, read)
+            for number in range(count):
+                if number + 1 < count:
+                    rows[(number + 1) % _BUFFERS] = self._begin(number + 1, read)
+                slot = number % _BUFFERS
+                self._streams.work_waits(self._copied[slot])
+                try:
+                    block = self._near[slot][: rows[slot]]
+                    yield block if self._wide is None else self._wide[: rows[slot]].copy_(block)
+                finally:
+                    self._used[slot] = self._streams.mark_work()
+        finally:
+            # A pass that is left has a copy under way, and the buffers' memory may go to others.
+            for mark in self._copied:
+                if mark is not None:
+                    self._streams.work_waits(mark)
 
     def _begin(self, number: int, read: Callable[[int, Tensor], int]) -> int:
         """Read a block and queue its copy, once what the buffers held is no longer needed."""

@@ -16,6 +16,7 @@ from mmga.errors import UserError
 from mmga.ops import distance
 from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
+from mmga.retrieval import devices
 from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.cascade import Cascade
 from mmga.retrieval.certified import EXACT, CertifiedPass, beyond_bounds
@@ -32,7 +33,7 @@ from mmga.retrieval.report import Figures, Report
 from mmga.retrieval.rows import Rows
 from mmga.retrieval.single_shot import single_shot
 from mmga.retrieval.splits import SPLITS, half_of, summary
-from mmga.retrieval.stream import TILE, FeatureSource, MatrixSource, Progress, Source
+from mmga.retrieval.stream import TILE, MatrixSource, Progress, Source, feature_source
 from mmga.retrieval.verification import TARGETS, PairCounter, figures
 
 POOLS = ("mean", "max")
@@ -49,8 +50,9 @@ class Context:
         query_norms: squared norms of all query rows, float64 [Q], of parts [Q, P].
         gallery_norms: float64 [G] or [G, P].
         metric: cosine or euclidean.
-        device: where to compute, or None.
+        device: where to compute.
         memory: bytes that may be allocated, or None.
+        room: bytes by which tiles on a device are sized, see `devices.Placement`.
         progress: called as (phase, done, total), or None.
         seconds: filled with seconds by phase.
         peak: looks at the memory.
@@ -67,8 +69,9 @@ class Context:
         query_norms: Tensor,
         gallery_norms: Tensor,
         metric: str,
-        device: torch.device | None,
+        device: torch.device,
         memory: int | None,
+        room: int | None,
         progress: Progress | None,
         seconds: dict[str, float],
         peak: Peak,
@@ -77,7 +80,7 @@ class Context:
         self.query, self.gallery = query, gallery
         self.selection, self.labels = selection, labels
         self.query_norms, self.gallery_norms = query_norms, gallery_norms
-        self.metric, self.device, self.memory = metric, device, memory
+        self.metric, self.device, self.memory, self.room = metric, device, memory, room
         self.progress, self.seconds, self.peak = progress, seconds, peak
         self.exact = exact
 
@@ -86,7 +89,7 @@ class Context:
         chosen = selection or self.selection
         if self.query.visibility is not None and self.gallery.visibility is not None:
             return self._of_parts(chosen, self.query.visibility, self.gallery.visibility)
-        return FeatureSource(
+        return feature_source(
             self.query.rows,
             chosen.queries,
             self.query_norms,
@@ -96,6 +99,7 @@ class Context:
             self.metric,
             self.device,
             self.memory,
+            self.room,
             TILE,
         )
 
@@ -200,7 +204,8 @@ def evaluate(
         )
     if of_parts and rerank is not None:
         raise UserError("rerank: part features have no neighbour graph; evaluate them plainly")
-    if of_parts and torch.device(device or gallery.rows.device).type != "cpu":
+    where = devices.named(device, gallery.rows.device)
+    if of_parts and where.type != "cpu":
         raise UserError("device: part features are ranked on the CPU; move them there")
     if rerank is not None and (rules.splits or rules.single_shot):
         raise UserError(f"rerank: protocol {rules.name} reports plain figures only")
@@ -226,6 +231,11 @@ def evaluate(
             f"query has rows of {query.rows.shape[1:]} values, gallery of "
             f"{gallery.rows.shape[1:]}; both must come from one network"
         )
+    with _timed(seconds, "load"):
+        placement = devices.place(query.rows, gallery.rows, where, memory_sizes.parse(memory))
+    itself = gallery is query
+    query = query.with_rows(placement.query)
+    gallery = query if itself else gallery.with_rows(placement.gallery)
     labels = Labels.of(query, gallery, exclude)
     with _timed(seconds, "load"):
         selection = select(rules, labels, every_query=verification, progress=progress)
@@ -240,8 +250,9 @@ def evaluate(
         query_norms,
         gallery_norms,
         metric,
-        None if device is None else torch.device(device),
-        memory_sizes.parse(memory),
+        where,
+        placement.memory,
+        placement.room,
         progress,
         seconds,
         peak,
@@ -257,11 +268,13 @@ def evaluate(
             scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
         else:
             scores, cascade = _certify(context, seed)
-    backend = _backend(context.device or gallery.rows.device)
+    backend = _backend(where)
     report = _report(
         rules, query, gallery, selection, scores, max_rank, metric, seconds, peak, backend
     )
     report.precision = "ieee"
+    if placement.note is not None:
+        report.notes.append(placement.note)
     report.exact = "float32" if cascade is None else "certified"
     if cascade is not None:
         report.extra["certified"] = cascade.as_dict()
@@ -303,9 +316,8 @@ def _obstacle(context: Context, rules: Rules, verification: bool) -> str | None:
         return "together with verification, which counts float32 distances"
     if rules.single_shot:
         return "of galleries that are drawn"
-    device = context.device or context.gallery.rows.device
-    if device.type != "cpu":
-        return f"on {device.type} devices"
+    if context.device.type != "cpu":
+        return f"on {context.device.type} devices"
     sides = {"query": context.query_norms, "gallery": context.gallery_norms}
     return next((why for side in sides if (why := beyond_bounds(side, sides[side]))), None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import os
 import re
@@ -132,6 +133,14 @@ class Features:
     def dimension(self) -> int:
         """Number of values in a row (of a part)."""
         return self.rows.shape[-1]
+
+    def with_rows(self, rows: Rows) -> Features:
+        """Return the same items with other rows: of other values, or lying elsewhere."""
+        if rows is self.rows:
+            return self
+        moved = copy.copy(self)
+        moved.rows = rows
+        return moved
 
     def select(self, indices: Any) -> Features:
         """Return the given rows, in the given order, as new features (copied)."""

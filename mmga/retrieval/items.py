@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from mmga.errors import UserError
 from mmga.ops.distance import exact_keys, key_terms, squared_norms
 from mmga.ops.neighbours import pair_products
+from mmga.ops.transfer import BlockTransfer
+from mmga.retrieval import devices
 from mmga.retrieval.rows import Rows
 
 TILE = 512
@@ -19,12 +21,26 @@ shape give the same bits whatever the number of items, tiles or threads. 1 MiB o
 stays in the cache between the product and the passes over it."""
 
 DEVICE_TILE = 4096
-"""The same on devices other than the CPU, which smaller products leave idle."""
+"""The most of both on devices other than the CPU, which smaller products leave idle."""
+
+_LEAST_DEVICE_TILE, _BLOCKS = 1024, 8
 
 
-def tile_on(device: torch.device) -> int:
-    """Return the rows and columns of tiles on a device."""
-    return TILE if device.type == "cpu" else DEVICE_TILE
+def tile_on(device: torch.device, count: int, dimension: int) -> int:
+    """Return the rows and columns of tiles over `count` items on a device.
+
+    On the CPU `TILE`. Elsewhere an eighth of the items, since tiles on the diagonal hold every pair
+    twice, in steps of 128, as products are cut there, and at most `DEVICE_TILE`; less on a device
+    where a tile and three blocks of features would take more than a sixteenth.
+    """
+    if device.type == "cpu":
+        return TILE
+    room = devices.total_bytes(device) // 16
+    most = DEVICE_TILE
+    while most > _LEAST_DEVICE_TILE and 4 * most * (most + 3 * dimension) > room:
+        most //= 2
+    blocks = max(_BLOCKS, -(-count // most))
+    return min(most, max(_LEAST_DEVICE_TILE, -(-count // blocks // 128) * 128))
 
 
 def tile_for(count: int) -> int:
@@ -44,11 +60,15 @@ class Items:
         norms: [N] squared norms, float64.
         terms: [N] what an item adds to a squared distance, see `ops.neighbours`.
         dimension: width of the rows.
-        device: where the rows lie.
+        device: where rows are handed out; they may lie elsewhere.
     """
 
     def __init__(
-        self, sides: Sequence[Rows], metric: str, kept: Sequence[Tensor | None] | None = None
+        self,
+        sides: Sequence[Rows],
+        metric: str,
+        kept: Sequence[Tensor | None] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Number the rows of `sides` and read them once for their norms.
 
@@ -56,6 +76,7 @@ class Items:
             sides: feature rows of equal width, float16 or float32.
             metric: "cosine" or "euclidean".
             kept: for each side the rows that count, int64 ascending, or None for all.
+            device: where they are handed out; where the first side lies if None.
 
         Raises:
             UserError: widths differ, a side has no rows, or a value is NaN or infinite.
@@ -64,7 +85,7 @@ class Items:
         self._kept = list(kept) if kept is not None else [None] * len(self._sides)
         self.metric = metric
         self.dimension = self._sides[0].shape[1]
-        self.device = self._sides[0].device
+        self.device = device or self._sides[0].device
         self._kept = [None if one is None else one.to(self.device) for one in self._kept]
         self._starts = [0]
         for side, chosen in zip(self._sides, self._kept, strict=True):
@@ -87,6 +108,17 @@ class Items:
     def __len__(self) -> int:
         return self._starts[-1]
 
+    @property
+    def near(self) -> bool:
+        """Whether all rows lie where they are handed out."""
+        return all(side.device == self.device for side in self._sides)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows as stored, float32 where sides differ."""
+        kinds = {side.dtype for side in self._sides}
+        return kinds.pop() if len(kinds) == 1 else torch.float32
+
     def block(self, begin: int, end: int, out: Tensor | None = None) -> Tensor:
         """Return items [begin, end) as float32 [R, D].
 
@@ -96,20 +128,44 @@ class Items:
             out: where they are put if they cannot be viewed, [S, D] with S >= R; a block that is
                 shorter than S is always put there and followed by zero rows.
         """
-        parts = []
-        for side, chosen, low, high in zip(
-            self._sides, self._kept, self._starts, self._starts[1:], strict=False
-        ):
-            first, last = max(begin, low) - low, min(end, high) - low
-            if first < last:
-                parts.append((side, chosen, first, last))
-        if len(parts) == 1 and (out is None or end - begin == len(out)):
-            side, chosen, first, last = parts[0]
-            return side.block(first, last) if chosen is None else side.take(chosen[first:last], out)
+        if out is None or (end - begin == len(out) and self.near):
+            parts = self._parts(begin, end)
+            if len(parts) == 1 and parts[0][0].device == self.device:
+                side, chosen, first, last = parts[0]
+                if chosen is None:
+                    return side.block(first, last)
+                return side.take(chosen[first:last], out)
         if out is None:
             out = torch.empty((end - begin, self.dimension), device=self.device)
+        return self.read(begin, end, out)
+
+    def blocks(self, runs: Sequence[tuple[int, int]], height: int) -> Iterator[Tensor]:
+        """Yield runs of items as float32 [height, D] with zero rows at the end.
+
+        Where they lie elsewhere the next run is copied while the one before is used. A block is
+        valid for work queued before the next one is asked for.
+
+        Args:
+            runs: first item and the one after the last, at most `height` of them.
+            height: rows of a block.
+        """
+        if self.near:
+            buffer = torch.empty((height, self.dimension), device=self.device)
+            for begin, end in runs:
+                yield self.block(begin, end, buffer)
+            return
+        shape = height, self.dimension
+        transfer = BlockTransfer(shape, self.dtype, self.device, wanted=torch.float32)
+
+        def read(number: int, out: Tensor) -> int:
+            return len(self.read(*runs[number], out))
+
+        yield from transfer.blocks(read, len(runs))
+
+    def read(self, begin: int, end: int, out: Tensor) -> Tensor:
+        """Write items [begin, end) to `out` [S, D], of any dtype on any device, and zero rows."""
         done = 0
-        for side, chosen, first, last in parts:
+        for side, chosen, first, last in self._parts(begin, end):
             target = out[done : done + last - first]
             if chosen is None:
                 side.block(first, last, target)
@@ -118,6 +174,17 @@ class Items:
             done += last - first
         out[done:].zero_()
         return out
+
+    def _parts(self, begin: int, end: int) -> list[tuple[Rows, Tensor | None, int, int]]:
+        """Return which rows of which sides items [begin, end) are."""
+        parts = []
+        for side, chosen, low, high in zip(
+            self._sides, self._kept, self._starts, self._starts[1:], strict=False
+        ):
+            first, last = max(begin, low) - low, min(end, high) - low
+            if first < last:
+                parts.append((side, chosen, first, last))
+        return parts
 
     def take(self, items: Tensor) -> Tensor:
         """Return the rows of items [K] int64 as float32 [K, D]."""
@@ -129,7 +196,8 @@ class Items:
             at = ((items >= low) & (items < high)).nonzero()[:, 0]
             if len(at):
                 rows = items[at] - low
-                result[at] = side.take(rows if chosen is None else chosen[rows])
+                taken = side.take(rows if chosen is None else chosen[rows])
+                result[at] = taken.to(self.device)
         return result
 
     def pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
@@ -157,7 +225,7 @@ class Items:
     def _products(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the inner products of pairs, float64 [P]; rows are copied only if they must be."""
         sides = [side.shards[0] for side in self._sides]
-        if not all(
+        if not self.near or not all(
             len(side.shards) == 1 and first.dtype == torch.float32 and first.is_contiguous()
             for side, first in zip(self._sides, sides, strict=True)
         ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from mmga.ops.distance import METRICS
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
 from mmga.progress import Progress
-from mmga.retrieval.items import TILE, Items, tile_on
+from mmga.retrieval.items import Items, tile_on
 from mmga.retrieval.rows import Rows
+from mmga.retrieval.stream import tile_height
 
 
 @float32_products()
@@ -62,16 +63,20 @@ def nearest_items(
 ) -> Neighbours:
     """Return the k nearest items of every query, squared distances, and each query's largest."""
     lists = NearestLists(len(queries), k, queries.device)
-    tiles = _Tiles(queries, items, TILE)
-    total = -(-len(queries) // TILE) * -(-len(items) // TILE)
-    done = 0
+    height = width = tile_on(queries.device, max(len(queries), len(items)), items.dimension)
+    if queries.device.type != "cpu":  # where products need not be of one shape in sets of any size
+        height = min(height, tile_height(len(queries), height))
     # The items, of which there are usually more and which may lie on disk, are read once.
-    for first in range(0, len(items), TILE):
-        for own in range(0, len(queries), TILE):
-            lists.add(*tiles.products(own, first), own, first, cosine=tiles.cosine)
-            done += 1
-            if progress is not None:
-                progress("neighbours", done, total)
+    places = [
+        (own, first)
+        for first in range(0, len(items), width)
+        for own in range(0, len(queries), height)
+    ]
+    tiles = _Tiles(queries, items, height, width)
+    for done, (own, first, products) in enumerate(tiles.along(places), 1):
+        lists.add(*products, own, first, cosine=tiles.cosine)
+        if progress is not None:
+            progress("neighbours", done, len(places))
     return lists.result()
 
 
@@ -98,21 +103,19 @@ def neighbours_within(
     Returns:
         Lists in the order of (distance, index), and each item's largest distance.
     """
-    n, size = len(items), tile or tile_on(items.device)
-    blocks = -(-n // size)
+    n = len(items)
+    size = tile or tile_on(items.device, n, items.dimension)
     lists = NearestLists(n, k, items.device)
     lists.add_self()
-    tiles = _Tiles(items, items, size)
-    total = blocks * (blocks + 1) // 2
     starts = range(0, n, size)
     # Tiles on the diagonal come first: they bound what the others need to offer.
-    diagonal = ((own, own) for own in starts)
-    beside = ((own, other) for own in starts for other in range(own + size, n, size))
-    for done, (own, other) in enumerate(itertools.chain(diagonal, beside), 1):
-        products = tiles.products(own, other)
+    places = [(own, own) for own in starts]
+    places += [(own, other) for own in starts for other in range(own + size, n, size)]
+    tiles = _Tiles(items, items, size, size)
+    for done, (own, other, products) in enumerate(tiles.along(places), 1):
         lists.add(*products, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
         if progress is not None:
-            progress("neighbours", done, total)
+            progress("neighbours", done, len(places))
     return lists.result()
 
 
@@ -144,28 +147,33 @@ def check_metric(metric: str) -> None:
         raise UserError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
 
 
+Products = tuple[Tensor, Tensor, Tensor]
+"""A tile of inner products [R, C], and what its rows [R] and columns [C] add to distances."""
+
+
 class _Tiles:
     """Tiles of inner products in one buffer, every product of one shape and call form."""
 
-    def __init__(self, rows: Items, columns: Items, size: int) -> None:
-        self._rows, self._columns, self._size = rows, columns, size
+    def __init__(self, rows: Items, columns: Items, height: int, width: int) -> None:
+        self._rows, self._columns, self._height, self._width = rows, columns, height, width
         self.cosine = rows.metric == "cosine"
-        device = rows.device
-        self._row_block = torch.empty((size, rows.dimension), device=device)
-        self._column_block = torch.empty((size, rows.dimension), device=device)
-        self._tile = torch.empty((size, size), device=device)
+        device, dimension = rows.device, rows.dimension
+        self._row_block = torch.empty((height, dimension), device=device)
+        self._tile = torch.empty((height, width), device=device)
         self._held: tuple[int, Tensor] | None = None
 
-    def products(self, row: int, column: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the tile that begins at this row and column, and the terms of both its sides.
+    def along(self, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Products]]:
+        """Yield the tiles that begin at the given rows and columns; each until the next one."""
+        runs = [(first, min(first + self._width, len(self._columns))) for _, first in places]
+        blocks = self._columns.blocks(runs, self._width)
+        for (row, column), others in zip(places, blocks, strict=True):
+            yield row, column, self._products(row, column, others)
 
-        The tile is valid until the next call.
-        """
-        row_end = min(row + self._size, len(self._rows))
-        column_end = min(column + self._size, len(self._columns))
+    def _products(self, row: int, column: int, others: Tensor) -> Products:
+        row_end = min(row + self._height, len(self._rows))
+        column_end = min(column + self._width, len(self._columns))
         if self._held is None or self._held[0] != row:
             self._held = row, self._rows.block(row, row_end, self._row_block)
-        others = self._columns.block(column, column_end, self._column_block)
         torch.mm(self._held[1], others.t(), out=self._tile)
         return (
             self._tile[: row_end - row, : column_end - column],

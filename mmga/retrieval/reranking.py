@@ -22,7 +22,7 @@ from mmga.progress import Progress
 from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order, subspace_for
 from mmga.retrieval.encoding import encode
 from mmga.retrieval.features import JUNK
-from mmga.retrieval.items import TILE, Items
+from mmga.retrieval.items import Items, tile_on
 from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import check_metric, neighbours_within
 from mmga.retrieval.rerank import mix
@@ -64,6 +64,7 @@ class Reranking:
         memory: int | None = None,
         progress: Progress | None = None,
         exact: str | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Find all neighbours and encode them.
 
@@ -78,6 +79,7 @@ class Reranking:
             progress: called as (phase, done, total).
             exact: whose order neighbours that nearly tie have: ``"certified"``, ``"float32"``, or
                 None for certified where it can be.
+            device: where to compute; where the features lie if None.
 
         Raises:
             UserError: widths differ, a value is NaN or infinite, a side is empty, or the order
@@ -92,8 +94,9 @@ class Reranking:
             for side, at in zip(sides, chosen, strict=True)
         ):
             raise UserError("re-ranking needs at least one query and one gallery item, found none")
-        self._items = Items(sides, metric, chosen)
+        self._items = Items(sides, metric, chosen, device)
         self.device = self._items.device
+        self._tile = tile_on(self.device, len(self._items), self._items.dimension)
         self.queries = len(query) if query_rows is None else len(query_rows)
         # Of one set against itself, item g of the gallery is item g of the graph.
         self._first = 0 if gallery is None else self.queries
@@ -123,7 +126,7 @@ class Reranking:
     @property
     def group(self) -> int:
         """Queries whose distances are best asked for together: one product serves them."""
-        return max(_LEAST_GROUP, min(TILE, _GROUP_BYTES // (4 * self.gallery)))
+        return max(_LEAST_GROUP, min(self._tile, _GROUP_BYTES // (4 * self.gallery)))
 
     def blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield the final distances of some queries, few rows at a time.
@@ -162,24 +165,23 @@ class Reranking:
 
     def _original(self, queries: Tensor) -> Tensor:
         """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
-        height = self.group
+        height, width = self.group, self._tile
         result = torch.empty((len(queries), self.gallery), device=self._items.device)
-        tile = result.new_empty(height, TILE)
+        tile = result.new_empty(height, width)
         own = result.new_zeros(height, self._items.dimension)
-        others = result.new_empty(TILE, self._items.dimension)
         own[: len(queries)] = self._items.take(queries)
-        for column in range(0, self.gallery, TILE):
-            end = min(column + TILE, self.gallery)
-            first, last = self._first + column, self._first + end
-            torch.mm(own, self._items.block(first, last, others).t(), out=tile)
-            used = tile[: len(queries), : end - column]
+        count = self._first + self.gallery
+        runs = [(begin, min(begin + width, count)) for begin in range(self._first, count, width)]
+        for (first, last), others in zip(runs, self._items.blocks(runs, width), strict=True):
+            torch.mm(own, others.t(), out=tile)
+            used = tile[: len(queries), : last - first]
             squared_distances_(
                 used,
                 self._items.terms[queries],
                 self._items.terms[first:last],
                 cosine=self._items.metric == "cosine",
             )
-            result[:, column:end] = used
+            result[:, first - self._first : last - self._first] = used
         if self._first == 0:  # one set against itself
             result[torch.arange(len(queries)), queries] = 0
         return result
@@ -245,6 +247,7 @@ def reranked_source(rule: KReciprocal, context: Context) -> RerankedSource:
         memory=None if context.memory is None else context.memory // 2,
         progress=watched,
         exact=context.exact,
+        device=context.device,
     )
     context.peak.look()
     taken = sum(reranking.seconds.values())

@@ -43,6 +43,18 @@ class Rows:
         """Where the shards lie."""
         return self.shards[0].device
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows as stored."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    def to(self, device: torch.device) -> Rows:
+        """Return the rows on a device, as stored and in one piece, or these if they lie there."""
+        if device == self.device:
+            return self
+        near = torch.empty(self.shape, dtype=self.dtype, device=device)
+        return Rows([self.block(0, len(self), near)])
+
     def whole(self) -> Tensor:
         """All rows as one tensor; copies where there is more than one shard."""
         return self.shards[0] if len(self.shards) == 1 else torch.cat(self.shards)
@@ -53,9 +65,9 @@ class Rows:
         Args:
             start: first row.
             stop: row after the last.
-            out: where to put them, at least [stop - start, ...] float32; the rest of it is set to
-                zero and all of it is returned. Without it a view is returned where one shard holds
-                the rows as float32, else a copy.
+            out: where to put them, at least [stop - start, ...] of any dtype on any device; the
+                rest of it is set to zero and all of it is returned. Without it a view is returned
+                where one shard holds the rows as float32, else a copy.
         """
         pieces = self._pieces(start, stop)
         if out is None:
@@ -73,7 +85,7 @@ class Rows:
         return out
 
     def take(self, indices: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the rows `indices` [K] int64 as float32 [K, ...], in their order.
+        """Return the rows `indices` [K] int64 as float32 (or as `out`) [K, ...], in their order.
 
         Args:
             indices: row numbers, anywhere.
@@ -95,7 +107,7 @@ class Rows:
                 rows = self.shards[shard].index_select(
                     0, (indices[at] - self.starts[shard]).to(self.device)
                 )
-                out[at.to(self.device)] = rows.to(torch.float32)
+                out[at.to(out.device)] = rows.to(out)
         if len(indices) < len(out):
             out[len(indices) :].zero_()
         return out

@@ -18,6 +18,7 @@ from mmga.errors import UserError
 from mmga.ops import distance
 from mmga.ops.ranking import Tile
 from mmga.ops.reference import ranking_keys
+from mmga.ops.transfer import BlockTransfer
 from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.protocol import Pairs
 from mmga.retrieval.rows import Rows
@@ -25,6 +26,12 @@ from mmga.retrieval.rows import Rows
 # At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
 # small enough for a last-level cache.
 TILE = (1152, 2048)
+# The same on devices, which smaller products leave idle: 128 MiB of float32, halved on small
+# devices, down to the CPU's.
+DEVICE_TILE = (4096, 8192)
+# On a device: products of whole rows that are held together, and the fewest rows worth a product.
+HELD_BYTES = 1 << 30
+LEAST_ROWS = 512
 # "Narrower products take other code paths in a BLAS, whose last bits differ."
 NARROWEST = 64
 # Float32 copies of queries that one sweep over the gallery serves.
@@ -79,11 +86,10 @@ def tile_height(num_query: int, most: int = TILE[0]) -> int:
     return round_up(-(-num_query // tiles), NARROWEST)
 
 
-class FeatureSource:
-    """Tiles of inner products of features, each from one product of a fixed shape.
+class _Products:
+    """What tiles of features are made from: queries, blocks of the gallery, and their key terms.
 
-    Gallery blocks are the outer loop: each is read, and widened to float32, once for as many
-    queries as fit `QUERY_BYTES`.
+    A block that lies elsewhere is copied to the device while the one before is used.
     """
 
     dtype = torch.float32
@@ -127,42 +133,134 @@ class FeatureSource:
         self._column_term = distance.key_terms(gallery_norms[gallery_rows], metric).to(self.device)
         self._height = tile_height(len(query_rows), tile[0])
         self._width = min(round_up(tile[1], NARROWEST), round_up(self.columns, NARROWEST))
-        # One gallery block, one for the matches' items, one tile, and queries row by row.
-        row_bytes = 4 * self._height * gallery.shape[1]
-        fixed = 4 * (2 * self._width * gallery.shape[1] + self._height * self._width)
+        self.max_rows = self._queries_within(memory)
+        self._tile: Tensor | None = None
+        self._block: Tensor | None = None
+        self._transfer: BlockTransfer | None = None
+        self._loaded: tuple[int, int, Tensor] | None = None
+
+    def _queries_within(self, memory: int | None) -> int:
+        """Return how many queries one sweep over the gallery serves, whole tiles of them."""
+        # One gallery block (where it is streamed: two), one for the matches' items, one tile, and
+        # queries row by row.
+        dimension = self._gallery.shape[1]
+        blocks = 2 if self._gallery.device == self.device else 3
+        row_bytes = 4 * self._height * dimension
+        fixed = 4 * (blocks * self._width * dimension + self._height * self._tile_width)
         if memory is not None and memory < fixed + row_bytes:
             raise UserError(
                 f"memory: {memory_sizes.spell(memory)} cannot hold one tile of "
-                f"{self._height} x {self._width} and its features; give at least "
+                f"{self._height} x {self._tile_width} and its features; give at least "
                 f"{memory_sizes.spell(fixed + row_bytes)}"
             )
         room = QUERY_BYTES if memory is None else min(QUERY_BYTES, memory - fixed)
-        self.max_rows = max(1, room // row_bytes) * self._height
-        self._tile: Tensor | None = None
-        self._block: Tensor | None = None
-        self._loaded: tuple[int, int, Tensor] | None = None
+        return max(1, room // row_bytes) * self._height
+
+    @property
+    def _tile_width(self) -> int:
+        """Columns of the tiles that are handed out, padding included."""
+        return self._width
+
+    def _tile_buffer(self) -> Tensor:
+        if self._tile is None:
+            self._tile = torch.empty(self._height, self._tile_width, device=self.device)
+        return self._tile
+
+    def _queries(self, start: int, stop: int) -> Tensor:
+        """Return queries as float32, with zero rows up to whole tiles."""
+        if self._loaded is None or self._loaded[:2] != (start, stop):
+            self._loaded = None
+            rows = torch.empty(
+                round_up(stop - start, self._height),
+                self._query.shape[1],
+                device=self._query.device,
+            )
+            self._query.take(self._query_rows[start:stop], rows)
+            self._loaded = (start, stop, rows.to(self.device))
+        return self._loaded[2]
+
+    def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield every block of the gallery once.
+
+        Yields:
+            The first item, the one after the last, and the items as float32 [width, D] with zero
+            rows at the end; valid for work queued before the next block is asked for.
+        """
+        ends = [
+            (left, min(left + self._width, self.columns))
+            for left in range(0, self.columns, self._width)
+        ]
+        if self._gallery.device == self.device:
+            for left, right in ends:
+                yield left, right, self._items(left, right)
+            return
+        if self._transfer is None:
+            self._transfer = BlockTransfer(
+                (self._width, self._gallery.shape[1]),
+                self._gallery.dtype,
+                self.device,
+                wanted=torch.float32,
+            )
+
+        def read(number: int, out: Tensor) -> int:
+            return len(self._items(*ends[number], out))
+
+        blocks = self._transfer.blocks(read, len(ends))
+        for (left, right), block in zip(ends, blocks, strict=True):
+            yield left, right, block
+
+    def _items(self, left: int, right: int, out: Tensor | None = None) -> Tensor:
+        """Return gallery items where they lie, [tile width, D], with zero rows at the end.
+
+        Args:
+            left: first item.
+            right: item after the last.
+            out: where to put them; without it they are float32 and, where that is possible, a view.
+        """
+        rows = self._gallery_rows[left:right]
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if last - first != right - left:
+            return self._gallery.take(rows, self._buffer() if out is None else out)
+        whole = right - left == self._width and self._gallery.dtype == torch.float32
+        if whole and out is None:
+            return self._gallery.block(first, last)
+        return self._gallery.block(first, last, self._buffer() if out is None else out)
+
+    def _buffer(self) -> Tensor:
+        if self._block is None:
+            self._block = torch.empty(
+                self._width, self._gallery.shape[1], device=self._gallery.device
+            )
+        return self._block
+
+    def _tile_of(self, rows: slice, left: int, right: int, values: Tensor) -> Tile:
+        """Return products of the queries `rows` of the selection with some items as a tile."""
+        count = rows.stop - rows.start
+        return Tile(
+            values[:count, : right - left],
+            left,
+            self._metric,
+            self._row_term[rows],
+            self._column_term[left:right],
+        )
+
+
+class FeatureSource(_Products):
+    """Tiles of inner products of features, each from one product of a fixed shape.
+
+    Gallery blocks are the outer loop: each is read, and widened to float32, once for as many
+    queries as fit `QUERY_BYTES`.
+    """
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles gallery block by gallery block."""
-        queries = self._queries(start, stop)
-        if self._tile is None:
-            self._tile = torch.empty(self._height, self._width, device=self.device)
-        for left in range(0, self.columns, self._width):
-            right = min(left + self._width, self.columns)
-            block = self._items(left, right).T  # [D, W]
+        queries, buffer = self._queries(start, stop), self._tile_buffer()
+        for left, right, block in self._blocks():
             for top in range(0, stop - start, self._height):
                 bottom = min(top + self._height, stop - start)
-                torch.mm(queries[top : top + self._height], block, out=self._tile)
-                yield (
-                    slice(top, bottom),
-                    Tile(
-                        self._tile[: bottom - top, : right - left],
-                        left,
-                        self._metric,
-                        self._row_term[start + top : start + bottom],
-                        self._column_term[left:right],
-                    ),
-                )
+                torch.mm(queries[top : top + self._height], block.T, out=buffer)
+                rows = slice(start + top, start + bottom)
+                yield slice(top, bottom), self._tile_of(rows, left, right, buffer)
 
     def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Compute products of each run of queries with the items that match any of them.
@@ -209,35 +307,79 @@ class FeatureSource:
             self._metric,
         )
 
-    def _queries(self, start: int, stop: int) -> Tensor:
-        """Return queries as float32, with zero rows up to whole tiles."""
-        if self._loaded is None or self._loaded[:2] != (start, stop):
-            self._loaded = None
-            rows = torch.empty(
-                round_up(stop - start, self._height),
-                self._query.shape[1],
-                device=self._query.device,
-            )
-            self._query.take(self._query_rows[start:stop], rows)
-            self._loaded = (start, stop, rows.to(self.device))
-        return self._loaded[2]
 
-    def _items(self, left: int, right: int) -> Tensor:
-        """Return gallery items as float32 [tile width, D], with zero rows at the end."""
-        rows = self._gallery_rows[left:right]
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        if last - first != right - left:
-            return self._gallery.take(rows, self._buffer()).to(self.device)
-        if right - left == self._width and self._gallery.dtype == torch.float32:
-            return self._gallery.block(first, last).to(self.device)
-        return self._gallery.block(first, last, self._buffer()).to(self.device)
+class RowSource(_Products):
+    """Tiles of inner products of some queries with the whole gallery, for devices with room.
 
-    def _buffer(self) -> Tensor:
-        if self._block is None:
-            self._block = torch.empty(
-                self._width, self._gallery.shape[1], device=self._gallery.device
+    The matches' keys are read from the tile itself: no product is formed twice. On a device that
+    rounds by shape a `FeatureSource` would have to count all tiles again.
+    """
+
+    def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
+        """Yield tiles of whole rows."""
+        buffer = self._tile_buffer()
+        for top in range(start, stop, self._height):
+            rows = slice(top, min(top + self._height, stop))
+            queries = self._queries(rows.start, rows.stop)
+            for left, _, block in self._blocks():
+                torch.mm(queries, block.T, out=buffer[:, left : left + self._width])
+            yield (
+                slice(rows.start - start, rows.stop - start),
+                self._tile_of(rows, 0, self.columns, buffer),
             )
-        return self._block
+
+    @property
+    def _tile_width(self) -> int:
+        return round_up(self.columns, self._width)
+
+
+def tile_within(room: int, dimension: int) -> tuple[int, int]:
+    """Return queries x items of one product on a device.
+
+    It and the features of four blocks take at most an eighth of the room, unless that asks for
+    tiles smaller than the CPU's.
+
+    Args:
+        room: bytes, see `devices.Placement`.
+        dimension: width of the features.
+    """
+    height, width = DEVICE_TILE
+    while height > TILE[0] and 4 * (height * width + 4 * width * dimension) > room // 8:
+        height, width = height // 2, width // 2
+    return height, width
+
+
+def feature_source(
+    query: Rows,
+    query_rows: np.ndarray,
+    query_norms: Tensor,
+    gallery: Rows,
+    gallery_rows: np.ndarray,
+    gallery_norms: Tensor,
+    metric: str,
+    device: torch.device,
+    memory: int | None = None,
+    room: int | None = None,
+    tile: tuple[int, int] = TILE,
+) -> FeatureSource | RowSource:
+    """Return the tiles of features that suit a device; arguments as of `FeatureSource`.
+
+    `room` is that of `devices.Placement`.
+
+    On the CPU these are tiles of `tile`, which stay in the cache. Elsewhere they are whole rows if
+    `LEAST_ROWS` of these fit, else blocks: the same whether the gallery lies there or is streamed,
+    for a BLAS that rounds by shape.
+    """
+    sides = (query, query_rows, query_norms, gallery, gallery_rows, gallery_norms, metric, device)
+    if room is None:
+        return FeatureSource(*sides, memory, tile)
+    dimension, count = gallery.shape[1], len(query_rows)
+    height, width = tile_within(room, dimension)
+    widest = max(round_up(len(gallery_rows), width), dimension)
+    rows = min(HELD_BYTES, room // 16) // (4 * widest)
+    if rows >= min(count, LEAST_ROWS):
+        return RowSource(*sides, memory, (rows, width))
+    return FeatureSource(*sides, memory, (height, width))
 
 
 class MatrixSource:

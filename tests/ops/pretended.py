@@ -8,10 +8,14 @@ NumPy arrays of device tensors. Kernels run on the CPU all the while.
 
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from mmga.ops import transfer
+from mmga.retrieval import devices
 
 CUDA = torch.device("cuda", 0)
 # Operations that may take tensors of both.
@@ -45,10 +49,76 @@ def as_device(value: Any) -> torch.device | None:
     return None
 
 
+class EagerStreams:
+    """Queues of a device that computes at once but copies late, and spoils what it may not use.
+
+    A copy overwrites its target with NaN as soon as it may begin and gives it its values when work
+    waits for it: a block used too early, or after the next one was asked for, is NaN. What the host
+    overwrites too early is copied wrong.
+    """
+
+    pinned = False
+
+    def __init__(self) -> None:
+        self._copies: list[tuple[Tensor, Tensor] | None] = []
+
+    def copy(self, target: Tensor, source: Tensor) -> int:
+        target.fill_(torch.nan)
+        self._copies.append((target, source))
+        return len(self._copies) - 1
+
+    def mark_work(self) -> None:
+        pass
+
+    def copy_waits(self, mark: None) -> None:
+        pass
+
+    def work_waits(self, mark: int) -> None:
+        copy, self._copies[mark] = self._copies[mark], None
+        if copy is not None:
+            copy[0].copy_(copy[1])
+
+    host_waits = work_waits
+
+
 class PretendedDevice(TorchFunctionMode):
-    """See above. `near` counts the operations that ran on the device."""
+    """See above. `near` counts the operations that ran on the device.
+
+    Args:
+        free: bytes that are free on it.
+        total: bytes that it has.
+    """
 
     near = 0
+
+    def __init__(self, free: int = 8 << 30, total: int = 8 << 30) -> None:
+        super().__init__()
+        self.transfers = 0
+        self._patches = [
+            mock.patch.object(devices, "free_bytes", lambda device: free),
+            mock.patch.object(devices, "total_bytes", lambda device: total),
+            mock.patch.object(devices, "named", self._named),
+            mock.patch.object(transfer, "streams_on", self._streams),
+        ]
+
+    @staticmethod
+    def _named(device: Any, otherwise: torch.device) -> torch.device:
+        wanted = as_device(device) or otherwise
+        return CUDA if wanted.type == "cuda" else wanted
+
+    def _streams(self, device: torch.device) -> EagerStreams:
+        self.transfers += 1
+        return EagerStreams()
+
+    def __enter__(self) -> "PretendedDevice":
+        for patch in self._patches:
+            patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        for patch in self._patches:
+            patch.stop()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

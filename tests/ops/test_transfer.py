@@ -17,6 +17,8 @@ class LateStreams:
     that runs; work runs at the end or when a copy that runs waits for it.
     """
 
+    pinned = False
+
     def __init__(self):
         self.queues = {"copy": deque(), "work": deque()}
         self.done = {"copy": 0, "work": 0}
@@ -111,6 +113,24 @@ def test_blocks_of_a_device(device, dtype):
         sums.append(block.double().sum(1))
     expected = data.to(device).double().sum(1)
     assert torch.equal(torch.cat(sums), expected)
+
+
+def test_blocks_are_widened_on_the_device():
+    data = torch.arange(60.0).view(20, 3).half()
+    transfer = BlockTransfer((4, 3), torch.float16, "cpu", wanted=torch.float32)
+    blocks = [block.clone() for block in transfer.blocks(reader(data, 4), 5)]
+    assert blocks[0].dtype == torch.float32 and torch.equal(torch.cat(blocks), data.float())
+
+
+def test_no_copy_outlives_a_pass_that_is_left():
+    """The buffers' memory may belong to others after it."""
+    streams = LateStreams()
+    transfer = BlockTransfer((4, 3), torch.float32, "cpu", streams)
+    blocks = transfer.blocks(reader(torch.ones(20, 3), 4), 5)
+    next(blocks)
+    blocks.close()
+    streams.host_waits(streams.mark_work())
+    assert streams.done["copy"] == streams.queued["copy"] == 2
 
 
 def test_a_pass_may_be_left():

@@ -13,6 +13,16 @@ import torch
 
 import mmga
 
+# What a report says beside figures.
+OF_THE_MACHINE = (
+    "seconds",
+    "peak_memory_bytes",
+    "process_peak_bytes",
+    "backend",
+    "certified",
+    "notes",
+)
+
 
 def features(count: int, seed: int, device: str) -> mmga.Features:
     """Points on an integer grid, whose distances are exact, with duplicates and ties."""
@@ -29,7 +39,7 @@ def sides(device: str) -> tuple[mmga.Features, mmga.Features]:
 
 def figures(report: mmga.Report) -> dict[str, object]:
     text = report.as_dict()
-    for name in ("seconds", "peak_memory_bytes", "process_peak_bytes", "backend", "certified"):
+    for name in OF_THE_MACHINE:
         text.pop(name, None)
     return text
 

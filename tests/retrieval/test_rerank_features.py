@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 import mmga
 from mmga.ops import reference
-from mmga.retrieval import certified_neighbours, items, reranking
-from mmga.retrieval import nearest as nearest_module
+from mmga.retrieval import certified_neighbours, items
 from mmga.retrieval.items import Items
 from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import nearest, neighbours_within
@@ -34,7 +33,7 @@ def squared(x):
 
 @pytest.fixture(params=[512, 64], ids=["one tile", "many tiles"])
 def tile(request, monkeypatch):
-    for module in (items, nearest_module, certified_neighbours, reranking):
+    for module in (items, certified_neighbours):
         monkeypatch.setattr(module, "TILE", request.param)
     return request.param
 

@@ -1,0 +1,197 @@
+"""Features of the host, ranked on a device: copied there where they fit, streamed where not."""
+
+import numpy as np
+import pytest
+import torch
+from pretended import PretendedDevice
+from whole_evaluation import figures, sides
+
+import mmga
+from mmga.errors import UserError
+from mmga.retrieval import devices, items, stream
+from mmga.retrieval.rows import Rows
+
+FEW = 1000  # bytes, less than the features take
+RULE = mmga.KReciprocal(k1=7, k2=3)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Many blocks of few items."""
+    monkeypatch.setattr(stream, "DEVICE_TILE", (64, 64))
+    monkeypatch.setattr(items, "DEVICE_TILE", 64)
+    monkeypatch.setattr(items, "_LEAST_DEVICE_TILE", 64)
+
+
+def of_dtype(features, dtype, shards=1):
+    pieces = features.rows.whole().to(dtype).tensor_split(shards)
+    return mmga.Features(list(pieces), features.pids, features.camids)
+
+
+def scores(report):
+    per_query = report.per_query
+    return [
+        getattr(per_query, name).tolist() for name in ("average_precision", "first_rank", "tied")
+    ]
+
+
+def same(found, expected):
+    assert figures(found) == figures(expected)
+    np.testing.assert_equal(scores(found), scores(expected))
+
+
+@pytest.mark.parametrize("held", [1 << 30, 1], ids=["whole rows", "blocks"])
+@pytest.mark.parametrize(
+    "dtype, shards", [(torch.float32, 1), (torch.float16, 1), (torch.float16, 3)], ids=str
+)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_streamed_features_give_the_same_integers(
+    small_tiles, monkeypatch, metric, dtype, shards, held
+):
+    monkeypatch.setattr(stream, "HELD_BYTES", held)
+    query, gallery = (of_dtype(side, dtype, shards) for side in sides("cpu"))
+    options = {"metric": metric, "verification": True, "exact": "float32"}
+    expected = mmga.evaluate(query, gallery, **options)
+    kinds = []
+    for kind in (stream.FeatureSource, stream.RowSource):
+        original = kind.tiles
+        monkeypatch.setattr(
+            kind,
+            "tiles",
+            lambda self, *rows, original=original: (
+                kinds.append(type(self)) or original(self, *rows)
+            ),
+        )
+    for free, transfers in ((FEW, 1), (1 << 30, 0)):
+        kinds.clear()
+        with PretendedDevice(free) as device:
+            found = mmga.evaluate(query, gallery, device="cuda", **options)
+        assert device.transfers == transfers and device.near > 20
+        assert set(kinds) == {stream.RowSource if held > 1 else stream.FeatureSource}
+        same(found, expected)
+        said = "exceed 75% of the" if transfers else "were copied to cuda:0, within 75% of the"
+        assert [said in note for note in found.notes] == [True]
+
+
+@pytest.mark.parametrize("kept", [512 << 20, 0], ids=["kept distances", "distances again"])
+@pytest.mark.parametrize("protocol", ["market1501", "all-vs-all"])
+def test_streamed_features_are_re_ranked_alike(small_tiles, monkeypatch, protocol, kept):
+    monkeypatch.setattr("mmga.retrieval.reranking.KEPT_BYTES", kept)
+    query, gallery = sides("cpu")
+    sets = (gallery,) if protocol == "all-vs-all" else (query, gallery)
+    options = {"protocol": protocol, "rerank": RULE, "exact": "float32"}
+    expected = mmga.evaluate(*sets, **options)
+    with PretendedDevice(FEW) as device:
+        found = mmga.evaluate(*sets, device="cuda", **options)
+    # Plain ranks, neighbours, and distances of each group of queries where these are not kept.
+    assert device.transfers >= (2 if kept and protocol == "market1501" else 3)
+    same(found, expected)
+    assert found.reranked.as_dict() == expected.reranked.as_dict()
+
+
+def test_a_pass_that_uses_a_block_too_late_is_seen(small_tiles, monkeypatch):
+    """The tests above would fail on it: the next copy spoils the block."""
+    original = stream._Products._blocks
+
+    def late(self):
+        return iter(list(original(self)))
+
+    monkeypatch.setattr(stream._Products, "_blocks", late)
+    query, gallery = sides("cpu")
+    with PretendedDevice(FEW), pytest.raises((UserError, AssertionError)):
+        found = mmga.evaluate(query, gallery, device="cuda")
+        same(found, mmga.evaluate(query, gallery, exact="float32"))
+
+
+def rows(count, dtype=torch.float32, width=256):
+    return Rows([torch.zeros(count, width, dtype=dtype)])
+
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    "free, memory, fits",
+    [
+        (1 << 20, None, False),
+        (4 << 20, None, True),
+        (1 << 30, 1 << 20, False),
+        (1 << 30, 4 << 20, True),
+        (1 << 20, 1 << 30, False),
+    ],
+)
+def test_features_are_copied_if_they_fit(free, memory, fits):
+    query, gallery = rows(1000), rows(1000, torch.float16)  # 1.5 MB in all
+    with PretendedDevice(free):
+        found = devices.place(query, gallery, GPU, memory)
+        for side, placed in ((query, found.query), (gallery, found.gallery)):
+            assert placed.device == (GPU if fits else torch.device("cpu"))
+            assert placed.dtype == side.dtype and (placed is side) == (not fits)
+        taken = query.nbytes + gallery.nbytes if fits else 0
+        assert found.room == (8 << 30 if memory is None else memory)
+        assert found.memory == (None if memory is None else memory - taken)
+        bound = "are free there" if memory is None or free < memory else "memory allows"
+        assert bound in found.note and "1.5M of features" in found.note
+        itself = devices.place(query, query, GPU, memory)
+        assert itself.query is itself.gallery and "1000.0K of features" in itself.note
+
+
+def test_features_that_lie_there_stay():
+    with PretendedDevice(0):
+        near = rows(10).to(GPU)
+        found = devices.place(near, near, GPU, None)
+        assert found.query is near and found.note is None
+        back = devices.place(near, near, torch.device("cpu"), 1)
+        assert back.gallery.device.type == "cpu" and back.memory == 1 and back.room is None
+        assert back.note == "10.0K of features were copied to cpu"
+
+
+def test_devices_are_named():
+    assert devices.named(None, GPU) == GPU
+    assert devices.named("cpu", GPU) == torch.device("cpu")
+    with pytest.raises(UserError, match="device: expected cpu or cuda:N, found 'gpu'"):
+        devices.named("gpu", GPU)
+    with pytest.raises(UserError, match="found 'cuda:99', but torch sees"):
+        devices.named("cuda:99", GPU)
+
+
+def test_tiles_fit_the_card():
+    # A card of 139 GiB takes the largest; smaller ones fewer bytes, never less than the CPU.
+    assert stream.tile_within(139 << 30, 2048) == stream.DEVICE_TILE == (4096, 8192)
+    for room in (64 << 20, 512 << 20, 2 << 30, 8 << 30):
+        height, width = stream.tile_within(room, 2048)
+        taken = 4 * (height * width + 4 * width * 2048)
+        assert (height, width) == (1024, 2048) or taken <= room // 8
+    gallery, terms = rows(300, width=4), torch.ones(300, dtype=torch.float64)
+
+    def source(count, room):
+        with PretendedDevice():
+            sides = gallery, np.arange(count) % 300, terms, gallery.to(GPU), np.arange(300), terms
+            return stream.feature_source(*sides, "cosine", GPU, None, room)
+
+    assert isinstance(source(300, 1 << 30), stream.RowSource)
+    assert isinstance(source(2000, 1 << 20), stream.FeatureSource)
+    assert source(2000, 1 << 30).max_rows >= 2000
+
+
+@pytest.mark.parametrize("count, tile", [(100, 1024), (19281, 2432), (519281, 4096)])
+def test_neighbour_tiles_fit_the_card(count, tile):
+    with PretendedDevice(total=139 << 30):
+        assert items.tile_on(GPU, count, 2048) == tile
+    with PretendedDevice(total=1 << 30):
+        assert items.tile_on(GPU, count, 2048) <= 2048
+    assert items.tile_on(torch.device("cpu"), count, 2048) == items.TILE
+
+
+@pytest.mark.parametrize("tile", [64, 128, 4096])
+def test_nearest_items_are_the_same_for_any_tile(monkeypatch, tile):
+    query, gallery = sides("cpu")
+    expected = mmga.nearest(query, gallery, 9)
+    monkeypatch.setattr(items, "DEVICE_TILE", tile)
+    monkeypatch.setattr(items, "_LEAST_DEVICE_TILE", tile)
+    with PretendedDevice():
+        found = mmga.nearest(*sides("cuda"), 9)
+        assert [part.device for part in found] == [GPU, GPU]
+        found = [part.cpu() for part in found]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
