@@ -549,17 +549,9 @@ Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
   const auto* j = columns.const_data_ptr<int64_t>();
   auto* out = result.mutable_data_ptr<double>();
   torch::stable::parallel_for(0, pairs, 64, [&](int64_t begin, int64_t end) {
-    WideRow row(d);
-    for (int64_t p = begin; p < end;) {
-      const float* others[kProducts];
-      int64_t several = 0;
-      for (; several < kProducts && p + several < end && i[p + several] == i[p]; ++several) {
-        others[several] = right + j[p + several] * d;
-      }
-      row.set(left + i[p] * d);
-      row.multiply(others, several, out + p);
-      p += several;
-    }
+    multiply_pairs(
+        left, right, d, begin, end, [i](int64_t p) { return i[p]; },
+        [j](int64_t p) { return j[p]; }, [out](int64_t p, double product) { out[p] = product; });
   });
   return result;
 }

@@ -1,6 +1,8 @@
-// Inner products in float64: eight interleaved accumulators and a fixed tree (reference.py,
-// interleaved_sum). Products of float32 are exact in float64, so that a machine with fused
-// multiply-add gives the same bits as one without.
+// Inner products of pairs of rows, the same on every machine.
+//
+// Rows of float32 in float64: eight interleaved accumulators and a fixed tree (reference.py,
+// interleaved_sum). Their products are exact in float64, so that a machine with fused multiply-add
+// gives the same bits as one without. Rows of 16-bit integers (reference.py, integer_rows): exact.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +15,8 @@ namespace mmga {
 namespace {
 
 constexpr int64_t kAccumulators = 8;
+// Integer rows are features of length 2^15: what one of their numbers stands for.
+constexpr double kIntegerUnit = 0x1p-15;
 // Rows that are multiplied with one at once: their sums are independent of each other, which hides
 // the time that an addition takes.
 constexpr int64_t kProducts = 4;
@@ -60,10 +64,46 @@ MMGA_VECTOR_CLONES void multiply_several(const double* x, const float* const* y,
   multiply_body<kProducts>(x, y, width, products);
 }
 
-// A row that is multiplied with many others.
-class WideRow {
+// The lengths of integer rows are below 2^15.5: no part of a sum leaves 32 bits, by Cauchy's
+// inequality.
+template <int kRows>
+__attribute__((always_inline)) inline void multiply_integers_body(const int16_t* x,
+                                                                  const int16_t* const* y,
+                                                                  int64_t width, double* products) {
+  const int16_t* rows[kRows];
+  int32_t sums[kRows] = {};
+  for (int r = 0; r < kRows; ++r) rows[r] = y[r];
+  for (int64_t i = 0; i < width; ++i) {
+    for (int r = 0; r < kRows; ++r) sums[r] += int32_t{x[i]} * int32_t{rows[r][i]};
+  }
+  for (int r = 0; r < kRows; ++r) products[r] = sums[r];
+}
+
+[[maybe_unused]] MMGA_VECTOR_CLONES void multiply_one(const int16_t* x, const int16_t* const* y,
+                                                      int64_t width, double* products) {
+  multiply_integers_body<1>(x, y, width, products);
+}
+[[maybe_unused]] MMGA_VECTOR_CLONES void multiply_several(const int16_t* x, const int16_t* const* y,
+                                                          int64_t width, double* products) {
+  multiply_integers_body<kProducts>(x, y, width, products);
+}
+
+// A row that is multiplied with many others, in the form that this takes.
+template <typename T>
+class Multiplicand {
  public:
-  explicit WideRow(int64_t width)
+  explicit Multiplicand(int64_t) {}
+  void set(const T* row) { row_ = row; }
+  const T* get() const { return row_; }
+
+ private:
+  const T* row_ = nullptr;
+};
+
+template <>
+class Multiplicand<float> {
+ public:
+  explicit Multiplicand(int64_t width)
       : width_(width), values_((width + kAccumulators - 1) / kAccumulators * kAccumulators) {}
 
   void set(const float* row) {
@@ -71,20 +111,39 @@ class WideRow {
     row_ = row;
     for (int64_t i = 0; i < width_; ++i) values_[i] = row[i];
   }
-
-  // The inner products with `count` <= kProducts rows.
-  void multiply(const float* const* rows, int64_t count, double* products) const {
-    if (count == kProducts) return multiply_several(values_.data(), rows, width_, products);
-    for (int64_t r = 0; r < count; ++r) {
-      multiply_one(values_.data(), rows + r, width_, products + r);
-    }
-  }
+  const double* get() const { return values_.data(); }
 
  private:
   int64_t width_;
   const float* row_ = nullptr;
   std::vector<double> values_;
 };
+
+// Calls use(p, product) for the pairs `begin` to `end`, where pair p is of the rows row(p) of x and
+// column(p) of y. Neighbouring pairs of one row are multiplied together.
+template <typename T, typename Row, typename Column, typename Use>
+void multiply_pairs(const T* x, const T* y, int64_t width, int64_t begin, int64_t end,
+                    const Row& row, const Column& column, const Use& use) {
+  Multiplicand<T> one(width);
+  for (int64_t p = begin; p < end;) {
+    const T* others[kProducts];
+    double products[kProducts];
+    int64_t several = 0;
+    for (; several < kProducts && p + several < end && row(p + several) == row(p); ++several) {
+      others[several] = y + column(p + several) * width;
+    }
+    one.set(x + row(p) * width);
+    if (several == kProducts) {
+      multiply_several(one.get(), others, width, products);
+    } else {
+      for (int64_t s = 0; s < several; ++s) {
+        multiply_one(one.get(), others + s, width, products + s);
+      }
+    }
+    for (int64_t s = 0; s < several; ++s) use(p + s, products[s]);
+    p += several;
+  }
+}
 
 }  // namespace
 }  // namespace mmga

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "common.h"
+#include "host.h"
 #include "keys.h"
 
 namespace mmga {
@@ -287,38 +288,12 @@ void read_rows(const Tensor& values, const Tensor& row_term, const Tensor& colum
             });
 }
 
-void check_contiguous(const Tensor& tensor, ScalarType type, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
-}
-
-// Checks what describes a tile; returns whether its values are float32.
-bool check_tile(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
-                int64_t metric) {
-  const ScalarType type = values.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "values must be float32 or float64");
-  STD_TORCH_CHECK(values.dim() == 2 && (values.stride(1) == 1 || values.size(1) == 1),
-                  "values must be [R, W] with contiguous rows");
-  STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
-  if (metric != kGiven) {
-    check_contiguous(row_term, type, "row_term");
-    check_contiguous(column_term, type, "column_term");
-    STD_TORCH_CHECK(row_term.numel() == values.size(0) && column_term.numel() == values.size(1),
-                    "row_term and column_term must be [R] and [W]");
-  }
-  return type == ScalarType::Float;
-}
-
 // Checks lists of matches, whose lengths fit `rows` rows.
 void check_matches(const Tensor& match_start, const Tensor& match_item, const Tensor& match_key,
                    int64_t rows) {
-  check_contiguous(match_start, ScalarType::Long, "match_start");
-  check_contiguous(match_item, ScalarType::Long, "match_item");
-  STD_TORCH_CHECK(match_key.is_contiguous(), "match_key must be contiguous");
-  STD_TORCH_CHECK(match_start.numel() == rows + 1, "match_start must be [R + 1]");
-  STD_TORCH_CHECK(match_item.numel() == match_key.numel(),
-                  "match_item and match_key must have equal lengths");
+  check(match_start, ScalarType::Long, rows + 1, "match_start");
+  check(match_item, ScalarType::Long, -1, "match_item");
+  check(match_key, match_key.scalar_type(), match_item.numel(), "match_key");
 }
 
 void sort_matches(const Tensor& match_start, Tensor match_item, Tensor match_key) {
@@ -330,22 +305,22 @@ void sort_matches(const Tensor& match_start, Tensor match_item, Tensor match_key
   if (match_key.scalar_type() == ScalarType::Float) {
     sort_rows(rows, start, item, static_cast<float*>(match_key.mutable_data_ptr()), as_they_are);
   } else {
-    check_contiguous(match_key, ScalarType::Double, "match_key");
+    check(match_key, ScalarType::Double, -1, "match_key");
     sort_rows(rows, start, item, static_cast<double*>(match_key.mutable_data_ptr()), as_they_are);
   }
 }
 
 void read_matches(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
                   int64_t metric, const Tensor& match_start, Tensor match_item, Tensor match_key) {
-  const bool single = check_tile(values, row_term, column_term, metric);
+  const ScalarType type = check_tile(values, row_term, column_term, metric);
   check_matches(match_start, match_item, match_key, values.size(0));
-  check_contiguous(match_key, values.scalar_type(), "match_key");
+  check(match_key, type, -1, "match_key");
   const int64_t* start = static_cast<const int64_t*>(match_start.data_ptr());
   int64_t* item = static_cast<int64_t*>(match_item.mutable_data_ptr());
   for (int64_t m = start[0]; m < start[values.size(0)]; ++m) {
     STD_TORCH_CHECK(item[m] >= 0 && item[m] < values.size(1), "match_item is outside the tile");
   }
-  if (single) {
+  if (type == ScalarType::Float) {
     read_rows<float>(values, row_term, column_term, metric, start, item,
                      static_cast<float*>(match_key.mutable_data_ptr()));
   } else {
@@ -360,47 +335,23 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
                      const Tensor& ignored_item, std::optional<Tensor> row_camera,
                      std::optional<Tensor> column_camera, std::optional<Tensor> removed,
                      Tensor preceding, Tensor tied, Tensor nearest, Tensor moved) {
-  const bool single = check_tile(values, row_term, column_term, metric);
-  const ScalarType type = values.scalar_type();
-  const int64_t rows = values.size(0);
-  const int64_t width = values.size(1);
-  check_contiguous(match_start, ScalarType::Long, "match_start");
-  check_contiguous(match_item, ScalarType::Long, "match_item");
-  check_contiguous(match_key, type, "match_key");
-  check_contiguous(ignored_start, ScalarType::Long, "ignored_start");
-  check_contiguous(ignored_item, ScalarType::Long, "ignored_item");
-  check_contiguous(preceding, ScalarType::Long, "preceding");
-  check_contiguous(tied, ScalarType::Long, "tied");
-  check_contiguous(nearest, type, "nearest");
-  check_contiguous(moved, ScalarType::Long, "moved");
-  STD_TORCH_CHECK(match_start.numel() == rows + 1 && ignored_start.numel() == rows + 1,
-                  "match_start and ignored_start must be [R + 1]");
-  STD_TORCH_CHECK(
-      match_item.numel() == match_key.numel() && match_item.numel() == preceding.numel(),
-      "match_item, match_key and preceding must have equal lengths");
-  STD_TORCH_CHECK(tied.numel() == rows && nearest.numel() == rows && moved.numel() == rows,
-                  "tied, nearest and moved must be [R]");
-  STD_TORCH_CHECK(row_camera.has_value() == column_camera.has_value(),
-                  "row_camera and column_camera come together");
-  if (row_camera.has_value()) {
-    check_contiguous(*row_camera, ScalarType::Int, "row_camera");
-    check_contiguous(*column_camera, ScalarType::Int, "column_camera");
-    STD_TORCH_CHECK(row_camera->numel() == rows && column_camera->numel() == width,
-                    "row_camera and column_camera must be [R] and [W]");
-  }
-  if (removed.has_value()) {
-    STD_TORCH_CHECK(removed->scalar_type() == ScalarType::Bool && removed->dim() == 2 &&
-                        removed->size(0) == rows && removed->size(1) == width &&
-                        (removed->stride(1) == 1 || width == 1),
-                    "removed must be bool [R, W] with contiguous rows");
-  }
+  const ScalarType type = check_tile(values, row_term, column_term, metric);
+  const int64_t rows = values.size(0), matches = match_item.numel();
+  check_matches(match_start, match_item, match_key, rows);
+  check(match_key, type, matches, "match_key");
+  check(preceding, ScalarType::Long, matches, "preceding");
+  check(tied, ScalarType::Long, rows, "tied");
+  check(nearest, type, rows, "nearest");
+  check(moved, ScalarType::Long, rows, "moved");
+  check_left_out(ignored_start, ignored_item, row_camera, column_camera, removed, rows,
+                 values.size(1));
   const auto run = [&](auto key) {
     count_tile(tile_of<decltype(key)>(values, row_term, column_term, metric, offset, match_start,
                                       match_item, match_key, ignored_start, ignored_item,
                                       row_camera, column_camera, removed, preceding, tied, nearest,
                                       moved));
   };
-  single ? run(0.0F) : run(0.0);
+  type == ScalarType::Float ? run(0.0F) : run(0.0);
 }
 
 }  // namespace

@@ -17,8 +17,8 @@
 #include <vector>
 
 #include "common.h"
+#include "host.h"
 #include "keys.h"
-#include "ranking.h"
 
 namespace mmga {
 namespace {
@@ -168,44 +168,16 @@ void count_tile(const Impostors<T>& tile) {
   });
 }
 
-void check(const Tensor& tensor, ScalarType type, int64_t size, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
-  STD_TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == size, name,
-                  " must be contiguous and hold ", size, " values");
-}
-
 void count_impostors(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
                      int64_t metric, int64_t offset, const Tensor& ignored_start,
                      const Tensor& ignored_item, std::optional<Tensor> row_camera,
                      std::optional<Tensor> column_camera, bool cross_camera,
                      std::optional<Tensor> removed, std::optional<Tensor> known,
                      const Tensor& edges, Tensor counts, Tensor nearest, Tensor nearest_item) {
-  const ScalarType type = values.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "values must be float32 or float64");
-  STD_TORCH_CHECK(values.dim() == 2 && (values.stride(1) == 1 || values.size(1) == 1),
-                  "values must be [R, W] with contiguous rows");
+  const ScalarType type = check_tile(values, row_term, column_term, metric);
   const int64_t rows = values.size(0);
   const int64_t width = values.size(1);
-  STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
-  if (metric != kGiven) {
-    check(row_term, type, rows, "row_term");
-    check(column_term, type, width, "column_term");
-  }
-  check(ignored_start, ScalarType::Long, rows + 1, "ignored_start");
-  check(ignored_item, ScalarType::Long, ignored_item.numel(), "ignored_item");
-  STD_TORCH_CHECK(row_camera.has_value() == column_camera.has_value(),
-                  "row_camera and column_camera come together");
-  if (row_camera.has_value()) {
-    check(*row_camera, ScalarType::Int, rows, "row_camera");
-    check(*column_camera, ScalarType::Int, width, "column_camera");
-  }
-  if (removed.has_value()) {
-    STD_TORCH_CHECK(removed->scalar_type() == ScalarType::Bool && removed->dim() == 2 &&
-                        removed->size(0) == rows && removed->size(1) == width &&
-                        (removed->stride(1) == 1 || width == 1),
-                    "removed must be bool [R, W] with contiguous rows");
-  }
+  check_left_out(ignored_start, ignored_item, row_camera, column_camera, removed, rows, width);
   if (known.has_value()) check(*known, ScalarType::Bool, width, "known");
   const int64_t bins = edges.numel();
   STD_TORCH_CHECK(bins >= 1 && bins < (1 << 24), "edges must hold 1 to 2^24 values");

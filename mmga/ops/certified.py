@@ -125,6 +125,12 @@ def count_certain(
     return undecided
 
 
+def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Round features of length 2^15 to integers (`reference.integer_rows`)."""
+    numbers, error = _INTEGER_ROWS(x, norms)
+    return numbers, error
+
+
 def settle_pairs(
     undecided: Tensor,
     x: Tensor,
@@ -137,13 +143,13 @@ def settle_pairs(
     matches: Matches,
     bound: Bound | None = None,
 ) -> Tensor:
-    """Settle undecided pairs by products in float64 (`reference.settle_pairs`).
+    """Settle undecided pairs by products of their rows (`reference.settle_pairs`).
 
     Args:
         undecided: int32 [P, 4] of a tile.
-        x: float32 [R, K] of the tile's rows.
-        y: float32 [W, K] of its columns.
-        row_term: float64 [R], norms (cosine) or squared norms (euclidean).
+        x: the features of the tile's rows, float32 [R, D], or their `integer_rows`.
+        y: those of its columns, [W, D].
+        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
         column_term: float64 [W].
         metric: number of the metric.
         offset: item number of the tile's first column.
@@ -215,6 +221,50 @@ def open_pairs(
         symmetric,
     )
     return pairs
+
+
+def narrow_pairs(
+    pairs: Tensor,
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    bound: Bound,
+    near: tuple[Tensor, Tensor],
+    far: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return those of `open_pairs` that better keys leave wanted (`reference.narrow_pairs`).
+
+    Args:
+        pairs: int32 [P, 2] of a tile.
+        x: the features of the tile's rows, float32 [R, D], or their `integer_rows`.
+        y: those of its columns, [W, D].
+        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
+        column_term: float64 [W].
+        metric: number of the metric.
+        bound: how far these keys may be off.
+        near: float64 [R] and [W], as for `open_pairs`.
+        far: float64 [R] and [W].
+
+    Returns:
+        int32 [P', 2].
+    """
+    wanted: Tensor = _NARROW_PAIRS(
+        pairs,
+        x,
+        y,
+        row_term,
+        column_term,
+        metric,
+        bound.row_radius,
+        bound.column_radius,
+        bound.row_slack,
+        bound.column_slack,
+        *near,
+        *far,
+    )
+    return wanted
 
 
 class ExactLists:
@@ -307,6 +357,11 @@ _COUNT_CERTAIN = define(
     reference.count_certain,
     _fake_undecided,
 )
+_INTEGER_ROWS = define(
+    "integer_rows(Tensor x, Tensor norms) -> (Tensor, Tensor)",
+    reference.integer_rows,
+    lambda x, norms: (x.new_empty(x.shape, dtype=torch.int16), torch.empty_like(norms)),
+)
 _SETTLE_PAIRS = define(
     "settle_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
     "int metric, Tensor? row_radius, Tensor? column_radius, Tensor? row_slack, "
@@ -315,15 +370,27 @@ _SETTLE_PAIRS = define(
     reference.settle_pairs,
     _fake_undecided,
 )
+
+
+def _fake_pairs(first: Tensor, *inputs: object) -> Tensor:
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return first.new_empty((pairs, 2), dtype=torch.int32)
+
+
 _OPEN_PAIRS = define(
     "open_pairs(Tensor values, Tensor row_term, Tensor column_term, int metric, "
     "Tensor row_radius, Tensor column_radius, Tensor row_slack, Tensor column_slack, "
     "Tensor near_row, Tensor near_column, Tensor far_row, Tensor far_column, "
     "int first_item, int first_other, bool symmetric) -> Tensor",
     reference.open_pairs,
-    lambda values, *inputs: values.new_empty(
-        (torch.library.get_ctx().new_dynamic_size(), 2), dtype=torch.int32
-    ),
+    _fake_pairs,
+)
+_NARROW_PAIRS = define(
+    "narrow_pairs(Tensor pairs, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
+    "int metric, Tensor row_radius, Tensor column_radius, Tensor row_slack, Tensor column_slack, "
+    "Tensor near_row, Tensor near_column, Tensor far_row, Tensor far_column) -> Tensor",
+    reference.narrow_pairs,
+    _fake_pairs,
 )
 _OFFER_PAIRS = define(
     "offer_pairs(Tensor(a!) index, Tensor(b!) distance, Tensor(c!) counts, Tensor(d!) maxima, "

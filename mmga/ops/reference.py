@@ -497,6 +497,70 @@ def count_certain(
     return torch.cat(undecided).to(torch.int32)
 
 
+INTEGER_LENGTH = 2.0**15
+"""Length of integer rows. That of a rounded row is below 2^15.5, so that by Cauchy's inequality no
+part of an inner product leaves 32 bits."""
+
+
+def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Round features, brought to length 2^15 in float32, to integers of at most 32767.
+
+    Args:
+        x: float32 [N, D], D at most 2^24.
+        norms: their squared norms, float64 [N]; rows of norm 0 become 0.
+
+    Returns:
+        int16 [N, D] and float64 [N], the length of what rounding left, in the integers' unit.
+    """
+    scale = torch.where(norms > 0, INTEGER_LENGTH / norms.sqrt(), 0.0).float()
+    scaled = x * scale[:, None]
+    whole = scaled.round().clamp(-32767, 32767)
+    return whole.to(torch.int16), (scaled - whole).double().norm(dim=1)
+
+
+def pair_keys(
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    metric: int,
+) -> Tensor:
+    """Return the keys of pairs of rows in float64.
+
+    From float32: 1 - <x, y> / (row_term * column_term), 1 where that divisor is 0, or
+    max(0, (row_term + column_term) - 2 <x, y>), with `pair_products`' inner product.
+    From `integer_rows`: the same with the exact product of the integers in units of 2^-30, which
+    stands for the cosine.
+
+    Args:
+        x: float32 or int16 [N, D].
+        y: the same [M, D].
+        row_term: float64 [N], norms (cosine) or squared norms (euclidean).
+        column_term: float64 [M].
+        rows: int64 [P].
+        columns: int64 [P].
+        metric: place in `METRICS`, cosine or euclidean.
+
+    Returns:
+        float64 [P].
+    """
+    one, other = row_term[rows], column_term[columns]
+    squared = metric == METRICS.index("euclidean")
+    if x.dtype == torch.int16:
+        cosines = (x[rows].long() * y[columns].long()).sum(1).double() / INTEGER_LENGTH**2
+        if not squared:
+            return 1 - cosines
+        products = cosines * (one * other).sqrt()
+    else:
+        products = pair_products(x, y, rows, columns)
+    if squared:
+        return ((one + other) - 2 * products).clamp_min(0)
+    norms = one * other
+    return torch.where(norms > 0, 1 - products / norms, 1.0)
+
+
 def settle_pairs(
     undecided: Tensor,
     x: Tensor,
@@ -517,14 +581,11 @@ def settle_pairs(
 ) -> Tensor:
     """Settle pairs that `count_certain` left open by products in float64.
 
-    The key of a pair is 1 - <x, y> / (row_term * column_term), 1 where that divisor is 0, or
-    max(0, (row_term + column_term) - 2 <x, y>), with `pair_products`' inner product.
-
     Args:
         undecided: int32 [P, 4], of a tile, see `count_certain`.
-        x: float32 [R, K], of the tile's rows: the features, or approximations of them.
-        y: float32 [W, K], of its columns.
-        row_term: float64 [R], norms (cosine) or squared norms (euclidean).
+        x: [R, D], of the tile's rows, see `pair_keys`.
+        y: [W, D], of its columns.
+        row_term: float64 [R], see `pair_keys`.
         column_term: float64 [W].
         metric: place in `METRICS`, cosine or euclidean.
         row_radius: float64 [R], or None where x and y are the features themselves: the keys are
@@ -544,12 +605,7 @@ def settle_pairs(
         The pairs that are still undecided, int32 [P', 4].
     """
     row, column, first, last = undecided.long().unbind(1)
-    products = pair_products(x, y, row, column)
-    if metric == METRICS.index("euclidean"):
-        keys = ((row_term[row] + column_term[column]) - 2 * products).clamp_min(0)
-    else:
-        norms = row_term[row] * column_term[column]
-        keys = torch.where(norms > 0, 1 - products / norms, 1.0)
+    keys = pair_keys(x, y, row_term, column_term, row, column, metric)
     still = []
     for p in range(len(undecided)):
         start = int(match_start[row[p]])
@@ -884,6 +940,52 @@ def open_pairs(
         other = torch.arange(first_other, first_other + values.shape[1], device=values.device)
         wanted &= item[:, None] < other
     return torch.nonzero(wanted).to(torch.int32).contiguous()
+
+
+def narrow_pairs(
+    pairs: Tensor,
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    row_slack: Tensor,
+    column_slack: Tensor,
+    near_row: Tensor,
+    near_column: Tensor,
+    far_row: Tensor,
+    far_column: Tensor,
+) -> Tensor:
+    """Return those of the pairs that may still be near or far enough, by better keys.
+
+    Args:
+        pairs: int32 [P, 2], rows and columns of a tile.
+        x: [R, D], of the tile's rows, see `pair_keys`.
+        y: [W, D], of its columns.
+        row_term: float64 [R], see `pair_keys`.
+        column_term: float64 [W].
+        metric: place in `METRICS`, cosine or euclidean.
+        row_radius: float64 [R]; bounds and limits are those of `open_pairs`.
+        column_radius: float64 [W].
+        row_slack: float64 [R].
+        column_slack: float64 [W].
+        near_row: float64 [R].
+        near_column: float64 [W].
+        far_row: float64 [R].
+        far_column: float64 [W].
+
+    Returns:
+        int32 [P', 2].
+    """
+    row, column = pairs.long().unbind(1)
+    keys = pair_keys(x, y, row_term, column_term, row, column, metric)
+    width = row_radius[row] * column_radius[column] + (row_slack[row] + column_slack[column])
+    wanted = (keys - width <= torch.maximum(near_row[row], near_column[column])) | (
+        keys + width >= torch.minimum(far_row[row], far_column[column])
+    )
+    return pairs[wanted].contiguous()
 
 
 def offer_pairs(

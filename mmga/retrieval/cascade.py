@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops.distance import key_terms
-from mmga.retrieval.subspace import Approximation, Subspace, as_they_are
+from mmga.retrieval.subspace import Approximation, Subspace, as_integers, as_they_are
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,26 +16,23 @@ class Block:
     """Some features at every level.
 
     Attributes:
-        features: float32 [N, D].
         exact_term: float64 [N], norms (cosine) or squared norms (euclidean).
         tile_term: float32 [N] for the keys of the tile.
-        level_term: float64 [N] for the keys of the levels after it.
-        levels: the approximations of the tile and of the levels after it.
+        levels: what stands for the features at each level; at the last, they themselves.
     """
 
-    features: Tensor
     exact_term: Tensor
     tile_term: Tensor
-    level_term: Tensor
     levels: list[Approximation]
+
+    def __len__(self) -> int:
+        return len(self.exact_term)
 
     def cut(self, rows: slice) -> Block:
         """Return those of some of the features."""
         return Block(
-            self.features[rows],
             self.exact_term[rows],
             self.tile_term[rows],
-            self.level_term[rows],
             [level.cut(rows) for level in self.levels],
         )
 
@@ -56,32 +53,35 @@ class Level:
     pairs: int = 0
     undecided: int = 0
 
+    def note(self, given: int, left: int) -> None:
+        """Add pairs to the account."""
+        self.pairs += given
+        self.undecided += left
+
 
 @dataclass(slots=True)
 class Cascade:
     """The levels through which pairs go, and what they did.
 
     Attributes:
-        subspace: directions of the coordinates, or None where tiles come from the features.
-        dimensions: coordinates of the tile and of the levels after it, ascending; empty without
-            a subspace.
-        levels: the tile, the levels after it, and the exact one.
+        subspace: directions whose coordinates the tiles come from, before integers of 16 bits; or
+            None where the tiles come from the features and leave next to nothing.
+        levels: the tile, the integers where there are directions, and the exact one.
     """
 
     subspace: Subspace | None = None
-    dimensions: tuple[int, ...] = ()
     levels: list[Level] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Start the account of the levels."""
-        first, *others = self.dimensions or (None,)
-        self.levels = [Level(first, "float32"), *(Level(k, "float64") for k in others)]
-        self.levels.append(Level(None, "float64"))
+        self.levels = [Level(self.dimensions or None, "float32"), Level(None, "float64")]
+        if self.subspace is not None:
+            self.levels.insert(1, Level(None, "int16"))
 
     @property
-    def most(self) -> int:
-        """The most coordinates of a level."""
-        return self.dimensions[-1] if self.dimensions else 0
+    def dimensions(self) -> int:
+        """Coordinates of the tile, 0 without directions."""
+        return 0 if self.subspace is None else self.subspace.directions.shape[1]
 
     def as_dict(self) -> dict[str, object]:
         """Return the account as reports show it."""
@@ -105,18 +105,17 @@ class Cascade:
             features: float32 [N, D].
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
-            coordinates: float32 [N, K] with the most coordinates of a level, written.
+            coordinates: float32 [N, K] with the coordinates of the tile, written.
         """
         cosine = metric == "cosine"
         exact_term = norms.sqrt() if cosine else norms
-        tile_term, level_term = key_terms(norms, metric), norms
+        tile_term = key_terms(norms, metric)
+        exact = Approximation(features, torch.zeros_like(norms), torch.zeros_like(norms))
         if self.subspace is None:
-            levels = [as_they_are(features, norms, metric)]
-        else:
-            self.subspace.coordinates(features, norms, metric, coordinates)
-            levels = [
-                self.subspace.approximate(coordinates, norms, metric, k) for k in self.dimensions
-            ]
-            if cosine:  # coordinates are of the normalised features
-                tile_term, level_term = torch.ones_like(tile_term), torch.ones_like(norms)
-        return Block(features, exact_term, tile_term, level_term, levels)
+            levels = [as_they_are(features, norms, metric), exact]
+            return Block(exact_term, tile_term, levels)
+        if cosine:  # coordinates are of the normalised features
+            tile_term = torch.ones_like(tile_term)
+        self.subspace.coordinates(features, norms, metric, coordinates)
+        tile = self.subspace.approximate(coordinates, norms, metric)
+        return Block(exact_term, tile_term, [tile, as_integers(features, norms, metric), exact])

@@ -17,7 +17,7 @@ from mmga.ops.distance import exact_keys, metric_number
 from mmga.ops.neighbours import pair_products
 from mmga.ops.ranking import Matches, Tile
 from mmga.retrieval import memory as memory_sizes
-from mmga.retrieval.cascade import Block, Cascade, Level
+from mmga.retrieval.cascade import Block, Cascade
 from mmga.retrieval.memory import Peak
 from mmga.retrieval.passes import MASK_COLUMNS, PAIR_LIMIT, PerQuery, score
 from mmga.retrieval.protocol import Pairs, Selection
@@ -84,7 +84,9 @@ class CertifiedPass:
         height, width = tile or (NARROW_TILE if cascade.dimensions else TILE)
         height, width = min(height, len(self._query_rows)), min(width, len(self._gallery_rows))
         self.columns = len(self._gallery_rows)
-        row_bytes = 4 * (query.shape[1] + cascade.most) + 64
+        row_bytes = 4 * (query.shape[1] + cascade.dimensions) + 64
+        if cascade.dimensions:
+            row_bytes += 2 * query.shape[1]  # integers
 
         def fixed() -> int:
             """A block of the gallery, its coordinates, a tile and undecided pairs of all of it."""
@@ -106,7 +108,7 @@ class CertifiedPass:
         self.max_rows = max(1, room // (row_bytes * self._height)) * self._height
         self._tile = torch.empty(self._height * self._width)
         self._buffer = torch.empty(self._width, query.shape[1])
-        self._coordinates = torch.empty(self._width, cascade.most)
+        self._coordinates = torch.empty(self._width, cascade.dimensions)
 
     def rank(
         self, progress: Progress | None = None, peak: Peak | None = None, phase: str = "ranks"
@@ -124,7 +126,7 @@ class CertifiedPass:
                 for top in range(0, pairs.stop - pairs.start, self._height):
                     rows = slice(top, min(top + self._height, pairs.stop - pairs.start))
                     self._count(pairs, rows, queries.cut(rows), left, items, matches, lower, upper)
-                    done += (rows.stop - rows.start) * len(items.features)
+                    done += (rows.stop - rows.start) * len(items)
                     if progress is not None:
                         progress(phase, done, total)
                     if peak is not None:
@@ -144,14 +146,11 @@ class CertifiedPass:
         upper: Tensor,
     ) -> None:
         """Count one tile and settle what it leaves undecided."""
-        height, width = len(queries.features), len(items.features)
+        height, width = len(queries), len(items)
         values = self._tile[: height * width].view(height, width)
         blocked_product(queries.levels[0].rows, items.levels[0].rows, values)
         whole = Tile(values, left, self._number, queries.tile_term, items.tile_term)
-        bounds = [
-            bound_between(one, other, self._metric)
-            for one, other in zip(queries.levels, items.levels, strict=True)
-        ]
+        bound = bound_between(queries.levels[0], items.levels[0], self._metric)
         selection, levels = self._selection, self._cascade.levels
         row_camera = column_camera = None
         if selection.query_camera is not None and selection.gallery_camera is not None:
@@ -173,47 +172,35 @@ class CertifiedPass:
                 matches,
                 lower,
                 upper,
-                bounds[0].tile(slice(None), columns),
+                bound.tile(slice(None), columns),
                 row_camera,
                 None if column_camera is None else column_camera[columns],
                 removed,
             )
-            _note(levels[0], tile.values.numel(), undecided)
-            for level, bound, one, other in zip(
-                levels[1:-1], bounds[1:], queries.levels[1:], part.levels[1:], strict=True
+            levels[0].note(tile.values.numel(), len(undecided))
+            for level, one, other in zip(
+                levels[1:], queries.levels[1:], part.levels[1:], strict=True
             ):
-                given = len(undecided)
-                undecided = settle_pairs(
+                exact = level is levels[-1]
+                still = settle_pairs(
                     undecided,
-                    one.rows.contiguous(),
-                    other.rows.contiguous(),
-                    queries.level_term,
-                    part.level_term,
+                    one.rows,
+                    other.rows,
+                    queries.exact_term,
+                    part.exact_term,
                     self._number,
                     tile.offset,
                     rows,
                     matches,
-                    bound.tile(slice(None), columns),
+                    None if exact else bound_between(one, other, self._metric),
                 )
-                _note(level, given, undecided)
-            given = len(undecided)
-            undecided = settle_pairs(
-                undecided,
-                queries.features,
-                part.features,
-                queries.exact_term,
-                part.exact_term,
-                self._number,
-                tile.offset,
-                rows,
-                matches,
-            )
-            _note(levels[-1], given, undecided)
+                level.note(len(undecided), len(still))
+                undecided = still
 
     def _queries(self, pairs: Pairs) -> Block:
         features = self._query.take(self._query_rows[pairs.start : pairs.stop])
         norms = self._query_norms[pairs.start : pairs.stop]
-        coordinates = torch.empty(len(features), self._cascade.most)
+        coordinates = torch.empty(len(features), self._cascade.dimensions)
         return self._cascade.block(features, norms, self._metric, coordinates)
 
     def _items(self, left: int, right: int) -> Block:
@@ -252,11 +239,6 @@ class CertifiedPass:
             torch.from_numpy(pairs.ignored_start),
             torch.from_numpy(pairs.ignored_item),
         )
-
-
-def _note(level: Level, pairs: int, undecided: Tensor) -> None:
-    level.pairs += pairs
-    level.undecided += len(undecided)
 
 
 def beyond_bounds(side: str, norms: Tensor) -> str | None:

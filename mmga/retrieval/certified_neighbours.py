@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.ops.certified import ExactLists, nearest_of, open_pairs
+from mmga.ops.certified import ExactLists, narrow_pairs, nearest_of, open_pairs
 from mmga.ops.distance import metric_number
 from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
 from mmga.retrieval.certified import EXACT, beyond_bounds
 from mmga.retrieval.items import TILE, Items, squared_from
-from mmga.retrieval.plan import CANDIDATES, is_flat, largest_level
+from mmga.retrieval.plan import CANDIDATES, candidates_of, directions_of, spread
 from mmga.retrieval.stream import Progress
 from mmga.retrieval.subspace import (
     Approximation,
     Subspace,
+    as_integers,
     as_they_are,
     blocked_product,
     bound_between,
@@ -33,18 +34,15 @@ from mmga.retrieval.subspace import (
 # Neighbours beyond k that a first look at tiles of the features asks for: where more than these
 # nearly tie with the k-th, the item gets a second look.
 _SPARE = 8
+# Items among which each item's farthest is looked for first.
 _SAMPLE = 1024
 # Rows of a tile of the second look, in tiles: the features of its items come through the caches for
 # exact products, and the fewer such blocks, the less often.
 _ROW_TILES = 4
-# Items that bound how far an item's farthest lies.
-_FAR = 8
 _PILOT = 48
-# Costs of a pair in products of one dimension: looking at it, and a dimension of an exact product,
-# which is bound by the way of two features through the caches.
-_COUNTING, _EXACT = 20, 8
-# The share of all products that finding directions may cost.
-_FIT_SHARE = 0.02
+# Costs of a pair in products of one dimension: looking at it, and a dimension of a product of
+# integers, which is bound by the way of two features through the caches.
+_COUNTING, _INTEGERS = 40, 3
 # Operations of all products below which there is nothing to save.
 _SMALL = 1e11
 
@@ -71,7 +69,7 @@ class _Looks:
             else:
                 block = items.block(part.start, part.stop).contiguous()
                 subspace.coordinates(block, norms, items.metric, self._rows[part])
-                parts.append(subspace.approximate(self._rows[part], norms, items.metric, width))
+                parts.append(subspace.approximate(self._rows[part], norms, items.metric))
         self._radius = torch.cat([part.radius for part in parts])
         self._slack = torch.cat([part.slack for part in parts])
 
@@ -79,6 +77,11 @@ class _Looks:
         """Return some items, of which the rows may be valid until the next call only."""
         rows = self.items.block(begin, end) if self._rows is None else self._rows[begin:end]
         return Approximation(rows, self._radius[begin:end], self._slack[begin:end])
+
+    def integers(self, items: slice) -> Approximation:
+        """Return some items as integers."""
+        rows = self.items.block(items.start, items.stop).contiguous()
+        return as_integers(rows, self.items.norms[items], self.items.metric)
 
     def widths(self) -> Tensor:
         """Return by how much an item's keys may be off at most, float64 [N]."""
@@ -127,7 +130,7 @@ def certified_neighbours(
     if subspace is not None:
         lists = ExactLists(limits, k)
         lists.add_self(torch.arange(n))
-        lists.maxima.copy_(_some_far(items))
+        lists.maxima.copy_(_some_far(looks))
         _second_look(looks, lists, limits, progress)
         index, distance = lists.result()
         maxima = lists.maxima.float()
@@ -171,27 +174,22 @@ def subspace_for(items: Items, k: int, seed: int = 0) -> Subspace | None:
         seed: of the directions.
     """
     n, width = len(items), items.dimension
-    sample = min(_SAMPLE, n)
-    most = largest_level(width, sample, _FIT_SHARE * n * n * width)
-    if most is None or float(n) * n * width < _SMALL:
+    operations = float(n) * n * width
+    if operations < _SMALL:
         return None
-    candidates = [c for c in CANDIDATES if c <= most]
-    chosen = (torch.arange(sample, dtype=torch.float64) * (n / sample)).long()
-    rows = items.take(chosen)
-    if items.metric == "cosine":
-        rows = torch.nn.functional.normalize(rows)
-    if is_flat(rows, seed):
+    subspace = directions_of(items.take, n, width, items.metric, operations, seed)
+    if subspace is None:
         return None
-    subspace = Subspace.of_sample(rows, candidates[-1], seed)
+    candidates = candidates_of(subspace)
     shares = _undecided_shares(items, subspace, candidates, k)
-    # Half of all pairs: two looks at coordinates, made once, and exact products of undecided pairs.
+    # Half of all pairs: two looks at coordinates, made once, and integers of undecided pairs.
     costs: dict[int, float] = {0: width + _COUNTING}
     for c in candidates:
         made = 2.0 * width * c / n
         looks = c + first_dimensions(c) + 2 * _COUNTING
-        costs[c] = looks + made + min(1.0, 2 * shares[c]) * _EXACT * width
+        costs[c] = looks + made + min(1.0, 2 * shares[c]) * _INTEGERS * width
     best = min(costs, key=costs.__getitem__)
-    return Subspace(subspace.directions[:, :best].contiguous()) if best else None
+    return subspace.first(best) if best else None
 
 
 def _undecided_shares(
@@ -199,8 +197,7 @@ def _undecided_shares(
 ) -> dict[int, float]:
     """Return the share of an item's pairs that its limit leaves undecided, by coordinates."""
     n, metric = len(items), items.metric
-    chosen = (torch.arange(min(_PILOT, n), dtype=torch.float64) * (n / min(_PILOT, n))).long()
-    others = (torch.arange(min(4096, n), dtype=torch.float64) * (n / min(4096, n))).long()
+    chosen, others = spread(n, _PILOT), spread(n, 4096)
     rows, norms = items.take(chosen), items.norms[chosen]
     # The limit among all items, from products of float32: only the estimate depends on it.
     exact = torch.cat(
@@ -213,14 +210,13 @@ def _undecided_shares(
     limit = keys.topk(k, dim=1, largest=False).values[:, -1:]
     farthest = keys.amax(1, keepdim=True)
     near = items.take(others)
-    coordinates = [
-        subspace.coordinates(x, m, metric, torch.empty(len(x), subspace.directions.shape[1]))
-        for x, m in ((rows, norms), (near, items.norms[others]))
-    ]
     shares = {}
     for c in candidates:
-        own = subspace.approximate(coordinates[0], norms, metric, c)
-        other = subspace.approximate(coordinates[1], items.norms[others], metric, c)
+        few = subspace.first(c)
+        own, other = (
+            few.approximate(few.coordinates(x, m, metric, torch.empty(len(x), c)), m, metric)
+            for x, m in ((rows, norms), (near, items.norms[others]))
+        )
         bound = bound_between(own, other, metric)
         width = bound.row_radius[:, None] * bound.column_radius + bound.row_slack[:, None]
         width = width + bound.column_slack
@@ -257,18 +253,23 @@ def _first_look(
     return lists.result()
 
 
-def _some_far(items: Items) -> Tensor:
-    """Return the largest exact distance of each item to a few that are far from the others."""
-    n = len(items)
-    chosen = (torch.arange(min(_SAMPLE, n), dtype=torch.float64) * (n / min(_SAMPLE, n))).long()
-    sample = items.take(chosen)
-    if items.metric == "cosine":
-        sample = torch.nn.functional.normalize(sample)
-    far = chosen[(sample @ sample.mean(0)).argsort()[:_FAR]]
-    every = torch.arange(n)
-    return torch.stack(
-        [items.exact_distances(every, torch.full_like(every, int(other))) for other in far]
-    ).amax(0)
+def _some_far(looks: _Looks) -> Tensor:
+    """Return the exact distance of each item to one that seems far, float64 [N].
+
+    The one is the farthest of a sample by the coordinates of the first look: the larger, the fewer
+    pairs are in question as the farthest.
+    """
+    items, n = looks.items, len(looks.items)
+    sample = spread(n, _SAMPLE)
+    rows = torch.cat([looks.cut(int(i), int(i) + 1).rows for i in sample])
+    rows = rows[:, : first_dimensions(rows.shape[1])].contiguous()
+    own = items.norms[sample].float() / 2 if items.metric == "euclidean" else 0.0
+    far = torch.empty(n, dtype=torch.int64)
+    for begin in range(0, n, TILE):
+        part = slice(begin, min(begin + TILE, n))
+        near = looks.cut(part.start, part.stop).rows[:, : rows.shape[1]] @ rows.T - own
+        far[part] = sample[near.argmin(1)]
+    return items.exact_distances(torch.arange(n), far)
 
 
 def _second_look(
@@ -276,8 +277,10 @@ def _second_look(
 ) -> None:
     """Offer all pairs that may lie within the limit of one of their items, or be its farthest."""
     items, n = looks.items, len(looks.items)
-    scale = 2.0 if items.metric == "cosine" else 1.0
+    cosine = items.metric == "cosine"
+    number, scale = metric_number(items.metric), 2.0 if cosine else 1.0
     near, far = limits / scale, lists.maxima / scale  # as keys of the tiles
+    terms = items.norms.sqrt() if cosine else items.norms
     size = looks.tile
     height = _ROW_TILES * size
     tile = torch.empty(height * size)
@@ -287,19 +290,26 @@ def _second_look(
         rows, columns = looks.cut(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
         values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
         blocked_product(rows.rows, columns.rows, values)
+        wanted = (near[mine], near[theirs]), (far[mine], far[theirs])
         pairs = open_pairs(
-            Tile(
-                values,
-                other,
-                metric_number(items.metric),
-                looks.terms[mine],
-                looks.terms[theirs],
-            ),
+            Tile(values, other, number, looks.terms[mine], looks.terms[theirs]),
             bound_between(rows, columns, items.metric),
-            (near[mine], near[theirs]),
-            (far[mine], far[theirs]),
+            *wanted,
             first_item=own,
             symmetric=True,
+        )
+        if own == other:
+            own_integers = looks.integers(mine)
+        integers = looks.integers(theirs)
+        pairs = narrow_pairs(
+            pairs,
+            own_integers.rows,
+            integers.rows,
+            terms[mine],
+            terms[theirs],
+            number,
+            bound_between(own_integers, integers, items.metric),
+            *wanted,
         )
         distances = _exact(items, mine, theirs, pairs)
         lists.offer(pairs, distances, own, other, both=True)

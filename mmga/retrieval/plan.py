@@ -34,6 +34,8 @@ _SMALL = 2e9
 _FLAT = 0.35
 # A coordinate costs so many times an operation of a product to make: residuals and norms.
 _COORDINATE = 8
+# A dimension, so many to be rounded to an integer.
+_INTEGER = 16
 
 
 class Pilot:
@@ -64,7 +66,7 @@ class Pilot:
         self._subspace = subspace
         pairs = next(selection.pairs(1 << 16, _PILOT[0]))
         rows = torch.from_numpy(selection.queries[pairs.start : pairs.stop])
-        chosen = _spread(len(selection.gallery), _PILOT[1], 0.5)
+        chosen = spread(len(selection.gallery), _PILOT[1], 0.5)
         items = torch.from_numpy(selection.gallery)[chosen]
         row = torch.repeat_interleave(
             torch.arange(len(rows)), torch.from_numpy(pairs.match_start).diff()
@@ -92,15 +94,14 @@ class Pilot:
         """Pairs of the pilot."""
         return self._values.numel()
 
-    def blocks(self, dimensions: tuple[int, ...]) -> tuple[Cascade, Block, Block]:
-        """Return both sides at the levels of a cascade."""
-        subspace = self._subspace if dimensions else None
-        cascade = Cascade(subspace, dimensions)
+    def blocks(self, dimensions: int) -> tuple[Block, Block]:
+        """Return both sides at the levels of a cascade, with so many directions or with none."""
+        cascade = Cascade(self._subspace.first(dimensions) if dimensions else None)
         sides = []
         for features, norms in zip(self._features, self._norms, strict=True):
-            coordinates = torch.empty(len(features), self._subspace.directions.shape[1])
+            coordinates = torch.empty(len(features), dimensions)
             sides.append(cascade.block(features, norms, self._metric, coordinates))
-        return cascade, sides[0], sides[1]
+        return sides[0], sides[1]
 
     def product_seconds(self) -> float:
         """Return the time of one operation of a product of the features."""
@@ -111,7 +112,7 @@ class Pilot:
 
     def count(self, dimensions: int) -> tuple[float, Tensor]:
         """Return the time to count a pair of a tile, and the undecided pairs."""
-        _, queries, items = self.blocks((dimensions,) if dimensions else ())
+        queries, items = self.blocks(dimensions)
         blocked_product(queries.levels[0].rows, items.levels[0].rows, self._values)
         tile = Tile(self._values, 0, self._number, queries.tile_term, items.tile_term)
         bound = bound_between(queries.levels[0], items.levels[0], self._metric)
@@ -122,24 +123,30 @@ class Pilot:
         )
         return seconds / self.pairs, undecided
 
-    def settle_seconds(self, undecided: Tensor) -> float:
-        """Return the time to settle a pair by the features in float64."""
-        _, queries, items = self.blocks(())
-        some = undecided[:2048]
-        seconds, _ = _shortest(
-            lambda: settle_pairs(
-                some,
-                queries.features,
-                items.features,
-                queries.exact_term,
-                items.exact_term,
-                self._number,
-                0,
-                self._rows,
-                self._matches,
-            )
-        )
-        return seconds / max(1, len(some))
+    def settle_seconds(self, undecided: Tensor, dimensions: int) -> float:
+        """Return the time to settle a pair by the levels after the tile."""
+        queries, items = self.blocks(dimensions)
+        levels = list(zip(queries.levels[1:], items.levels[1:], strict=True))
+
+        def settle() -> None:
+            pairs = undecided[:2048]
+            for one, other in levels:
+                bound = bound_between(one, other, self._metric)
+                pairs = settle_pairs(
+                    pairs,
+                    one.rows,
+                    other.rows,
+                    queries.exact_term,
+                    items.exact_term,
+                    self._number,
+                    0,
+                    self._rows,
+                    self._matches,
+                    None if one is queries.levels[-1] else bound,
+                )
+
+        seconds, _ = _shortest(settle)
+        return seconds / max(1, min(2048, len(undecided)))
 
 
 def plan(
@@ -166,23 +173,52 @@ def plan(
         return Cascade()
     width, items = gallery.shape[1], len(selection.gallery)
     operations = 2.0 * len(selection.queries) * items * width
-    sample = min(_SAMPLE, items)
-    most = largest_level(width, sample, _FIT_SHARE * operations)
-    if most is None or operations < _SMALL:
+    if operations < _SMALL:
         return Cascade()
-    candidates = [k for k in CANDIDATES if k <= most]
-    rows = torch.from_numpy(selection.gallery)[_spread(items, sample, 0.0)]
-    features = gallery.take(rows)
-    if metric == "cosine":
-        features = torch.nn.functional.normalize(features)
-    if is_flat(features, seed):
+    rows = torch.from_numpy(selection.gallery)
+    subspace = directions_of(
+        lambda chosen: gallery.take(rows[chosen]), items, width, metric, operations, seed
+    )
+    if subspace is None:
         return Cascade()
-    subspace = Subspace.of_sample(features, candidates[-1], seed)
     pilot = Pilot(query, query_norms, gallery, gallery_norms, selection, metric, subspace)
-    dimensions = _cheapest(pilot, candidates, len(selection.queries), items, width)
-    if not dimensions:
-        return Cascade()
-    return Cascade(Subspace(subspace.directions[:, : dimensions[-1]].contiguous()), dimensions)
+    dimensions = _cheapest(pilot, candidates_of(subspace), len(selection.queries), items, width)
+    return Cascade(subspace.first(dimensions) if dimensions else None)
+
+
+def directions_of(
+    take: Callable[[Tensor], Tensor],
+    count: int,
+    width: int,
+    metric: str,
+    operations: float,
+    seed: int = 0,
+) -> Subspace | None:
+    """Return directions that hold most of features, or None where they hold too little.
+
+    Args:
+        take: returns some of the features, float32 [n, D], given their numbers.
+        count: of the features.
+        width: D.
+        metric: cosine or euclidean.
+        operations: of the products that directions shall spare; finding them takes a small share.
+        seed: of the directions.
+    """
+    sample = min(_SAMPLE, count)
+    most = largest_level(width, sample, _FIT_SHARE * operations)
+    if most is None:
+        return None
+    rows = take(spread(count, sample))
+    if metric == "cosine":
+        rows = torch.nn.functional.normalize(rows)
+    if is_flat(rows, seed):
+        return None
+    return Subspace.of_sample(rows, max(k for k in CANDIDATES if k <= most), seed)
+
+
+def candidates_of(subspace: Subspace) -> list[int]:
+    """Return the numbers of directions that are worth a look."""
+    return [k for k in CANDIDATES if k <= subspace.directions.shape[1]]
 
 
 def largest_level(width: int, sample: int, operations: float) -> int | None:
@@ -219,29 +255,23 @@ def is_flat(sample: Tensor, seed: int = 0) -> bool:
     return bool(left > _FLAT * held_out.square().sum())
 
 
-def _cheapest(
-    pilot: Pilot, candidates: list[int], queries: int, items: int, width: int
-) -> tuple[int, ...]:
-    """Return the levels with the lowest seconds for a pair; none for plain tiles."""
+def _cheapest(pilot: Pilot, candidates: list[int], queries: int, items: int, width: int) -> int:
+    """Return the directions with the lowest seconds for a pair; 0 for plain tiles."""
     operation = pilot.product_seconds()
     counted = {k: pilot.count(k) for k in (0, *candidates)}
     share = {k: len(undecided) / pilot.pairs for k, (_, undecided) in counted.items()}
-    settle = pilot.settle_seconds(counted[candidates[0]][1])
-    costs: dict[tuple[int, ...], float] = {
-        (): 2 * width * operation + counted[0][0] + share[0] * settle
-    }
+    settle = {k: pilot.settle_seconds(counted[candidates[0]][1], k) for k in (0, candidates[0])}
+    costs = {0: 2 * width * operation + counted[0][0] + share[0] * settle[0]}
     for k in candidates:
-        made = (2 * width + _COORDINATE) * operation * (queries + items) / (queries * items)
+        # Coordinates and integers of all features.
+        made = (k * (2 * width + _COORDINATE) + _INTEGER * width) * operation
         tile = 2 * k * operation + counted[k][0]
-        costs[(k,)] = tile + k * made + share[k] * settle
-        for finer in candidates:
-            if finer > k:
-                between = share[k] * settle * finer / width
-                costs[(k, finer)] = tile + finer * made + between + share[finer] * settle
+        shared = made * (queries + items) / (queries * items)
+        costs[k] = tile + shared + share[k] * settle[candidates[0]]
     return min(costs, key=costs.__getitem__)
 
 
-def _spread(count: int, wanted: int, phase: float) -> Tensor:
+def spread(count: int, wanted: int, phase: float = 0.0) -> Tensor:
     """Return at most `wanted` evenly spaced numbers below `count`, ascending."""
     wanted = min(count, wanted)
     return ((torch.arange(wanted, dtype=torch.float64) + phase) * (count / wanted)).long()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import UNIT, Bound, gamma
+from mmga.ops.certified import UNIT, Bound, gamma, integer_rows
 from mmga.ops.distance import squared_norms
+from mmga.ops.reference import INTEGER_LENGTH
 
 BLOCK = 256
 """Terms that a product sums at once: the error of a sum grows with their number."""
@@ -25,6 +26,8 @@ LEAST_NORM, LARGEST_NORM = 2.0**-20, 2.0**20
 _OTHER_ROUNDINGS = 32
 # Factor on radii and slacks for their own rounding to float32 and in float32.
 _OUTWARD = 1 + 2.0**-20
+# Errors of float64 in a key, relative to the norms, with room to spare.
+_OTHER_ERRORS = 2.0**-40
 
 
 def roundings(width: int) -> int:
@@ -56,7 +59,7 @@ class Approximation:
     The features are normalised first if the metric is cosine.
 
     Attributes:
-        rows: float32 [N, K].
+        rows: float32 [N, K], or int16 [N, D] (`ops.certified.integer_rows`).
         radius: float64 [N], bound on the norm of what `rows` leave out.
         slack: float64 [N], this side's share of the rounding errors of a key.
     """
@@ -86,6 +89,28 @@ def as_they_are(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
     """
     error = (gamma(roundings(rows.shape[1])) + _OTHER_ROUNDINGS * UNIT) * _OUTWARD
     return Approximation(rows, torch.zeros_like(norms), _slack(error, norms, metric))
+
+
+def as_integers(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+    """Return features rounded to integers of 16 bits, whose products are exact.
+
+    Args:
+        rows: float32 [N, D].
+        norms: squared norms, float64 [N].
+        metric: cosine or euclidean.
+    """
+    numbers, error = integer_rows(rows, norms)
+    # With a and b of norm 1 and integers a^ and b^ that are e and f away from them,
+    # |<a, b> - <a^, b^>| <= e + f + e f.
+    away = (error * (1 + gamma(rows.shape[1])) / INTEGER_LENGTH + 4 * UNIT) * _OUTWARD
+    if metric == "cosine":
+        return Approximation(numbers, away, away + _OTHER_ERRORS)
+    # That times 2 |q| |g| as a product of two radii: e + f + e f <= (m + e) (m + f) / m, best where
+    # m is about e and f.
+    usual = (rows.shape[1] / 12) ** 0.5 / INTEGER_LENGTH
+    return Approximation(
+        numbers, norms.sqrt() * (usual + away) / usual**0.5 * _OUTWARD, _OTHER_ERRORS * norms
+    )
 
 
 def _slack(error: float, norms: Tensor, metric: str) -> Tensor:
@@ -136,9 +161,14 @@ class Subspace:
         ordered = basis.double() @ vectors[:, :dimensions]
         return cls(torch.linalg.qr(ordered).Q.to(torch.float32))
 
-    def error(self, dimensions: int) -> float:
-        """Return by how much the coordinates of a feature of norm 1 may be off (epsilon)."""
-        basis = (dimensions * (1 + self.defect)) ** 0.5  # Frobenius norm
+    def first(self, dimensions: int) -> Subspace:
+        """Return the subspace of the first directions."""
+        return Subspace(self.directions[:, :dimensions].contiguous())
+
+    @property
+    def error(self) -> float:
+        """By how much the coordinates of a feature of norm 1 may be off (epsilon)."""
+        basis = (self.directions.shape[1] * (1 + self.defect)) ** 0.5  # Frobenius norm
         return gamma(roundings(len(self.directions))) * basis + 4 * UNIT
 
     def coordinates(self, x: Tensor, norms: Tensor, metric: str, out: Tensor) -> Tensor:
@@ -155,23 +185,20 @@ class Subspace:
             out.mul_(torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)[:, None])
         return out
 
-    def approximate(
-        self, coordinates: Tensor, norms: Tensor, metric: str, dimensions: int
-    ) -> Approximation:
-        """Return what the first coordinates of features leave out at most.
+    def approximate(self, coordinates: Tensor, norms: Tensor, metric: str) -> Approximation:
+        """Return what coordinates of features leave out at most.
 
         Args:
             coordinates: float32 [N, K].
             norms: squared norms of the features, float64 [N].
             metric: cosine or euclidean.
-            dimensions: how many coordinates are used.
         """
-        rows = coordinates[:, :dimensions]
-        squared = squared_norms(rows)  # |x^|^2
+        dimensions = coordinates.shape[1]
+        squared = squared_norms(coordinates)  # |x^|^2
         length = norms if metric == "euclidean" else (norms > 0).double()  # |x|^2
-        epsilon = self.error(dimensions)
+        epsilon = self.error
         # |x - Bx^|^2 = |x|^2 - |x^|^2 + 2 <x^, x^ - B'x> + <x^, (B'B - I) x^>
         rest = length - squared + 2 * epsilon * (squared * length).sqrt() + self.defect * squared
         radius = (rest.clamp_min(0) + 2.0**-40 * length).sqrt() * _OUTWARD
         error = gamma(dimensions) + 3 * self.defect + 2 * epsilon + _OTHER_ROUNDINGS * UNIT
-        return Approximation(rows, radius, _slack(1.02 * error, norms, metric))
+        return Approximation(coordinates, radius, _slack(1.02 * error, norms, metric))

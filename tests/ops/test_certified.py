@@ -19,6 +19,8 @@ def _kernels_are_active():
     if KERNEL:
         assert has_kernel("count_certain", "CPU")
         assert has_kernel("settle_pairs", "CPU")
+        assert has_kernel("integer_rows", "CPU")
+        assert has_kernel("narrow_pairs", "CPU")
 
 
 def case(seed, rows=5, width=150, most=6, cameras=True, offset=70):
@@ -112,9 +114,10 @@ def test_scaled_tiles_equal_the_references(metric):
 
 
 @pytest.mark.parametrize("metric", [1, 2])
-@pytest.mark.parametrize("bounded", [False, True])
-@pytest.mark.parametrize("width", [1, 7, 8, 29])
-def test_settled_pairs_equal_the_references(metric, bounded, width):
+@pytest.mark.parametrize("rows", ["bounded", "exact", "integers"])
+@pytest.mark.parametrize("width", [1, 7, 8, 29, 67])
+def test_settled_pairs_equal_the_references(metric, rows, width):
+    bounded = rows != "exact"
     tile, matches, bound, codes = case(11, rows=9, width=130, most=140)
     undecided, _ = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
     g = torch.Generator().manual_seed(2)
@@ -141,6 +144,8 @@ def test_settled_pairs_equal_the_references(metric, bounded, width):
     open_[:, 2] = 0
     open_[:, 3] = matches.match_start.diff()[open_[:, 0].long()].int()
     sides = [bound.row_radius, bound.column_radius, bound.row_slack, bound.column_slack]
+    if rows == "integers":
+        x, y = (reference.integer_rows(*side)[0] for side in zip((x, y), norms, strict=True))
 
     def settle(op):
         preceding, tied = torch.zeros_like(matches.preceding), torch.zeros(9, dtype=torch.int64)
@@ -167,6 +172,57 @@ def test_settled_pairs_equal_the_references(metric, bounded, width):
     still, preceding, tied = settle(torch.ops.mmga.settle_pairs)
     assert int(preceding.sum()) > 0
     assert bool(len(still)) == bounded and bool(tied.any()) != bounded
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 100])
+def test_integers_equal_the_references(width):
+    g = torch.Generator().manual_seed(width)
+    x = torch.randn(13, width, generator=g) * torch.logspace(-6, 6, 13)[:, None]
+    x[2] = 0
+    x[3], x[3, 0] = 0, -5.0  # alone, it becomes the largest integer there is
+    norms = reference.squared_norms(x)
+    numbers, error = certified.integer_rows(x, norms)
+    expected, left = reference.integer_rows(x, norms)
+    assert numbers.dtype == torch.int16 and torch.equal(numbers, expected)
+    torch.testing.assert_close(error, left, rtol=1e-5, atol=1e-6)
+    assert numbers[3, 0] == -32767 and error[3] == 1
+    lengths = numbers[norms > 0].double().norm(dim=1)
+    assert ((lengths - 2**15).abs() <= error[norms > 0] + 0.02).all()
+
+
+@pytest.mark.parametrize("metric", [1, 2])
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("width", [5, 64, 70])
+def test_narrowed_pairs_equal_the_references(metric, integers, width):
+    g = torch.Generator().manual_seed(width)
+    sides = torch.randn(20, width, generator=g), torch.randn(90, width, generator=g)
+    norms = [reference.squared_norms(side) for side in sides]
+    terms = [n.sqrt() if metric == 1 else n for n in norms]
+    if integers:
+        sides = [reference.integer_rows(*side)[0] for side in zip(sides, norms, strict=True)]
+    pairs = (torch.rand(20, 90, generator=g) < 0.4).nonzero().int().contiguous()
+    near, far = (0.8, 1.2) if metric == 1 else (1.6 * width, 2.4 * width)
+    draw = [torch.rand(n, generator=g, dtype=torch.float64) * 0.1 for n in (20, 90) * 4]
+    limits = [near - d for d in draw[4:6]] + [far + d for d in draw[6:]]
+    arguments = pairs, *sides, *terms, metric, *draw[:4], *limits
+    found = torch.ops.mmga.narrow_pairs(*arguments)
+    assert torch.equal(found, reference.narrow_pairs(*arguments))
+    assert 0 < len(found) < len(pairs)
+    if KERNEL:
+        with pytest.raises(RuntimeError, match="outside the tile"):
+            torch.ops.mmga.narrow_pairs(pairs + 10, *arguments[1:])
+
+
+def test_products_of_the_longest_integers_do_not_overflow():
+    x = torch.ones(2, 4096) * torch.tensor([[1.0], [-1.0]])
+    numbers, _ = certified.integer_rows(x, reference.squared_norms(x))
+    one = torch.ones(2, dtype=torch.float64)
+    nothing = [torch.zeros(2, dtype=torch.float64)] * 4
+    pairs = torch.tensor([[0, 0], [0, 1], [1, 1]], dtype=torch.int32)
+    for near, expected in ((1e-6, [0, 2]), (2.0, [0, 1, 2])):
+        limits = [one * near] * 2 + [one * 3] * 2
+        found = torch.ops.mmga.narrow_pairs(pairs, numbers, numbers, one, one, 1, *nothing, *limits)
+        assert torch.equal(found, pairs[expected])
 
 
 def test_threads_settle_what_one_settles():
@@ -253,5 +309,18 @@ def test_opcheck():
             matches.preceding,
             matches.tied,
         ),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    numbers = [
+        certified.integer_rows(side, norms)[0] for side, norms in zip((x, y), terms, strict=True)
+    ]
+    torch.library.opcheck(
+        torch.ops.mmga.integer_rows.default,
+        (x, terms[0]),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    torch.library.opcheck(
+        torch.ops.mmga.narrow_pairs.default,
+        (undecided[:, :2].contiguous(), *numbers, *terms, 2, *sides, *sides),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -14,6 +14,7 @@ from mmga.ops import reference
 from mmga.ops._library import has_kernel
 from mmga.ops.ranking import Tile
 from mmga.retrieval import certified_neighbours as searching
+from mmga.retrieval import plan as planning
 from mmga.retrieval import reranking, subspace
 from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order, subspace_for
 from mmga.retrieval.items import Items
@@ -76,22 +77,29 @@ def test_lists_are_those_of_float64(kind, seed, metric, directions, dimensions, 
         assert torch.equal(found.maxima, maxima.float())
 
 
-@pytest.mark.parametrize("directions", ["none", "fitted"])
-def test_a_bound_that_is_too_small_is_caught(monkeypatch, directions):
-    monkeypatch.setattr(subspace, "gamma", lambda roundings: 0.0)
-    monkeypatch.setattr(subspace, "_OTHER_ROUNDINGS", 0)
-    original = subspace.Subspace.approximate
+@pytest.mark.parametrize("planted", ["rounding", "radius", "integers"])
+def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
+    if planted == "rounding":
+        monkeypatch.setattr(subspace, "gamma", lambda roundings: 0.0)
+        monkeypatch.setattr(subspace, "_OTHER_ROUNDINGS", 0)
+    else:
+        owner, name = (
+            (subspace.Subspace, "approximate")
+            if planted == "radius"
+            else (searching, "as_integers")
+        )
+        original = getattr(owner, name)
 
-    def approximate(self, *given):
-        found = original(self, *given)
-        return subspace.Approximation(found.rows, found.radius * 0.1, found.slack)
+        def too_sure(*given):
+            found = original(*given)
+            return subspace.Approximation(found.rows, found.radius * 0.1, found.slack * 0.1)
 
-    monkeypatch.setattr(subspace.Subspace, "approximate", approximate)
+        monkeypatch.setattr(owner, name, too_sure)
     caught = 0
     for seed in range(1, 30):
-        items = some_items("last bits" if directions == "none" else "flat", seed)
+        items = some_items("flat" if planted == "radius" else "last bits", seed)
         chosen = None
-        if directions == "fitted":
+        if planted != "rounding":
             chosen = subspace.Subspace.of_sample(items.block(0, 66), 8)
         try:
             found = certified_neighbours(items, 4, subspace=chosen)
@@ -199,7 +207,7 @@ def test_opcheck():
 
 def test_directions_are_taken_where_they_pay(monkeypatch):
     monkeypatch.setattr(searching, "_SMALL", 1e8)
-    monkeypatch.setattr(searching, "_FIT_SHARE", 1.0)
+    monkeypatch.setattr(planning, "_FIT_SHARE", 1.0)
     items = Items([decaying(4000, 512).rows], "cosine")
     chosen = subspace_for(items, 6)
     assert chosen is not None

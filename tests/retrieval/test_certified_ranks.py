@@ -1,6 +1,7 @@
 """Certified ranks against brute force in float64, on features made to be nearly tied."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mmga.errors import UserError
 from mmga.ops import certified as ops
 from mmga.ops import reference
 from mmga.ops._library import has_kernel
+from mmga.retrieval import cascade as cascades
 from mmga.retrieval import plan as planning
 from mmga.retrieval import subspace as subspaces
 from mmga.retrieval.cascade import Cascade
@@ -112,7 +114,7 @@ def some_subspace(kind, width, dimensions, seed, sample):
     metric=st.sampled_from(["cosine", "euclidean"]),
     protocol=st.sampled_from(["market1501", "no-camera", "other-cameras"]),
     directions=st.sampled_from(["none", "fitted", "random", "skewed"]),
-    dimensions=st.sampled_from([(1,), (4,), (2, 7), (12,), (3, 5, 12)]),
+    dimensions=st.sampled_from([1, 4, 7, 12]),
     tile=st.sampled_from([(1152, 2048), (1, 1), (4, 17), (64, 64)]),
     block=st.sampled_from([256, 8]),
 )
@@ -128,9 +130,7 @@ def test_ranks_are_those_of_float64(
         return
     cascade = Cascade()
     if directions != "none":
-        cascade = Cascade(
-            some_subspace(directions, 24, dimensions[-1], seed, gallery.features), dimensions
-        )
+        cascade = Cascade(some_subspace(directions, 24, dimensions, seed, gallery.features))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspaces, "BLOCK", block)
         scores = ranked(query, gallery, metric, cascade, protocol, tile=tile)
@@ -140,10 +140,9 @@ def test_ranks_are_those_of_float64(
     assert cascade.levels[-1].undecided == 0
 
 
-@pytest.mark.parametrize("planted", ["radius", "rounding"])
+@pytest.mark.parametrize("planted", ["radius", "rounding", "integers"])
 def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     """The cases above tell a wrong bound from a right one."""
-    cascades = []
     if planted == "radius":
         original = Subspace.approximate
 
@@ -152,6 +151,14 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
             return dataclasses.replace(whole, radius=whole.radius * 0.3)
 
         monkeypatch.setattr(Subspace, "approximate", approximate)
+    elif planted == "integers":
+        exactly = torch.zeros(1, dtype=torch.float64)
+
+        def as_integers(rows, norms, metric):
+            nothing = exactly.expand(len(rows)).contiguous()
+            return subspaces.Approximation(ops.integer_rows(rows, norms)[0], nothing, nothing)
+
+        monkeypatch.setattr(cascades, "as_integers", as_integers)
     else:
         monkeypatch.setattr(subspaces, "gamma", lambda roundings: 0.0)
         monkeypatch.setattr(subspaces, "_OTHER_ROUNDINGS", 0)
@@ -163,9 +170,8 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         expected = evaluate_distances(
             float64_keys(query, gallery, "cosine"), query, gallery
         ).per_query
-        directions = Subspace.of_sample(gallery.features, 12) if planted == "radius" else None
-        cascade = Cascade(directions, (12,) if planted == "radius" else ())
-        cascades.append(cascade)
+        directions = Subspace.of_sample(gallery.features, 12) if planted != "rounding" else None
+        cascade = Cascade(directions)
         wrong += figures(ranked(query, gallery, "cosine", cascade)) != figures(expected)
     assert wrong > 0
 
@@ -187,7 +193,7 @@ def test_threads_and_shards_change_nothing():
 
 def test_a_query_with_many_matches():
     query, gallery = nearly_tied("rotated", 4, queries=5, items=500, width=40, persons=1)
-    for cascade in (Cascade(), Cascade(Subspace.of_sample(gallery.features, 24), (8, 24))):
+    for cascade in (Cascade(), Cascade(Subspace.of_sample(gallery.features, 8))):
         expected = evaluate_distances(
             float64_keys(query, gallery, "euclidean"), query, gallery, "other-cameras"
         ).per_query
@@ -226,7 +232,7 @@ def decaying(count, width, seed=0, persons=2000):
 def test_the_plan_takes_few_directions_where_they_pay(monkeypatch):
     # Seconds as a machine has them: an exact product costs four times a tile's.
     monkeypatch.setattr(planning.Pilot, "product_seconds", lambda self: 1.0)
-    monkeypatch.setattr(planning.Pilot, "settle_seconds", lambda self, pairs: 8.0 * 512)
+    monkeypatch.setattr(planning.Pilot, "settle_seconds", lambda self, pairs, k: 8.0 * 512)
     original = planning.Pilot.count
     monkeypatch.setattr(planning.Pilot, "count", lambda self, k: (8.0, original(self, k)[1]))
     query, gallery = decaying(1000, 512), decaying(20000, 512, 1)
@@ -250,11 +256,12 @@ def test_radii_hold_what_coordinates_leave_out():
     subspace = Subspace.of_sample(gallery[:200], 48)
     norms = reference.squared_norms(gallery)
     for metric in ("cosine", "euclidean"):
-        coordinates = subspace.coordinates(gallery, norms, metric, torch.empty(500, 48))
         x = gallery.double() / (norms.sqrt()[:, None] if metric == "cosine" else 1)
         for k in (16, 48):
-            found = subspace.approximate(coordinates, norms, metric, k)
-            rest = x - found.rows.double() @ subspace.directions[:, :k].double().T
+            few = subspace.first(k)
+            coordinates = few.coordinates(gallery, norms, metric, torch.empty(500, k))
+            found = few.approximate(coordinates, norms, metric)
+            rest = x - found.rows.double() @ few.directions.double().T
             assert (rest.norm(dim=1) <= found.radius).all()
             assert (found.radius**2 <= rest.norm(dim=1) ** 2 + 1e-3 * x.norm(dim=1) ** 2).all()
             # The bound covers every pair, and is not a trivial one.
@@ -265,6 +272,28 @@ def test_radii_hold_what_coordinates_leave_out():
             factor = 2 if metric == "euclidean" else 1
             error = factor * (exact - near).abs()
             assert (error <= width).all() and error.max() > 0.02 * width.max()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("length", [2.0**-19, 1.0, 2.0**19])
+def test_bounds_hold_what_integers_leave_out(metric, length):
+    x = torch.nn.functional.normalize(decaying(300, 200).features) * length
+    x[0], x[1] = 0, torch.eye(200)[3] * length  # the largest integer is below the length
+    norms = reference.squared_norms(x)
+    found = subspaces.as_integers(x, norms, metric)
+    bound = subspaces.bound_between(found, found, metric)
+    width = bound.row_radius[:, None] * bound.column_radius
+    width = width + bound.row_slack[:, None] + bound.column_slack
+    terms = norms.sqrt() if metric == "cosine" else norms
+    every = torch.arange(300)
+    pairs = every.repeat_interleave(300), every.repeat(300)
+    number = ("given", "cosine", "euclidean").index(metric)
+    keys = [
+        reference.pair_keys(rows, rows, terms, terms, *pairs, number) for rows in (x, found.rows)
+    ]
+    error = (keys[0] - keys[1]).abs().view(300, 300)
+    assert (error <= width).all() and error.max() > 0.02 * width.max()
+    assert width.max() < 1e-3 * (1 if metric == "cosine" else 2 * length**2)
 
 
 def test_the_report_tells_what_settled_the_pairs():
@@ -278,6 +307,13 @@ def test_the_report_tells_what_settled_the_pairs():
     )
     assert values["certified"]["rescued"] == last["pairs"] == first["undecided"]
     assert "pairs by features in float32" in report.table()
+    cascade = Cascade(Subspace.of_sample(gallery.features, 12))
+    ranked(query, gallery, "cosine", cascade)
+    assert [level.precision for level in cascade.levels] == ["float32", "int16", "float64"]
+    assert [level.dimensions for level in cascade.levels] == [12, None, None]
+    for one, after in itertools.pairwise(cascade.levels):
+        assert one.undecided == after.pairs
+    assert cascade.levels[1].undecided < 0.1 * cascade.levels[1].pairs
     assert evaluate(query, gallery, exact="float32").as_dict()["exact"] == "float32"
     given = evaluate_distances(float64_keys(query, gallery, "cosine"), query, gallery)
     assert given.as_dict()["exact"] == "given"
