@@ -1,10 +1,10 @@
 """Triton kernels that rank from features in one go: products, keys and counts, no tile in memory.
 
-The other way, which `mmga.retrieval.passes` takes, is a product into a tile by torch's BLAS and
-`count_preceding` over it: that moves 8 bytes for each pair of query and item (the tile is written
-and read once), these kernels none. What counting costs is the same, so they can win where the inner
-dimension is small; which of the two wins for which dimension is not yet measured on a GPU, and
-nothing chooses these kernels by itself.
+`mmga.retrieval.counting` ranks by them in precisions other than float32. The other way, which
+`mmga.retrieval.passes` takes, is a product into a tile by torch's BLAS and `count_preceding` over
+it: that moves 8 bytes for each pair of query and item (the tile is written and read once), these
+kernels none. What counting costs is the same, so they can win where the inner dimension is small;
+which of the two wins for which dimension is not yet measured on a GPU.
 
 The keys of the matches come from products of the same block shape, inner order and instructions as
 the counted ones, only of gathered items, so that equal features have equal keys. Counts are
@@ -20,6 +20,7 @@ Addresses are int64.
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -150,6 +151,8 @@ def count_preceding_kernel(
     column_term_ptr,
     row_code_ptr,
     column_code_ptr,
+    row_camera_ptr,
+    column_camera_ptr,
     match_key_ptr,
     match_item_ptr,
     preceding_ptr,
@@ -162,6 +165,7 @@ def count_preceding_kernel(
     T,
     query_step,
     gallery_step,
+    CAMERAS: tl.constexpr,
     EUCLIDEAN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -201,6 +205,10 @@ def count_preceding_kernel(
     row_code = tl.load(row_code_ptr + row, mask=in_row, other=0)
     column_code = tl.load(column_code_ptr + column, mask=in_item, other=0)
     counted = in_item[None, :] & (row_code[:, None] != column_code[None, :])
+    if CAMERAS:
+        row_camera = tl.load(row_camera_ptr + row, mask=in_row, other=0)
+        column_camera = tl.load(column_camera_ptr + column, mask=in_item, other=0)
+        counted &= row_camera[:, None] != column_camera[None, :]
     # What is not counted precedes nothing.
     keys = tl.where(counted, keys, float("inf"))
     low = tl.min(keys, 1)
@@ -222,6 +230,35 @@ def count_preceding_kernel(
         t -= 1
         threshold = tl.load(match_key_ptr + row * T + t, mask=in_row, other=-float("inf"))
     tl.atomic_add(tied_ptr + row, tied, mask=in_row & (tied > 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The matches of each query at the end of a row of equal length, ascending by (key, item).
+
+    Attributes:
+        key: float32 [Q, T + 1]; what no match takes, at least the first, is below every key.
+        item: int64 [Q, T + 1].
+        owner: the query of each match, int64 [M].
+        place: its place in the row, int64 [M].
+    """
+
+    key: Tensor
+    item: Tensor
+    owner: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, matches: Matches) -> Thresholds:
+        """Lay out matches once for all blocks of a gallery; waits for the device."""
+        start, sizes = matches.match_start, matches.match_start.diff()
+        most = int(sizes.max()) + 1
+        owner = _owners(start)
+        place = torch.arange(len(owner), device=start.device) - start[owner] + most - sizes[owner]
+        key = matches.match_key.new_full((len(sizes), most), -torch.inf)
+        item = torch.zeros_like(key, dtype=torch.int64)
+        key[owner, place], item[owner, place] = matches.match_key, matches.match_item
+        return cls(key, item, owner, place)
 
 
 def match_keys(
@@ -298,6 +335,9 @@ def count_preceding(
     column_code: Tensor,
     matches: Matches,
     *,
+    row_camera: Tensor | None = None,
+    column_camera: Tensor | None = None,
+    thresholds: Thresholds | None = None,
     offset: int = 0,
     precision: str = "ieee",
 ) -> None:
@@ -316,6 +356,9 @@ def count_preceding(
         column_code: int32 [G]; items whose code is the query's are not counted.
         matches: of the Q queries, with keys by `match_keys` of the same precision, ascending by
             (key, item). `preceding`, `tied` and `nearest` are changed in place.
+        row_camera: int32 [Q], with `column_camera` int32 [G]: items of equal code are not counted.
+        column_camera: see there.
+        thresholds: of the matches; where several blocks are counted they are laid out once.
         offset: item number of the block's first row.
         precision: one of `PRECISIONS`.
 
@@ -324,21 +367,18 @@ def count_preceding(
     """
     _check(query, gallery, row_term, column_term, metric, precision)
     rows, items = len(query), len(gallery)
-    for name, code, count in (("row_code", row_code, rows), ("column_code", column_code, items)):
+    if (row_camera is None) != (column_camera is None):
+        raise ValueError("row_camera and column_camera go together")
+    codes = {"row_code": (row_code, rows), "column_code": (column_code, items)}
+    if row_camera is not None and column_camera is not None:
+        codes |= {"row_camera": (row_camera, rows), "column_camera": (column_camera, items)}
+    for name, (code, count) in codes.items():
         if code.dtype != torch.int32 or tuple(code.shape) != (count,):
             raise ValueError(f"{name} must be int32 [{count}], got {code.dtype} {[*code.shape]}")
     if not rows or not items:
         return
-    sizes = matches.match_start.diff()
-    most = int(sizes.max())
-    owner = _owners(matches.match_start)
-    # Thresholds of each query at the end of its row: those before are below every key.
-    at = torch.arange(len(owner), device=query.device) - matches.match_start[owner]
-    at += most + 1 - sizes[owner]
-    thresholds = torch.full((rows, most + 1), -torch.inf, device=query.device)
-    of_match = torch.zeros_like(thresholds, dtype=torch.int64)
-    thresholds[owner, at], of_match[owner, at] = matches.match_key, matches.match_item
-    counts = torch.zeros_like(thresholds, dtype=torch.int32)
+    listed = thresholds or Thresholds.of(matches)
+    counts = torch.zeros_like(listed.key, dtype=torch.int32)
     tied = torch.zeros(rows, dtype=torch.int32, device=query.device)
     meta = _meta(metric, precision)
     blocks = triton.cdiv(items, meta["BLOCK_G"])
@@ -351,8 +391,10 @@ def count_preceding(
             column_term,
             row_code,
             column_code,
-            thresholds,
-            of_match,
+            row_code if row_camera is None else row_camera,
+            column_code if column_camera is None else column_camera,
+            listed.key,
+            listed.item,
             counts,
             tied,
             nearest,
@@ -360,12 +402,13 @@ def count_preceding(
             rows,
             items,
             query.shape[1],
-            thresholds.shape[1],
+            listed.key.shape[1],
             query.stride(0),
             gallery.stride(0),
+            CAMERAS=row_camera is not None,
             **meta,
         )
-    matches.preceding += counts[owner, at]
+    matches.preceding += counts[listed.owner, listed.place]
     matches.tied += tied
     torch.minimum(matches.nearest, nearest.amin(0), out=matches.nearest)
 

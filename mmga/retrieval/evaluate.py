@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
+import importlib.util
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -15,7 +17,7 @@ from mmga import _extension
 from mmga.errors import UserError
 from mmga.ops import distance
 from mmga.ops._library import has_kernel
-from mmga.ops.precision import float32_products
+from mmga.ops.precision import PRECISIONS, float32_products
 from mmga.retrieval import devices
 from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.cascade import Cascade
@@ -33,7 +35,15 @@ from mmga.retrieval.report import Figures, Report
 from mmga.retrieval.rows import Rows
 from mmga.retrieval.single_shot import single_shot
 from mmga.retrieval.splits import SPLITS, half_of, summary
-from mmga.retrieval.stream import TILE, MatrixSource, Progress, Source, feature_source
+from mmga.retrieval.stream import (
+    NARROWEST,
+    TILE,
+    MatrixSource,
+    Progress,
+    Source,
+    feature_source,
+    tile_within,
+)
 from mmga.retrieval.verification import TARGETS, PairCounter, figures
 
 POOLS = ("mean", "max")
@@ -103,6 +113,26 @@ class Context:
             TILE,
         )
 
+    def counted(self, precision: str) -> PerQuery:
+        """Rank what is selected by products of another precision, see `mmga.evaluate`."""
+        from mmga.retrieval.counting import CountingSource, count_ranks
+
+        assert self.room is not None
+        source = CountingSource(
+            self.query.rows,
+            self.selection.queries,
+            self.query_norms,
+            self.gallery.rows,
+            self.selection.gallery,
+            self.gallery_norms,
+            self.metric,
+            self.device,
+            self.memory,
+            (NARROWEST, tile_within(self.room, self.gallery.rows.shape[1])[1]),
+        )
+        source.precision = precision
+        return count_ranks(source, self.selection, self.progress, self.peak)
+
     def _of_parts(
         self, chosen: Selection, query_visibility: Tensor, gallery_visibility: Tensor
     ) -> Source:
@@ -169,7 +199,9 @@ def evaluate(
         trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
-        precision: precision of the tiles' products; None is float32, the only one.
+        precision: of the products that give the plain ranks: ``"ieee"`` float32 (None is the same),
+            or on CUDA devices, by Triton, ``"tf32x3"``, ``"tf32"`` or ``"bf16"``, which round the
+            features first. Re-ranking's products are float32.
         device: where to compute; where the gallery lies if None.
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
         verification: add ROC, EER, thresholds and open-set rates, counted in the same pass.
@@ -191,8 +223,8 @@ def evaluate(
     if exact is not None:
         _check_choice("exact", exact, EXACT)
     _check_choice("pool", pool, POOLS)
-    if precision not in (None, "float32"):
-        raise UserError(f"precision: expected float32, found {precision!r}")
+    precision = precision or "ieee"
+    _check_choice("precision", precision, PRECISIONS)
     _check_max_rank(max_rank)
     rules = protocol_named(protocol)
     gallery = _gallery_of(rules, query, gallery)
@@ -219,7 +251,7 @@ def evaluate(
         raise UserError(f"fpr: expected a rate between 0 and 1, found {fpr}")
     if rules.splits:
         shared = {"metric": metric, "device": device, "memory": memory, "exclude": exclude}
-        shared["exact"] = exact
+        shared |= {"exact": exact, "precision": precision}
         return _evaluate_splits(query, gallery, max_rank, progress, shared)
     if rules.pools:
         query = pooled(query, pool)
@@ -259,24 +291,29 @@ def evaluate(
         exact,
     )
     counter = _pair_counter(context, cross_camera, strangers, seed) if verification else None
+    if precision != "ieee":
+        _check_precision(precision, exact, context, rules, verification)
     obstacle = _obstacle(context, rules, verification)
     if exact == "certified" and obstacle is not None:
         raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
     with _timed(seconds, "rank"):
-        if exact == "float32" or obstacle is not None:
-            cascade = None
+        cascade = None
+        if precision != "ieee":
+            scores = context.counted(precision)
+        elif exact == "float32" or obstacle is not None:
             scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
         else:
             scores, cascade = _certify(context, seed)
-    backend = _backend(where)
+    backend = _backend(where, precision)
     report = _report(
         rules, query, gallery, selection, scores, max_rank, metric, seconds, peak, backend
     )
-    report.precision = "ieee"
+    report.precision = precision
     if placement.note is not None:
         report.notes.append(placement.note)
-    report.exact = "float32" if cascade is None else "certified"
+    report.exact = "float32" if precision == "ieee" else precision
     if cascade is not None:
+        report.exact = "certified"
         report.extra["certified"] = cascade.as_dict()
     sides = [(query, query_norms)] + ([] if gallery is query else [(gallery, gallery_norms)])
     report.zero_vectors = sum(zero_vectors(*side) for side in sides)
@@ -320,6 +357,33 @@ def _obstacle(context: Context, rules: Rules, verification: bool) -> str | None:
         return f"on {context.device.type} devices"
     sides = {"query": context.query_norms, "gallery": context.gallery_norms}
     return next((why for side in sides if (why := beyond_bounds(side, sides[side]))), None)
+
+
+def _check_precision(
+    precision: str, exact: str | None, context: Context, rules: Rules, verification: bool
+) -> None:
+    """Raise unless ranks can be counted in a precision other than float32."""
+    obstacle = None
+    if context.device.type != "cuda":
+        obstacle = f"works on CUDA devices, not on {context.device.type}"
+    elif importlib.util.find_spec("triton") is None:
+        obstacle = "needs Triton, which is not installed"
+    elif exact is not None:
+        obstacle = f"gives an order of its own, not exact={exact!r}"
+    elif verification or rules.single_shot:
+        obstacle = "counts ranks alone, not verification or drawn galleries"
+    elif not context.selection.by_identity:
+        obstacle = "leaves out identities and cameras, not single pairs, by condition or by path"
+    elif not _squares_fit(context):
+        obstacle = "keeps float32's range, which these features exceed"
+    if obstacle is not None:
+        raise UserError(f"precision: {precision} {obstacle}; use ieee")
+
+
+def _squares_fit(context: Context) -> bool:
+    """Return whether no key of any pair overflows: it is at most the square of |x| + |y|."""
+    longest = sum(norms.max().sqrt() for norms in (context.query_norms, context.gallery_norms))
+    return bool(longest**2 < torch.finfo(torch.float32).max)
 
 
 def _certify(context: Context, seed: int) -> tuple[PerQuery, Cascade]:
@@ -616,8 +680,10 @@ def _finish(report: Report, begun: float, peak: Peak) -> Report:
     return report
 
 
-def _backend(device: torch.device) -> str:
-    """Return what counts the ranks of tiles on a device."""
+def _backend(device: torch.device, precision: str = "ieee") -> str:
+    """Return what counts ranks on a device: in tiles, or in products of other precisions."""
+    if precision != "ieee":
+        return f"triton kernels ({importlib.metadata.version('triton')})"
     if has_kernel("count_preceding", device.type.upper()):
         return f"{device.type} kernels ({_extension.load()[device.type].detail})"
     return "reference"

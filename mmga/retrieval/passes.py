@@ -121,13 +121,14 @@ def _attempts(source: Source, pairs: Pairs) -> Iterator[Matches]:
     if not isinstance(source, BlockSource):
         yield _unread(pairs, source.device, source.dtype)
         return
-    yield _matches(pairs, source.match_keys(pairs))
+    yield matches_of(pairs, source.match_keys(pairs))
     keys = source.match_keys(pairs, whole_tiles=True)
-    yield _matches(pairs, keys)
-    yield _matches(pairs, _keys_in_tiles(source, pairs, keys))
+    yield matches_of(pairs, keys)
+    yield matches_of(pairs, _keys_in_tiles(source, pairs, keys))
 
 
-def _matches(pairs: Pairs, keys: Tensor) -> Matches:
+def matches_of(pairs: Pairs, keys: Tensor) -> Matches:
+    """Return the matches of `pairs` with their keys [M], nothing counted yet."""
     device = keys.device
     return Matches.of(
         torch.from_numpy(pairs.match_start).to(device),

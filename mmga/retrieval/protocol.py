@@ -180,6 +180,11 @@ class Selection:
     _sorted_pids: Array = field(repr=False)
     _path_items: dict[int, Array] = field(repr=False)  # query row -> positions of its own path
 
+    @property
+    def by_identity(self) -> bool:
+        """Whether the items that no count holds are a query's identity and whole cameras alone."""
+        return not self._path_items and self.labels.exclusion is None
+
     def pairs(self, limit: int, rows: int | None = None) -> Iterator[Pairs]:
         """Yield the queries in runs of at most `rows` whose lists hold at most `limit` items.
 

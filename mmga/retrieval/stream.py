@@ -86,7 +86,7 @@ def tile_height(num_query: int, most: int = TILE[0]) -> int:
     return round_up(-(-num_query // tiles), NARROWEST)
 
 
-class _Products:
+class FeatureBlocks:
     """What tiles of features are made from: queries, blocks of the gallery, and their key terms.
 
     A block that lies elsewhere is copied to the device while the one before is used.
@@ -245,7 +245,7 @@ class _Products:
         )
 
 
-class FeatureSource(_Products):
+class FeatureSource(FeatureBlocks):
     """Tiles of inner products of features, each from one product of a fixed shape.
 
     Gallery blocks are the outer loop: each is read, and widened to float32, once for as many
@@ -308,7 +308,7 @@ class FeatureSource(_Products):
         )
 
 
-class RowSource(_Products):
+class RowSource(FeatureBlocks):
     """Tiles of inner products of some queries with the whole gallery, for devices with room.
 
     The matches' keys are read from the tile itself: no product is formed twice. On a device that

@@ -24,7 +24,7 @@ INTEGERS = {
     "preceding_ptr": "*i32",
     "tied_ptr": "*i32",
 }
-CODES = ("row_code_ptr", "column_code_ptr")
+CODES = ("row_code_ptr", "column_code_ptr", "row_camera_ptr", "column_camera_ptr")
 
 
 def argument_type(name: str) -> str:
@@ -36,6 +36,8 @@ def argument_type(name: str) -> str:
 def compile_one(name: str, precision: str, arch: int) -> dict[str, object]:
     kernel = getattr(kernels, name)
     meta = kernels._meta(1, precision)
+    if "CAMERAS" in kernel.arg_names:
+        meta["CAMERAS"] = True
     options = {key: meta.pop(key) for key in ("num_warps", "enable_fp_fusion")}
     signature = {a: "constexpr" if a in meta else argument_type(a) for a in kernel.arg_names}
     # Pointers, the width and the steps from row to row are multiples of 16 as a rule.

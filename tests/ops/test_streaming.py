@@ -91,12 +91,12 @@ def test_streamed_features_are_re_ranked_alike(small_tiles, monkeypatch, protoco
 
 def test_a_pass_that_uses_a_block_too_late_is_seen(small_tiles, monkeypatch):
     """The tests above would fail on it: the next copy spoils the block."""
-    original = stream._Products._blocks
+    original = stream.FeatureBlocks._blocks
 
     def late(self):
         return iter(list(original(self)))
 
-    monkeypatch.setattr(stream._Products, "_blocks", late)
+    monkeypatch.setattr(stream.FeatureBlocks, "_blocks", late)
     query, gallery = sides("cpu")
     with PretendedDevice(FEW), pytest.raises((UserError, AssertionError)):
         found = mmga.evaluate(query, gallery, device="cuda")
