@@ -8,14 +8,14 @@ import typing
 import numpy as np
 import pytest
 import torch
+from pretended import PretendedDevice
+from whole_evaluation import sides
 
 import mmga
 from mmga import eval as command
 from mmga.errors import UserError
 from mmga.ops.precision import PRECISIONS
 from mmga.retrieval import stream
-from tests.ops.pretended import PretendedDevice
-from tests.ops.whole_evaluation import sides
 
 ON_CARD = torch.cuda.is_available()
 
