@@ -55,12 +55,13 @@ struct Intervals {
 };
 
 // A segment of a row: half the width of column j's interval is radius * column_radius[j] +
-// slack[j].
+// slack[j], at most `widest` where the radius is 0.
 struct Segment {
   const float* keys;
   float radius;
   const float* column_radius;
   const float* slack;
+  float widest;
   int64_t groups;
 };
 
@@ -140,7 +141,74 @@ MMGA_INLINE void count_few_body(const Segment& s, const float* minima, const flo
   }
 }
 
+// Settles for one threshold what the items of a group do; see count_few_body.
+void count_one_by_one(const Segment& s, int64_t group, float low, float high, int64_t& certain,
+                      uint64_t& open) {
+  for (int64_t j = 0; j < kGroup; ++j) {
+    const int64_t column = group * kGroup + j;
+    const float width = s.radius * s.column_radius[column] + s.slack[column];
+    const bool before = s.keys[column] + width < low;
+    certain += before;
+    open |= static_cast<uint64_t>(s.keys[column] - width <= high && !before) << j;
+  }
+}
+
+// The same as count_few_body where no item's interval is wider than the row's widest, and all are
+// narrow: two comparisons with what is surely below, or not above, and where they differ for a
+// group and a threshold, a look at each item. Keeps a group's keys in registers.
+MMGA_INLINE void count_narrow_body(const Segment& s, const float* minima, const float* lower,
+                                   const float* upper, int64_t count, int64_t* certain,
+                                   uint64_t* open) {
+  using M = Vector<float>::mask;
+  constexpr int kVectors = kGroup / kLanes;
+  // Far more than what a sum of float32 may be off.
+  constexpr float kMargin = 0x1p-20F;
+  M below[kFewMatches];
+  float surely[kFewMatches], maybe[kFewMatches];
+  for (int64_t k = 0; k < count; ++k) {
+    surely[k] = (lower[k] - s.widest) - kMargin * (std::abs(lower[k]) + s.widest);
+    maybe[k] = (upper[k] + s.widest) + kMargin * (std::abs(upper[k]) + s.widest);
+  }
+  int64_t first_used = count;
+  for (int64_t group = 0; group < s.groups; ++group) {
+    open[group] = 0;
+    const float smallest = minima[group];
+    int64_t k = count;
+    while (k > 0 && maybe[k - 1] >= smallest) --k;
+    if (k == count) continue;
+    Floats key[kVectors];
+    for (int v = 0; v < kVectors; ++v) load(key[v], s.keys + group * kGroup + v * kLanes);
+    while (first_used > k) below[--first_used] = M{};
+    for (; k < count; ++k) {
+      const Floats low = Floats{} + surely[k];
+      const Floats high = Floats{} + maybe[k];
+      M settled = M{};
+      M possible = M{};
+      for (int v = 0; v < kVectors; ++v) {
+        settled += key[v] < low;
+        possible += key[v] <= high;
+      }
+      const M differ = settled != possible;
+      int32_t some = 0;
+      for (int lane = 0; lane < kLanes; ++lane) some |= differ[lane];
+      if (some == 0) {
+        below[k] -= settled;
+      } else {
+        count_one_by_one(s, group, lower[k], upper[k], certain[k], open[group]);
+      }
+    }
+  }
+  for (int64_t k = first_used; k < count; ++k) {
+    for (int lane = 0; lane < kLanes; ++lane) certain[k] += below[k][lane];
+  }
+}
+
 MMGA_VECTOR_CLONES void lowest(const Segment& s, float* minima) { lowest_body(s, minima); }
+MMGA_VECTOR_CLONES void count_narrow(const Segment& s, const float* minima, const float* lower,
+                                     const float* upper, int64_t count, int64_t* certain,
+                                     uint64_t* open) {
+  count_narrow_body(s, minima, lower, upper, count, certain, open);
+}
 MMGA_VECTOR_CLONES void count_few(const Segment& s, const float* minima, const float* lower,
                                   const float* upper, int64_t count, int64_t* certain,
                                   uint64_t* open) {
@@ -171,7 +239,13 @@ void count_many(const Segment& s, const float* minima, const float* lower, const
 class RowOfIntervals {
  public:
   RowOfIntervals(const Intervals& intervals, std::vector<Undecided>& undecided)
-      : in_(intervals), undecided_(undecided) {}
+      : in_(intervals), undecided_(undecided) {
+    for (int64_t start = 0; start < in_.tile.width; start += kSegment) {
+      const float* slack = in_.column_slack + start;
+      const int64_t width = std::min(kSegment, in_.tile.width - start);
+      widest_.push_back(*std::max_element(slack, slack + width));
+    }
+  }
 
   void count(int64_t row) {
     const int64_t first = in_.tile.match_start[row];
@@ -181,9 +255,10 @@ class RowOfIntervals {
     const float* upper = in_.upper + first;
     for (int64_t start = 0; start < in_.tile.width; start += kSegment) {
       const Segment s = fill(row, start, std::min(kSegment, in_.tile.width - start));
-      lowest(s, minima_);
       certain_.assign(count, 0);
-      const auto counted = count <= kFewMatches ? count_few : count_many;
+      const bool few = count <= kFewMatches, narrow = few && s.radius == 0;
+      if (!narrow) lowest(s, minima_);  // where it is narrow, minima of keys serve
+      const auto counted = narrow ? count_narrow : few ? count_few : count_many;
       counted(s, minima_, lower, upper, count, certain_.data(), open_);
       for (int64_t k = 0; k < count; ++k) in_.tile.preceding[first + k] += certain_[k];
       for (int64_t group = 0; group < s.groups; ++group) {
@@ -213,8 +288,10 @@ class RowOfIntervals {
       std::fill(slack_ + width, slack_ + end, 0.0F);
       radius = radius_;
       slack = slack_;
+      minima_[width / kGroup] = group_minimum(keys_ + width / kGroup * kGroup);
     }
-    return {keys_, in_.row_radius[row], radius, slack, (width + kGroup - 1) / kGroup};
+    return {keys_, in_.row_radius[row],       radius,
+            slack, widest_[start / kSegment], (width + kGroup - 1) / kGroup};
   }
 
   void list(const Segment& s, int64_t row, int64_t start, int64_t column, const float* lower,
@@ -228,6 +305,7 @@ class RowOfIntervals {
 
   const Intervals& in_;
   std::vector<Undecided>& undecided_;
+  std::vector<float> widest_;  // slack of each segment
   std::vector<int64_t> certain_;
   alignas(64) float keys_[kSegment];
   alignas(64) float radius_[kSegment];

@@ -22,7 +22,7 @@ from mmga.retrieval.memory import Peak
 from mmga.retrieval.passes import MASK_COLUMNS, PAIR_LIMIT, PerQuery, score
 from mmga.retrieval.protocol import Pairs, Selection
 from mmga.retrieval.rows import Rows
-from mmga.retrieval.stream import Progress
+from mmga.retrieval.stream import Progress, tile_height
 from mmga.retrieval.subspace import (
     LARGEST_NORM,
     LEAST_NORM,
@@ -34,7 +34,7 @@ EXACT = ("certified", "float32")
 """Whose order counts where distances nearly tie."""
 # Queries x items of one product: after one of few coordinates the features of its items should stay
 # in the cache for exact products; one of whole features is the BLAS', which wants larger ones.
-NARROW_TILE, TILE = (2048, 512), (1152, 2048)
+NARROW_TILE, TILE = (2048, 512), (3456, 1024)
 # Rows and columns down to which tiles shrink where memory is short.
 SMALLEST = 64
 # Float32 copies of queries that one sweep over the gallery serves.
@@ -82,7 +82,8 @@ class CertifiedPass:
         self._metric, self._number = metric, metric_number(metric)
         self._cascade = cascade
         height, width = tile or (NARROW_TILE if cascade.dimensions else TILE)
-        height, width = min(height, len(self._query_rows)), min(width, len(self._gallery_rows))
+        height = min(tile_height(len(self._query_rows), height), len(self._query_rows))
+        width = min(width, len(self._gallery_rows))
         self.columns = len(self._gallery_rows)
         row_bytes = 4 * (query.shape[1] + cascade.dimensions) + 64
         if cascade.dimensions:

@@ -16,8 +16,9 @@ from mmga.ops.certified import UNIT, Bound, gamma, integer_rows
 from mmga.ops.distance import squared_norms
 from mmga.ops.reference import INTEGER_LENGTH
 
-BLOCK = 256
-"""Terms that a product sums at once: the error of a sum grows with their number."""
+BLOCK, FINE_BLOCK = 1024, 256
+"""Terms that a product sums at once, of features and for coordinates: the error of a sum grows with
+their number, and more sums than one cost passes over the tile."""
 LEAST_NORM, LARGEST_NORM = 2.0**-20, 2.0**20
 """Norms between which no product of float32 under- or overflows by more than the bounds allow."""
 
@@ -30,21 +31,23 @@ _OUTWARD = 1 + 2.0**-20
 _OTHER_ERRORS = 2.0**-40
 
 
-def roundings(width: int) -> int:
+def roundings(width: int, block: int) -> int:
     """Return how many roundings a term of `blocked_product` goes through at most."""
-    return min(width, BLOCK) + -(-width // BLOCK) + 1
+    return min(width, block) + -(-width // block) + 1
 
 
-def blocked_product(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    """Write x @ y.T to `out`, summing at most `BLOCK` terms at once.
+def blocked_product(x: Tensor, y: Tensor, out: Tensor, block: int | None = None) -> Tensor:
+    """Write x @ y.T to `out`, summing few terms at once.
 
     Args:
         x: float32 [N, D].
         y: float32 [M, D].
         out: float32 [N, M].
+        block: terms of a sum; `BLOCK` if None.
     """
-    for start in range(0, x.shape[1], BLOCK):
-        terms = slice(start, start + BLOCK)
+    block = block or BLOCK
+    for start in range(0, x.shape[1], block):
+        terms = slice(start, start + block)
         if start == 0:
             torch.mm(x[:, terms], y[:, terms].T, out=out)
         else:
@@ -87,7 +90,7 @@ def as_they_are(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
         norms: squared norms, float64 [N].
         metric: cosine or euclidean.
     """
-    error = (gamma(roundings(rows.shape[1])) + _OTHER_ROUNDINGS * UNIT) * _OUTWARD
+    error = (gamma(roundings(rows.shape[1], BLOCK)) + _OTHER_ROUNDINGS * UNIT) * _OUTWARD
     return Approximation(rows, torch.zeros_like(norms), _slack(error, norms, metric))
 
 
@@ -169,7 +172,7 @@ class Subspace:
     def error(self) -> float:
         """By how much the coordinates of a feature of norm 1 may be off (epsilon)."""
         basis = (self.directions.shape[1] * (1 + self.defect)) ** 0.5  # Frobenius norm
-        return gamma(roundings(len(self.directions))) * basis + 4 * UNIT
+        return gamma(roundings(len(self.directions), FINE_BLOCK)) * basis + 4 * UNIT
 
     def coordinates(self, x: Tensor, norms: Tensor, metric: str, out: Tensor) -> Tensor:
         """Return the coordinates of features, normalised first if the metric is cosine.
@@ -180,7 +183,7 @@ class Subspace:
             metric: cosine or euclidean.
             out: float32 [N, K].
         """
-        blocked_product(x, self.directions.T, out)
+        blocked_product(x, self.directions.T, out, FINE_BLOCK)
         if metric == "cosine":
             out.mul_(torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)[:, None])
         return out

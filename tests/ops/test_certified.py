@@ -101,6 +101,24 @@ def test_counts_and_open_pairs_equal_the_references(width, most, cameras):
         assert len(undecided) > width // 64 and int(preceding.sum()) > 0
 
 
+@pytest.mark.parametrize("width", [1, 63, 64, 200, 2049])
+@pytest.mark.parametrize("most", [6, 140])
+@pytest.mark.parametrize("slack", [0.0, 1e-7, 1e-3, 0.1])
+def test_intervals_without_radii_equal_the_references(width, most, slack):
+    tile, matches, bound, codes = case(width + most, width=width, most=most)
+    # Keys on a grid, of which many are equal to thresholds.
+    tile.values.mul_(32).round_().div_(32)
+    matches.match_key.mul_(32).round_().div_(32)
+    bound.row_radius.zero_()
+    bound.row_slack.zero_()
+    bound.column_slack.mul_(100 * slack)
+    undecided, preceding = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
+    expected, expected_preceding = count(reference.count_certain, tile, matches, bound, codes)
+    assert torch.equal(preceding, expected_preceding)
+    assert torch.equal(undecided, expected)
+    assert width < 64 or (len(undecided) > 0 and int(preceding.sum()) > 0)
+
+
 @pytest.mark.parametrize("metric", [1, 2])
 def test_scaled_tiles_equal_the_references(metric):
     tile, matches, bound, codes = case(3, width=300)

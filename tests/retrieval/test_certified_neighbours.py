@@ -63,6 +63,7 @@ def test_lists_are_those_of_float64(kind, seed, metric, directions, dimensions, 
     items = some_items(kind, seed, metric=metric)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspace, "BLOCK", block)
+        patch.setattr(subspace, "FINE_BLOCK", block)
         patch.setattr(searching, "TILE", tile)
         chosen = None
         if directions != "none":

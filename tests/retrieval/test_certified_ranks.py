@@ -133,6 +133,7 @@ def test_ranks_are_those_of_float64(
         cascade = Cascade(some_subspace(directions, 24, dimensions, seed, gallery.features))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspaces, "BLOCK", block)
+        patch.setattr(subspaces, "FINE_BLOCK", block)
         scores = ranked(query, gallery, metric, cascade, protocol, tile=tile)
     assert integers(scores) == integers(expected)
     np.testing.assert_array_equal(figures(scores), figures(expected))
