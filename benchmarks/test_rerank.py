@@ -56,7 +56,7 @@ def sparse_part(stages: Any, near: Neighbours, queries: int) -> tuple[Tensor, Te
     weights = stages.encode(joined[0], distances, near.maxima.double())
     rows = stages.average_rows(*joined, weights, near.index, 6)
     inverted = stages.transpose_rows(*rows, queries)
-    return stages.jaccard_rows(*rows, *inverted, torch.arange(queries), None)
+    return stages.jaccard_rows(*rows, *inverted, torch.arange(queries), None, False)
 
 
 def numpy_encoding(rank: np.ndarray, d: Any, lists: int, half: int, softmax: bool) -> np.ndarray:

@@ -330,13 +330,14 @@ int64_t count_overlaps(double* sums, uint8_t* marks, int64_t blocks, double leas
 }
 
 // Writes the distances of overlaps >= least in ascending order of their items, returns how many,
-// and clears the overlaps. There is room for `capacity`.
+// and clears the overlaps, none of which is before `item`. There is room for `capacity`.
 MMGA_VECTOR_CLONES
-int64_t drain_overlaps(double* sums, uint8_t* marks, int64_t blocks, double least, int64_t capacity,
-                       int32_t* columns, double* distances) {
+int64_t drain_overlaps(double* sums, uint8_t* marks, int64_t item, int64_t blocks, double least,
+                       int64_t capacity, int32_t* columns, double* distances) {
   constexpr int64_t kBlock = Overlaps::kBlock;
+  const int64_t begin = item / (kBlock * Overlaps::kMarks) * Overlaps::kMarks;
   int64_t count = 0;
-  for (int64_t first = 0; first < blocks; first += Overlaps::kMarks) {
+  for (int64_t first = begin; first < blocks; first += Overlaps::kMarks) {
     uint64_t word;
     std::memcpy(&word, marks + first, sizeof word);
     if (word == 0) continue;
@@ -374,7 +375,7 @@ int64_t drain_overlaps(double* sums, uint8_t* marks, int64_t blocks, double leas
 std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, Tensor values,
                                                 Tensor inverted_offsets, Tensor inverted_rows,
                                                 Tensor inverted_values, Tensor rows_of_interest,
-                                                std::optional<double> max_distance) {
+                                                std::optional<double> max_distance, bool upper) {
   const int64_t n = offsets.size(0) - 1, m = rows_of_interest.size(0);
   STD_TORCH_CHECK(!max_distance.has_value() || *max_distance < 1.0,
                   "jaccard_rows: max_distance must be below 1");
@@ -387,10 +388,14 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
   const double least = least_overlap(max_distance.value_or(std::nextafter(1.0, 0.0)));
   const auto add_row = [&](int64_t r, Overlaps& overlaps) {
     for (int64_t e = v.offsets[chosen[r]]; e < v.offsets[chosen[r] + 1]; ++e) {
-      const int64_t first = inverted.offsets[v.columns[e]];
-      add_overlaps(v.values[e], inverted.columns + first, inverted.values + first,
-                   inverted.offsets[v.columns[e] + 1] - first, overlaps.sums.data(),
-                   overlaps.marks.data());
+      int64_t first = inverted.offsets[v.columns[e]];
+      const int64_t last = inverted.offsets[v.columns[e] + 1];
+      if (upper) {
+        const int32_t* from = inverted.columns + first;
+        first += std::lower_bound(from, inverted.columns + last, chosen[r]) - from;
+      }
+      add_overlaps(v.values[e], inverted.columns + first, inverted.values + first, last - first,
+                   overlaps.sums.data(), overlaps.marks.data());
     }
   };
   if (max_distance.has_value()) {  // few are kept: copying them costs little
@@ -399,12 +404,14 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
       Overlaps overlaps(n);
       std::vector<int32_t> near(n);
       std::vector<double> distances(n);
-      for (int64_t c = begin; c < end; ++c) {
+      for (int64_t task = begin; task < end; ++task) {
+        // Chunks from both ends in turn: where rows end at the diagonal, threads have equal shares.
+        const int64_t c = task % 2 == 0 ? task / 2 : rows.chunks() - 1 - task / 2;
         for (int64_t r = rows.first_row(c); r < rows.first_row(c + 1); ++r) {
           add_row(r, overlaps);
           const int64_t count =
-              drain_overlaps(overlaps.sums.data(), overlaps.marks.data(), overlaps.blocks(), least,
-                             n, near.data(), distances.data());
+              drain_overlaps(overlaps.sums.data(), overlaps.marks.data(), upper ? chosen[r] : 0,
+                             overlaps.blocks(), least, n, near.data(), distances.data());
           rows.columns(c).insert(rows.columns(c).end(), near.data(), near.data() + count);
           rows.values(c).insert(rows.values(c).end(), distances.data(), distances.data() + count);
           rows.set_count(r, count);
@@ -439,10 +446,44 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
   expect_large(out, begin_of[m] * sizeof(int32_t));
   expect_large(out_distances, begin_of[m] * sizeof(double));
   each_row([&](int64_t r, Overlaps& o) {
-    drain_overlaps(o.sums.data(), o.marks.data(), o.blocks(), least, begin_of[r + 1] - begin_of[r],
-                   out + begin_of[r], out_distances + begin_of[r]);
+    drain_overlaps(o.sums.data(), o.marks.data(), 0, o.blocks(), least,
+                   begin_of[r + 1] - begin_of[r], out + begin_of[r], out_distances + begin_of[r]);
   });
   return {row_offsets, found, distances};
+}
+
+std::tuple<Tensor, Tensor, Tensor> mirror_rows(Tensor offsets, Tensor columns, Tensor values) {
+  const int64_t n = offsets.size(0) - 1;
+  const Csr upper{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
+                  values.const_data_ptr<double>()};
+  Tensor all_offsets = torch::stable::new_zeros(offsets, {n + 1});
+  auto* begin_of = all_offsets.mutable_data_ptr<int64_t>();
+  for (int64_t i = 0; i < n; ++i) {
+    begin_of[i + 1] += upper.offsets[i + 1] - upper.offsets[i];
+    for (int64_t e = upper.offsets[i]; e < upper.offsets[i + 1]; ++e) {
+      const int64_t j = upper.columns[e];
+      STD_TORCH_CHECK(j >= i && j < n, "mirror_rows: row ", i, " has column ", j);
+      if (j > i) ++begin_of[j + 1];
+    }
+  }
+  for (int64_t i = 0; i < n; ++i) begin_of[i + 1] += begin_of[i];
+  Tensor all_columns = torch::stable::new_empty(columns, {begin_of[n]});
+  Tensor all_values = torch::stable::new_empty(values, {begin_of[n]});
+  auto* to = all_columns.mutable_data_ptr<int32_t>();
+  auto* to_value = all_values.mutable_data_ptr<double>();
+  // Rows in their order write what lies below the diagonal in ascending columns.
+  std::vector<int64_t> next(begin_of, begin_of + n);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t e = upper.offsets[i]; e < upper.offsets[i + 1]; ++e) {
+      const int64_t j = upper.columns[e];
+      to[next[i]] = static_cast<int32_t>(j);
+      to_value[next[i]++] = upper.values[e];
+      if (j == i) continue;
+      to[next[j]] = static_cast<int32_t>(i);
+      to_value[next[j]++] = upper.values[e];
+    }
+  }
+  return {all_offsets, all_columns, all_values};
 }
 
 // Final distances of one row: every item first as if it had no overlap, then those that do.
@@ -540,5 +581,6 @@ STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("average_rows", TORCH_BOX(&mmga::average_rows));
   m.impl("transpose_rows", TORCH_BOX(&mmga::transpose_rows));
   m.impl("jaccard_rows", TORCH_BOX(&mmga::jaccard_rows));
+  m.impl("mirror_rows", TORCH_BOX(&mmga::mirror_rows));
   m.impl("mix_distances", TORCH_BOX(&mmga::mix_distances));
 }

@@ -181,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor> transpose_rows(Tensor offsets, Tensor columns
 std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, Tensor values,
                                                 Tensor inverted_offsets, Tensor inverted_rows,
                                                 Tensor inverted_values, Tensor rows_of_interest,
-                                                std::optional<double> max_distance) {
+                                                std::optional<double> max_distance, bool upper) {
   const int64_t n = check_weighted(offsets, columns, values);
   STD_TORCH_CHECK(check_weighted(inverted_offsets, inverted_rows, inverted_values) == n,
                   "jaccard_rows: the inverted index must have as many columns as V");
@@ -193,9 +193,10 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
   const Device device(offsets);
   Tables tables(offsets, count, n, true);
   const Rows made = make_rows(device, offsets, count, true, [&](const RowsOut& out) {
-    return launch_jaccard_rows(
-        csr(offsets, columns, values), csr(inverted_offsets, inverted_rows, inverted_values), n,
-        input<int64_t>(rows_of_interest), count, least, out, tables.scratch(), device.stream());
+    return launch_jaccard_rows(csr(offsets, columns, values),
+                               csr(inverted_offsets, inverted_rows, inverted_values), n,
+                               input<int64_t>(rows_of_interest), count, least, upper, out,
+                               tables.scratch(), device.stream());
   });
   return {made.offsets, made.columns, made.values};
 }

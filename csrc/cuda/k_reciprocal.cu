@@ -242,7 +242,8 @@ __global__ void __launch_bounds__(kWarpThreads)
 
 __global__ void __launch_bounds__(kWarpThreads)
     jaccard_rows_kernel(const Csr rows, const Csr inverted, int64_t n, const int64_t* chosen,
-                        int64_t count, double least, const RowsOut out, uint64_t* scratch) {
+                        int64_t count, double least, bool upper, const RowsOut out,
+                        uint64_t* scratch) {
   const bool fill = out.columns != nullptr;
   const Table table = Table::at(scratch, warp_number(), n, true);
   for (int64_t r = warp_number(); r < count; r += warp_count()) {
@@ -253,6 +254,7 @@ __global__ void __launch_bounds__(kWarpThreads)
       for (int64_t f = inverted.offsets[column] + lane(); f < inverted.offsets[column + 1];
            f += kWarp) {
         const double value = inverted.values[f];
+        if (upper && inverted.columns[f] < i) continue;
         table.add(inverted.columns[f], weight < value ? weight : value);
       }
       __syncwarp();  // the next column may have the same rows
@@ -372,10 +374,10 @@ cudaError_t launch_transpose_rows(const Csr& rows, int64_t n, int64_t first,
 }
 
 cudaError_t launch_jaccard_rows(const Csr& rows, const Csr& inverted, int64_t n,
-                                const int64_t* chosen, int64_t count, double least,
+                                const int64_t* chosen, int64_t count, double least, bool upper,
                                 const RowsOut& out, const Scratch& scratch, cudaStream_t stream) {
   return launch(jaccard_rows_kernel, blocks_of(scratch, count), kWarpThreads, stream, rows,
-                inverted, n, chosen, count, least, out, scratch.tables);
+                inverted, n, chosen, count, least, upper, out, scratch.tables);
 }
 
 template <typename T>

@@ -65,9 +65,9 @@ cudaError_t launch_transpose_rows(const Csr& rows, int64_t n, int64_t first,
                                   int32_t* loose_rows, double* loose_values, int32_t* out_rows,
                                   double* out_values, const Scratch& scratch, cudaStream_t stream);
 
-// Entries whose overlap is at least `least`.
+// Entries whose overlap is at least `least`; `upper`: none before a row's own.
 cudaError_t launch_jaccard_rows(const Csr& rows, const Csr& inverted, int64_t n,
-                                const int64_t* chosen, int64_t count, double least,
+                                const int64_t* chosen, int64_t count, double least, bool upper,
                                 const RowsOut& out, const Scratch& scratch, cudaStream_t stream);
 
 // The rule of one call of mix_distances.

@@ -79,12 +79,17 @@ _transpose_rows = _library.define(
 )
 _jaccard_rows = _library.define(
     "jaccard_rows(Tensor offsets, Tensor columns, Tensor values, Tensor inverted_offsets,"
-    " Tensor inverted_rows, Tensor inverted_values, Tensor rows, float? max_distance)"
-    " -> (Tensor, Tensor, Tensor)",
+    " Tensor inverted_rows, Tensor inverted_values, Tensor rows, float? max_distance,"
+    " bool upper) -> (Tensor, Tensor, Tensor)",
     reference.jaccard_rows,
-    lambda offsets, columns, values, inv_offsets, inv_rows, inv_values, rows, max_distance: (
-        _fake_rows(offsets, rows.shape[0])
+    lambda offsets, columns, values, inv_offsets, inv_rows, inv_values, rows, *rest: _fake_rows(
+        offsets, rows.shape[0]
     ),
+)
+_mirror_rows = _library.define(
+    "mirror_rows(Tensor offsets, Tensor columns, Tensor values) -> (Tensor, Tensor, Tensor)",
+    reference.mirror_rows,
+    lambda offsets, columns, values: _fake_rows(offsets, offsets.shape[0] - 1),
 )
 
 
@@ -173,7 +178,12 @@ def transpose_rows(rows: Rows, first: int = 0) -> Rows:
 
 
 def jaccard_rows(
-    rows: Rows, inverted: Rows, chosen: Tensor, max_distance: float | None = None
+    rows: Rows,
+    inverted: Rows,
+    chosen: Tensor,
+    max_distance: float | None = None,
+    *,
+    upper: bool = False,
 ) -> Rows:
     """Return the Jaccard distances of chosen rows to those in the inverted index (step 6).
 
@@ -182,11 +192,17 @@ def jaccard_rows(
         inverted: `transpose_rows` of V.
         chosen: [M] int64, rows of V.
         max_distance: keep J <= max_distance; None: J < 1. What is missing is 1.
+        upper: leave out the distances to items before a row's own.
 
     Returns:
         [M, N] sparse rows.
     """
-    return Rows(*_jaccard_rows(*rows, *inverted, chosen, max_distance))
+    return Rows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
+
+
+def mirror_rows(rows: Rows) -> Rows:
+    """Return the symmetric matrix [N, N] of which rows hold the upper half, diagonal included."""
+    return Rows(*_mirror_rows(*rows))
 
 
 def mix_distances(

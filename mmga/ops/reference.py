@@ -1216,6 +1216,7 @@ def jaccard_rows(
     inverted_values: Tensor,
     rows: Tensor,
     max_distance: float | None,
+    upper: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the Jaccard distances of chosen rows to the rows of an inverted index.
 
@@ -1230,6 +1231,7 @@ def jaccard_rows(
         inverted_values: of the inverted index, float64.
         rows: [M] int64, the chosen rows.
         max_distance: entries with J <= max_distance are returned; None: those with J < 1.
+        upper: leave out the entries before a row's own.
 
     Returns:
         CSR offsets [M + 1], columns (ascending) and values of J.
@@ -1244,12 +1246,35 @@ def jaccard_rows(
         overlap.index_add_(0, inverted_rows[entry].long(), shared)
         jaccard = (1 - overlap / (2 - overlap)).clamp(0, 1)
         kept = jaccard < 1 if max_distance is None else jaccard <= max_distance
+        if upper:
+            kept[:i] = False
         found.append(kept.nonzero()[:, 0].to(torch.int32))
         distances.append(jaccard[kept])
         counts.append(len(found[-1]))
     nothing = columns.new_empty(0), values.new_empty(0)
     lengths = torch.tensor(counts, dtype=torch.int64, device=offsets.device)
     return _offsets(lengths), torch.cat([nothing[0], *found]), torch.cat([nothing[1], *distances])
+
+
+def mirror_rows(offsets: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the symmetric matrix of which rows hold what is on and above the diagonal.
+
+    Args:
+        offsets: CSR offsets [N + 1].
+        columns: ascending in each row, none below the row's number.
+        values: float64.
+
+    Returns:
+        CSR offsets [N + 1], columns (ascending) and values.
+    """
+    n, rows = len(offsets) - 1, _rows(offsets)
+    above = columns > rows
+    all_rows = torch.cat([rows, columns[above].long()])
+    all_columns = torch.cat([columns.long(), rows[above]])
+    order = torch.argsort(all_rows * n + all_columns)
+    counts = torch.bincount(all_rows, minlength=n)
+    found = all_columns[order].to(torch.int32), torch.cat([values, values[above]])[order]
+    return _offsets(counts), *found
 
 
 def mix_distances(

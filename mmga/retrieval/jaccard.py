@@ -143,14 +143,20 @@ def _all_rows(
     max_distance: float | None,
     progress: Progress | None,
 ) -> ops.Rows:
+    # Half of all pairs where few are kept; mirroring many would cost what it saves.
+    upper = max_distance is not None
     pieces = []
     for begin in range(0, n, _ROWS):
         chosen = torch.arange(begin, min(begin + _ROWS, n), device=rows.offsets.device)
-        pieces.append(ops.jaccard_rows(rows, inverted, chosen, max_distance))
+        pieces.append(ops.jaccard_rows(rows, inverted, chosen, max_distance, upper=upper))
         if progress is not None:
             progress("Jaccard distances", int(chosen[-1]) + 1, n)
-    if len(pieces) == 1:
-        return pieces[0]
+    whole = pieces.pop() if len(pieces) == 1 else _joined(pieces)
+    return ops.mirror_rows(whole) if upper else whole
+
+
+def _joined(pieces: list[ops.Rows]) -> ops.Rows:
+    """Return rows one after the other, and leave none behind."""
     counts = torch.cat([piece.offsets.diff() for piece in pieces])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     columns = torch.empty(int(offsets[-1]), dtype=torch.int32, device=counts.device)

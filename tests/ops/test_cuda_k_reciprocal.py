@@ -29,7 +29,7 @@ def stages(index, near, d, k2):
     first = n // 3
     inverted = reference.transpose_rows(*v, first)
     chosen = torch.arange(n - 1, -1, -2)
-    overlaps = reference.jaccard_rows(*v, *inverted, chosen, None)
+    overlaps = reference.jaccard_rows(*v, *inverted, chosen, None, False)
     block = d[chosen]
     block[:, :first] = torch.nan  # is not looked at
     block = block[:, first:]
@@ -45,9 +45,10 @@ def stages(index, near, d, k2):
         ("average_rows", (*joined, weights, index, min(k2, k))),
         ("transpose_rows", (*v, first)),
         ("transpose_rows", (*v, n)),
-        ("jaccard_rows", (*v, *inverted, chosen, None)),
-        ("jaccard_rows", (*v, *inverted, chosen, 0.5)),
-        ("jaccard_rows", (*v, *inverted, chosen[:0], None)),
+        ("jaccard_rows", (*v, *inverted, chosen, None, False)),
+        ("jaccard_rows", (*v, *inverted, chosen, 0.5, False)),
+        ("jaccard_rows", (*v, *inverted, chosen, 0.5, True)),
+        ("jaccard_rows", (*v, *inverted, chosen[:0], None, False)),
         ("mix_distances", (block, largest, *overlaps, first, 0.3, 1, 1.0)),
         ("mix_distances", (block.float(), largest, *overlaps, first, 0.7, 2, 1.0)),
         ("mix_distances", (block, None, *overlaps, first, 0.3, 1, 0.5)),
@@ -89,7 +90,7 @@ def test_far_apart_columns(cuda):
     found = cuda.results("transpose_rows", offsets, columns, values, 0, orders=(2,))
     assert_same(found, of_reference("transpose_rows", offsets, columns, values, 0))
     chosen = torch.tensor([39_999, 4, 3])
-    arguments = (offsets, columns, values, *found, chosen, None)
+    arguments = (offsets, columns, values, *found, chosen, None, False)
     rows = cuda.results("jaccard_rows", *arguments)
     assert_same(rows, of_reference("jaccard_rows", *arguments), 1e-15)
     assert rows[1].tolist() == [3, 39_998, 39_999] * 2
@@ -102,7 +103,7 @@ def test_weights_that_vanish(cuda):
     values = torch.tensor([1.0, 0, 0, 0, 0, 1.0, 0, 1.0], dtype=torch.float64)
     inverted = cuda.results("transpose_rows", offsets, columns, values, 0)
     result = cuda.results(
-        "jaccard_rows", offsets, columns, values, *inverted, torch.arange(3), None
+        "jaccard_rows", offsets, columns, values, *inverted, torch.arange(3), None, False
     )
     assert [part.tolist() for part in result] == [[0, 1, 3, 5], [0, 1, 2, 1, 2], [0.0] * 5]
 

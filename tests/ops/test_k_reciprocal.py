@@ -15,6 +15,7 @@ STAGES = [
     "average_rows",
     "transpose_rows",
     "jaccard_rows",
+    "mirror_rows",
     "mix_distances",
     "squared_distances_",
     "nearest_in_rows",
@@ -70,8 +71,9 @@ def stages_of(index, near, d, k2):
     v = reference.average_rows(*joined, weights, index, min(k2, k))
     first = n // 3
     inverted = reference.transpose_rows(*v, first)
+    whole = reference.transpose_rows(*v, 0)
     chosen = torch.arange(0, n, 2)
-    overlaps = reference.jaccard_rows(*v, *inverted, chosen, None)
+    overlaps = reference.jaccard_rows(*v, *inverted, chosen, None, False)
     block = d[chosen, first:].contiguous()
     largest = d.amax(1)[chosen]
     return [
@@ -84,8 +86,11 @@ def stages_of(index, near, d, k2):
         ("encode", (joined[0], distances * 400, None)),
         ("average_rows", (*joined, weights, index, min(k2, k))),
         ("transpose_rows", (*v, first)),
-        ("jaccard_rows", (*v, *inverted, chosen, None)),
-        ("jaccard_rows", (*v, *inverted, chosen, 0.5)),
+        ("jaccard_rows", (*v, *inverted, chosen, None, False)),
+        ("jaccard_rows", (*v, *inverted, chosen, 0.5, False)),
+        ("jaccard_rows", (*v, *inverted, chosen, None, True)),
+        ("jaccard_rows", (*v, *inverted, chosen, 0.5, True)),
+        ("mirror_rows", reference.jaccard_rows(*v, *whole, torch.arange(n), 0.9, True)),
         ("mix_distances", (block, largest, *overlaps, first, 0.3, 1, 1.0)),
         ("mix_distances", (block.float(), largest, *overlaps, first, 0.7, 2, 1.0)),
         ("mix_distances", (block, None, *overlaps, first, 0.3, 1, 0.5)),
@@ -136,8 +141,28 @@ def test_weights_that_vanish():
     columns = torch.tensor([0, 1, 2, 0, 1, 2, 1, 2], dtype=torch.int32)
     values = torch.tensor([1.0, 0, 0, 0, 0, 1.0, 0, 1.0], dtype=torch.float64)
     inverted = torch.ops.mmga.transpose_rows(offsets, columns, values, 0)
-    result = torch.ops.mmga.jaccard_rows(offsets, columns, values, *inverted, torch.arange(3), None)
+    result = torch.ops.mmga.jaccard_rows(
+        offsets, columns, values, *inverted, torch.arange(3), None, False
+    )
     assert [part.tolist() for part in result] == [[0, 1, 3, 5], [0, 1, 2, 1, 2], [0.0] * 5]
+
+
+def test_mirrored_halves_are_the_whole():
+    generator = torch.Generator().manual_seed(4)
+    d = torch.cdist(*[torch.randn(50, 3, generator=generator, dtype=torch.float64)] * 2).square()
+    index = reference.nearest_in_rows(d, 9)[1]
+    rows = k_reciprocal.expanded_sets(index, 9, 5)
+    rows = k_reciprocal.encode(rows, torch.ones(len(rows[1]), dtype=torch.float64), None)
+    inverted = k_reciprocal.transpose_rows(rows)
+    every = torch.arange(50)
+    half = k_reciprocal.jaccard_rows(rows, inverted, every, 0.9, upper=True)
+    found = k_reciprocal.mirror_rows(half)
+    expected = k_reciprocal.jaccard_rows(rows, inverted, every, 0.9)
+    assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
+    assert len(half.columns) < len(found.columns)
+    if backends()["cpu"].startswith("active"):
+        with pytest.raises(RuntimeError, match="row 1 has column 0"):
+            k_reciprocal.mirror_rows(found)
 
 
 def test_empty_sets_have_no_weights():
