@@ -54,7 +54,7 @@ def body(options: Options) -> int:
         ["--query", query, "--gallery", gallery, "--rerank", "--json", str(folder / "eval.json")]
     )
     print("4/4 drawing", flush=True)
-    visualize.body(visualize.Options(run=folder))
+    visualize.body(visualize.Options(run=folder, gallery=folder / "gallery.npz"))
     _print_attention(folder)
     print(f"done in {time.monotonic() - started:.0f} s; look at:")
     for name, what in {

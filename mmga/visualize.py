@@ -27,6 +27,8 @@ class Options:
     """Another data set than the run was trained on."""
     root: Path | None = None
     """Folder of that data set."""
+    gallery: Path | None = None
+    """The gallery's features, as `mmga.extract` wrote them; extracted again if not given."""
     rows: int = 10
     """Queries on a sheet, spread evenly over the set."""
     top: int = 10
@@ -48,6 +50,7 @@ def body(options: Options) -> int:
     from mmga.data.transforms import denormalise
     from mmga.extraction import embed, eval_transform, extract, load_data, open_run
     from mmga.progress import bar
+    from mmga.retrieval.features import load_features
 
     run = open_run(options.run, options.device)
     config = with_data(run.config, options.data, options.root)
@@ -68,7 +71,16 @@ def body(options: Options) -> int:
         )
         with torch.inference_mode():
             maps = {name: m.cpu() for name, m in run.network.attention(batch.images).items()}
-        gallery = extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+        if options.gallery is None:
+            gallery = extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+        else:
+            gallery = load_features(options.gallery)
+            if not np.array_equal(gallery.pids, data.gallery.pids):
+                raise UserError(
+                    f"--gallery {options.gallery}: expected features of the {len(data.gallery)} "
+                    f"images of the gallery, found {len(gallery)} of other pids; "
+                    "leave it out to extract them"
+                )
     images = denormalise(batch.images).cpu()
     lines = [f"id {pid}, camera {cam}" for pid, cam in zip(batch.pids, batch.camids, strict=True)]
     labels = [
@@ -78,7 +90,6 @@ def body(options: Options) -> int:
         pictures.attention_sheet(folder / "attention.png", images, maps, labels, lines)
         print(f"attention maps beside true masks: {folder / 'attention.png'}")
     features = embed(run.network, batch, config.run.flip_test).cpu()  # [N, D]
-    assert gallery.rows is not None  # extract gives whole-image features
     distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
     pids, camids = data.gallery.pids, data.gallery.camids
     hits = []

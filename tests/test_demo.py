@@ -51,6 +51,15 @@ def test_a_run_is_evaluated_as_its_feature_files_are(demo):
         assert ours[name] == files[name]
 
 
+def test_pictures_take_a_gallery_of_the_same_images(demo, tmp_path):
+    folder, _ = demo
+    command = ("mmga.visualize", "--run", folder, "--out", tmp_path, "--rows", "2", "--gallery")
+    done = run(*command, folder / "query.npz")
+    assert done.returncode == 2
+    assert "expected features of the" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_features_and_files_do_not_mix(demo):
     folder, _ = demo
     done = run("mmga.eval", "--run", folder, "--query", folder / "query.npz")
