@@ -45,18 +45,6 @@ _NAME = re.compile(r"(\d{4})_c([12])_\d+\.(?:png|jpg)")
 _MAT_PLACES = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat", "cuhk03/cuhk03_release/cuhk-03.mat")
 
 
-def parse_name(name: str) -> tuple[int, int]:
-    """Return identity and camera (1 or 2) of a file name of CUHK03-NP.
-
-    Raises:
-        ValueError: the name is not one of CUHK03-NP.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(f"{name!r} is no file name of CUHK03-NP")
-    return int(match[1]), int(match[2])
-
-
 def read_cuhk03(
     root: str | os.PathLike[str] | None,
     masks: MaskFolder | None = None,
@@ -79,7 +67,6 @@ def read_cuhk03(
         "cuhk03",
         folder,
         _NAME,
-        parse_name,
         masks,
         COUNTS[boxes],
         prefix=f"{boxes}/",

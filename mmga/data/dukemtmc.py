@@ -31,18 +31,6 @@ OCCLUDED_COUNTS = {
 _NAME = re.compile(r"(\d{4})_c([1-8])_f\d{7}\.jpg")
 
 
-def parse_name(name: str) -> tuple[int, int]:
-    """Return identity and camera (1 to 8) of a file name.
-
-    Raises:
-        ValueError: the name is not one of DukeMTMC-reID.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(f"{name!r} is no file name of DukeMTMC-reID")
-    return int(match[1]), int(match[2])
-
-
 def read_dukemtmc(root: str | os.PathLike[str] | None, masks: MaskFolder | None = None) -> DataSet:
     """Read DukeMTMC-reID.
 
@@ -54,7 +42,7 @@ def read_dukemtmc(root: str | os.PathLike[str] | None, masks: MaskFolder | None 
         UserError: a folder is missing or holds no image of the set.
     """
     folder = find_folder(root, FOLDERS, "bounding_box_train")
-    return read_folders("dukemtmc", folder, _NAME, parse_name, masks, COUNTS)
+    return read_folders("dukemtmc", folder, _NAME, masks, COUNTS)
 
 
 def read_occluded_duke(
@@ -70,4 +58,4 @@ def read_occluded_duke(
         UserError: a folder is missing or holds no image of the set.
     """
     folder = find_folder(root, OCCLUDED_FOLDERS, "bounding_box_train")
-    return read_folders("occluded-duke", folder, _NAME, parse_name, masks, OCCLUDED_COUNTS)
+    return read_folders("occluded-duke", folder, _NAME, masks, OCCLUDED_COUNTS)

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmga.config import default_root
@@ -96,7 +96,6 @@ def read_folders(
     name: str,
     folder: Path,
     pattern: re.Pattern[str],
-    parse: Callable[[str], tuple[int, int]],
     masks: MaskFolder | None,
     counts: Mapping[str, int],
     *,
@@ -108,8 +107,7 @@ def read_folders(
     Args:
         name: of the data set.
         folder: the set's folder, which image paths are relative to.
-        pattern: of the file names.
-        parse: from a file name to identity and camera.
+        pattern: of the file names; its first two groups are identity and camera.
         masks: mask files, or None.
         counts: the published counts, by the keys of `counted`.
         prefix: folder below `folder` that holds the three, with a slash at its end.
@@ -121,7 +119,11 @@ def read_folders(
     sets = []
     for split in ("bounding_box_train", "query", "bounding_box_test"):
         files = list_images(folder, prefix + split, pattern)
-        labels = [parse(file) for _, file in files]
+        labels = [
+            (int(match[1]), int(match[2]))
+            for match in (pattern.fullmatch(file) for _, file in files)
+            if match
+        ]
         sets.append(
             ImageFiles(
                 folder,

@@ -60,7 +60,7 @@ def read_market1501(
         UserError: a folder is missing or holds no image of the set.
     """
     folder = find_folder(root, FOLDERS, "bounding_box_train")
-    data = read_folders("market1501", folder, _NAME, parse_name, masks, COUNTS)
+    data = read_folders("market1501", folder, _NAME, masks, COUNTS)
     if (folder / "gt_bbox").is_dir():
         data = dataclasses.replace(data, multi_query=_multi_query(folder, data.query))
     if distractors is not None:
