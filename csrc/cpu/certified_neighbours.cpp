@@ -19,20 +19,52 @@
 namespace mmga {
 namespace {
 
-// What open_pairs is given; see reference.py.
+// How far keys may be off, and which of them are wanted; see open_pairs in reference.py.
+template <typename T>
+struct Limits {
+  const T* row_radius;
+  const T* column_radius;
+  const T* row_slack;
+  const T* column_slack;
+  const T* near_row;
+  const T* near_column;
+  const T* far_row;
+  const T* far_column;
+
+  bool want(T key, int64_t row, int64_t column) const {
+    const T width =
+        row_radius[row] * column_radius[column] + (row_slack[row] + column_slack[column]);
+    return key - width <= std::max(near_row[row], near_column[column]) ||
+           key + width >= std::min(far_row[row], far_column[column]);
+  }
+};
+
+template <typename T>
+Limits<T> limits_of(ScalarType type, int64_t rows, int64_t columns, const Tensor& row_radius,
+                    const Tensor& column_radius, const Tensor& row_slack,
+                    const Tensor& column_slack, const Tensor& near_row, const Tensor& near_column,
+                    const Tensor& far_row, const Tensor& far_column) {
+  check(row_radius, type, rows, "row_radius");
+  check(column_radius, type, columns, "column_radius");
+  check(row_slack, type, rows, "row_slack");
+  check(column_slack, type, columns, "column_slack");
+  check(near_row, type, rows, "near_row");
+  check(near_column, type, columns, "near_column");
+  check(far_row, type, rows, "far_row");
+  check(far_column, type, columns, "far_column");
+  using detail::pointer;
+  return {pointer<T>(row_radius),   pointer<T>(column_radius), pointer<T>(row_slack),
+          pointer<T>(column_slack), pointer<T>(near_row),      pointer<T>(near_column),
+          pointer<T>(far_row),      pointer<T>(far_column)};
+}
+
+// What open_pairs is given.
 struct Openings {
   const float* values;
   int64_t row_stride, width, metric;
   const float* row_term;
   const float* column_term;
-  const float* row_radius;
-  const float* column_radius;
-  const float* row_slack;
-  const float* column_slack;
-  const float* near_row;
-  const float* near_column;
-  const float* far_row;
-  const float* far_column;
+  Limits<float> limits;
 };
 
 // Sets a bit for each of a group's pairs that is wanted: bit v * kLanes + lane.
@@ -42,21 +74,22 @@ MMGA_INLINE uint64_t wanted_body(const Openings& in, const float* keys, int64_t 
   using M = Vector<float>::mask;
   constexpr int kLanes = kVectorBytes / sizeof(float);
   constexpr int kVectors = kGroup / kLanes;
-  const V near_row = V{} + in.near_row[row];
-  const V far_row = V{} + in.far_row[row];
-  const float row_slack = in.row_slack[row];
+  const Limits<float>& limits = in.limits;
+  const V near_row = V{} + limits.near_row[row];
+  const V far_row = V{} + limits.far_row[row];
+  const float row_radius = limits.row_radius[row], row_slack = limits.row_slack[row];
   M wanted[kVectors];
   M any = M{};
   for (int v = 0; v < kVectors; ++v) {
     V key, radius, slack, near, far;
     load(key, keys + v * kLanes);
-    load(radius, in.column_radius + column + v * kLanes);
-    load(slack, in.column_slack + column + v * kLanes);
-    load(near, in.near_column + column + v * kLanes);
-    load(far, in.far_column + column + v * kLanes);
+    load(radius, limits.column_radius + column + v * kLanes);
+    load(slack, limits.column_slack + column + v * kLanes);
+    load(near, limits.near_column + column + v * kLanes);
+    load(far, limits.far_column + column + v * kLanes);
     near = near > near_row ? near : near_row;
     far = far < far_row ? far : far_row;
-    const V width = in.row_radius[row] * radius + (row_slack + slack);
+    const V width = row_radius * radius + (row_slack + slack);
     wanted[v] = (key - width <= near) | (key + width >= far);
     any |= wanted[v];
   }
@@ -77,14 +110,6 @@ MMGA_VECTOR_CLONES void find_wanted(const Openings& in, const float* keys, int64
   for (int64_t group = 0; group < groups; ++group) {
     bits[group] = wanted_body(in, keys + group * kGroup, row, start + group * kGroup);
   }
-}
-
-// One by one, for the rest of a row that is no whole group.
-bool is_wanted(const Openings& in, float key, int64_t row, int64_t column) {
-  const float width =
-      in.row_radius[row] * in.column_radius[column] + (in.row_slack[row] + in.column_slack[column]);
-  return key - width <= std::max(in.near_row[row], in.near_column[column]) ||
-         key + width >= std::min(in.far_row[row], in.far_column[column]);
 }
 
 struct Pair {
@@ -112,7 +137,7 @@ class RowOfOpenings {
         }
       }
       for (int64_t j = groups * kGroup; j < width; ++j) {
-        if (is_wanted(in_, keys_[j], row, start + j)) add(row, start + j, from);
+        if (in_.limits.want(keys_[j], row, start + j)) add(row, start + j, from);
       }
     }
   }
@@ -138,29 +163,16 @@ Tensor open_pairs(const Tensor& values, const Tensor& row_term, const Tensor& co
   STD_TORCH_CHECK(check_tile(values, row_term, column_term, metric) == ScalarType::Float,
                   "values must be float32");
   const int64_t rows = values.size(0), width = values.size(1);
-  check(row_radius, ScalarType::Float, rows, "row_radius");
-  check(column_radius, ScalarType::Float, width, "column_radius");
-  check(row_slack, ScalarType::Float, rows, "row_slack");
-  check(column_slack, ScalarType::Float, width, "column_slack");
-  check(near_row, ScalarType::Float, rows, "near_row");
-  check(near_column, ScalarType::Float, width, "near_column");
-  check(far_row, ScalarType::Float, rows, "far_row");
-  check(far_column, ScalarType::Float, width, "far_column");
   using detail::pointer;
-  const Openings openings{pointer<float>(values),
-                          values.stride(0),
-                          width,
-                          metric,
-                          pointer<float>(row_term),
-                          pointer<float>(column_term),
-                          pointer<float>(row_radius),
-                          pointer<float>(column_radius),
-                          pointer<float>(row_slack),
-                          pointer<float>(column_slack),
-                          pointer<float>(near_row),
-                          pointer<float>(near_column),
-                          pointer<float>(far_row),
-                          pointer<float>(far_column)};
+  const Openings openings{
+      pointer<float>(values),
+      values.stride(0),
+      width,
+      metric,
+      pointer<float>(row_term),
+      pointer<float>(column_term),
+      limits_of<float>(ScalarType::Float, rows, width, row_radius, column_radius, row_slack,
+                       column_slack, near_row, near_column, far_row, far_column)};
   Pieces<Pair> pieces;
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width));
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
@@ -175,27 +187,6 @@ Tensor open_pairs(const Tensor& values, const Tensor& row_term, const Tensor& co
   return pieces.joined(values);
 }
 
-// Bounds and limits of pairs; see narrow_pairs in reference.py.
-struct Narrowing {
-  PairKeys key;
-  const double* row_radius;
-  const double* column_radius;
-  const double* row_slack;
-  const double* column_slack;
-  const double* near_row;
-  const double* near_column;
-  const double* far_row;
-  const double* far_column;
-
-  bool wants(int64_t row, int64_t column, double product) const {
-    const double k = key(row, column, product);
-    const double width =
-        row_radius[row] * column_radius[column] + (row_slack[row] + column_slack[column]);
-    return k - width <= std::max(near_row[row], near_column[column]) ||
-           k + width >= std::min(far_row[row], far_column[column]);
-  }
-};
-
 Tensor narrow_pairs(const Tensor& pairs, const Tensor& x, const Tensor& y, const Tensor& row_term,
                     const Tensor& column_term, int64_t metric, const Tensor& row_radius,
                     const Tensor& column_radius, const Tensor& row_slack,
@@ -208,25 +199,11 @@ Tensor narrow_pairs(const Tensor& pairs, const Tensor& x, const Tensor& y, const
   const int64_t rows = x.size(0), columns = y.size(0), count = pairs.size(0);
   check(row_term, ScalarType::Double, rows, "row_term");
   check(column_term, ScalarType::Double, columns, "column_term");
-  check(row_radius, ScalarType::Double, rows, "row_radius");
-  check(column_radius, ScalarType::Double, columns, "column_radius");
-  check(row_slack, ScalarType::Double, rows, "row_slack");
-  check(column_slack, ScalarType::Double, columns, "column_slack");
-  check(near_row, ScalarType::Double, rows, "near_row");
-  check(near_column, ScalarType::Double, columns, "near_column");
-  check(far_row, ScalarType::Double, rows, "far_row");
-  check(far_column, ScalarType::Double, columns, "far_column");
+  const auto limits =
+      limits_of<double>(ScalarType::Double, rows, columns, row_radius, column_radius, row_slack,
+                        column_slack, near_row, near_column, far_row, far_column);
   using detail::pointer;
-  const Narrowing narrowing{
-      {pointer<double>(row_term), pointer<double>(column_term), metric, integers},
-      pointer<double>(row_radius),
-      pointer<double>(column_radius),
-      pointer<double>(row_slack),
-      pointer<double>(column_slack),
-      pointer<double>(near_row),
-      pointer<double>(near_column),
-      pointer<double>(far_row),
-      pointer<double>(far_column)};
+  const PairKeys key{pointer<double>(row_term), pointer<double>(column_term), metric, integers};
   const auto* pair = static_cast<const Pair*>(pairs.data_ptr());
   for (int64_t p = 0; p < count; ++p) {
     STD_TORCH_CHECK(
@@ -240,7 +217,8 @@ Tensor narrow_pairs(const Tensor& pairs, const Tensor& x, const Tensor& y, const
         x, y, begin, end, [pair](int64_t p) { return pair[p].row; },
         [pair](int64_t p) { return pair[p].column; },
         [&](int64_t p, double product) {
-          if (narrowing.wants(pair[p].row, pair[p].column, product)) wanted.push_back(pair[p]);
+          const int64_t row = pair[p].row, column = pair[p].column;
+          if (limits.want(key(row, column, product), row, column)) wanted.push_back(pair[p]);
         });
     pieces.add(begin, std::move(wanted));
   });
