@@ -5,6 +5,8 @@
 // key that each of 64 items may have is compared with the row's largest threshold first, so that
 // most groups cost one look. mmga/ops/reference.py specifies every function.
 
+#include "certified.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -19,8 +21,9 @@
 #include <utility>
 #include <vector>
 
+#include "certified_arguments.h"
+#include "checks.h"
 #include "common.h"
-#include "host.h"
 #include "keys.h"
 #include "pairs.h"
 #include "ranking.h"
@@ -37,22 +40,6 @@ constexpr int64_t kWidestIntegers = 1 << 24;
 
 using Floats = Vector<float>::type;
 constexpr int64_t kLanes = kVectorBytes / sizeof(float);
-
-// A pair that is not settled: whether the item at `column` precedes the matches `first` to `last`
-// of its row is open.
-struct Undecided {
-  int32_t row, column, first, last;
-};
-
-// The intervals of the keys of a tile, and the thresholds of its rows, widened by the row's slack.
-struct Intervals {
-  Tile<float> tile;
-  const float* row_radius;
-  const float* column_radius;
-  const float* column_slack;
-  const float* lower;
-  const float* upper;
-};
 
 // A segment of a row: half the width of column j's interval is radius * column_radius[j] +
 // slack[j], at most `widest` where the radius is 0.
@@ -321,42 +308,11 @@ Tensor count_certain(const Tensor& values, const Tensor& row_term, const Tensor&
                      const Tensor& upper, const Tensor& ignored_start, const Tensor& ignored_item,
                      std::optional<Tensor> row_camera, std::optional<Tensor> column_camera,
                      std::optional<Tensor> removed, Tensor preceding) {
-  STD_TORCH_CHECK(check_tile(values, row_term, column_term, metric) == ScalarType::Float,
-                  "values must be float32");
-  const int64_t rows = values.size(0), width = values.size(1), matches = match_item.numel();
-  check(row_radius, ScalarType::Float, rows, "row_radius");
-  check(column_radius, ScalarType::Float, width, "column_radius");
-  check(column_slack, ScalarType::Float, width, "column_slack");
-  check(match_start, ScalarType::Long, rows + 1, "match_start");
-  check(match_item, ScalarType::Long, matches, "match_item");
-  check(lower, ScalarType::Float, matches, "lower");
-  check(upper, ScalarType::Float, matches, "upper");
-  check(preceding, ScalarType::Long, matches, "preceding");
-  check_left_out(ignored_start, ignored_item, row_camera, column_camera, removed, rows, width);
-  Tile<float> tile{};
-  tile.values = detail::pointer<float>(values);
-  tile.row_stride = values.stride(0);
-  tile.rows = rows;
-  tile.width = width;
-  tile.row_term = detail::pointer<float>(row_term);
-  tile.column_term = detail::pointer<float>(column_term);
-  tile.metric = metric;
-  tile.offset = offset;
-  tile.match_start = detail::pointer<int64_t>(match_start);
-  tile.match_item = detail::pointer<int64_t>(match_item);
-  tile.ignored_start = detail::pointer<int64_t>(ignored_start);
-  tile.ignored_item = detail::pointer<int64_t>(ignored_item);
-  tile.row_camera = detail::pointer<int32_t>(row_camera);
-  tile.column_camera = detail::pointer<int32_t>(column_camera);
-  tile.removed = detail::pointer<bool>(removed);
-  tile.removed_stride = removed.has_value() ? removed->stride(0) : 0;
-  tile.preceding = static_cast<int64_t*>(preceding.mutable_data_ptr());
-  const Intervals intervals{tile,
-                            detail::pointer<float>(row_radius),
-                            detail::pointer<float>(column_radius),
-                            detail::pointer<float>(column_slack),
-                            detail::pointer<float>(lower),
-                            detail::pointer<float>(upper)};
+  const Intervals intervals =
+      intervals_of(values, row_term, column_term, metric, offset, row_radius, column_radius,
+                   column_slack, match_start, match_item, lower, upper, ignored_start, ignored_item,
+                   row_camera, column_camera, removed, preceding);
+  const int64_t rows = values.size(0), width = values.size(1);
   Pieces<Undecided> pieces;
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width));
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
@@ -368,46 +324,32 @@ Tensor count_certain(const Tensor& values, const Tensor& row_term, const Tensor&
   return pieces.joined(values);
 }
 
-// What settle_pairs is given; see reference.py.
-struct Settlement {
-  PairKeys key;
-  const double* row_radius;  // null: the products are exact
-  const double* column_radius;
-  const double* row_slack;
-  const double* column_slack;
-  int64_t offset;
-  const int64_t* match_start;
-  const int64_t* match_item;
-  const double* match_key;
-  int64_t* preceding;
-  int64_t* tied;
-
-  // Counts what the pair's key settles; what stays open is put into `open`, if anything.
-  void settle(const Undecided& pair, double product, std::vector<Undecided>& open) const {
-    const double k = key(pair.row, pair.column, product);
-    const int64_t start = match_start[pair.row];
-    const double* first = match_key + start + pair.first;
-    const double* last = match_key + start + pair.last;
-    if (row_radius != nullptr) {
-      const double width = row_radius[pair.row] * column_radius[pair.column] +
-                           (row_slack[pair.row] + column_slack[pair.column]);
-      const double* low = std::lower_bound(first, last, k - width);
-      const double* high = std::upper_bound(low, last, k + width);
-      for (const double* at = high; at < last; ++at) ++preceding[at - match_key];
-      if (low < high) {
-        open.push_back({pair.row, pair.column, static_cast<int32_t>(low - (match_key + start)),
-                        static_cast<int32_t>(high - (match_key + start))});
-      }
-      return;
+// Counts what a pair's key settles; what stays open is put into `open`, if anything.
+void settle(const Settlement& s, const Undecided& pair, double product,
+            std::vector<Undecided>& open) {
+  const double k = s.key(pair.row, pair.column, product);
+  const double* of_row = s.match_key + s.match_start[pair.row];
+  const double* first = of_row + pair.first;
+  const double* last = of_row + pair.last;
+  if (s.row_radius != nullptr) {
+    const double width = s.row_radius[pair.row] * s.column_radius[pair.column] +
+                         (s.row_slack[pair.row] + s.column_slack[pair.column]);
+    const double* low = std::lower_bound(first, last, k - width);
+    const double* high = std::upper_bound(low, last, k + width);
+    for (const double* at = high; at < last; ++at) ++s.preceding[at - s.match_key];
+    if (low < high) {
+      open.push_back({pair.row, pair.column, static_cast<int32_t>(low - of_row),
+                      static_cast<int32_t>(high - of_row)});
     }
-    const double* at = std::lower_bound(first, last, k);
-    for (; at < last && *at == k; ++at) {
-      ++tied[pair.row];
-      preceding[at - match_key] += pair.column + offset < match_item[at - match_key];
-    }
-    for (; at < last; ++at) ++preceding[at - match_key];
+    return;
   }
-};
+  const double* at = std::lower_bound(first, last, k);
+  for (; at < last && *at == k; ++at) {
+    ++s.tied[pair.row];
+    s.preceding[at - s.match_key] += pair.column + s.offset < s.match_item[at - s.match_key];
+  }
+  for (; at < last; ++at) ++s.preceding[at - s.match_key];
+}
 
 Tensor settle_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
                     const Tensor& row_term, const Tensor& column_term, int64_t metric,
@@ -415,41 +357,10 @@ Tensor settle_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
                     std::optional<Tensor> row_slack, std::optional<Tensor> column_slack,
                     int64_t offset, const Tensor& match_start, const Tensor& match_item,
                     const Tensor& match_key, Tensor preceding, Tensor tied) {
-  const int64_t rows = x.size(0), columns = y.size(0), matches = match_item.numel();
-  STD_TORCH_CHECK(metric == kCosine || metric == kEuclidean, "metric must be 1 or 2");
-  STD_TORCH_CHECK(undecided.dim() == 2 && undecided.size(1) == 4, "undecided must be [P, 4]");
-  check(undecided, ScalarType::Int, -1, "undecided");
-  const bool integers = check_rows(x, y);
-  check(row_term, ScalarType::Double, rows, "row_term");
-  check(column_term, ScalarType::Double, columns, "column_term");
-  check(match_start, ScalarType::Long, rows + 1, "match_start");
-  check(match_item, ScalarType::Long, matches, "match_item");
-  check(match_key, ScalarType::Double, matches, "match_key");
-  check(preceding, ScalarType::Long, matches, "preceding");
-  check(tied, ScalarType::Long, rows, "tied");
-  const bool bounded = row_radius.has_value();
-  STD_TORCH_CHECK(column_radius.has_value() == bounded && row_slack.has_value() == bounded &&
-                      column_slack.has_value() == bounded,
-                  "radii and slacks come together");
-  if (bounded) {
-    check(*row_radius, ScalarType::Double, rows, "row_radius");
-    check(*row_slack, ScalarType::Double, rows, "row_slack");
-    check(*column_radius, ScalarType::Double, columns, "column_radius");
-    check(*column_slack, ScalarType::Double, columns, "column_slack");
-  }
-  using detail::pointer;
-  const Settlement settlement{
-      {pointer<double>(row_term), pointer<double>(column_term), metric, integers},
-      pointer<double>(row_radius),
-      pointer<double>(column_radius),
-      pointer<double>(row_slack),
-      pointer<double>(column_slack),
-      offset,
-      pointer<int64_t>(match_start),
-      pointer<int64_t>(match_item),
-      pointer<double>(match_key),
-      static_cast<int64_t*>(preceding.mutable_data_ptr()),
-      static_cast<int64_t*>(tied.mutable_data_ptr())};
+  const Settlement settlement = settlement_of(
+      undecided, x, y, row_term, column_term, metric, row_radius, column_radius, row_slack,
+      column_slack, offset, match_start, match_item, match_key, preceding, tied);
+  const int64_t rows = x.size(0), columns = y.size(0);
   const auto* pairs = static_cast<const Undecided*>(undecided.data_ptr());
   const int64_t count = undecided.size(0);
   for (int64_t p = 0; p < count; ++p) {
@@ -472,7 +383,7 @@ Tensor settle_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
     multiply_rows(
         x, y, row_begin(begin), row_begin(end), [pairs](int64_t p) { return pairs[p].row; },
         [pairs](int64_t p) { return pairs[p].column; },
-        [&](int64_t p, double product) { settlement.settle(pairs[p], product, open); });
+        [&](int64_t p, double product) { settle(settlement, pairs[p], product, open); });
     pieces.add(begin, std::move(open));
   });
   return pieces.joined(undecided);

@@ -10,8 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "certified_arguments.h"
+#include "checks.h"
 #include "common.h"
-#include "host.h"
 #include "keys.h"
 #include "pairs.h"
 #include "ranking.h"
@@ -195,7 +196,7 @@ Tensor narrow_pairs(const Tensor& pairs, const Tensor& x, const Tensor& y, const
   STD_TORCH_CHECK(metric == kCosine || metric == kEuclidean, "metric must be 1 or 2");
   STD_TORCH_CHECK(pairs.dim() == 2 && pairs.size(1) == 2, "pairs must be [P, 2]");
   check(pairs, ScalarType::Int, -1, "pairs");
-  const bool integers = check_rows(x, y);
+  const bool integers = check_factors(x, y);
   const int64_t rows = x.size(0), columns = y.size(0), count = pairs.size(0);
   check(row_term, ScalarType::Double, rows, "row_term");
   check(column_term, ScalarType::Double, columns, "column_term");

@@ -12,7 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "host.h"
+#include "certified.h"
+#include "checks.h"
 #include "products.h"
 #include "ranking.h"
 
@@ -51,16 +52,6 @@ class Pieces {
   std::vector<std::pair<int64_t, std::vector<Found>>> pieces_;
 };
 
-// Rows to be multiplied; returns whether they are of integers.
-inline bool check_rows(const Tensor& x, const Tensor& y) {
-  STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1),
-                  "x and y must be [R, K] and [W, K]");
-  const bool integers = x.scalar_type() == ScalarType::Short;
-  check(x, integers ? ScalarType::Short : ScalarType::Float, -1, "x");
-  check(y, integers ? ScalarType::Short : ScalarType::Float, -1, "y");
-  return integers;
-}
-
 // multiply_pairs for rows of either kind.
 template <typename Row, typename Column, typename Use>
 void multiply_rows(const Tensor& x, const Tensor& y, int64_t begin, int64_t end, const Row& row,
@@ -73,27 +64,6 @@ void multiply_rows(const Tensor& x, const Tensor& y, int64_t begin, int64_t end,
     multiply_pairs(pointer<float>(x), pointer<float>(y), x.size(1), begin, end, row, column, use);
   }
 }
-
-// How the inner product of two rows, of float32 or of integers, becomes a key in float64.
-struct PairKeys {
-  const double* row_term;
-  const double* column_term;
-  int64_t metric;
-  bool integers;
-
-  double operator()(int64_t row, int64_t column, double product) const {
-    const double one = row_term[row], other = column_term[column];
-    if (integers) product *= kIntegerUnit * kIntegerUnit;
-    if (metric == kEuclidean) {
-      if (integers) product *= std::sqrt(one * other);
-      const double key = (one + other) - 2 * product;
-      return key < 0 ? 0 : key;
-    }
-    if (integers) return 1 - product;
-    const double norms = one * other;
-    return norms > 0 ? 1 - product / norms : 1;
-  }
-};
 
 }  // namespace
 }  // namespace mmga

@@ -15,8 +15,6 @@ namespace mmga {
 namespace {
 
 constexpr int64_t kAccumulators = 8;
-// Integer rows are features of length 2^15: what one of their numbers stands for.
-constexpr double kIntegerUnit = 0x1p-15;
 // Rows that are multiplied with one at once: their sums are independent of each other, which hides
 // the time that an addition takes.
 constexpr int64_t kProducts = 4;

@@ -21,8 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include "checks.h"
 #include "common.h"
-#include "host.h"
 #include "keys.h"
 
 namespace mmga {

@@ -16,8 +16,8 @@
 #include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "common.h"
-#include "host.h"
 #include "keys.h"
 
 namespace mmga {

@@ -1,4 +1,4 @@
-// What the host side of every CUDA operator needs: checks, the current stream, and registration.
+// What the host side of every CUDA operator needs: the current stream, pointers, registration.
 // Kernels and their launchers (.cu) know nothing of torch; the .cpp beside each checks, guards,
 // allocates, dispatches, launches and checks again.
 #pragma once
@@ -15,6 +15,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "checks.h"
+
 // Tests compile the same sources for the CPU, where tensors are the CPU's and the operators stand
 // in a library of their own.
 #ifdef MMGA_CUDA_EMULATION
@@ -24,9 +26,6 @@
 #endif
 
 namespace mmga {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // Makes a tensor's device the current one, and its stream the one to launch on. torch::stable's own
 // stream has no native handle before 2.13, the floor is 2.11.
@@ -53,39 +52,6 @@ class Device {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
-
-inline bool on_device(const Tensor& tensor) {
-#ifdef MMGA_CUDA_EMULATION
-  return !tensor.is_cuda();
-#else
-  return tensor.is_cuda();
-#endif
-}
-
-// Checks an array without gaps; a length below 0 is any.
-inline void check_list(const Tensor& tensor, ScalarType type, int64_t length, const char* name) {
-  STD_TORCH_CHECK(on_device(tensor) && tensor.scalar_type() == type && tensor.is_contiguous() &&
-                      (length < 0 || tensor.numel() == length),
-                  name, " has the wrong device, layout, dtype or length");
-}
-
-// Checks a matrix whose rows have no gaps; a type, height or width is not asked for where it is
-// nothing or below 0.
-inline void check_rows(const Tensor& tensor, std::optional<ScalarType> type, int64_t height,
-                       int64_t width, const char* name) {
-  STD_TORCH_CHECK(on_device(tensor) && tensor.dim() == 2 &&
-                      (!type.has_value() || tensor.scalar_type() == *type) &&
-                      (height < 0 || tensor.size(0) == height) &&
-                      (width < 0 || tensor.size(1) == width) &&
-                      (tensor.stride(1) == 1 || tensor.size(1) <= 1),
-                  name, " has the wrong device, dtype or shape, or its rows have gaps");
-}
-
-inline void check_floating(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(
-      tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double, name,
-      " must be float32 or float64");
-}
 
 template <typename T>
 const T* input(const Tensor& tensor) {

@@ -60,19 +60,19 @@ Rows make_rows(const Device& device, const Tensor& like, int64_t rows, bool with
 
 int64_t check_sets(const Tensor& offsets, const Tensor& columns) {
   STD_TORCH_CHECK(offsets.dim() == 1 && offsets.numel() >= 1, "offsets must be [N + 1]");
-  check_list(offsets, ScalarType::Long, -1, "offsets");
-  check_list(columns, ScalarType::Int, -1, "columns");
+  check(offsets, ScalarType::Long, -1, "offsets");
+  check(columns, ScalarType::Int, -1, "columns");
   return offsets.numel() - 1;
 }
 
 int64_t check_weighted(const Tensor& offsets, const Tensor& columns, const Tensor& values) {
-  check_list(values, ScalarType::Double, columns.numel(), "values");
+  check(values, ScalarType::Double, columns.numel(), "values");
   return check_sets(offsets, columns);
 }
 
 void check_neighbours(const Tensor& neighbours, int64_t n, int64_t k) {
   check_rows(neighbours, ScalarType::Int, n, -1, "neighbours");
-  check_list(neighbours, ScalarType::Int, -1, "neighbours");
+  check(neighbours, ScalarType::Int, -1, "neighbours");
   STD_TORCH_CHECK(k >= 1 && k <= neighbours.size(1), "k must be from 1 to the neighbours given");
 }
 
@@ -113,7 +113,7 @@ Tensor listed_distances(Tensor offsets, Tensor columns, Tensor neighbours, Tenso
   const int64_t n = check_sets(offsets, columns);
   check_neighbours(neighbours, n, 1);
   check_floating(distances, "distances");
-  check_list(distances, distances.scalar_type(), neighbours.numel(), "distances");
+  check(distances, distances.scalar_type(), neighbours.numel(), "distances");
   const Device device(offsets);
   Tensor result = torch::stable::new_empty(distances, {columns.numel()}, ScalarType::Double);
   const auto run = [&](auto value) {
@@ -127,11 +127,11 @@ Tensor listed_distances(Tensor offsets, Tensor columns, Tensor neighbours, Tenso
 }
 
 Tensor encode(Tensor offsets, Tensor distances, std::optional<Tensor> maxima) {
-  check_list(offsets, ScalarType::Long, -1, "offsets");
+  check(offsets, ScalarType::Long, -1, "offsets");
   const int64_t n = offsets.numel() - 1;
   STD_TORCH_CHECK(n >= 0, "offsets must be [N + 1]");
-  check_list(distances, ScalarType::Double, -1, "distances");
-  if (maxima.has_value()) check_list(*maxima, ScalarType::Double, n, "maxima");
+  check(distances, ScalarType::Double, -1, "distances");
+  if (maxima.has_value()) check(*maxima, ScalarType::Double, n, "maxima");
   const Device device(offsets);
   Tensor weights = torch::stable::empty_like(distances);
   STD_CUDA_CHECK(launch_encode(input<int64_t>(offsets), n, input<double>(distances),
@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
                   "jaccard_rows: the inverted index must have as many columns as V");
   STD_TORCH_CHECK(!max_distance.has_value() || *max_distance < 1.0,
                   "jaccard_rows: max_distance must be below 1");
-  check_list(rows_of_interest, ScalarType::Long, -1, "rows");
+  check(rows_of_interest, ScalarType::Long, -1, "rows");
   const int64_t count = rows_of_interest.numel();
   const double least = least_overlap(max_distance.value_or(std::nextafter(1.0, 0.0)));
   const Device device(offsets);
@@ -203,12 +203,12 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
 
 Tensor mix_distances(Tensor squared, std::optional<Tensor> maxima, Tensor offsets, Tensor columns,
                      Tensor values, int64_t first, double lambda, int64_t power, double scale) {
-  check_rows(squared, std::nullopt, -1, -1, "squared");
+  check_rows(squared, -1, -1, "squared");
   check_floating(squared, "squared");
   const int64_t rows = squared.size(0), gallery = squared.size(1);
   STD_TORCH_CHECK(check_weighted(offsets, columns, values) == rows,
                   "mix_distances: rows of distances and overlaps differ");
-  if (maxima.has_value()) check_list(*maxima, ScalarType::Double, rows, "maxima");
+  if (maxima.has_value()) check(*maxima, ScalarType::Double, rows, "maxima");
   const Device device(squared);
   Tensor result = torch::stable::new_empty(values, {rows, gallery}, ScalarType::Double);
   const auto run = [&](auto value) {

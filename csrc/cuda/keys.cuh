@@ -34,4 +34,21 @@ __device__ inline bool holds(const int64_t* list, int64_t low, int64_t end, int6
   return low < end && list[low] == item;
 }
 
+template <typename T>
+__device__ T key_at(const Tile<T>& tile, int64_t row, int64_t column) {
+  return ranking_key(tile.values[row * tile.row_stride + column], tile.row_term, tile.column_term,
+                     tile.metric, row, column);
+}
+
+// Whether an item of a tile is none that its row leaves out.
+template <typename T>
+__device__ bool is_counted(const Tile<T>& tile, int64_t row, int64_t column) {
+  if (tile.row_camera != nullptr && tile.row_camera[row] == tile.column_camera[column]) {
+    return false;
+  }
+  if (tile.removed != nullptr && tile.removed[row * tile.removed_stride + column]) return false;
+  return !holds(tile.ignored_item, tile.ignored_start[row], tile.ignored_start[row + 1],
+                tile.offset + column);
+}
+
 }  // namespace mmga

@@ -16,12 +16,12 @@ void select_neighbours(Tensor candidates, Tensor counts, Tensor thresholds, Tens
   const int64_t rows = products.size(0), columns = products.size(1);
   check_rows(candidates, ScalarType::Long, -1, -1, "candidates");
   const int64_t items = candidates.size(0), slots = candidates.size(1);
-  check_list(candidates, ScalarType::Long, -1, "candidates");
-  check_list(counts, ScalarType::Int, items, "counts");
-  check_list(thresholds, ScalarType::Float, items, "thresholds");
-  check_list(maxima, ScalarType::Float, items, "maxima");
-  check_list(row_term, ScalarType::Float, rows, "row_term");
-  check_list(column_term, ScalarType::Float, columns, "column_term");
+  check(candidates, ScalarType::Long, -1, "candidates");
+  check(counts, ScalarType::Int, items, "counts");
+  check(thresholds, ScalarType::Float, items, "thresholds");
+  check(maxima, ScalarType::Float, items, "maxima");
+  check(row_term, ScalarType::Float, rows, "row_term");
+  check(column_term, ScalarType::Float, columns, "column_term");
   STD_TORCH_CHECK(k >= 1 && slots > k, "select_neighbours: needs k >= 1 and more than k slots");
   STD_TORCH_CHECK(first_item >= 0 && first_other >= 0 && first_item + rows <= items &&
                       (!symmetric || first_other + columns <= items),
@@ -71,9 +71,9 @@ void select_neighbours(Tensor candidates, Tensor counts, Tensor thresholds, Tens
 
 std::tuple<Tensor, Tensor> ordered_candidates(Tensor candidates, Tensor counts, int64_t k) {
   check_rows(candidates, ScalarType::Long, -1, -1, "candidates");
-  check_list(candidates, ScalarType::Long, -1, "candidates");
+  check(candidates, ScalarType::Long, -1, "candidates");
   const int64_t items = candidates.size(0), slots = candidates.size(1);
-  check_list(counts, ScalarType::Int, items, "counts");
+  check(counts, ScalarType::Int, items, "counts");
   STD_TORCH_CHECK(k >= 1 && k <= slots, "ordered_candidates: needs 1 <= k <= S");
   const Device device(candidates);
   Tensor index = torch::stable::new_empty(candidates, {items, k}, ScalarType::Int);
@@ -86,8 +86,8 @@ std::tuple<Tensor, Tensor> ordered_candidates(Tensor candidates, Tensor counts, 
 
 void squared_distances_(Tensor tile, Tensor row_term, Tensor column_term, bool cosine) {
   check_rows(tile, ScalarType::Float, -1, -1, "tile");
-  check_list(row_term, ScalarType::Float, tile.size(0), "row_term");
-  check_list(column_term, ScalarType::Float, tile.size(1), "column_term");
+  check(row_term, ScalarType::Float, tile.size(0), "row_term");
+  check(column_term, ScalarType::Float, tile.size(1), "column_term");
   const Device device(tile);
   STD_CUDA_CHECK(launch_squared_distances(output<float>(tile), tile.stride(0), tile.size(0),
                                           tile.size(1), input<float>(row_term),
@@ -95,7 +95,7 @@ void squared_distances_(Tensor tile, Tensor row_term, Tensor column_term, bool c
 }
 
 std::tuple<Tensor, Tensor> nearest_in_rows(Tensor distances, int64_t k) {
-  check_rows(distances, std::nullopt, -1, -1, "distances");
+  check_rows(distances, -1, -1, "distances");
   check_floating(distances, "distances");
   const int64_t rows = distances.size(0), columns = distances.size(1);
   STD_TORCH_CHECK(k >= 1 && k <= columns, "nearest_in_rows: needs 1 <= k <= N");

@@ -7,7 +7,8 @@ namespace mmga {
 namespace {
 
 Tensor squared_norms(const Tensor& given) {
-  STD_TORCH_CHECK(on_device(given) && given.dim() == 2, "x must be [N, D] on the device");
+  check_place(given, "x");
+  STD_TORCH_CHECK(given.dim() == 2, "x must be [N, D]");
   const bool in_rows = given.stride(1) == 1 || given.size(1) <= 1;
   const Tensor x = in_rows ? given : torch::stable::contiguous(given);
   const Device device(x);
@@ -25,11 +26,11 @@ Tensor squared_norms(const Tensor& given) {
 Tensor pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) {
   STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1),
                   "pair_products: x and y must be [N, D] and [M, D]");
-  check_list(x, ScalarType::Float, -1, "x");
-  check_list(y, ScalarType::Float, -1, "y");
+  check(x, ScalarType::Float, -1, "x");
+  check(y, ScalarType::Float, -1, "y");
   const int64_t pairs = rows.numel();
-  check_list(rows, ScalarType::Long, pairs, "rows");
-  check_list(columns, ScalarType::Long, pairs, "columns");
+  check(rows, ScalarType::Long, pairs, "rows");
+  check(columns, ScalarType::Long, pairs, "columns");
   const Device device(x);
   Tensor result = torch::stable::new_empty(x, {pairs}, ScalarType::Double);
   STD_CUDA_CHECK(launch_pair_products(input<float>(x), input<float>(y), x.size(1),

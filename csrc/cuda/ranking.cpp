@@ -7,43 +7,23 @@
 namespace mmga {
 namespace {
 
-void check_tile(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
-                int64_t metric) {
-  check_rows(values, std::nullopt, -1, -1, "values");
-  check_floating(values, "values");
-  STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
-  if (metric != kGiven) {
-    check_list(row_term, values.scalar_type(), values.size(0), "row_term");
-    check_list(column_term, values.scalar_type(), values.size(1), "column_term");
-  }
-}
-
 void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
                      int64_t metric, int64_t offset, const Tensor& match_start,
                      const Tensor& match_item, const Tensor& match_key, const Tensor& ignored_start,
                      const Tensor& ignored_item, std::optional<Tensor> row_camera,
                      std::optional<Tensor> column_camera, std::optional<Tensor> removed,
                      Tensor preceding, Tensor tied, Tensor nearest, Tensor moved) {
-  check_tile(values, row_term, column_term, metric);
-  const ScalarType type = values.scalar_type();
+  const ScalarType type = check_tile(values, row_term, column_term, metric);
   const int64_t rows = values.size(0);
   const int64_t width = values.size(1);
-  check_list(match_start, ScalarType::Long, rows + 1, "match_start");
-  check_list(match_item, ScalarType::Long, -1, "match_item");
-  check_list(match_key, type, match_item.numel(), "match_key");
-  check_list(ignored_start, ScalarType::Long, rows + 1, "ignored_start");
-  check_list(ignored_item, ScalarType::Long, -1, "ignored_item");
-  check_list(preceding, ScalarType::Long, match_item.numel(), "preceding");
-  check_list(tied, ScalarType::Long, rows, "tied");
-  check_list(nearest, type, rows, "nearest");
-  check_list(moved, ScalarType::Long, rows, "moved");
-  STD_TORCH_CHECK(row_camera.has_value() == column_camera.has_value(),
-                  "row_camera and column_camera come together");
-  if (row_camera.has_value()) {
-    check_list(*row_camera, ScalarType::Int, rows, "row_camera");
-    check_list(*column_camera, ScalarType::Int, width, "column_camera");
-  }
-  if (removed.has_value()) check_rows(*removed, ScalarType::Bool, rows, width, "removed");
+  check(match_start, ScalarType::Long, rows + 1, "match_start");
+  check(match_item, ScalarType::Long, -1, "match_item");
+  check(match_key, type, match_item.numel(), "match_key");
+  check(preceding, ScalarType::Long, match_item.numel(), "preceding");
+  check(tied, ScalarType::Long, rows, "tied");
+  check(nearest, type, rows, "nearest");
+  check(moved, ScalarType::Long, rows, "moved");
+  check_left_out(ignored_start, ignored_item, row_camera, column_camera, removed, rows, width);
   if (rows == 0 || width == 0) return;
   const Device device(values);
   const auto run = [&](auto key) {
@@ -61,10 +41,10 @@ void sort_rows(const Tensor* values, const Tensor* row_term, const Tensor* colum
                int64_t metric, const Tensor& match_start, Tensor& match_item, Tensor& match_key) {
   check_floating(match_key, "match_key");
   const int64_t rows = match_start.numel() - 1;
-  check_list(match_start, ScalarType::Long, -1, "match_start");
+  check(match_start, ScalarType::Long, -1, "match_start");
   STD_TORCH_CHECK(rows >= 0, "match_start must be [R + 1]");
-  check_list(match_item, ScalarType::Long, -1, "match_item");
-  check_list(match_key, match_key.scalar_type(), match_item.numel(), "match_key");
+  check(match_item, ScalarType::Long, -1, "match_item");
+  check(match_key, match_key.scalar_type(), match_item.numel(), "match_key");
   if (rows == 0 || match_item.numel() == 0) return;
   const Device device(match_item);
   Tensor sorted_item = torch::stable::empty_like(match_item);
@@ -91,8 +71,8 @@ void sort_matches(const Tensor& match_start, Tensor match_item, Tensor match_key
 void read_matches(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
                   int64_t metric, const Tensor& match_start, Tensor match_item, Tensor match_key) {
   check_tile(values, row_term, column_term, metric);
-  check_list(match_start, ScalarType::Long, values.size(0) + 1, "match_start");
-  check_list(match_key, values.scalar_type(), match_item.numel(), "match_key");
+  check(match_start, ScalarType::Long, values.size(0) + 1, "match_start");
+  check(match_key, values.scalar_type(), match_item.numel(), "match_key");
   sort_rows(&values, &row_term, &column_term, metric, match_start, match_item, match_key);
 }
 

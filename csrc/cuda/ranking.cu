@@ -18,22 +18,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kChunk = 512;  // matches of a row that are counted in one walk
 
-template <typename T>
-__device__ T key_at(const Tile<T>& tile, int64_t row, int64_t column) {
-  return ranking_key(tile.values[row * tile.row_stride + column], tile.row_term, tile.column_term,
-                     tile.metric, row, column);
-}
-
-template <typename T>
-__device__ bool is_counted(const Tile<T>& tile, int64_t row, int64_t column) {
-  if (tile.row_camera != nullptr && tile.row_camera[row] == tile.column_camera[column]) {
-    return false;
-  }
-  if (tile.removed != nullptr && tile.removed[row * tile.removed_stride + column]) return false;
-  return !holds(tile.ignored_item, tile.ignored_start[row], tile.ignored_start[row + 1],
-                tile.offset + column);
-}
-
 // The first of `count` matches that (key, item) precedes.
 template <typename T, typename Keys, typename Items>
 __device__ int first_after(const Keys& match_key, const Items& match_item, int count, T key,

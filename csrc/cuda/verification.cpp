@@ -13,31 +13,16 @@ void count_impostors(const Tensor& values, const Tensor& row_term, const Tensor&
                      std::optional<Tensor> column_camera, bool cross_camera,
                      std::optional<Tensor> removed, std::optional<Tensor> known,
                      const Tensor& edges, Tensor counts, Tensor nearest, Tensor nearest_item) {
-  check_rows(values, std::nullopt, -1, -1, "values");
-  check_floating(values, "values");
-  const ScalarType type = values.scalar_type();
+  const ScalarType type = check_tile(values, row_term, column_term, metric);
   const int64_t rows = values.size(0), width = values.size(1);
-  STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
-  if (metric != kGiven) {
-    check_list(row_term, type, rows, "row_term");
-    check_list(column_term, type, width, "column_term");
-  }
-  check_list(ignored_start, ScalarType::Long, rows + 1, "ignored_start");
-  check_list(ignored_item, ScalarType::Long, -1, "ignored_item");
-  STD_TORCH_CHECK(row_camera.has_value() == column_camera.has_value(),
-                  "row_camera and column_camera come together");
-  if (row_camera.has_value()) {
-    check_list(*row_camera, ScalarType::Int, rows, "row_camera");
-    check_list(*column_camera, ScalarType::Int, width, "column_camera");
-  }
-  if (removed.has_value()) check_rows(*removed, ScalarType::Bool, rows, width, "removed");
-  if (known.has_value()) check_list(*known, ScalarType::Bool, width, "known");
+  check_left_out(ignored_start, ignored_item, row_camera, column_camera, removed, rows, width);
+  if (known.has_value()) check(*known, ScalarType::Bool, width, "known");
   const int64_t bins = edges.numel();
   STD_TORCH_CHECK(bins >= 1 && bins < (1 << 24), "edges must hold 1 to 2^24 values");
-  check_list(edges, ScalarType::Double, bins, "edges");
-  check_list(counts, ScalarType::Long, bins + 1, "counts");
-  check_list(nearest, ScalarType::Double, rows, "nearest");
-  check_list(nearest_item, ScalarType::Long, rows, "nearest_item");
+  check(edges, ScalarType::Double, bins, "edges");
+  check(counts, ScalarType::Long, bins + 1, "counts");
+  check(nearest, ScalarType::Double, rows, "nearest");
+  check(nearest_item, ScalarType::Long, rows, "nearest_item");
   if (rows == 0 || width == 0) return;
   const Device device(values);
   const auto run = [&](auto key) {

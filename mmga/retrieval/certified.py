@@ -57,6 +57,7 @@ class CertifiedPass:
         cascade: Cascade,
         memory: int | None = None,
         tile: tuple[int, int] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """Take what is ranked.
 
@@ -70,13 +71,15 @@ class CertifiedPass:
             cascade: the levels, whose account is kept there.
             memory: bytes that may be allocated here.
             tile: queries x items of one product; None: what suits the cascade.
+            device: where the features lie and are ranked; the CPU if None.
 
         Raises:
             UserError: `memory` does not suffice for one tile.
         """
         self._query, self._gallery, self._selection = query, gallery, selection
-        self._query_norms = query_norms[torch.from_numpy(selection.queries)]
-        self._gallery_norms = gallery_norms[torch.from_numpy(selection.gallery)]
+        self._device = device or torch.device("cpu")
+        self._query_norms = self._near(query_norms[torch.from_numpy(selection.queries)])
+        self._gallery_norms = self._near(gallery_norms[torch.from_numpy(selection.gallery)])
         self._query_rows = torch.from_numpy(selection.queries)
         self._gallery_rows = torch.from_numpy(selection.gallery)
         self._metric, self._number = metric, metric_number(metric)
@@ -107,9 +110,9 @@ class CertifiedPass:
         self._height, self._width = height, width
         room = QUERY_BYTES if memory is None else min(QUERY_BYTES, memory - fixed())
         self.max_rows = max(1, room // (row_bytes * self._height)) * self._height
-        self._tile = torch.empty(self._height * self._width)
-        self._buffer = torch.empty(self._width, query.shape[1])
-        self._coordinates = torch.empty(self._width, cascade.dimensions)
+        self._tile = torch.empty(self._height * self._width, device=self._device)
+        self._buffer = torch.empty(self._width, query.shape[1], device=self._device)
+        self._coordinates = torch.empty(self._width, cascade.dimensions, device=self._device)
 
     def rank(
         self, progress: Progress | None = None, peak: Peak | None = None, phase: str = "ranks"
@@ -156,8 +159,8 @@ class CertifiedPass:
         row_camera = column_camera = None
         if selection.query_camera is not None and selection.gallery_camera is not None:
             of_rows = slice(pairs.start + rows.start, pairs.start + rows.stop)
-            row_camera = torch.from_numpy(selection.query_camera[of_rows])
-            column_camera = torch.from_numpy(selection.gallery_camera[left : left + width])
+            row_camera = self._near(selection.query_camera[of_rows])
+            column_camera = self._near(selection.gallery_camera[left : left + width])
         narrow = None if selection.labels.exclusion is None else MASK_COLUMNS
         for tile in whole.split(narrow):
             columns = slice(tile.offset - left, tile.offset - left + tile.values.shape[1])
@@ -165,7 +168,7 @@ class CertifiedPass:
             if narrow is not None:
                 of_rows = slice(pairs.start + rows.start, pairs.start + rows.stop)
                 of_items = slice(tile.offset, tile.offset + tile.values.shape[1])
-                removed = torch.from_numpy(selection.excludes(of_rows, of_items))
+                removed = self._near(selection.excludes(of_rows, of_items))
             part = items.cut(columns)
             undecided = count_certain(
                 tile,
@@ -201,7 +204,7 @@ class CertifiedPass:
     def _queries(self, pairs: Pairs) -> Block:
         features = self._query.take(self._query_rows[pairs.start : pairs.stop])
         norms = self._query_norms[pairs.start : pairs.stop]
-        coordinates = torch.empty(len(features), self._cascade.dimensions)
+        coordinates = torch.empty(len(features), self._cascade.dimensions, device=self._device)
         return self._cascade.block(features, norms, self._metric, coordinates)
 
     def _items(self, left: int, right: int) -> Block:
@@ -221,25 +224,28 @@ class CertifiedPass:
     def _matches(self, pairs: Pairs) -> Matches:
         """Return the matches of some queries with their exact keys."""
         item = torch.from_numpy(pairs.match_item)
-        row = torch.repeat_interleave(
+        row = pairs.start + torch.repeat_interleave(
             torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
         )
         keys = pair_keys(
             self._query,
-            self._query_rows[pairs.start + row],
-            self._query_norms[pairs.start + row],
+            self._near(self._query_rows[row]),
+            self._query_norms[self._near(row)],
             self._gallery,
-            self._gallery_rows[item],
-            self._gallery_norms[item],
+            self._near(self._gallery_rows[item]),
+            self._gallery_norms[self._near(item)],
             self._metric,
         )
         return Matches.of(
-            torch.from_numpy(pairs.match_start),
-            item,
+            self._near(pairs.match_start),
+            self._near(item),
             keys,
-            torch.from_numpy(pairs.ignored_start),
-            torch.from_numpy(pairs.ignored_item),
+            self._near(pairs.ignored_start),
+            self._near(pairs.ignored_item),
         )
+
+    def _near(self, values: Tensor | np.ndarray) -> Tensor:
+        return torch.as_tensor(values).to(self._device)
 
 
 def beyond_bounds(side: str, norms: Tensor) -> str | None:
@@ -281,7 +287,7 @@ def pair_keys(
     Returns:
         float64 [P]: 1 - <q, g> / (|q| |g|), 1 for a zero vector; or the squared distance >= 0.
     """
-    products = torch.empty(len(query_rows), dtype=torch.float64)
+    products = torch.empty(len(query_rows), dtype=torch.float64, device=query_rows.device)
     in_place = all(
         len(side.shards) == 1 and side.dtype == torch.float32 and side.shards[0].is_contiguous()
         for side in (query, gallery)
@@ -295,6 +301,6 @@ def pair_keys(
             )
         else:
             x, y = query.take(query_rows[part]), gallery.take(gallery_rows[part])
-            places = torch.arange(len(x))
+            places = torch.arange(len(x), device=x.device)
             products[part] = pair_products(x, y, places, places)
     return exact_keys(products, query_norms, gallery_norms, metric)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 GUARD = 64
 ORDERS = (0, 1, 2, 3)  # as numbered, reversed, two shuffles
-POISON = {torch.int64: 2**40 + 7, torch.int32: 2**30 + 7, torch.bool: True}
+POISON = {torch.int64: 2**40 + 7, torch.int32: 2**30 + 7, torch.int16: 2**14 + 7, torch.bool: True}
 
 
 def guarded(tensor: Tensor, device: str) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,14 @@ from pathlib import Path
 import torch
 
 from mmga import _extension
-from mmga.ops import distance, k_reciprocal, neighbours, ranking, verification  # noqa: F401
+from mmga.ops import (  # noqa: F401
+    certified,
+    distance,
+    k_reciprocal,
+    neighbours,
+    ranking,
+    verification,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests" / "cuda_emulation"
@@ -54,6 +61,8 @@ OPERATORS = (
     "jaccard_rows",
     "mix_distances",
     "count_impostors",
+    "count_certain",
+    "settle_pairs",
 )
 
 

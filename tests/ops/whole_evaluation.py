@@ -48,6 +48,11 @@ def metrics(device: str, metric: str) -> object:
     return figures(mmga.evaluate(*sides(device), metric=metric, verification=True))
 
 
+def certified_metrics(device: str, metric: str) -> object:
+    options = {"exact": "certified", "exclude": "pid == 3 and camid == query.camid"}
+    return figures(mmga.evaluate(*sides(device), metric=metric, **options))
+
+
 def metrics_of_one_set(device: str) -> object:
     return figures(mmga.evaluate(features(170, 2, device), protocol="all-vs-all", exact="float32"))
 
@@ -83,6 +88,8 @@ def jaccard(device: str) -> object:
 PARTS: dict[str, Callable[[str], object]] = {
     "metrics cosine": functools.partial(metrics, metric="cosine"),
     "metrics euclidean": functools.partial(metrics, metric="euclidean"),
+    "certified cosine": functools.partial(certified_metrics, metric="cosine"),
+    "certified euclidean": functools.partial(certified_metrics, metric="euclidean"),
     "metrics of one set": metrics_of_one_set,
     "metrics from the host": metrics_from_the_host,
     "search cosine": functools.partial(search, metric="cosine"),

@@ -1,4 +1,4 @@
-// Checks of what the host functions of the CPU's operators are given.
+// Checks of what the host functions of operators are given, on the CPU and on CUDA devices.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -14,21 +14,52 @@ namespace mmga {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+// Checks that a tensor lies where this library's operators compute. Torch gives those of CUDA
+// whatever lies beside a tensor on a device; tests compile them for the CPU.
+inline void check_place(const Tensor& tensor, const char* name) {
+#if defined(USE_CUDA) && !defined(MMGA_CUDA_EMULATION)
+  STD_TORCH_CHECK(tensor.is_cuda(), name, " must lie on the CUDA device");
+#else
+  STD_TORCH_CHECK(!tensor.is_cuda(), name, " must lie on the CPU");
+#endif
+}
+
 // Checks an array without gaps; a length below 0 is any.
 inline void check(const Tensor& tensor, ScalarType type, int64_t length, const char* name) {
+  check_place(tensor, name);
   STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   STD_TORCH_CHECK(length < 0 || tensor.numel() == length, name, " must have ", length, " values");
+}
+
+// Checks a matrix whose rows have no gaps; a height or width below 0 is any.
+inline void check_rows(const Tensor& tensor, int64_t height, int64_t width, const char* name) {
+  check_place(tensor, name);
+  STD_TORCH_CHECK(tensor.dim() == 2 && (height < 0 || tensor.size(0) == height) &&
+                      (width < 0 || tensor.size(1) == width) &&
+                      (tensor.stride(1) == 1 || tensor.size(1) <= 1),
+                  name, " has the wrong shape, or its rows have gaps");
+}
+
+// The same for values of one type.
+inline void check_rows(const Tensor& tensor, ScalarType type, int64_t height, int64_t width,
+                       const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
+  check_rows(tensor, height, width, name);
+}
+
+inline void check_floating(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(
+      tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double, name,
+      " must be float32 or float64");
 }
 
 // Checks what describes a tile; returns the type of its values, float32 or float64.
 inline ScalarType check_tile(const Tensor& values, const Tensor& row_term,
                              const Tensor& column_term, int64_t metric) {
   const ScalarType type = values.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "values must be float32 or float64");
-  STD_TORCH_CHECK(values.dim() == 2 && (values.stride(1) == 1 || values.size(1) == 1),
-                  "values must be [R, W] with contiguous rows");
+  check_floating(values, "values");
+  check_rows(values, -1, -1, "values");
   STD_TORCH_CHECK(metric >= kGiven && metric <= kEuclidean, "metric must be 0, 1 or 2");
   if (metric != kGiven) {
     check(row_term, type, values.size(0), "row_term");
@@ -50,12 +81,7 @@ inline void check_left_out(const Tensor& ignored_start, const Tensor& ignored_it
     check(*row_camera, ScalarType::Int, rows, "row_camera");
     check(*column_camera, ScalarType::Int, width, "column_camera");
   }
-  if (removed.has_value()) {
-    STD_TORCH_CHECK(removed->scalar_type() == ScalarType::Bool && removed->dim() == 2 &&
-                        removed->size(0) == rows && removed->size(1) == width &&
-                        (removed->stride(1) == 1 || width == 1),
-                    "removed must be bool [R, W] with contiguous rows");
-  }
+  if (removed.has_value()) check_rows(*removed, ScalarType::Bool, rows, width, "removed");
 }
 
 }  // namespace mmga
