@@ -15,6 +15,7 @@ from benchmarks.gpu_check.report import Figure
 from benchmarks.gpu_check.timing import median_seconds, products_in, wall_seconds
 from benchmarks.simulated import market_like, simulate
 from mmga.ops import distance, reference
+from mmga.ops.precision import PRECISIONS
 from mmga.ops.ranking import Matches, Tile, count_preceding
 
 MARKET = {"persons": 750, "queries": 3368, "gallery": 15913, "distractors": 2798}
@@ -57,6 +58,23 @@ def plain(
     report = mmga.evaluate(query, gallery)
     more = {"times_the_product": seconds / product, "mAP": report.mAP, "by_phase": report.seconds}
     yield Figure(f"metrics from features, D {width}", seconds, None, operations, more=more)
+    if device.type == "cpu":
+        return  # which has no other precisions, and certifies by itself
+    for name in ("certified", *PRECISIONS[1:]):
+        if time.monotonic() > deadline:
+            return
+        options = {"exact" if name == "certified" else "precision": name}
+        call = functools.partial(mmga.evaluate, query, gallery, **options)
+        seconds, found = wall_seconds(call, device), call()
+        differ = found.per_query.first_rank != report.per_query.first_rank
+        yield Figure(
+            f"metrics from features, D {width}, {name}",
+            seconds,
+            None,
+            (3 if name == "tf32x3" else 1) * operations,
+            {"certified": "ieee", "tf32x3": "tf32"}.get(name, name),
+            {"mAP": found.mAP, "first_ranks_that_differ": int(differ.sum())},
+        )
 
 
 class Counting:

@@ -132,7 +132,8 @@ class BlockTransfer:
         self._host = [torch.empty(*shape, dtype=dtype, pin_memory=pinned) for _ in range(_BUFFERS)]
         self._near = [torch.empty(*shape, dtype=dtype, device=device) for _ in range(_BUFFERS)]
         self._copied: list[Any] = [None] * _BUFFERS
-        self._used: list[Any] = [None] * _BUFFERS
+        # What was queued before may still use memory that was freed and is now the buffers'.
+        self._used: list[Any] = [self._streams.mark_work()] * _BUFFERS
         self._wide: Tensor | None = None
         if wanted not in (None, dtype):
             self._wide = torch.empty(*shape, dtype=wanted, device=device)

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -114,10 +114,18 @@ class Context:
         )
 
     def counted(self, precision: str) -> PerQuery:
-        """Rank what is selected by products of another precision, see `mmga.evaluate`."""
+        """Rank what is selected by products of another precision, see `mmga.evaluate`.
+
+        Raises:
+            UserError: single pairs are left out, or a key could overflow.
+        """
         from mmga.retrieval.counting import CountingSource, count_ranks
 
-        assert self.room is not None
+        if not self.selection.by_identity:
+            _refuse(precision, "leaves out identities and cameras, not pairs by condition or path")
+        if not _squares_fit(self):
+            _refuse(precision, "keeps float32's range, which these features exceed")
+        assert self.room is not None  # a CUDA device
         source = CountingSource(
             self.query.rows,
             self.selection.queries,
@@ -240,6 +248,10 @@ def evaluate(
     where = devices.named(device, gallery.rows.device)
     if of_parts and where.type != "cpu":
         raise UserError("device: part features are ranked on the CPU; move them there")
+    if precision != "ieee":
+        _check_precision(precision, exact, where, rules, verification)
+    if rerank is not None and exact == "certified" and where.type != "cpu":
+        raise UserError("exact: certified neighbours are found on the CPU; use exact='float32'")
     if rerank is not None and (rules.splits or rules.single_shot):
         raise UserError(f"rerank: protocol {rules.name} reports plain figures only")
     if trials < 0 or (trials and not rules.single_shot):
@@ -292,8 +304,6 @@ def evaluate(
         exact,
     )
     counter = _pair_counter(context, cross_camera, strangers, seed) if verification else None
-    if precision != "ieee":
-        _check_precision(precision, exact, context, rules, verification)
     obstacle = _obstacle(context, rules, verification)
     if exact == "certified" and obstacle is not None:
         raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
@@ -363,24 +373,21 @@ def _obstacle(context: Context, rules: Rules, verification: bool) -> str | None:
 
 
 def _check_precision(
-    precision: str, exact: str | None, context: Context, rules: Rules, verification: bool
+    precision: str, exact: str | None, where: torch.device, rules: Rules, verification: bool
 ) -> None:
-    """Raise unless ranks can be counted in a precision other than float32."""
-    obstacle = None
-    if context.device.type != "cuda":
-        obstacle = f"works on CUDA devices, not on {context.device.type}"
-    elif importlib.util.find_spec("triton") is None:
-        obstacle = "needs Triton, which is not installed"
-    elif exact is not None:
-        obstacle = f"gives an order of its own, not exact={exact!r}"
-    elif verification or rules.single_shot:
-        obstacle = "counts ranks alone, not verification or drawn galleries"
-    elif not context.selection.by_identity:
-        obstacle = "leaves out identities and cameras, not single pairs, by condition or by path"
-    elif not _squares_fit(context):
-        obstacle = "keeps float32's range, which these features exceed"
-    if obstacle is not None:
-        raise UserError(f"precision: {precision} {obstacle}; use ieee")
+    """Raise unless ranks can be asked for in a precision other than float32."""
+    if where.type != "cuda":
+        _refuse(precision, f"works on CUDA devices, not on {where.type}")
+    if importlib.util.find_spec("triton") is None:
+        _refuse(precision, "needs Triton, which is not installed")
+    if exact is not None:
+        _refuse(precision, f"gives an order of its own, not exact={exact!r}")
+    if verification or rules.single_shot:
+        _refuse(precision, "counts ranks alone, not verification or drawn galleries")
+
+
+def _refuse(precision: str, why: str) -> NoReturn:
+    raise UserError(f"precision: {precision} {why}; use ieee")
 
 
 def _squares_fit(context: Context) -> bool:

@@ -119,6 +119,19 @@ def test_a_pass_that_uses_a_block_too_late_is_seen(small_tiles, monkeypatch):
         same(found, mmga.evaluate(query, gallery, exact="float32"))
 
 
+def test_certified_ranks_need_their_features_there():
+    expected = mmga.evaluate(*sides("cpu"), exact="certified")
+    with PretendedDevice() as device:
+        found = mmga.evaluate(*sides("cpu"), device="cuda", exact="certified")
+        assert device.near > 20 and found.exact == "certified"
+        assert mmga.evaluate(*sides("cpu"), device="cuda").exact == "float32"
+        with pytest.raises(UserError, match="certified neighbours are found on the CPU"):
+            mmga.evaluate(*sides("cpu"), device="cuda", exact="certified", rerank=RULE)
+    same(found, expected)
+    with PretendedDevice(FEW), pytest.raises(UserError, match="features that exceed the device"):
+        mmga.evaluate(*sides("cpu"), device="cuda", exact="certified")
+
+
 def rows(count, dtype=torch.float32, width=256):
     return Rows([torch.zeros(count, width, dtype=dtype)])
 
