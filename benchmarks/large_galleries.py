@@ -130,8 +130,8 @@ def run_tiles(query: Features, gallery: Features, bound: str | None, peak: memor
     selection = select(protocol_named("market1501"), labels)
     norms = [checked_norms(name, side.rows) for name, side in (("q", query), ("g", gallery))]
     context = Context(
-        query, gallery, selection, labels, *norms, "cosine", None, memory.parse(bound), None, {},
-        peak,
+        query, gallery, selection, labels, *norms, "cosine", gallery.rows.device,
+        memory.parse(bound), None, None, {}, peak,
     )  # fmt: skip
     source = context.plain()
     begun = time.perf_counter()
