@@ -195,36 +195,48 @@ def subspace_for(items: Items, k: int, seed: int = 0) -> Subspace | None:
 def _undecided_shares(
     items: Items, subspace: Subspace, candidates: list[int], k: int
 ) -> dict[int, float]:
-    """Return the share of an item's pairs that its limit leaves undecided, by coordinates."""
+    """Return the share of an item's pairs that its limits leave undecided, by coordinates."""
     n, metric = len(items), items.metric
     chosen, others = spread(n, _PILOT), spread(n, 4096)
     rows, norms = items.take(chosen), items.norms[chosen]
-    # The limit among all items, from products of float32: only the estimate depends on it.
+    # Products of float32: only the estimate depends on them.
     exact = torch.cat(
         [rows @ items.block(b, min(b + TILE, n)).T for b in range(0, n, TILE)], 1
     ).double()
     if metric == "cosine":
-        keys = 1 - exact * torch.where(norms > 0, norms.rsqrt(), 0.0)[:, None] * items.terms
-    else:
-        keys = norms[:, None] + items.norms - 2 * exact
-    limit = keys.topk(k, dim=1, largest=False).values[:, -1:]
-    farthest = keys.amax(1, keepdim=True)
-    near = items.take(others)
+        exact *= torch.where(norms > 0, norms.rsqrt(), 0.0)[:, None] * items.terms
+
+    def keys(inner: Tensor, places: Tensor) -> Tensor:
+        return 1 - inner if metric == "cosine" else norms[:, None] + items.norms[places] - 2 * inner
+
+    def coordinates(x: Tensor, squared: Tensor) -> Tensor:
+        room = torch.empty(len(x), subspace.directions.shape[1])
+        return subspace.coordinates(x, squared, metric, room)
+
+    # A first look takes an item's nearest from those that are near indeed, by few coordinates.
+    exact = keys(exact, torch.arange(n))
+    near = exact.topk(min(n, 8 * k), dim=1, largest=False).indices  # [P, 8k]
+    flat = near.reshape(-1)
+    own, other = coordinates(rows, norms), coordinates(items.take(others), items.norms[others])
+    theirs = coordinates(items.take(flat), items.norms[flat]).view(*near.shape, -1)
     shares = {}
     for c in candidates:
+        first = first_dimensions(c)
+        inner = (theirs[..., :first] @ own[:, :first, None]).squeeze(2).double()
+        found = near.gather(1, keys(inner, near).topk(k, dim=1, largest=False).indices)
+        limit = exact.gather(1, found).amax(1, keepdim=True)
+        inner = (own[:, :first] @ other[:, :first].T).double()
+        far = others[keys(inner, others).argmax(1, keepdim=True)]
         few = subspace.first(c)
-        own, other = (
-            few.approximate(few.coordinates(x, m, metric, torch.empty(len(x), c)), m, metric)
-            for x, m in ((rows, norms), (near, items.norms[others]))
+        one, all_ = (
+            few.approximate(rows_[:, :c].contiguous(), items.norms[places], metric)
+            for rows_, places in ((own, chosen), (other, others))
         )
-        bound = bound_between(own, other, metric)
+        bound = bound_between(one, all_, metric)
         width = bound.row_radius[:, None] * bound.column_radius + bound.row_slack[:, None]
         width = width + bound.column_slack
-        inner = (own.rows @ other.rows.T).double()
-        guess = 1 - inner
-        if metric != "cosine":
-            guess = norms[:, None] + items.norms[others] - 2 * inner
-        wanted = (guess - width <= limit) | (guess + width >= farthest)
+        guess = keys((one.rows @ all_.rows.T).double(), others)
+        wanted = (guess - width <= limit) | (guess + width >= exact.gather(1, far))
         shares[c] = float(wanted.double().mean())
     return shares
 
@@ -239,7 +251,8 @@ def _first_look(
         width = first_dimensions(looks.subspace.directions.shape[1])
     lists = NearestLists(n, k)
     lists.add_self()
-    size = looks.tile
+    # Products of few coordinates are small: larger tiles, of which no result depends.
+    size = looks.tile if looks.subspace is None else 2 * looks.tile
     tile = torch.empty(size * size)
     tiles = list(_tiles(n, size))
     for done, (own, other) in enumerate(tiles, 1):
