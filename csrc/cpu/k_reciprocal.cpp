@@ -15,6 +15,7 @@
 
 #include "../common.h"
 #include "../jaccard.h"
+#include "bits.h"
 #include "csr.h"
 
 namespace mmga {
@@ -27,6 +28,9 @@ constexpr int64_t kRowsPerChunk = 256;
 // Entries below which waking a thread costs more than it saves.
 constexpr int64_t kEntriesPerThread = 1 << 14;
 constexpr int64_t kRowsPerTask = 32;
+// Light entries of a row are at most this share of the least overlap; see heavy_rows in
+// reference.py. The larger, the fewer entries are heavy and the more overlaps are summed in vain.
+constexpr double kLightShare = 0.35, kLighter = 0.7;
 
 struct Csr {
   const int64_t* offsets;
@@ -398,29 +402,6 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
                    overlaps.sums.data(), overlaps.marks.data());
     }
   };
-  if (max_distance.has_value()) {  // few are kept: copying them costs little
-    ChunkedRows rows(m, kRowsPerTask, true);
-    torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
-      Overlaps overlaps(n);
-      std::vector<int32_t> near(n);
-      std::vector<double> distances(n);
-      for (int64_t task = begin; task < end; ++task) {
-        // Chunks from both ends in turn: where rows end at the diagonal, threads have equal shares.
-        const int64_t c = task % 2 == 0 ? task / 2 : rows.chunks() - 1 - task / 2;
-        for (int64_t r = rows.first_row(c); r < rows.first_row(c + 1); ++r) {
-          add_row(r, overlaps);
-          const int64_t count =
-              drain_overlaps(overlaps.sums.data(), overlaps.marks.data(), upper ? chosen[r] : 0,
-                             overlaps.blocks(), least, n, near.data(), distances.data());
-          rows.columns(c).insert(rows.columns(c).end(), near.data(), near.data() + count);
-          rows.values(c).insert(rows.values(c).end(), distances.data(), distances.data() + count);
-          rows.set_count(r, count);
-        }
-      }
-    });
-    Tensor result = rows.offsets(offsets);
-    return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
-  }
   // Overlaps are computed twice: it costs less than rows of unknown length, which would have to be
   // copied, and no more memory than the result.
   const auto each_row = [&](const auto& take) {
@@ -450,6 +431,193 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
                    begin_of[r + 1] - begin_of[r], out + begin_of[r], out_distances + begin_of[r]);
   });
   return {row_offsets, found, distances};
+}
+
+// The sum of the values below a limit.
+MMGA_VECTOR_CLONES double sum_below(const double* values, int64_t count, double limit) {
+  double sums[4] = {};
+  int64_t t = 0;
+  for (; t + 4 <= count; t += 4) {
+    for (int64_t u = 0; u < 4; ++u) sums[u] += values[t + u] < limit ? values[t + u] : 0.0;
+  }
+  for (; t < count; ++t) sums[0] += values[t] < limit ? values[t] : 0.0;
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// The weight from which on entries of a row are kept, so that all lighter ones are at most `rest`.
+double least_weight(const double* values, int64_t count, double rest) {
+  double weight = count > 0 ? *std::max_element(values, values + count) : 0.0;
+  while (weight > 0 && sum_below(values, count, weight) > rest) weight *= kLighter;
+  return weight;
+}
+
+std::tuple<Tensor, Tensor, Tensor> heavy_rows(Tensor offsets, Tensor columns, Tensor values,
+                                              double max_distance) {
+  const int64_t n = offsets.size(0) - 1;
+  STD_TORCH_CHECK(max_distance < 1.0, "heavy_rows: max_distance must be below 1");
+  const Csr v{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
+              values.const_data_ptr<double>()};
+  const double rest = kLightShare * least_overlap(max_distance);
+  ChunkedRows rows(n, kRowsPerChunk, true);
+  torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      auto& kept = rows.columns(c);
+      auto& weights = rows.values(c);
+      for (int64_t i = rows.first_row(c); i < rows.first_row(c + 1); ++i) {
+        const int64_t first = v.offsets[i], last = v.offsets[i + 1];
+        const double least = least_weight(v.values + first, last - first, rest);
+        const size_t before = kept.size();
+        for (int64_t e = first; e < last; ++e) {
+          if (v.values[e] < least) continue;
+          kept.push_back(v.columns[e]);
+          weights.push_back(v.values[e]);
+        }
+        rows.set_count(i, kept.size() - before);
+      }
+    }
+  });
+  Tensor result = rows.offsets(offsets);
+  return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
+}
+
+// The overlap of a row with the one whose weights are given: added in the order of columns, as over
+// the one's own entries.
+MMGA_VECTOR_CLONES double sum_of_minima(const double* weights, const int32_t* columns,
+                                        const double* values, int64_t count) {
+  double sum = 0.0;
+  for (int64_t t = 0; t < count; ++t) {
+    const double weight = weights[columns[t]];
+    sum += weight < values[t] ? weight : values[t];
+  }
+  return sum;
+}
+
+// Returns a bit for each of 64 bounds that is at least `least`, and makes them 0.
+MMGA_VECTOR_CLONES uint64_t reaching(float* bounds, float least) {
+  uint8_t reached[64];
+  for (int64_t t = 0; t < 64; ++t) reached[t] = bounds[t] >= least;
+  std::memset(bounds, 0, 64 * sizeof(float));
+  return bits_of_bytes(reached);
+}
+
+// Finds the items near one. An overlap consists of entries that are heavy in both rows, and of
+// others, which are at most the light entries of both: only items whose heavy entries share enough
+// can reach the least overlap, and those few overlaps are summed in full.
+class NearRow {
+ public:
+  NearRow(const Csr& v, const Csr& heavy, const Csr& index, int64_t n, double least)
+      : v_(v),
+        heavy_(heavy),
+        index_(index),
+        least_(least),
+        weights_(n, 0.0),
+        marks_((n + kBlock * kMarks - 1) / (kBlock * kMarks) * kMarks, 0),
+        shared_(marks_.size() * kBlock, 0.0F) {}
+
+  // Appends the items from the one on in ascending order, and their distances.
+  void list(int64_t item, std::vector<int32_t>& columns, std::vector<double>& distances) {
+    const int64_t first = v_.offsets[item], last = v_.offsets[item + 1];
+    for (int64_t e = first; e < last; ++e) weights_[v_.columns[e]] = v_.values[e];
+    for (int64_t e = heavy_.offsets[item]; e < heavy_.offsets[item + 1]; ++e) {
+      fetch(index_, heavy_.columns[e]);
+    }
+    for (int64_t e = heavy_.offsets[item]; e < heavy_.offsets[item + 1]; ++e) {
+      add(heavy_.values[e], heavy_.columns[e], item);
+    }
+    // What sums of float32 are off, relative to their terms, of which all are at most 1.
+    const double margin = static_cast<double>(last - first + 8) * 0x1p-23;
+    const auto enough = static_cast<float>((1 - 2 * kLightShare) * least_ - margin);
+    near_.clear();
+    for (size_t word = item / (kBlock * kMarks) * kMarks; word < marks_.size(); word += kMarks) {
+      uint64_t marked;
+      std::memcpy(&marked, marks_.data() + word, sizeof marked);
+      if (marked == 0) continue;
+      std::memset(marks_.data() + word, 0, sizeof marked);
+      uint64_t open = reaching(shared_.data() + word * kBlock, enough);
+      for (; open != 0; open &= open - 1) {
+        near_.push_back(static_cast<int32_t>(word * kBlock + __builtin_ctzll(open)));
+        fetch(v_, near_.back());
+      }
+    }
+    for (const int32_t other : near_) {
+      const int64_t begin = v_.offsets[other], count = v_.offsets[other + 1] - begin;
+      const double overlap =
+          sum_of_minima(weights_.data(), v_.columns + begin, v_.values + begin, count);
+      if (!(overlap >= least_)) continue;
+      columns.push_back(other);
+      distances.push_back(jaccard_distance(overlap));
+    }
+    for (int64_t e = first; e < last; ++e) weights_[v_.columns[e]] = 0.0;
+  }
+
+ private:
+  static constexpr int64_t kBlock = 8, kMarks = 8;
+
+  // Asks for a row that is read soon: rows lie anywhere, and waiting for each costs more than what
+  // is done with it.
+  static void fetch(const Csr& rows, int64_t row) {
+#if defined(__GNUC__)
+    constexpr int64_t kLine = 64;
+    const auto* columns = reinterpret_cast<const char*>(rows.columns + rows.offsets[row]);
+    const auto* values = reinterpret_cast<const char*>(rows.values + rows.offsets[row]);
+    const int64_t count = std::min<int64_t>(rows.offsets[row + 1] - rows.offsets[row], 128);
+    for (int64_t byte = 0; byte < count * 4; byte += kLine) __builtin_prefetch(columns + byte);
+    for (int64_t byte = 0; byte < count * 8; byte += kLine) __builtin_prefetch(values + byte);
+#endif
+  }
+
+  // A column's rows ascend: those from `from` on are its last.
+  void add(double weight, int32_t column, int64_t from) {
+    const int64_t first = index_.offsets[column];
+    for (int64_t f = index_.offsets[column + 1]; f-- > first;) {
+      const int32_t row = index_.columns[f];
+      if (row < from) break;
+      const double value = index_.values[f];
+      shared_[row] += static_cast<float>(weight < value ? weight : value);
+      marks_[row / kBlock] = 1;
+    }
+  }
+
+  const Csr v_, heavy_, index_;
+  const double least_;
+  std::vector<double> weights_;  // of the one
+  std::vector<uint8_t> marks_;   // on blocks of `shared_` that are not 0
+  std::vector<float> shared_;    // by heavy entries of both
+  std::vector<int32_t> near_;    // items that may be near the one
+};
+
+std::tuple<Tensor, Tensor, Tensor> near_rows(Tensor offsets, Tensor columns, Tensor values,
+                                             Tensor heavy_offsets, Tensor heavy_columns,
+                                             Tensor heavy_values, Tensor index_offsets,
+                                             Tensor index_rows, Tensor index_values,
+                                             Tensor rows_of_interest, double max_distance) {
+  const int64_t n = offsets.size(0) - 1, m = rows_of_interest.size(0);
+  STD_TORCH_CHECK(max_distance < 1.0, "near_rows: max_distance must be below 1");
+  STD_TORCH_CHECK(heavy_offsets.size(0) == n + 1 && index_offsets.size(0) == n + 1,
+                  "near_rows: heavy rows and their index must be of the same items");
+  const Csr v{offsets.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(),
+              values.const_data_ptr<double>()};
+  const Csr heavy{heavy_offsets.const_data_ptr<int64_t>(), heavy_columns.const_data_ptr<int32_t>(),
+                  heavy_values.const_data_ptr<double>()};
+  const Csr index{index_offsets.const_data_ptr<int64_t>(), index_rows.const_data_ptr<int32_t>(),
+                  index_values.const_data_ptr<double>()};
+  const auto* chosen = rows_of_interest.const_data_ptr<int64_t>();
+  const double least = least_overlap(max_distance);
+  ChunkedRows rows(m, kRowsPerTask, true);
+  torch::stable::parallel_for(0, rows.chunks(), 1, [&](int64_t begin, int64_t end) {
+    NearRow near(v, heavy, index, n, least);
+    for (int64_t task = begin; task < end; ++task) {
+      // Chunks from both ends in turn: as rows end at the diagonal, threads have equal shares.
+      const int64_t c = task % 2 == 0 ? task / 2 : rows.chunks() - 1 - task / 2;
+      for (int64_t r = rows.first_row(c); r < rows.first_row(c + 1); ++r) {
+        const size_t before = rows.columns(c).size();
+        near.list(chosen[r], rows.columns(c), rows.values(c));
+        rows.set_count(r, rows.columns(c).size() - before);
+      }
+    }
+  });
+  Tensor result = rows.offsets(offsets);
+  return {result, rows.gather_columns(offsets), rows.gather_values(offsets)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> mirror_rows(Tensor offsets, Tensor columns, Tensor values) {
@@ -581,6 +749,8 @@ STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("average_rows", TORCH_BOX(&mmga::average_rows));
   m.impl("transpose_rows", TORCH_BOX(&mmga::transpose_rows));
   m.impl("jaccard_rows", TORCH_BOX(&mmga::jaccard_rows));
+  m.impl("heavy_rows", TORCH_BOX(&mmga::heavy_rows));
+  m.impl("near_rows", TORCH_BOX(&mmga::near_rows));
   m.impl("mirror_rows", TORCH_BOX(&mmga::mirror_rows));
   m.impl("mix_distances", TORCH_BOX(&mmga::mix_distances));
 }

@@ -86,6 +86,19 @@ _jaccard_rows = _library.define(
         offsets, rows.shape[0]
     ),
 )
+_heavy_rows = _library.define(
+    "heavy_rows(Tensor offsets, Tensor columns, Tensor values, float max_distance)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference.heavy_rows,
+    lambda offsets, columns, values, limit: _fake_rows(offsets, offsets.shape[0] - 1),
+)
+_near_rows = _library.define(
+    "near_rows(Tensor offsets, Tensor columns, Tensor values, Tensor heavy_offsets,"
+    " Tensor heavy_columns, Tensor heavy_values, Tensor index_offsets, Tensor index_rows,"
+    " Tensor index_values, Tensor rows, float max_distance) -> (Tensor, Tensor, Tensor)",
+    reference.near_rows,
+    lambda offsets, *rest: _fake_rows(offsets, rest[-2].shape[0]),
+)
 _mirror_rows = _library.define(
     "mirror_rows(Tensor offsets, Tensor columns, Tensor values) -> (Tensor, Tensor, Tensor)",
     reference.mirror_rows,
@@ -198,6 +211,29 @@ def jaccard_rows(
         [M, N] sparse rows.
     """
     return Rows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
+
+
+class NearPairs:
+    """The Jaccard distances of a set up to a limit, found through the heavier entries of its rows.
+
+    Faster than `jaccard_rows`, which adds up every overlap there is, where few pairs are that near.
+    """
+
+    def __init__(self, rows: Rows, max_distance: float) -> None:
+        """Prepare the index.
+
+        Args:
+            rows: V, [N, N].
+            max_distance: of the pairs that are wanted, in [0, 1).
+        """
+        self._rows, self._limit = rows, max_distance
+        self._heavy = Rows(*_heavy_rows(*rows, max_distance))
+        self._index = transpose_rows(self._heavy)
+
+    def upper(self, chosen: Tensor) -> Rows:
+        """Return the distances of rows [M] int64 to the items from each one's own on, [M, N]."""
+        near = _near_rows(*self._rows, *self._heavy, *self._index, chosen, self._limit)
+        return Rows(*near)
 
 
 def mirror_rows(rows: Rows) -> Rows:

@@ -1256,6 +1256,79 @@ def jaccard_rows(
     return _offsets(lengths), torch.cat([nothing[0], *found]), torch.cat([nothing[1], *distances])
 
 
+LIGHT_SHARE, LIGHTER = 0.35, 0.7
+"""Of the least overlap, what a row's light entries may sum to; and the factor between the weights
+that are tried as the least of its heavy ones."""
+
+
+def heavy_rows(
+    offsets: Tensor, columns: Tensor, values: Tensor, max_distance: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Leave out the light entries of each row of V.
+
+    What is left out sums to at most a share of the overlap that items within `max_distance` have,
+    so small that the heavy entries of two such items share some of it.
+
+    Args:
+        offsets: of V, [N + 1].
+        columns: of V.
+        values: of V, float64.
+        max_distance: of pairs that are looked for, below 1.
+
+    Returns:
+        CSR offsets [N + 1], columns and values.
+    """
+    rest = LIGHT_SHARE * 2 * (1 - max_distance) / (2 - max_distance)
+    kept = torch.zeros(len(values), dtype=torch.bool, device=values.device)
+    for i in range(len(offsets) - 1):
+        mine = slice(int(offsets[i]), int(offsets[i + 1]))
+        weights = values[mine]
+        least = float(weights.max()) if len(weights) else 0.0
+        while least > 0 and float(weights[weights < least].sum()) > rest:
+            least *= LIGHTER
+        kept[mine] = weights >= least
+    counts = torch.bincount(_rows(offsets)[kept], minlength=len(offsets) - 1)
+    return _offsets(counts), columns[kept], values[kept]
+
+
+def near_rows(
+    offsets: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    heavy_offsets: Tensor,
+    heavy_columns: Tensor,
+    heavy_values: Tensor,
+    index_offsets: Tensor,
+    index_rows: Tensor,
+    index_values: Tensor,
+    rows: Tensor,
+    max_distance: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Jaccard distances up to `max_distance` of chosen rows, from each row's own on.
+
+    These are `jaccard_rows` of V and its inverted index with `upper`. The heavy rows and their
+    inverted index say where to look, and change nothing.
+
+    Args:
+        offsets: of V, [N + 1].
+        columns: of V.
+        values: of V, float64.
+        heavy_offsets: of `heavy_rows` of V with this distance.
+        heavy_columns: likewise.
+        heavy_values: likewise.
+        index_offsets: of the inverted index of these.
+        index_rows: likewise.
+        index_values: likewise.
+        rows: [M] int64, the chosen rows.
+        max_distance: below 1.
+
+    Returns:
+        CSR offsets [M + 1], columns (ascending) and values of J.
+    """
+    inverted = transpose_rows(offsets, columns, values, 0)
+    return jaccard_rows(offsets, columns, values, *inverted, rows, max_distance, True)
+
+
 def mirror_rows(offsets: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the symmetric matrix of which rows hold what is on and above the diagonal.
 

@@ -30,6 +30,8 @@ _RULES: dict[str, Literal["fastreid", "zhong", "torchreid"]] = {
     "zhong": "zhong",
     "torchreid": "torchreid",
 }
+# Distances up to which overlaps are so large that few pairs need to be looked at.
+_NEAR = 0.9
 _ROWS = 8192  # between two calls of `progress`, and chances to interrupt
 
 
@@ -94,9 +96,8 @@ def jaccard_distance(
         neighbours = neighbours_within(items, k, progress, tile=tile_for(n))
     found = time.perf_counter()
     rows = encode(neighbours, rule, items.pair_distances)
-    inverted = ops.transpose_rows(rows)
     encoded = time.perf_counter()
-    matrix = _all_rows(rows, inverted, n, max_distance, progress)
+    matrix = _all_rows(rows, n, max_distance, progress)
     _LOG.info(
         "Jaccard distances of %d items: neighbours %.2f s, encoding %.2f s, distances %.2f s, "
         "%d stored",
@@ -137,18 +138,22 @@ def to_scipy(matrix: Tensor) -> csr_matrix:
 
 
 def _all_rows(
-    rows: ops.Rows,
-    inverted: ops.Rows,
-    n: int,
-    max_distance: float | None,
-    progress: Progress | None,
+    rows: ops.Rows, n: int, max_distance: float | None, progress: Progress | None
 ) -> ops.Rows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
+    if max_distance is not None and max_distance <= _NEAR and rows.offsets.device.type == "cpu":
+        some = ops.NearPairs(rows, max_distance).upper
+    else:
+        inverted = ops.transpose_rows(rows)
+
+        def some(chosen: Tensor) -> ops.Rows:
+            return ops.jaccard_rows(rows, inverted, chosen, max_distance, upper=upper)
+
     pieces = []
     for begin in range(0, n, _ROWS):
         chosen = torch.arange(begin, min(begin + _ROWS, n), device=rows.offsets.device)
-        pieces.append(ops.jaccard_rows(rows, inverted, chosen, max_distance, upper=upper))
+        pieces.append(some(chosen))
         if progress is not None:
             progress("Jaccard distances", int(chosen[-1]) + 1, n)
     whole = pieces.pop() if len(pieces) == 1 else _joined(pieces)

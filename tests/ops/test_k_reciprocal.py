@@ -15,6 +15,8 @@ STAGES = [
     "average_rows",
     "transpose_rows",
     "jaccard_rows",
+    "heavy_rows",
+    "near_rows",
     "mirror_rows",
     "mix_distances",
     "squared_distances_",
@@ -74,6 +76,12 @@ def stages_of(index, near, d, k2):
     whole = reference.transpose_rows(*v, 0)
     chosen = torch.arange(0, n, 2)
     overlaps = reference.jaccard_rows(*v, *inverted, chosen, None, False)
+    near_rows = []
+    for limit in (0.0, 0.5, 0.9):
+        heavy = reference.heavy_rows(*v, limit)
+        of_heavy = reference.transpose_rows(*heavy, 0)
+        near_rows.append(("heavy_rows", (*v, limit)))
+        near_rows.append(("near_rows", (*v, *heavy, *of_heavy, chosen, limit)))
     block = d[chosen, first:].contiguous()
     largest = d.amax(1)[chosen]
     return [
@@ -90,6 +98,7 @@ def stages_of(index, near, d, k2):
         ("jaccard_rows", (*v, *inverted, chosen, 0.5, False)),
         ("jaccard_rows", (*v, *inverted, chosen, None, True)),
         ("jaccard_rows", (*v, *inverted, chosen, 0.5, True)),
+        *near_rows,
         ("mirror_rows", reference.jaccard_rows(*v, *whole, torch.arange(n), 0.9, True)),
         ("mix_distances", (block, largest, *overlaps, first, 0.3, 1, 1.0)),
         ("mix_distances", (block.float(), largest, *overlaps, first, 0.7, 2, 1.0)),
@@ -163,6 +172,28 @@ def test_mirrored_halves_are_the_whole():
     if backends()["cpu"].startswith("active"):
         with pytest.raises(RuntimeError, match="row 1 has column 0"):
             k_reciprocal.mirror_rows(found)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.62, 0.9])
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_near_pairs_are_those_of_all_overlaps(limit, spread):
+    """Clusters of every tightness: light entries, rows far from each other, and duplicates."""
+    generator = torch.Generator().manual_seed(5)
+    points = 4 * torch.randn(40, 4, generator=generator, dtype=torch.float64)
+    points = points.repeat(15, 1)
+    noise = spread * torch.randn(600, 4, generator=generator, dtype=torch.float64)
+    noise[500:] = 0
+    d = torch.cdist(points + noise, points + noise).square()
+    near, index = neighbours.nearest_in_rows(d, 21)
+    rows = k_reciprocal.expanded_sets(index, 21, 11)
+    rows = k_reciprocal.encode(rows, k_reciprocal.listed_distances(rows, index, near).abs(), None)
+    rows = k_reciprocal.average_rows(rows, index, 6)
+    every = torch.arange(600)
+    found = k_reciprocal.NearPairs(rows, limit).upper(every)
+    inverted = k_reciprocal.transpose_rows(rows)
+    expected = k_reciprocal.jaccard_rows(rows, inverted, every, limit, upper=True)
+    assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
+    assert len(found.columns) > 400
 
 
 def test_empty_sets_have_no_weights():
