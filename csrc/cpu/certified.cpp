@@ -115,13 +115,7 @@ MMGA_INLINE void count_few_body(const Segment& s, const float* minima, const flo
     int32_t some = 0;
     for (int lane = 0; lane < kLanes; ++lane) some |= any[lane];
     if (some == 0) continue;
-    uint64_t bits = 0;
-    for (int v = 0; v < kVectors; ++v) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        bits |= static_cast<uint64_t>(undecided[v][lane] & 1) << (v * kLanes + lane);
-      }
-    }
-    open[group] = bits;
+    open[group] = bits_of_masks(undecided);
   }
   for (int64_t k = first_used; k < count; ++k) {
     for (int lane = 0; lane < kLanes; ++lane) certain[k] += below[k][lane];

@@ -97,13 +97,7 @@ MMGA_INLINE uint64_t wanted_body(const Openings& in, const float* keys, int64_t 
   int32_t some = 0;
   for (int lane = 0; lane < kLanes; ++lane) some |= any[lane];
   if (some == 0) return 0;
-  uint64_t bits = 0;
-  for (int v = 0; v < kVectors; ++v) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      bits |= static_cast<uint64_t>(wanted[v][lane] & 1) << (v * kLanes + lane);
-    }
-  }
-  return bits;
+  return bits_of_masks(wanted);
 }
 
 MMGA_VECTOR_CLONES void find_wanted(const Openings& in, const float* keys, int64_t row,

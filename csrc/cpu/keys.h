@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "bits.h"
 #include "common.h"
 #include "ranking.h"
 
@@ -60,6 +61,18 @@ MMGA_INLINE T smallest_lane(const typename Vector<T>::type& given) {
   for (int lane = 1; lane < kLanes; ++lane) result = vector[lane] < result ? vector[lane] : result;
   return result;
 #endif
+}
+
+// A bit for each of a group's comparisons.
+MMGA_INLINE uint64_t bits_of_masks(const Vector<float>::mask* masks) {
+  constexpr int kLanes = kVectorBytes / sizeof(float);
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  uint8_t bytes[kGroup];
+  for (int v = 0; v < kGroup / kLanes; ++v) {
+    const Bytes ones = __builtin_convertvector(masks[v] & 1, Bytes);
+    std::memcpy(bytes + v * kLanes, &ones, sizeof ones);
+  }
+  return bits_of_bytes(bytes);
 }
 
 // Turns a tile's value into a ranking key, X being T or a vector of T.

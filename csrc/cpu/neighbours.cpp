@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "bits.h"
 #include "common.h"
 #include "products.h"
 
@@ -126,6 +127,7 @@ __attribute__((always_inline)) inline float squared_distance(float product, floa
 // Eight floats: a vector that registers hold, or two of them.
 typedef float Floats __attribute__((vector_size(32)));
 typedef int32_t Masks __attribute__((vector_size(32)));
+typedef uint8_t Bytes __attribute__((vector_size(8)));
 constexpr int64_t kLanes = 8;
 static_assert(kLane == kLanes * kLanes);
 
@@ -215,18 +217,16 @@ __attribute__((always_inline)) inline void offer_block_body(const Visit& v, int6
         std::memcpy(v.kept + item * v.kept_stride + v.first_other + c + skipped - v.kept_items,
                     d + skipped, (length - skipped) * sizeof(float));
       }
-      uint32_t lanes[kLanes];
-      std::memcpy(lanes, &near, sizeof near);
-      uint64_t pairs[kLanes / 2];
-      std::memcpy(pairs, &near, sizeof near);
-      if ((pairs[0] | pairs[1] | pairs[2] | pairs[3]) == 0) continue;
-      for (int64_t u = 0; u < kLanes; ++u) {
-        for (uint32_t bits = lanes[u]; bits != 0; bits &= bits - 1) {
-          const int64_t t = __builtin_ctz(bits) * kLanes + u;
-          const int64_t other = v.first_other + c + t;
-          lists.offer(item, d[t], other);
-          if (kSymmetric) lists.offer(other, d[t], item);
-        }
+      // Bit v of byte u is entry v * kLanes + u.
+      const Bytes bytes = __builtin_convertvector(near, Bytes);
+      uint64_t bits;
+      std::memcpy(&bits, &bytes, sizeof bits);
+      for (; bits != 0; bits &= bits - 1) {
+        const int bit = __builtin_ctzll(bits);
+        const int64_t t = bit % 8 * kLanes + bit / 8;
+        const int64_t other = v.first_other + c + t;
+        lists.offer(item, d[t], other);
+        if (kSymmetric) lists.offer(other, d[t], item);
       }
     }
     for (const Floats& part : reach) {
@@ -314,13 +314,17 @@ void offer_square_rows(const Visit& v, int64_t size, int64_t begin, int64_t end,
       lists.thresholds[item] =
           std::min(lists.thresholds[item], distance_of(static_cast<int64_t>(bound) << 32));
     }
-    for (int64_t c = 0; c < size; c += kLanes) {
-      const int64_t end_of_part = std::min(c + kLanes, size);
-      const float threshold = lists.thresholds[item];
-      int32_t any = 0;
-      for (int64_t t = c; t < end_of_part; ++t) any |= row[t] <= threshold;
-      if (!any) continue;
-      for (int64_t t = c; t < end_of_part; ++t) {
+    const float threshold = lists.thresholds[item];
+    for (int64_t c = 0; c < size; c += kLane) {
+      uint8_t near[kLane] = {};
+      const int64_t length = std::min(kLane, size - c);
+      if (length == kLane) {
+        for (int64_t t = 0; t < kLane; ++t) near[t] = row[c + t] <= threshold;
+      } else {
+        for (int64_t t = 0; t < length; ++t) near[t] = row[c + t] <= threshold;
+      }
+      for (uint64_t bits = bits_of_bytes(near); bits != 0; bits &= bits - 1) {
+        const int64_t t = c + __builtin_ctzll(bits);
         if (t != r) lists.offer(item, row[t], v.first_other + t);
       }
     }
