@@ -51,6 +51,14 @@ def load() -> dict[str, Library]:
     return {"cpu": _load_cpu(), "cuda": _load_cuda()}
 
 
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Return whether the processor has instructions for products of 8-bit integers."""
+    if not load()["cpu"].loaded:
+        return False
+    return bool(importlib.import_module("mmga._C").multiplies_bytes())
+
+
 def _absent(kind: str) -> Library:
     info = build_info()
     reason = info.get("reason" if kind == "cpu" else "cuda_reason")

@@ -1,4 +1,4 @@
-// Which clone of a MMGA_VECTOR_CLONES function runs here. No torch header: module.cpp includes it.
+// What the processor can do, and which clone of a MMGA_VECTOR_CLONES function runs here. No torch header: module.cpp includes it.
 #pragma once
 
 namespace mmga {
@@ -11,6 +11,17 @@ inline const char* instruction_set() {
   return "x86-64";
 #else
   return "as compiled";
+#endif
+}
+
+// Whether products of 8-bit integers have instructions of their own, without which they are no
+// faster than those of float32.
+inline bool multiplies_bytes() {
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512vnni") || __builtin_cpu_supports("avxvnni");
+#else
+  return false;
 #endif
 }
 

@@ -6,13 +6,15 @@ bounds.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mmga import _extension
 from mmga.ops import reference
-from mmga.ops._library import define
+from mmga.ops._library import define, has_kernel
 from mmga.ops.ranking import Matches, Tile
 
 UNIT = 2.0**-24
@@ -129,6 +131,47 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """Round features of length 2^15 to integers (`reference.integer_rows`)."""
     numbers, error = _INTEGER_ROWS(x, norms)
     return numbers, error
+
+
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Return whether products of `byte_rows` are worth it on this machine's CPU.
+
+    They are where the processor has instructions for them and torch's products are exact, which a
+    library that adds pairs of products in 16 bits would not be: the largest are tried.
+    """
+    if not _extension.multiplies_bytes() or not has_kernel("byte_rows", "CPU"):
+        return False
+    x = torch.full((64, 256), 127, dtype=torch.int8)
+    x[::2] = -127
+    return bool((torch._int_mm(x, x.T) == (x.double() @ x.double().T)).all())
+
+
+def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round rows to integers of 8 bits (`reference.byte_rows`)."""
+    numbers, unit, error = _BYTE_ROWS(x)
+    return numbers, unit, error
+
+
+def byte_products(
+    x: Tensor, y: Tensor, row_unit: Tensor, column_unit: Tensor, out: Tensor
+) -> Tensor:
+    """Write the inner products of rows of `byte_rows`, exact but for the rounding of the result.
+
+    Args:
+        x: int8 [R, D], D at most 2^17.
+        y: int8 [W, D].
+        row_unit: float32 [R], what one of a row's numbers stands for.
+        column_unit: float32 [W].
+        out: float32 [R, W], contiguous.
+    """
+    integers = out.view(torch.int32)
+    if x.device.type == "cpu":
+        torch._int_mm(x, y.T, out=integers)
+    else:  # float64 is exact, too
+        integers.copy_(x.double() @ y.double().T)
+    _FLOATS_OF_INTEGERS(integers, row_unit, column_unit)
+    return out
 
 
 def settle_pairs(
@@ -361,6 +404,20 @@ _INTEGER_ROWS = define(
     "integer_rows(Tensor x, Tensor norms) -> (Tensor, Tensor)",
     reference.integer_rows,
     lambda x, norms: (x.new_empty(x.shape, dtype=torch.int16), torch.empty_like(norms)),
+)
+_BYTE_ROWS = define(
+    "byte_rows(Tensor x) -> (Tensor, Tensor, Tensor)",
+    reference.byte_rows,
+    lambda x: (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(len(x)),
+        x.new_empty(len(x), dtype=torch.float64),
+    ),
+)
+_FLOATS_OF_INTEGERS = define(
+    "floats_of_integers_(Tensor(a!) values, Tensor row_unit, Tensor column_unit) -> ()",
+    reference.floats_of_integers_,
+    lambda *inputs: None,
 )
 _SETTLE_PAIRS = define(
     "settle_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "

@@ -518,6 +518,36 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int16), (scaled - whole).double().norm(dim=1)
 
 
+def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round rows to multiples of a 127th of their largest entry.
+
+    Args:
+        x: float32 [N, D].
+
+    Returns:
+        int8 [N, D], the float32 unit [N] of each row's numbers, and float64 [N], the length of what
+        rounding left.
+    """
+    largest = x.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
+    scale = torch.where(largest > 0, 127 / largest, 0.0)
+    unit = largest / 127
+    numbers = (x * scale[:, None]).round()
+    rest = x - numbers * unit[:, None]
+    return numbers.to(torch.int8), unit, rest.double().norm(dim=1)
+
+
+def floats_of_integers_(values: Tensor, row_unit: Tensor, column_unit: Tensor) -> None:
+    """Replace inner products of `byte_rows` by the bits of the float32 that they stand for.
+
+    Args:
+        values: int32 [R, W], columns contiguous; float32 afterwards (`values.view(float32)`).
+        row_unit: float32 [R].
+        column_unit: float32 [W].
+    """
+    floats = (values.to(torch.float32) * row_unit[:, None]) * column_unit
+    values.copy_(floats.view(torch.int32))
+
+
 def pair_keys(
     x: Tensor,
     y: Tensor,

@@ -1,7 +1,7 @@
 """Ranks in the order of float64 arithmetic, from cheap tiles and a bound on their error.
 
-A tile of approximate keys comes from a product of float32: of the features, or of their coordinates
-in a few directions. What its error bound leaves undecided goes through finer levels and at last to
+A tile of approximate keys comes from a product of the features, of their coordinates in a few
+directions, or of the features in 8 bits. What its error bound leaves undecided goes through finer levels and at last to
 float64. The ranks are those of exact products, whatever the tiles, threads, levels and machine.
 """
 
@@ -26,8 +26,8 @@ from mmga.retrieval.stream import Progress, tile_height
 from mmga.retrieval.subspace import (
     LARGEST_NORM,
     LEAST_NORM,
-    blocked_product,
     bound_between,
+    tile_products,
 )
 
 EXACT = ("certified", "float32")
@@ -84,13 +84,11 @@ class CertifiedPass:
         self._gallery_rows = torch.from_numpy(selection.gallery)
         self._metric, self._number = metric, metric_number(metric)
         self._cascade = cascade
-        height, width = tile or (NARROW_TILE if cascade.dimensions else TILE)
+        height, width = tile or (TILE if cascade.tile is None else NARROW_TILE)
         height = min(tile_height(len(self._query_rows), height), len(self._query_rows))
         width = min(width, len(self._gallery_rows))
         self.columns = len(self._gallery_rows)
-        row_bytes = 4 * (query.shape[1] + cascade.dimensions) + 64
-        if cascade.dimensions:
-            row_bytes += 2 * query.shape[1]  # integers
+        row_bytes = cascade.row_bytes(query.shape[1]) + 64
 
         def fixed() -> int:
             """A block of the gallery, its coordinates, a tile and undecided pairs of all of it."""
@@ -152,7 +150,7 @@ class CertifiedPass:
         """Count one tile and settle what it leaves undecided."""
         height, width = len(queries), len(items)
         values = self._tile[: height * width].view(height, width)
-        blocked_product(queries.levels[0].rows, items.levels[0].rows, values)
+        tile_products(queries.levels[0], items.levels[0], values)
         whole = Tile(values, left, self._number, queries.tile_term, items.tile_term)
         bound = bound_between(queries.levels[0], items.levels[0], self._metric)
         selection, levels = self._selection, self._cascade.levels

@@ -12,14 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import count_certain, settle_pairs, thresholds
+from mmga.ops.certified import count_certain, multiplies_bytes, settle_pairs, thresholds
 from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Matches, Tile
 from mmga.retrieval.cascade import Block, Cascade
 from mmga.retrieval.certified import pair_keys
 from mmga.retrieval.protocol import Selection
 from mmga.retrieval.rows import Rows
-from mmga.retrieval.subspace import Subspace, blocked_product, bound_between
+from mmga.retrieval.subspace import (
+    WIDEST_BYTES,
+    Bytes,
+    Subspace,
+    bound_between,
+    tile_products,
+)
 
 CANDIDATES = (32, 64, 128, 256)
 """Numbers of directions that a level may have."""
@@ -51,7 +57,6 @@ class Pilot:
         gallery_norms: Tensor,
         selection: Selection,
         metric: str,
-        subspace: Subspace,
     ) -> None:
         """Take the first queries and evenly spaced items.
 
@@ -62,10 +67,8 @@ class Pilot:
             gallery_norms: float64 [G].
             selection: what is ranked.
             metric: cosine or euclidean.
-            subspace: the directions in question.
         """
         self._metric, self._number = metric, metric_number(metric)
-        self._subspace = subspace
         pairs = next(selection.pairs(1 << 16, _PILOT[0]))
         rows = torch.from_numpy(selection.queries[pairs.start : pairs.stop])
         chosen = spread(len(selection.gallery), _PILOT[1], 0.5)
@@ -96,26 +99,24 @@ class Pilot:
         """Pairs of the pilot."""
         return self._values.numel()
 
-    def blocks(self, dimensions: int) -> tuple[Block, Block]:
-        """Return both sides at the levels of a cascade, with so many directions or with none."""
-        cascade = Cascade(self._subspace.first(dimensions) if dimensions else None)
+    def blocks(self, cascade: Cascade) -> tuple[Block, Block]:
+        """Return both sides at the levels of a cascade."""
         sides = []
         for features, norms in zip(self._features, self._norms, strict=True):
-            coordinates = torch.empty(len(features), dimensions)
+            coordinates = torch.empty(len(features), cascade.dimensions)
             sides.append(cascade.block(features, norms, self._metric, coordinates))
         return sides[0], sides[1]
 
-    def product_seconds(self) -> float:
-        """Return the time of one operation of a product of the features."""
-        queries, items = self._features[0], self._features[1][:512]
-        values = torch.empty(len(queries), len(items))
-        seconds, _ = _shortest(lambda: blocked_product(queries, items, values))
-        return seconds / (2 * queries.shape[1] * values.numel())
+    def product_seconds(self, cascade: Cascade) -> float:
+        """Return the time of a pair of a tile's product."""
+        queries, items = (side.levels[0] for side in self.blocks(cascade))
+        seconds, _ = _shortest(lambda: tile_products(queries, items, self._values))
+        return seconds / self.pairs
 
-    def count(self, dimensions: int) -> tuple[float, Tensor]:
+    def count(self, cascade: Cascade) -> tuple[float, Tensor]:
         """Return the time to count a pair of a tile, and the undecided pairs."""
-        queries, items = self.blocks(dimensions)
-        blocked_product(queries.levels[0].rows, items.levels[0].rows, self._values)
+        queries, items = self.blocks(cascade)
+        tile_products(queries.levels[0], items.levels[0], self._values)
         tile = Tile(self._values, 0, self._number, queries.tile_term, items.tile_term)
         bound = bound_between(queries.levels[0], items.levels[0], self._metric)
         slack = queries.levels[0].slack
@@ -125,9 +126,9 @@ class Pilot:
         )
         return seconds / self.pairs, undecided
 
-    def settle_seconds(self, undecided: Tensor, dimensions: int) -> float:
+    def settle_seconds(self, undecided: Tensor, cascade: Cascade) -> float:
         """Return the time to settle a pair by the levels after the tile."""
-        queries, items = self.blocks(dimensions)
+        queries, items = self.blocks(cascade)
         levels = list(zip(queries.levels[1:], items.levels[1:], strict=True))
 
         def settle() -> None:
@@ -181,11 +182,14 @@ def plan(
     subspace = directions_of(
         lambda chosen: gallery.take(rows[chosen]), items, width, metric, operations, seed
     )
-    if subspace is None:
+    choices = [Cascade(subspace.first(k)) for k in candidates_of(subspace)]
+    if gallery.device.type == "cpu" and multiplies_bytes() and width <= WIDEST_BYTES:
+        longest = max(float(norms.max()) for norms in (query_norms, gallery_norms)) ** 0.5
+        choices.append(Cascade(Bytes(longest)))
+    if not choices:
         return Cascade()
-    pilot = Pilot(query, query_norms, gallery, gallery_norms, selection, metric, subspace)
-    dimensions = _cheapest(pilot, candidates_of(subspace), len(selection.queries), items, width)
-    return Cascade(subspace.first(dimensions) if dimensions else None)
+    pilot = Pilot(query, query_norms, gallery, gallery_norms, selection, metric)
+    return _cheapest(pilot, choices, len(selection.queries), items, width)
 
 
 def directions_of(
@@ -218,8 +222,10 @@ def directions_of(
     return Subspace.of_sample(rows, max(k for k in CANDIDATES if k <= most), seed)
 
 
-def candidates_of(subspace: Subspace) -> list[int]:
+def candidates_of(subspace: Subspace | None) -> list[int]:
     """Return the numbers of directions that are worth a look."""
+    if subspace is None:
+        return []
     return [k for k in CANDIDATES if k <= subspace.directions.shape[1]]
 
 
@@ -257,20 +263,34 @@ def is_flat(sample: Tensor, seed: int = 0) -> bool:
     return bool(left > _FLAT * held_out.square().sum())
 
 
-def _cheapest(pilot: Pilot, candidates: list[int], queries: int, items: int, width: int) -> int:
-    """Return the directions with the lowest seconds for a pair; 0 for plain tiles."""
-    operation = pilot.product_seconds()
-    counted = {k: pilot.count(k) for k in (0, *candidates)}
-    share = {k: len(undecided) / pilot.pairs for k, (_, undecided) in counted.items()}
-    settle = {k: pilot.settle_seconds(counted[candidates[0]][1], k) for k in (0, candidates[0])}
-    costs = {0: 2 * width * operation + counted[0][0] + share[0] * settle[0]}
-    for k in candidates:
-        # Coordinates and integers of all features.
-        made = (k * (2 * width + _COORDINATE) + _INTEGER * width) * operation
-        tile = 2 * k * operation + counted[k][0]
-        shared = made * (queries + items) / (queries * items)
-        costs[k] = tile + shared + share[k] * settle[candidates[0]]
-    return min(costs, key=costs.__getitem__)
+def _cheapest(
+    pilot: Pilot, choices: list[Cascade], queries: int, items: int, width: int
+) -> Cascade:
+    """Return the cascade with the lowest seconds for a pair; plain tiles are one more choice.
+
+    Args:
+        pilot: what is measured.
+        choices: cascades with integers of 16 bits between.
+        queries: of the whole pass.
+        items: of the whole pass.
+        width: D.
+    """
+    plain = Cascade()
+    operation = pilot.product_seconds(plain) / width
+    settle: dict[bool, float] = {}
+    costs = []
+    for cascade in (plain, *choices):
+        seconds, undecided = pilot.count(cascade)
+        if (cascade is plain) not in settle:  # the levels after the tile are all choices' the same
+            settle[cascade is plain] = pilot.settle_seconds(undecided, cascade)
+        k = cascade.dimensions
+        made = 0.0  # what stands for all features
+        if cascade is not plain:
+            made = k * (width + _COORDINATE / 2) + (1 if k else 2) * _INTEGER / 2 * width
+        product = k * operation if k else pilot.product_seconds(cascade)
+        cost = product + seconds + len(undecided) / pilot.pairs * settle[cascade is plain]
+        costs.append(cost + made * operation * (queries + items) / (queries * items))
+    return (plain, *choices)[costs.index(min(costs))]
 
 
 def spread(count: int, wanted: int, phase: float = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import UNIT, Bound, gamma, integer_rows
+from mmga.ops.certified import UNIT, Bound, byte_products, byte_rows, gamma, integer_rows
 from mmga.ops.distance import squared_norms
 from mmga.ops.reference import INTEGER_LENGTH
 
@@ -21,6 +21,9 @@ BLOCK, FINE_BLOCK = 1024, 256
 their number, and more sums than one cost passes over the tile."""
 LEAST_NORM, LARGEST_NORM = 2.0**-20, 2.0**20
 """Norms between which no product of float32 under- or overflows by more than the bounds allow."""
+
+WIDEST_BYTES = 1 << 17
+"""Dimensions up to which an inner product of numbers of 8 bits fits 32."""
 
 # float32 roundings of a key outside its inner product (terms, their products, the difference, the
 # interval's ends) with room to spare; the roundings of float64 are far below one of them.
@@ -62,18 +65,28 @@ class Approximation:
     The features are normalised first if the metric is cosine.
 
     Attributes:
-        rows: float32 [N, K], or int16 [N, D] (`ops.certified.integer_rows`).
+        rows: float32 [N, K], or int16 or int8 [N, D] (`ops.certified.integer_rows`, `byte_rows`).
         radius: float64 [N], bound on the norm of what `rows` leave out.
         slack: float64 [N], this side's share of the rounding errors of a key.
+        unit: float32 [N], what one of a row's numbers of 8 bits stands for; else None.
     """
 
     rows: Tensor
     radius: Tensor
     slack: Tensor
+    unit: Tensor | None = None
 
     def cut(self, rows: slice) -> Approximation:
         """Return that of some of the features."""
-        return Approximation(self.rows[rows], self.radius[rows], self.slack[rows])
+        unit = None if self.unit is None else self.unit[rows]
+        return Approximation(self.rows[rows], self.radius[rows], self.slack[rows], unit)
+
+
+def tile_products(one: Approximation, other: Approximation, out: Tensor) -> Tensor:
+    """Write the inner products of a tile's rows and columns to `out`, float32 [R, W]."""
+    if one.unit is None or other.unit is None:
+        return blocked_product(one.rows, other.rows, out)
+    return byte_products(one.rows, other.rows, one.unit, other.unit, out)
 
 
 def bound_between(query: Approximation, gallery: Approximation, metric: str) -> Bound:
@@ -114,6 +127,39 @@ def as_integers(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
     return Approximation(
         numbers, norms.sqrt() * (usual + away) / usual**0.5 * _OUTWARD, _OTHER_ERRORS * norms
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Tiles of features rounded to 8 bits, each row by a unit of its own.
+
+    Attributes:
+        longest: the largest norm of any feature; of use to squared distances.
+    """
+
+    longest: float
+
+    def approximate(self, rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+        """Return features as numbers of 8 bits, whose products are exact.
+
+        Args:
+            rows: float32 [N, D].
+            norms: squared norms, float64 [N].
+            metric: cosine or euclidean.
+        """
+        numbers, unit, error = byte_rows(rows)
+        length = norms.sqrt()
+        # Of features of norm 1 e and f away from what stands for them, inner products are off by at
+        # most e + f + e f.
+        away = error * (1 + gamma(rows.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)
+        away = (away + 4 * UNIT) * _OUTWARD
+        slack = _slack(_OTHER_ROUNDINGS * UNIT * _OUTWARD, norms, metric)
+        if metric == "cosine":
+            unit = torch.where(norms > 0, unit / length, 0.0).to(torch.float32)
+            return Approximation(numbers, away, slack + away, unit)
+        # 2 |q| |g| (e + f + e f), of which neither length is above the longest.
+        radius = length * away * _OUTWARD
+        return Approximation(numbers, radius, slack + 2 * self.longest * radius, unit)
 
 
 def _slack(error: float, norms: Tensor, metric: str) -> Tensor:
