@@ -27,7 +27,7 @@ from torch import Tensor
 
 import mmga
 from mmga.files import atomic_path
-from mmga.retrieval.certified_neighbours import certified_neighbours, subspace_for
+from mmga.retrieval.certified_neighbours import certified_neighbours, cheapest_tiles, described
 from mmga.retrieval.items import Items
 from mmga.retrieval.rows import Rows
 
@@ -142,21 +142,20 @@ def neighbours_of(count: int, options: argparse.Namespace) -> Figures:
 
     def search(directions: bool) -> Any:
         items = Items([Rows([features])], "cosine")
-        chosen = subspace_for(items, NEIGHBOURS) if directions else None
-        width = None if chosen is None else chosen.directions.shape[1]
-        return width, certified_neighbours(items, NEIGHBOURS, subspace=chosen)
+        chosen = cheapest_tiles(items, NEIGHBOURS) if directions else None
+        return described(chosen), certified_neighbours(items, NEIGHBOURS, tiles=chosen)
 
     calls: dict[str, Callable[[], Any]] = {"rows": product, "certified": lambda: search(True)}
     if count <= 20000:
         calls["plain"] = lambda: search(False)
     figures, results = in_turn(calls, options.rounds)
     half = figures["seconds"]["rows"] * count / rows / 2
-    width, found = results["certified"]
+    tiles, found = results["certified"]
     if "plain" in results and not torch.equal(found.index, results["plain"][1].index):
         raise SystemExit("neighbours through coordinates differ from those of whole features")
     return figures | {
         "items": count,
-        "dimensions": width,
+        "tiles": tiles,
         "half_product": half,
         "rows_measured": rows,
         "of_half": figures["seconds"]["certified"] / half,

@@ -166,9 +166,9 @@ def byte_products(
         out: float32 [R, W], contiguous.
     """
     integers = out.view(torch.int32)
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and multiplies_bytes():
         torch._int_mm(x, y.T, out=integers)
-    else:  # float64 is exact, too
+    else:  # slower, and exact too
         integers.copy_(x.double() @ y.double().T)
     _FLOATS_OF_INTEGERS(integers, row_unit, column_unit)
     return out

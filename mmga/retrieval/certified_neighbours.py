@@ -14,21 +14,29 @@ import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.ops.certified import ExactLists, narrow_pairs, nearest_of, open_pairs
+from mmga.ops.certified import (
+    ExactLists,
+    multiplies_bytes,
+    narrow_pairs,
+    nearest_of,
+    open_pairs,
+)
 from mmga.ops.distance import metric_number
 from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
 from mmga.retrieval.certified import EXACT, beyond_bounds
 from mmga.retrieval.items import TILE, Items, squared_from
-from mmga.retrieval.plan import CANDIDATES, candidates_of, directions_of, spread
+from mmga.retrieval.plan import CANDIDATES, narrowed, directions_of, spread
 from mmga.retrieval.stream import Progress
 from mmga.retrieval.subspace import (
+    WIDEST_BYTES,
     Approximation,
+    Bytes,
     Subspace,
     as_integers,
     as_they_are,
-    blocked_product,
     bound_between,
+    tile_products,
 )
 
 # Neighbours beyond k that a first look at tiles of the features asks for: where more than these
@@ -43,50 +51,75 @@ _PILOT = 48
 # Costs of a pair in products of one dimension: looking at it, and a dimension of a product of
 # integers, which is bound by the way of two features through the caches.
 _COUNTING, _INTEGERS = 40, 3
+# Dimensions of 8 bits that are multiplied in the time of one of float32, and what making floats of
+# the products costs.
+_BYTES, _ROUNDING = 4, 10
 # Operations of all products below which there is nothing to save.
-_SMALL = 1e11
+_SMALL = 4e10
+
+Tiles = Subspace | Bytes | None
+"""What the tiles of a search come from: coordinates in some directions, features of 8 bits, or
+(None) the features."""
 
 
 class _Looks:
     """All items at the level of the tiles."""
 
-    def __init__(self, items: Items, subspace: Subspace | None, tile: int) -> None:
-        self.items, self.subspace, self.tile = items, subspace, tile
-        n, cosine = len(items), items.metric == "cosine"
-        self._rows: Tensor | None = None
+    def __init__(self, items: Items, tiles: Tiles, tile: int) -> None:
+        self.items, self.tiles, self.tile = items, tiles, tile
         self.terms = items.terms
-        parts = []
-        if subspace is not None:
-            width = subspace.directions.shape[1]
-            self._rows = torch.empty(n, width)
-            if cosine:  # coordinates are of the normalised features
-                self.terms = torch.ones_like(items.terms)
-        for begin in range(0, n, TILE):
-            part = slice(begin, min(begin + TILE, n))
-            norms = items.norms[part]
-            if subspace is None or self._rows is None:
-                parts.append(as_they_are(items.block(begin, begin + 1), norms, items.metric))
-            else:
-                block = items.block(part.start, part.stop).contiguous()
-                subspace.coordinates(block, norms, items.metric, self._rows[part])
-                parts.append(subspace.approximate(self._rows[part], norms, items.metric))
-        self._radius = torch.cat([part.radius for part in parts])
-        self._slack = torch.cat([part.slack for part in parts])
+        if tiles is not None and items.metric == "cosine":
+            self.terms = torch.ones_like(items.terms)  # what stands for features is normalised
+        n = len(items)
+        self._rows: Tensor | None = None  # coordinates, made once
+        self._held: tuple[int, int, Approximation] | None = None
+        if isinstance(tiles, Subspace):
+            self._rows = torch.empty(n, tiles.directions.shape[1])
+            parts = [self._coordinates(b, min(b + TILE, n), self._rows) for b in range(0, n, TILE)]
+            self._radius = torch.cat([part.radius for part in parts])
+            self._slack = torch.cat([part.slack for part in parts])
+
+    def _coordinates(self, begin: int, end: int, rows: Tensor) -> Approximation:
+        assert isinstance(self.tiles, Subspace)
+        block, norms = self.items.block(begin, end).contiguous(), self.items.norms[begin:end]
+        self.tiles.coordinates(block, norms, self.items.metric, rows[begin:end])
+        return self.tiles.approximate(rows[begin:end], norms, self.items.metric)
 
     def cut(self, begin: int, end: int) -> Approximation:
         """Return some items, of which the rows may be valid until the next call only."""
-        rows = self.items.block(begin, end) if self._rows is None else self._rows[begin:end]
-        return Approximation(rows, self._radius[begin:end], self._slack[begin:end])
+        if self._rows is not None:
+            part = slice(begin, end)
+            return Approximation(self._rows[part], self._radius[part], self._slack[part])
+        return self._made(self.items.block(begin, end), self.items.norms[begin:end])
+
+    def own(self, begin: int, end: int) -> Approximation:
+        """Return the items of a tile's rows, as `cut`, but kept for the tiles beside it."""
+        if self._held is None or self._held[:2] != (begin, end):
+            self._held = begin, end, self.cut(begin, end)
+        return self._held[2]
+
+    def take(self, items: Tensor) -> Approximation:
+        """Return the items of these numbers, int64 [K]."""
+        if self._rows is not None:
+            return Approximation(self._rows[items], self._radius[items], self._slack[items])
+        return self._made(self.items.take(items), self.items.norms[items])
+
+    def _made(self, rows: Tensor, norms: Tensor) -> Approximation:
+        if isinstance(self.tiles, Bytes):
+            return self.tiles.approximate(rows.contiguous(), norms, self.items.metric)
+        return as_they_are(rows, norms, self.items.metric)
 
     def integers(self, items: slice) -> Approximation:
-        """Return some items as integers."""
+        """Return some items as integers of 16 bits."""
         rows = self.items.block(items.start, items.stop).contiguous()
         return as_integers(rows, self.items.norms[items], self.items.metric)
 
-    def widths(self) -> Tensor:
-        """Return by how much an item's keys may be off at most, float64 [N]."""
-        factor = 2.0 if self.items.metric == "euclidean" else 1.0
-        return factor * self._radius * self._radius.max() + (self._slack + self._slack.max())
+
+def described(tiles: Tiles) -> str:
+    """Return what tiles come from, in words."""
+    if isinstance(tiles, Subspace):
+        return f"{tiles.directions.shape[1]} coordinates"
+    return "features" if tiles is None else "8-bit features"
 
 
 def first_dimensions(dimensions: int) -> int:
@@ -98,7 +131,7 @@ def certified_neighbours(
     items: Items,
     k: int,
     progress: Progress | None = None,
-    subspace: Subspace | None = None,
+    tiles: Tiles = None,
     *,
     kept: Tensor | None = None,
     tile: int | None = None,
@@ -109,25 +142,26 @@ def certified_neighbours(
         items: N items.
         k: 1 to N.
         progress: called as (phase, done, total).
-        subspace: directions of the tiles' coordinates; None: tiles of the features.
+        tiles: what they come from: coordinates in some directions, features of 8 bits, or None: the
+            features.
         kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
-            others as tiles of the features have them; None with a subspace.
+            others as tiles of the features have them; None with other tiles.
         tile: rows and columns of a tile; `TILE` if None.
 
     Returns:
         Lists in the order of (float64 distance, index) with squared distances rounded to float32.
-        Each item's largest distance is exact where tiles are of coordinates, else the tiles'.
+        Each item's largest distance is exact unless tiles are of the features, else the tiles'.
     """
     n = len(items)
-    looks = _Looks(items, subspace, tile or TILE)
-    wanted = k if subspace is not None else min(n, k + _SPARE)
+    looks = _Looks(items, tiles, tile or TILE)
+    wanted = k if tiles is not None else min(n, k + _SPARE)
     first = _first_look(looks, wanted, progress, kept)
     # Exact distances of what was found, in the order that counts.
     owner = torch.arange(n).repeat_interleave(wanted)
     found = items.exact_distances(owner, first.index.reshape(-1).long()).view(n, wanted)
     index, distance = nearest_of(first.index, found, k)
     limits = distance[:, -1].contiguous()
-    if subspace is not None:
+    if tiles is not None:
         lists = ExactLists(limits, k)
         lists.add_self(torch.arange(n))
         lists.maxima.copy_(_some_far(looks))
@@ -162,40 +196,46 @@ def exact_order(items: Items, exact: str | None) -> str:
     return "float32" if exact == "float32" or obstacle is not None else "certified"
 
 
-def subspace_for(items: Items, k: int, seed: int = 0) -> Subspace | None:
-    """Return directions whose coordinates make the search cheaper, or None.
+def cheapest_tiles(items: Items, k: int, kept: int = 0, seed: int = 0) -> Tiles:
+    """Return what tiles come from in the cheapest search; None: the features.
 
     The choice follows from counts of operations and of undecided pairs, not from a clock: the same
-    items give the same directions.
+    items give the same choice on machines with the same instructions.
 
     Args:
         items: N items.
         k: neighbours wanted.
+        kept: pairs whose distances are wanted too, and come from nothing but tiles of the features
+            or a product of their own.
         seed: of the directions.
     """
-    n, width = len(items), items.dimension
+    n, width, metric = len(items), items.dimension, items.metric
     operations = float(n) * n * width
     if operations < _SMALL:
         return None
-    subspace = directions_of(items.take, n, width, items.metric, operations, seed)
-    if subspace is None:
+    subspace = directions_of(items.take, n, width, metric, operations, seed)
+    choices: list[Subspace | Bytes] = list(narrowed(subspace))
+    if items.device.type == "cpu" and multiplies_bytes() and width <= WIDEST_BYTES:
+        choices.append(Bytes(float(items.norms.max()) ** 0.5))
+    if not choices:
         return None
-    candidates = candidates_of(subspace)
-    shares = _undecided_shares(items, subspace, candidates, k)
-    # Half of all pairs: two looks at coordinates, made once, and integers of undecided pairs.
-    costs: dict[int, float] = {0: width + _COUNTING}
-    for c in candidates:
-        made = 2.0 * width * c / n
-        looks = c + first_dimensions(c) + 2 * _COUNTING
-        costs[c] = looks + made + min(1.0, 2 * shares[c]) * _INTEGERS * width
-    best = min(costs, key=costs.__getitem__)
-    return subspace.first(best) if best else None
+    # Half of all pairs: two looks, what stands for features made, integers of undecided pairs.
+    best, least = None, float(width + _COUNTING)
+    later = 2.0 * width * kept / n**2
+    for tiles, share in zip(choices, _undecided_shares(items, choices, k), strict=True):
+        if isinstance(tiles, Subspace):
+            c = tiles.directions.shape[1]
+            looks = c + first_dimensions(c) + 2.0 * width * c / n
+        else:
+            looks = 2 * (width / _BYTES + _ROUNDING)
+        cost = looks + 2 * _COUNTING + min(1.0, 2 * share) * _INTEGERS * width + later
+        if cost < least:
+            best, least = tiles, cost
+    return best
 
 
-def _undecided_shares(
-    items: Items, subspace: Subspace, candidates: list[int], k: int
-) -> dict[int, float]:
-    """Return the share of an item's pairs that its limits leave undecided, by coordinates."""
+def _undecided_shares(items: Items, choices: list[Subspace | Bytes], k: int) -> list[float]:
+    """Return the share of an item's pairs that its limits leave undecided, by kind of tiles."""
     n, metric = len(items), items.metric
     chosen, others = spread(n, _PILOT), spread(n, 4096)
     rows, norms = items.take(chosen), items.norms[chosen]
@@ -209,35 +249,36 @@ def _undecided_shares(
     def keys(inner: Tensor, places: Tensor) -> Tensor:
         return 1 - inner if metric == "cosine" else norms[:, None] + items.norms[places] - 2 * inner
 
-    def coordinates(x: Tensor, squared: Tensor) -> Tensor:
-        room = torch.empty(len(x), subspace.directions.shape[1])
-        return subspace.coordinates(x, squared, metric, room)
+    def of(tiles: Subspace | Bytes, x: Tensor, squared: Tensor) -> Approximation:
+        if isinstance(tiles, Bytes):
+            return tiles.approximate(x, squared, metric)
+        room = torch.empty(len(x), tiles.directions.shape[1])
+        return tiles.approximate(tiles.coordinates(x, squared, metric, room), squared, metric)
 
-    # A first look takes an item's nearest from those that are near indeed, by few coordinates.
+    # A first look takes an item's nearest from those that are near indeed, by its tiles' keys.
     exact = keys(exact, torch.arange(n))
     near = exact.topk(min(n, 8 * k), dim=1, largest=False).indices  # [P, 8k]
     flat = near.reshape(-1)
-    own, other = coordinates(rows, norms), coordinates(items.take(others), items.norms[others])
-    theirs = coordinates(items.take(flat), items.norms[flat]).view(*near.shape, -1)
-    shares = {}
-    for c in candidates:
-        first = first_dimensions(c)
-        inner = (theirs[..., :first] @ own[:, :first, None]).squeeze(2).double()
-        found = near.gather(1, keys(inner, near).topk(k, dim=1, largest=False).indices)
-        limit = exact.gather(1, found).amax(1, keepdim=True)
-        inner = (own[:, :first] @ other[:, :first].T).double()
-        far = others[keys(inner, others).argmax(1, keepdim=True)]
-        few = subspace.first(c)
-        one, all_ = (
-            few.approximate(rows_[:, :c].contiguous(), items.norms[places], metric)
-            for rows_, places in ((own, chosen), (other, others))
-        )
-        bound = bound_between(one, all_, metric)
+    near_rows, other_rows = items.take(flat), items.take(others)
+    shares = []
+    for tiles in choices:
+        own, all_ = of(tiles, rows, norms), of(tiles, other_rows, items.norms[others])
+        limit = exact.gather(1, near[:, :k]).amax(1, keepdim=True)
+        inner = tile_products(own, all_, torch.empty(len(own.rows), len(all_.rows))).double()
+        guess = first = keys(inner, others)
+        if isinstance(tiles, Subspace):  # few coordinates are less sure which are the nearest
+            c = first_dimensions(tiles.directions.shape[1])
+            theirs = of(tiles, near_rows, items.norms[flat]).rows[:, :c].view(*near.shape, -1)
+            inner = (theirs @ own.rows[:, :c, None]).squeeze(2).double()
+            found = near.gather(1, keys(inner, near).topk(k, dim=1, largest=False).indices)
+            limit = exact.gather(1, found).amax(1, keepdim=True)
+            first = keys((own.rows[:, :c] @ all_.rows[:, :c].T).double(), others)
+        far = others[first.argmax(1, keepdim=True)]
+        bound = bound_between(own, all_, metric)
         width = bound.row_radius[:, None] * bound.column_radius + bound.row_slack[:, None]
         width = width + bound.column_slack
-        guess = keys((one.rows @ all_.rows.T).double(), others)
         wanted = (guess - width <= limit) | (guess + width >= exact.gather(1, far))
-        shares[c] = float(wanted.double().mean())
+        shares.append(float(wanted.double().mean()))
     return shares
 
 
@@ -246,19 +287,17 @@ def _first_look(
 ) -> Neighbours:
     """Return the k nearest by the tiles' distances."""
     n, cosine = len(looks.items), looks.items.metric == "cosine"
-    width = looks.items.dimension
-    if looks.subspace is not None:
-        width = first_dimensions(looks.subspace.directions.shape[1])
     lists = NearestLists(n, k)
     lists.add_self()
     # Products of few coordinates are small: larger tiles, of which no result depends.
-    size = looks.tile if looks.subspace is None else 2 * looks.tile
+    size = looks.tile if looks.tiles is None else 2 * looks.tile
     tile = torch.empty(size * size)
     tiles = list(_tiles(n, size))
     for done, (own, other) in enumerate(tiles, 1):
-        rows, columns = (looks.cut(at, min(at + size, n)).rows for at in (own, other))
-        values = tile[: len(rows) * len(columns)].view(len(rows), -1)
-        blocked_product(rows[:, :width], columns[:, :width], values)
+        rows = looks.own(own, min(own + size, n))
+        columns = looks.cut(other, min(other + size, n))
+        values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
+        tile_products(_first(looks, rows), _first(looks, columns), values)
         terms, others = looks.terms[own : own + size], looks.terms[other : other + size]
         lists.add(values, terms, others, own, other, cosine=cosine, symmetric=True, kept=kept)
         if progress is not None:
@@ -266,22 +305,30 @@ def _first_look(
     return lists.result()
 
 
+def _first(looks: _Looks, items: Approximation) -> Approximation:
+    """Return what of items the first look takes: not all coordinates."""
+    if not isinstance(looks.tiles, Subspace):
+        return items
+    width = first_dimensions(items.rows.shape[1])
+    return Approximation(items.rows[:, :width], items.radius, items.slack)
+
+
 def _some_far(looks: _Looks) -> Tensor:
     """Return the exact distance of each item to one that seems far, float64 [N].
 
-    The one is the farthest of a sample by the coordinates of the first look: the larger, the fewer
-    pairs are in question as the farthest.
+    The one is the farthest of a sample by the tiles of the first look: the larger, the fewer pairs
+    are in question as the farthest.
     """
     items, n = looks.items, len(looks.items)
     sample = spread(n, _SAMPLE)
-    rows = torch.cat([looks.cut(int(i), int(i) + 1).rows for i in sample])
-    rows = rows[:, : first_dimensions(rows.shape[1])].contiguous()
+    far_away = _first(looks, looks.take(sample))
     own = items.norms[sample].float() / 2 if items.metric == "euclidean" else 0.0
     far = torch.empty(n, dtype=torch.int64)
+    tile = torch.empty(TILE, len(sample))
     for begin in range(0, n, TILE):
-        part = slice(begin, min(begin + TILE, n))
-        near = looks.cut(part.start, part.stop).rows[:, : rows.shape[1]] @ rows.T - own
-        far[part] = sample[near.argmin(1)]
+        end = min(begin + TILE, n)
+        near = tile_products(_first(looks, looks.cut(begin, end)), far_away, tile[: end - begin])
+        far[begin:end] = sample[(near - own).argmin(1)]
     return items.exact_distances(torch.arange(n), far)
 
 
@@ -300,9 +347,9 @@ def _second_look(
     tiles = [(own, other) for own in range(0, n, height) for other in range(own, n, size)]
     for done, (own, other) in enumerate(tiles, 1):
         mine, theirs = slice(own, min(own + height, n)), slice(other, min(other + size, n))
-        rows, columns = looks.cut(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
+        rows, columns = looks.own(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
         values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
-        blocked_product(rows.rows, columns.rows, values)
+        tile_products(rows, columns, values)
         wanted = (near[mine], near[theirs]), (far[mine], far[theirs])
         pairs = open_pairs(
             Tile(values, other, number, looks.terms[mine], looks.terms[theirs]),
@@ -352,7 +399,9 @@ def _mend(
     """
     items, n = looks.items, len(looks.items)
     scale = 2.0 if items.metric == "cosine" else 1.0
-    doubtful = torch.nonzero(seen - scale * looks.widths() <= limits).squeeze(1)
+    error = as_they_are(items.block(0, 1), items.norms, items.metric).slack
+    widths = scale * (error + error.max())
+    doubtful = torch.nonzero(seen - widths <= limits).squeeze(1)
     for begin in range(0, len(doubtful), TILE):
         chosen = doubtful[begin : begin + TILE]
         rows = items.take(chosen)
@@ -362,7 +411,7 @@ def _mend(
         for other in range(0, n, TILE):
             theirs = slice(other, min(other + TILE, n))
             columns = looks.cut(theirs.start, theirs.stop)
-            values = blocked_product(rows, columns.rows, torch.empty(len(rows), len(columns.rows)))
+            values = tile_products(own, columns, torch.empty(len(rows), len(columns.rows)))
             endless = torch.full((len(columns.rows),), torch.inf, dtype=torch.float64)
             pairs = open_pairs(
                 Tile(

@@ -14,7 +14,7 @@ from mmga.errors import UserError
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.precision import float32_products
 from mmga.progress import Progress
-from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order, subspace_for
+from mmga.retrieval.certified_neighbours import certified_neighbours, cheapest_tiles, exact_order
 from mmga.retrieval.encoding import encode
 from mmga.retrieval.items import Items, tile_for
 from mmga.retrieval.k_reciprocal import KReciprocal
@@ -45,7 +45,7 @@ def jaccard_distance(
     *,
     metric: str = "euclidean",
     progress: Progress | None = None,
-    exact: str = "float32",
+    exact: str | None = None,
 ) -> Tensor:
     """Return the k-reciprocal Jaccard distances of a set to itself as a sparse matrix.
 
@@ -65,9 +65,9 @@ def jaccard_distance(
         metric: "euclidean": d is the squared distance of the features as given; "cosine": of the
             normalised ones.
         progress: called as (phase, done, total).
-        exact: ``"float32"``: neighbours that nearly tie have the order of float32 tiles;
-            ``"certified"``: that of float64 arithmetic, found through few coordinates, and so
-            faster for large sets of wide features.
+        exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic,
+            found through few coordinates or 8 bits; ``"float32"``: that of float32 tiles. None:
+            certified where that is cheaper, which large sets of wide features are.
 
     Returns:
         [N, N] torch sparse CSR, float64, int32 indices where these suffice.
@@ -88,10 +88,14 @@ def jaccard_distance(
     items = Items([feature_rows(features, "features")], metric)
     n = len(items)
     k = rule.neighbours_needed(n)
-    if exact_order(items, exact) == "certified":
-        directions = subspace_for(items, k)
-        size = tile_for(n) if directions is None else None
-        neighbours = certified_neighbours(items, k, progress, directions, tile=size)
+    tiles = None
+    certified = exact_order(items, exact) == "certified"
+    if certified:
+        tiles = cheapest_tiles(items, k)
+        certified = exact is not None or tiles is not None
+    if certified:
+        size = tile_for(n) if tiles is None else None
+        neighbours = certified_neighbours(items, k, progress, tiles, tile=size)
     else:
         neighbours = neighbours_within(items, k, progress, tile=tile_for(n))
     found = time.perf_counter()

@@ -182,7 +182,7 @@ def plan(
     subspace = directions_of(
         lambda chosen: gallery.take(rows[chosen]), items, width, metric, operations, seed
     )
-    choices = [Cascade(subspace.first(k)) for k in candidates_of(subspace)]
+    choices = [Cascade(directions) for directions in narrowed(subspace)]
     if gallery.device.type == "cpu" and multiplies_bytes() and width <= WIDEST_BYTES:
         longest = max(float(norms.max()) for norms in (query_norms, gallery_norms)) ** 0.5
         choices.append(Cascade(Bytes(longest)))
@@ -222,11 +222,12 @@ def directions_of(
     return Subspace.of_sample(rows, max(k for k in CANDIDATES if k <= most), seed)
 
 
-def candidates_of(subspace: Subspace | None) -> list[int]:
-    """Return the numbers of directions that are worth a look."""
+def narrowed(subspace: Subspace | None) -> list[Subspace]:
+    """Return the subspaces of as many directions as are worth a look; none of None."""
     if subspace is None:
         return []
-    return [k for k in CANDIDATES if k <= subspace.directions.shape[1]]
+    most = subspace.directions.shape[1]
+    return [subspace.first(k) for k in CANDIDATES if k <= most]
 
 
 def largest_level(width: int, sample: int, operations: float) -> int | None:

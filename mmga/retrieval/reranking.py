@@ -19,7 +19,12 @@ from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Tile
 from mmga.progress import Progress
-from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order, subspace_for
+from mmga.retrieval.certified_neighbours import (
+    certified_neighbours,
+    cheapest_tiles,
+    described,
+    exact_order,
+)
 from mmga.retrieval.encoding import encode
 from mmga.retrieval.features import JUNK
 from mmga.retrieval.items import Items, tile_on
@@ -49,7 +54,7 @@ class Reranking:
         device: where the distances are.
         seconds: what the neighbour pass and the sparse stages took.
         exact: whose order the neighbours have: certified or float32.
-        dimensions: coordinates through which they were found, None for the features themselves.
+        tiles: what they were found through: "features", "128 coordinates" or "8-bit features".
     """
 
     def __init__(
@@ -104,15 +109,17 @@ class Reranking:
         start = time.perf_counter()
         k = rule.neighbours_needed(len(self._items))
         certified = exact_order(self._items, exact) == "certified"
-        subspace = subspace_for(self._items, k) if certified else None
-        self.dimensions = None if subspace is None else subspace.directions.shape[1]
         limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
+        kept = 0 if gallery is None else self.queries * self.gallery
+        kept = kept if 4 * kept <= limit else 0
+        tiles = cheapest_tiles(self._items, k, kept) if certified else None
+        self.tiles = described(tiles)
         self._kept: Tensor | None = None
-        if subspace is None and gallery is not None and 4 * self.queries * self.gallery <= limit:
+        if tiles is None and kept:
             self._kept = torch.empty((self.queries, self.gallery), device=self._items.device)
         self.exact = "certified" if certified else "float32"
         neighbours = (
-            certified_neighbours(self._items, k, progress, subspace, kept=self._kept)
+            certified_neighbours(self._items, k, progress, tiles, kept=self._kept)
             if certified
             else neighbours_within(self._items, k, progress, self._kept)
         )

@@ -21,6 +21,8 @@ def _kernels_are_active():
         assert has_kernel("settle_pairs", "CPU")
         assert has_kernel("integer_rows", "CPU")
         assert has_kernel("narrow_pairs", "CPU")
+        assert has_kernel("byte_rows", "CPU")
+        assert has_kernel("floats_of_integers_", "CPU")
 
 
 def case(seed, rows=5, width=150, most=6, cameras=True, offset=70):
@@ -208,6 +210,50 @@ def test_integers_equal_the_references(width):
     assert ((lengths - 2**15).abs() <= error[norms > 0] + 0.02).all()
 
 
+@pytest.mark.parametrize("width", [1, 7, 16, 33, 300])
+def test_bytes_equal_the_references(width):
+    g = torch.Generator().manual_seed(width)
+    x = torch.randn(13, width, generator=g) * torch.logspace(-6, 6, 13)[:, None]
+    x[2] = 0
+    x[3] = x[3].abs().max()  # every number is the largest
+    numbers, unit, error = certified.byte_rows(x)
+    expected, units, left = reference.byte_rows(x)
+    assert numbers.dtype == torch.int8 and torch.equal(numbers, expected)
+    assert torch.equal(unit, units)
+    torch.testing.assert_close(error, left, rtol=1e-5, atol=0)
+    assert (numbers[3] == 127).all() and unit[2] == error[2] == 0
+    rest = x.double() - numbers.double() * unit.double()[:, None]
+    # Two float32 roundings of an entry, and those of the sum of squares.
+    room = 2.0**-23 * x.double().norm(dim=1) + 1e-5 * error
+    assert ((error - rest.norm(dim=1)).abs() <= room).all()
+
+
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (3, 70, 33), (65, 17, 2048)])
+def test_products_of_bytes_are_exact(rows, columns, width):
+    g = torch.Generator().manual_seed(width)
+    x = torch.randint(-127, 128, (rows, width), generator=g, dtype=torch.int8)
+    y = torch.randint(-127, 128, (columns, width), generator=g, dtype=torch.int8)
+    x[0], y[0] = 127, -127  # the largest sums there are
+    one, other = (torch.rand(n, generator=g) for n in (rows, columns))
+    out = torch.empty(rows, columns)
+    found = certified.byte_products(x, y, one, other, out)
+    assert found is out
+    integers = (x.double() @ y.double().T).to(torch.int32)
+    expected = (integers.to(torch.float32) * one[:, None]) * other
+    assert torch.equal(found, expected)
+    assert int(integers.min()) == -(127**2) * width
+    again = integers.clone()
+    reference.floats_of_integers_(again, one, other)
+    assert torch.equal(again.view(torch.float32), expected)
+
+
+@pytest.mark.skipif(not certified.multiplies_bytes(), reason="no instructions for 8-bit products")
+def test_bytes_are_used_where_they_are_fast():
+    """A guard: both ways to the product give the same, and this machine takes the fast one."""
+    x = torch.randint(-127, 128, (64, 512), dtype=torch.int8)
+    assert torch.equal(torch._int_mm(x, x.T).double(), x.double() @ x.double().T)
+
+
 @pytest.mark.parametrize("metric", [1, 2])
 @pytest.mark.parametrize("integers", [False, True])
 @pytest.mark.parametrize("width", [5, 64, 70])
@@ -296,6 +342,13 @@ def test_pairs_outside_the_tile_are_refused(change):
 
 
 def test_opcheck():
+    unit = torch.rand(4)
+    integers = torch.ones(4, 4, dtype=torch.int32)
+    for op, inputs in (
+        (torch.ops.mmga.byte_rows, (torch.randn(4, 9),)),
+        (torch.ops.mmga.floats_of_integers_, (integers, unit, unit)),
+    ):
+        torch.library.opcheck(op.default, inputs, test_utils=("test_schema", "test_faketensor"))
     tile, matches, bound, codes = case(7)
     lower, upper = certified.thresholds(matches.match_start, matches.match_key, bound.row_slack)
     radii = bound.row_radius.float(), bound.column_radius.float(), bound.column_slack.float()

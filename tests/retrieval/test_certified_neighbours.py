@@ -1,5 +1,7 @@
 """Certified neighbour lists against brute force in float64, on features that nearly tie."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,12 @@ from mmga.ops.ranking import Tile
 from mmga.retrieval import certified_neighbours as searching
 from mmga.retrieval import plan as planning
 from mmga.retrieval import reranking, subspace
-from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order, subspace_for
+from mmga.retrieval.certified_neighbours import (
+    certified_neighbours,
+    cheapest_tiles,
+    described,
+    exact_order,
+)
 from mmga.retrieval.items import Items
 from mmga.retrieval.rows import Rows
 
@@ -32,6 +39,10 @@ def _kernels_are_active():
 def some_items(kind, seed, count=66, width=24, metric="cosine"):
     query, gallery = nearly_tied(kind, seed, queries=6, items=count - 6, width=width)
     return Items([query.rows, gallery.rows], metric)
+
+
+def bytes_of(items):
+    return subspace.Bytes(float(items.norms.max()) ** 0.5)
 
 
 def brute_force(items, k):
@@ -53,7 +64,7 @@ def brute_force(items, k):
     kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
     seed=st.integers(0, 10_000),
     metric=st.sampled_from(["cosine", "euclidean"]),
-    directions=st.sampled_from(["none", "fitted", "random", "skewed"]),
+    directions=st.sampled_from(["none", "fitted", "random", "skewed", "bytes"]),
     dimensions=st.sampled_from([1, 5, 12]),
     k=st.sampled_from([1, 4, 21, 66]),
     tile=st.sampled_from([512, 16, 40]),
@@ -66,9 +77,11 @@ def test_lists_are_those_of_float64(kind, seed, metric, directions, dimensions, 
         patch.setattr(subspace, "FINE_BLOCK", block)
         patch.setattr(searching, "TILE", tile)
         chosen = None
-        if directions != "none":
+        if directions == "bytes":
+            chosen = bytes_of(items)
+        elif directions != "none":
             chosen = some_subspace(directions, 24, dimensions, seed, items.block(0, 66))
-        found = certified_neighbours(items, k, subspace=chosen)
+        found = certified_neighbours(items, k, tiles=chosen)
     index, distance, maxima = brute_force(items, k)
     assert torch.equal(found.index, index)
     assert torch.equal(found.distances, distance.float())
@@ -78,32 +91,32 @@ def test_lists_are_those_of_float64(kind, seed, metric, directions, dimensions, 
         assert torch.equal(found.maxima, maxima.float())
 
 
-@pytest.mark.parametrize("planted", ["rounding", "radius", "integers"])
+@pytest.mark.parametrize("planted", ["rounding", "radius", "integers", "bytes"])
 def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     if planted == "rounding":
         monkeypatch.setattr(subspace, "gamma", lambda roundings: 0.0)
         monkeypatch.setattr(subspace, "_OTHER_ROUNDINGS", 0)
     else:
-        owner, name = (
-            (subspace.Subspace, "approximate")
-            if planted == "radius"
-            else (searching, "as_integers")
-        )
+        owner, name = {
+            "radius": (subspace.Subspace, "approximate"),
+            "integers": (searching, "as_integers"),
+            "bytes": (subspace.Bytes, "approximate"),
+        }[planted]
         original = getattr(owner, name)
 
         def too_sure(*given):
             found = original(*given)
-            return subspace.Approximation(found.rows, found.radius * 0.1, found.slack * 0.1)
+            return dataclasses.replace(found, radius=found.radius * 0.1, slack=found.slack * 0.1)
 
         monkeypatch.setattr(owner, name, too_sure)
     caught = 0
     for seed in range(1, 30):
-        items = some_items("flat" if planted == "radius" else "last bits", seed)
-        chosen = None
-        if planted != "rounding":
+        items = some_items("flat" if planted in ("radius", "bytes") else "last bits", seed)
+        chosen = bytes_of(items) if planted == "bytes" else None
+        if planted in ("radius", "integers"):
             chosen = subspace.Subspace.of_sample(items.block(0, 66), 8)
         try:
-            found = certified_neighbours(items, 4, subspace=chosen)
+            found = certified_neighbours(items, 4, tiles=chosen)
         except RuntimeError as error:
             assert "a bound is too small" in str(error)
             caught += 1
@@ -119,7 +132,7 @@ def test_threads_change_nothing():
     for count in (1, 3):
         torch.set_num_threads(count)
         try:
-            found.append(certified_neighbours(items, 5, subspace=chosen))
+            found.append(certified_neighbours(items, 5, tiles=chosen))
         finally:
             torch.set_num_threads(threads)
     assert torch.equal(found[0].index, found[1].index)
@@ -208,16 +221,27 @@ def test_opcheck():
 
 def test_directions_are_taken_where_they_pay(monkeypatch):
     monkeypatch.setattr(searching, "_SMALL", 1e8)
+    monkeypatch.setattr(searching, "multiplies_bytes", lambda: False)
     monkeypatch.setattr(planning, "_FIT_SHARE", 1.0)
     items = Items([decaying(4000, 512).rows], "cosine")
-    chosen = subspace_for(items, 6)
+    chosen = cheapest_tiles(items, 6)
     assert chosen is not None
-    again = subspace_for(items, 6)
+    again = cheapest_tiles(items, 6)
     assert torch.equal(chosen.directions, again.directions)
-    few = certified_neighbours(items, 6, subspace=chosen)
+    few = certified_neighbours(items, 6, tiles=chosen)
     assert torch.equal(few.index, certified_neighbours(items, 6).index)
     flat = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
-    assert subspace_for(Items([Rows([flat])], "cosine"), 6) is None
+    assert cheapest_tiles(Items([Rows([flat])], "cosine"), 6) is None
+    # Persons that stand apart from each other, in every direction: 8 bits find them.
+    persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
+    noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
+    items = Items([Rows([persons + 0.02 * noise])], "cosine")
+    monkeypatch.setattr(searching, "multiplies_bytes", lambda: True)
+    tiles = cheapest_tiles(items, 5)
+    assert isinstance(tiles, subspace.Bytes) and described(tiles) == "8-bit features"
+    assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
+    found = certified_neighbours(items, 5, tiles=tiles)
+    assert torch.equal(found.index, certified_neighbours(items, 5).index)
 
 
 def test_re_ranking_is_the_same_through_directions(monkeypatch):
@@ -225,11 +249,11 @@ def test_re_ranking_is_the_same_through_directions(monkeypatch):
     plain = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
     asked = []
 
-    def directions(items, k):
+    def directions(items, k, kept):
         asked.append(k)
         return subspace.Subspace.of_sample(items.block(0, 512), 32)
 
-    monkeypatch.setattr(reranking, "subspace_for", directions)
+    monkeypatch.setattr(reranking, "cheapest_tiles", directions)
     few = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
     assert asked == [21]
     np.testing.assert_allclose(

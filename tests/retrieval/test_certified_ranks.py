@@ -107,13 +107,17 @@ def some_subspace(kind, width, dimensions, seed, sample):
     return Subspace(basis)
 
 
+def bytes_of(*sides):
+    return subspaces.Bytes(max(float(side.features.norm(dim=1).max()) for side in sides))
+
+
 @CASES
 @given(
     kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
     seed=st.integers(0, 10_000),
     metric=st.sampled_from(["cosine", "euclidean"]),
     protocol=st.sampled_from(["market1501", "no-camera", "other-cameras"]),
-    directions=st.sampled_from(["none", "fitted", "random", "skewed"]),
+    directions=st.sampled_from(["none", "fitted", "random", "skewed", "bytes"]),
     dimensions=st.sampled_from([1, 4, 7, 12]),
     tile=st.sampled_from([(1152, 2048), (1, 1), (4, 17), (64, 64)]),
     block=st.sampled_from([256, 8]),
@@ -129,7 +133,9 @@ def test_ranks_are_those_of_float64(
     except UserError:  # no query has a match
         return
     cascade = Cascade()
-    if directions != "none":
+    if directions == "bytes":
+        cascade = Cascade(bytes_of(query, gallery))
+    elif directions != "none":
         cascade = Cascade(some_subspace(directions, 24, dimensions, seed, gallery.features))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspaces, "BLOCK", block)
@@ -141,7 +147,7 @@ def test_ranks_are_those_of_float64(
     assert cascade.levels[-1].undecided == 0
 
 
-@pytest.mark.parametrize("planted", ["radius", "rounding", "integers"])
+@pytest.mark.parametrize("planted", ["radius", "rounding", "integers", "bytes"])
 def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     """The cases above tell a wrong bound from a right one."""
     if planted == "radius":
@@ -152,6 +158,14 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
             return dataclasses.replace(whole, radius=whole.radius * 0.3)
 
         monkeypatch.setattr(Subspace, "approximate", approximate)
+    elif planted == "bytes":
+        of_bytes = subspaces.Bytes.approximate
+
+        def too_sure(self, *given):
+            whole = of_bytes(self, *given)
+            return dataclasses.replace(whole, radius=whole.radius * 0.1, slack=whole.slack * 0.1)
+
+        monkeypatch.setattr(subspaces.Bytes, "approximate", too_sure)
     elif planted == "integers":
         exactly = torch.zeros(1, dtype=torch.float64)
 
@@ -166,13 +180,15 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         monkeypatch.setattr(ops, "thresholds", lambda start, key, slack: (key.float(), key.float()))
     wrong = 0
     for seed in range(1, 40):
-        kind = "flat" if planted == "radius" else "last bits"
+        kind = "flat" if planted in ("radius", "bytes") else "last bits"
         query, gallery = nearly_tied(kind, seed)
         expected = evaluate_distances(
             float64_keys(query, gallery, "cosine"), query, gallery
         ).per_query
-        directions = Subspace.of_sample(gallery.features, 12) if planted != "rounding" else None
-        cascade = Cascade(directions)
+        tile = bytes_of(query, gallery) if planted == "bytes" else None
+        if planted in ("radius", "integers"):
+            tile = Subspace.of_sample(gallery.features, 12)
+        cascade = Cascade(tile)
         wrong += figures(ranked(query, gallery, "cosine", cascade)) != figures(expected)
     assert wrong > 0
 
@@ -194,7 +210,8 @@ def test_threads_and_shards_change_nothing():
 
 def test_a_query_with_many_matches():
     query, gallery = nearly_tied("rotated", 4, queries=5, items=500, width=40, persons=1)
-    for cascade in (Cascade(), Cascade(Subspace.of_sample(gallery.features, 8))):
+    tiles = None, Subspace.of_sample(gallery.features, 8), bytes_of(query, gallery)
+    for cascade in map(Cascade, tiles):
         expected = evaluate_distances(
             float64_keys(query, gallery, "euclidean"), query, gallery, "other-cameras"
         ).per_query
@@ -230,26 +247,77 @@ def decaying(count, width, seed=0, persons=2000):
     return Features(means[torch.from_numpy(pids)] + 0.3 * own, pids, camids)
 
 
-def test_the_plan_takes_few_directions_where_they_pay(monkeypatch):
-    # Seconds as a machine has them: an exact product costs four times a tile's.
-    monkeypatch.setattr(planning.Pilot, "product_seconds", lambda self: 1.0)
-    monkeypatch.setattr(planning.Pilot, "settle_seconds", lambda self, pairs, k: 8.0 * 512)
+def planned(monkeypatch, query, gallery, multiplies_bytes):
+    """The plan where a pair's product takes as long as it has dimensions, a quarter of 8 bits."""
+
+    def product_seconds(self, cascade):
+        return 512.0 if cascade.tile is None else 128.0
+
     original = planning.Pilot.count
-    monkeypatch.setattr(planning.Pilot, "count", lambda self, k: (8.0, original(self, k)[1]))
-    query, gallery = decaying(1000, 512), decaying(20000, 512, 1)
-    flat = torch.randn(21000, 512, generator=torch.Generator().manual_seed(0))
-    for features, pays in ((None, True), (flat, False)):
-        if features is not None:
-            query = Features(features[:1000], query.pids, query.camids)
-            gallery = Features(features[1000:], gallery.pids, gallery.camids)
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "multiplies_bytes", lambda: multiplies_bytes)
+        patch.setattr(planning.Pilot, "product_seconds", product_seconds)
+        # An exact product costs some times a tile's.
+        patch.setattr(planning.Pilot, "settle_seconds", lambda self, pairs, cascade: 8.0 * 512)
+        patch.setattr(planning.Pilot, "count", lambda self, way: (8.0, original(self, way)[1]))
         norms = [reference.squared_norms(side.features) for side in (query, gallery)]
         selection = select(protocol_named("market1501"), Labels.of(query, gallery))
-        cascade = planning.plan(query.rows, norms[0], gallery.rows, norms[1], selection, "cosine")
-        assert bool(cascade.dimensions) == pays
-        if pays:
-            plain, few = (ranked(query, gallery, "cosine", one) for one in (Cascade(), cascade))
-            assert figures(few) == figures(plain)
-            assert cascade.levels[0].undecided < 0.5 * cascade.levels[0].pairs
+        return planning.plan(query.rows, norms[0], gallery.rows, norms[1], selection, "cosine")
+
+
+def test_the_plan_takes_few_directions_where_they_pay(monkeypatch):
+    query, gallery = decaying(1000, 512), decaying(20000, 512, 1)
+    cascade = planned(monkeypatch, query, gallery, False)
+    assert isinstance(cascade.tile, Subspace)
+    plain, few = (ranked(query, gallery, "cosine", one) for one in (Cascade(), cascade))
+    assert figures(few) == figures(plain)
+    assert cascade.levels[0].undecided < 0.5 * cascade.levels[0].pairs
+    flat = torch.randn(21000, 512, generator=torch.Generator().manual_seed(0))
+    query = Features(flat[:1000], query.pids, query.camids)
+    gallery = Features(flat[1000:], gallery.pids, gallery.camids)
+    assert planned(monkeypatch, query, gallery, False).tile is None
+
+
+def test_the_plan_takes_bytes_where_they_pay(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    names, count = decaying(1000, 8), 20000
+    persons = torch.randn(2000, 512, generator=g)
+    sides = []
+    for pids, camids in (
+        (names.pids, names.camids),
+        (np.arange(count) % 2000, np.arange(count) % 3),
+    ):
+        x = persons[torch.from_numpy(pids)] + torch.randn(len(pids), 512, generator=g)
+        sides.append(Features(x, pids, camids))
+    query, gallery = sides
+    assert planned(monkeypatch, query, gallery, False).tile is None
+    cascade = planned(monkeypatch, query, gallery, True)
+    assert isinstance(cascade.tile, subspaces.Bytes)
+    plain, few = (ranked(query, gallery, "cosine", one) for one in (Cascade(), cascade))
+    assert figures(few) == figures(plain)
+    assert [level.precision for level in cascade.levels] == ["int8", "int16", "float64"]
+    assert cascade.levels[0].undecided < 0.01 * cascade.levels[0].pairs
+    # Where every match lies among the others, 8 bits decide nothing.
+    lost = Features(torch.randn(count, 512, generator=g), gallery.pids, gallery.camids)
+    assert planned(monkeypatch, query, lost, True).tile is None
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_bounds_hold_what_bytes_leave_out(metric):
+    lengths = torch.logspace(-1, 1, 300)[:, None]
+    x = torch.nn.functional.normalize(decaying(300, 200).features) * lengths
+    x[0], x[1] = 0, torch.eye(200)[3]
+    norms = reference.squared_norms(x)
+    found = subspaces.Bytes(float(norms.max()) ** 0.5).approximate(x, norms, metric)
+    inner = subspaces.tile_products(found, found, torch.empty(300, 300)).double()
+    bound = subspaces.bound_between(found, found, metric)
+    width = bound.row_radius[:, None] * bound.column_radius
+    width = width + bound.row_slack[:, None] + bound.column_slack
+    wide, factor = x.double(), 2 if metric == "euclidean" else 1
+    if metric == "cosine":
+        wide = wide / norms.sqrt()[:, None].clamp_min(1e-300)
+    error = factor * (wide @ wide.T - inner).abs()
+    assert (error <= width).all() and error.max() > 0.02 * width.max()
 
 
 def test_radii_hold_what_coordinates_leave_out():
