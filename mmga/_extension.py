@@ -78,7 +78,8 @@ def _load_cpu() -> Library:
         return _absent("cpu")
     except ImportError as error:
         return Library(False, f"built, but does not load: {error}")
-    return Library(True, module.instruction_set())
+    products = ", 8-bit products" if module.multiplies_bytes() else ""
+    return Library(True, module.instruction_set() + products)
 
 
 def _load_cuda() -> Library:

@@ -2,7 +2,8 @@
 
 A tile of approximate keys comes from a product of the features, of their coordinates in a few
 directions, or of the features in 8 bits. What its error bound leaves undecided goes through finer
-levels and at last to float64. The ranks are those of exact products, whatever the tiles, threads, levels and machine.
+levels and at last to float64. The ranks are those of exact products, whatever the tiles, threads,
+levels and machine.
 """
 
 from __future__ import annotations

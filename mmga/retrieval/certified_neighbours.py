@@ -26,7 +26,7 @@ from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
 from mmga.retrieval.certified import EXACT, beyond_bounds
 from mmga.retrieval.items import TILE, Items, squared_from
-from mmga.retrieval.plan import CANDIDATES, narrowed, directions_of, spread
+from mmga.retrieval.plan import CANDIDATES, directions_of, narrowed, spread
 from mmga.retrieval.stream import Progress
 from mmga.retrieval.subspace import (
     WIDEST_BYTES,
