@@ -55,7 +55,7 @@ _COUNTING, _INTEGERS = 40, 3
 # the products costs.
 _BYTES, _ROUNDING = 4, 10
 # Operations of all products below which there is nothing to save.
-_SMALL = 4e10
+_SMALL = 1e11
 
 Tiles = Subspace | Bytes | None
 """What the tiles of a search come from: coordinates in some directions, features of 8 bits, or
@@ -135,6 +135,7 @@ def certified_neighbours(
     *,
     kept: Tensor | None = None,
     tile: int | None = None,
+    farthest: bool = True,
 ) -> Neighbours:
     """Return the k nearest of every item among all, itself included at distance 0.
 
@@ -147,6 +148,7 @@ def certified_neighbours(
         kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
             others as tiles of the features have them; None with other tiles.
         tile: rows and columns of a tile; `TILE` if None.
+        farthest: each item's largest distance is wanted, too; else it is NaN.
 
     Returns:
         Lists in the order of (float64 distance, index) with squared distances rounded to float32.
@@ -164,7 +166,7 @@ def certified_neighbours(
     if tiles is not None:
         lists = ExactLists(limits, k)
         lists.add_self(torch.arange(n))
-        lists.maxima.copy_(_some_far(looks))
+        lists.maxima.copy_(_some_far(looks) if farthest else torch.tensor(torch.inf))
         _second_look(looks, lists, limits, progress)
         index, distance = lists.result()
         maxima = lists.maxima.float()
@@ -172,6 +174,8 @@ def certified_neighbours(
         maxima = first.maxima
         if wanted < n:
             _mend(looks, index, distance, limits, first.distances[:, -1].double(), progress)
+    if not farthest:
+        maxima = torch.full_like(maxima, torch.nan)
     return Neighbours(index, distance.float(), maxima)
 
 
@@ -196,7 +200,9 @@ def exact_order(items: Items, exact: str | None) -> str:
     return "float32" if exact == "float32" or obstacle is not None else "certified"
 
 
-def cheapest_tiles(items: Items, k: int, kept: int = 0, seed: int = 0) -> Tiles:
+def cheapest_tiles(
+    items: Items, k: int, kept: int = 0, *, farthest: bool = True, seed: int = 0
+) -> Tiles:
     """Return what tiles come from in the cheapest search; None: the features.
 
     The choice follows from counts of operations and of undecided pairs, not from a clock: the same
@@ -207,6 +213,7 @@ def cheapest_tiles(items: Items, k: int, kept: int = 0, seed: int = 0) -> Tiles:
         k: neighbours wanted.
         kept: pairs whose distances are wanted too, and come from nothing but tiles of the features
             or a product of their own.
+        farthest: each item's largest distance is wanted.
         seed: of the directions.
     """
     n, width, metric = len(items), items.dimension, items.metric
@@ -222,7 +229,7 @@ def cheapest_tiles(items: Items, k: int, kept: int = 0, seed: int = 0) -> Tiles:
     # Half of all pairs: two looks, what stands for features made, integers of undecided pairs.
     best, least = None, float(width + _COUNTING)
     later = 2.0 * width * kept / n**2
-    for tiles, share in zip(choices, _undecided_shares(items, choices, k), strict=True):
+    for tiles, share in zip(choices, _undecided_shares(items, choices, k, farthest), strict=True):
         if isinstance(tiles, Subspace):
             c = tiles.directions.shape[1]
             looks = c + first_dimensions(c) + 2.0 * width * c / n
@@ -234,7 +241,9 @@ def cheapest_tiles(items: Items, k: int, kept: int = 0, seed: int = 0) -> Tiles:
     return best
 
 
-def _undecided_shares(items: Items, choices: list[Subspace | Bytes], k: int) -> list[float]:
+def _undecided_shares(
+    items: Items, choices: list[Subspace | Bytes], k: int, farthest: bool
+) -> list[float]:
     """Return the share of an item's pairs that its limits leave undecided, by kind of tiles."""
     n, metric = len(items), items.metric
     chosen, others = spread(n, _PILOT), spread(n, 4096)
@@ -255,29 +264,29 @@ def _undecided_shares(items: Items, choices: list[Subspace | Bytes], k: int) -> 
         room = torch.empty(len(x), tiles.directions.shape[1])
         return tiles.approximate(tiles.coordinates(x, squared, metric, room), squared, metric)
 
-    # A first look takes an item's nearest from those that are near indeed, by its tiles' keys.
     exact = keys(exact, torch.arange(n))
     near = exact.topk(min(n, 8 * k), dim=1, largest=False).indices  # [P, 8k]
-    flat = near.reshape(-1)
-    near_rows, other_rows = items.take(flat), items.take(others)
+    other_rows = items.take(others)
     shares = []
     for tiles in choices:
         own, all_ = of(tiles, rows, norms), of(tiles, other_rows, items.norms[others])
-        limit = exact.gather(1, near[:, :k]).amax(1, keepdim=True)
         inner = tile_products(own, all_, torch.empty(len(own.rows), len(all_.rows))).double()
-        guess = first = keys(inner, others)
+        guess = keys(inner, others)
+        limit = exact.gather(1, near[:, :k]).amax(1, keepdim=True)
         if isinstance(tiles, Subspace):  # few coordinates are less sure which are the nearest
-            c = first_dimensions(tiles.directions.shape[1])
-            theirs = of(tiles, near_rows, items.norms[flat]).rows[:, :c].view(*near.shape, -1)
-            inner = (theirs @ own.rows[:, :c, None]).squeeze(2).double()
+            flat = near.reshape(-1)
+            theirs = _first(tiles, of(tiles, items.take(flat), items.norms[flat])).rows
+            mine = _first(tiles, own).rows[:, :, None]
+            inner = (theirs.view(*near.shape, -1) @ mine).squeeze(2).double()
             found = near.gather(1, keys(inner, near).topk(k, dim=1, largest=False).indices)
             limit = exact.gather(1, found).amax(1, keepdim=True)
-            first = keys((own.rows[:, :c] @ all_.rows[:, :c].T).double(), others)
-        far = others[first.argmax(1, keepdim=True)]
+        far = others[guess.argmax(1, keepdim=True)]
         bound = bound_between(own, all_, metric)
         width = bound.row_radius[:, None] * bound.column_radius + bound.row_slack[:, None]
         width = width + bound.column_slack
-        wanted = (guess - width <= limit) | (guess + width >= exact.gather(1, far))
+        wanted = guess - width <= limit
+        if farthest:
+            wanted |= guess + width >= exact.gather(1, far)
         shares.append(float(wanted.double().mean()))
     return shares
 
@@ -297,7 +306,7 @@ def _first_look(
         rows = looks.own(own, min(own + size, n))
         columns = looks.cut(other, min(other + size, n))
         values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
-        tile_products(_first(looks, rows), _first(looks, columns), values)
+        tile_products(_first(looks.tiles, rows), _first(looks.tiles, columns), values)
         terms, others = looks.terms[own : own + size], looks.terms[other : other + size]
         lists.add(values, terms, others, own, other, cosine=cosine, symmetric=True, kept=kept)
         if progress is not None:
@@ -305,9 +314,9 @@ def _first_look(
     return lists.result()
 
 
-def _first(looks: _Looks, items: Approximation) -> Approximation:
-    """Return what of items the first look takes: not all coordinates."""
-    if not isinstance(looks.tiles, Subspace):
+def _first(tiles: Tiles, items: Approximation) -> Approximation:
+    """Return what of items the first look takes: of coordinates, not all."""
+    if not isinstance(tiles, Subspace):
         return items
     width = first_dimensions(items.rows.shape[1])
     return Approximation(items.rows[:, :width], items.radius, items.slack)
@@ -316,18 +325,18 @@ def _first(looks: _Looks, items: Approximation) -> Approximation:
 def _some_far(looks: _Looks) -> Tensor:
     """Return the exact distance of each item to one that seems far, float64 [N].
 
-    The one is the farthest of a sample by the tiles of the first look: the larger, the fewer pairs
-    are in question as the farthest.
+    The one is the farthest of a sample by the tiles: the larger, the fewer pairs are in question as
+    the farthest.
     """
     items, n = looks.items, len(looks.items)
     sample = spread(n, _SAMPLE)
-    far_away = _first(looks, looks.take(sample))
+    far_away = looks.take(sample)
     own = items.norms[sample].float() / 2 if items.metric == "euclidean" else 0.0
     far = torch.empty(n, dtype=torch.int64)
     tile = torch.empty(TILE, len(sample))
     for begin in range(0, n, TILE):
         end = min(begin + TILE, n)
-        near = tile_products(_first(looks, looks.cut(begin, end)), far_away, tile[: end - begin])
+        near = tile_products(looks.cut(begin, end), far_away, tile[: end - begin])
         far[begin:end] = sample[(near - own).argmin(1)]
     return items.exact_distances(torch.arange(n), far)
 

@@ -56,7 +56,7 @@ def encoded_distances(
     distances: Tensor, maxima: Tensor, rule: KReciprocal
 ) -> tuple[Tensor, Tensor | None]:
     """Return what a variant encodes: distances, and by what a row's are divided (None: nothing)."""
-    if rule.variant == "fastreid":
+    if not rule.divides:
         return distances, None
     if rule.variant == "torchreid":
         return distances.square(), maxima.double().square()

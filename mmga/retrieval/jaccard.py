@@ -91,11 +91,13 @@ def jaccard_distance(
     tiles = None
     certified = exact_order(items, exact) == "certified"
     if certified:
-        tiles = cheapest_tiles(items, k)
+        tiles = cheapest_tiles(items, k, farthest=rule.divides)
         certified = exact is not None or tiles is not None
     if certified:
         size = tile_for(n) if tiles is None else None
-        neighbours = certified_neighbours(items, k, progress, tiles, tile=size)
+        neighbours = certified_neighbours(
+            items, k, progress, tiles, tile=size, farthest=rule.divides
+        )
     else:
         neighbours = neighbours_within(items, k, progress, tile=tile_for(n))
     found = time.perf_counter()

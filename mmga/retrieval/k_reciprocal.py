@@ -90,6 +90,11 @@ class KReciprocal:
         length = (self.k1 + 2) // 2 if self.half == "matlab" else round(self.k1 / 2) + 1
         return min(length, self.list_length)
 
+    @property
+    def divides(self) -> bool:
+        """Whether distances are divided by the largest of their row."""
+        return self.variant != "fastreid"
+
     def neighbours_needed(self, items: int) -> int:
         """Return how many neighbours of each of so many items the computation reads."""
         return min(max(self.list_length, self.k2), items)

@@ -112,14 +112,18 @@ class Reranking:
         limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
         kept = 0 if gallery is None else self.queries * self.gallery
         kept = kept if 4 * kept <= limit else 0
-        tiles = cheapest_tiles(self._items, k, kept) if certified else None
+        tiles = None
+        if certified:
+            tiles = cheapest_tiles(self._items, k, kept, farthest=rule.divides)
         self.tiles = described(tiles)
         self._kept: Tensor | None = None
         if tiles is None and kept:
             self._kept = torch.empty((self.queries, self.gallery), device=self._items.device)
         self.exact = "certified" if certified else "float32"
         neighbours = (
-            certified_neighbours(self._items, k, progress, tiles, kept=self._kept)
+            certified_neighbours(
+                self._items, k, progress, tiles, kept=self._kept, farthest=rule.divides
+            )
             if certified
             else neighbours_within(self._items, k, progress, self._kept)
         )
