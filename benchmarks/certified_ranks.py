@@ -27,9 +27,10 @@ from torch import Tensor
 
 import mmga
 from mmga.files import atomic_path
-from mmga.retrieval.certified_neighbours import certified_neighbours, cheapest_tiles, described
+from mmga.retrieval.certified_neighbours import certified_neighbours
 from mmga.retrieval.items import Items
 from mmga.retrieval.rows import Rows
+from mmga.retrieval.search_tiles import cheapest_tiles, described
 
 Figures = dict[str, Any]
 SPECTRA = (("decaying", 0.0), ("flat", 0.5), ("flat", 0.05))

@@ -14,30 +14,17 @@ import torch
 from torch import Tensor
 
 from mmga.errors import UserError
-from mmga.ops.certified import (
-    ExactLists,
-    multiplies_bytes,
-    narrow_pairs,
-    nearest_of,
-    open_pairs,
-)
+from mmga.ops.certified import ExactLists, narrow_pairs, nearest_of, open_pairs
 from mmga.ops.distance import metric_number
 from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
 from mmga.retrieval.certified import EXACT, beyond_bounds
 from mmga.retrieval.items import TILE, Items, squared_from
-from mmga.retrieval.plan import CANDIDATES, directions_of, narrowed, spread
+from mmga.retrieval.looks import Looks
+from mmga.retrieval.plan import spread
+from mmga.retrieval.search_tiles import Tiles, first_part
 from mmga.retrieval.stream import Progress
-from mmga.retrieval.subspace import (
-    WIDEST_BYTES,
-    Approximation,
-    Bytes,
-    Subspace,
-    as_integers,
-    as_they_are,
-    bound_between,
-    tile_products,
-)
+from mmga.retrieval.subspace import as_they_are, bound_between, tile_products
 
 # Neighbours beyond k that a first look at tiles of the features asks for: where more than these
 # nearly tie with the k-th, the item gets a second look.
@@ -47,84 +34,6 @@ _SAMPLE = 1024
 # Rows of a tile of the second look, in tiles: the features of its items come through the caches for
 # exact products, and the fewer such blocks, the less often.
 _ROW_TILES = 4
-_PILOT = 48
-# Costs of a pair in products of one dimension: looking at it, and a dimension of a product of
-# integers, which is bound by the way of two features through the caches.
-_COUNTING, _INTEGERS = 40, 3
-# Dimensions of 8 bits that are multiplied in the time of one of float32, and what making floats of
-# the products costs.
-_BYTES, _ROUNDING = 4, 10
-# Operations of all products below which there is nothing to save.
-_SMALL = 1e11
-
-Tiles = Subspace | Bytes | None
-"""What the tiles of a search come from: coordinates in some directions, features of 8 bits, or
-(None) the features."""
-
-
-class _Looks:
-    """All items at the level of the tiles."""
-
-    def __init__(self, items: Items, tiles: Tiles, tile: int) -> None:
-        self.items, self.tiles, self.tile = items, tiles, tile
-        self.terms = items.terms
-        if tiles is not None and items.metric == "cosine":
-            self.terms = torch.ones_like(items.terms)  # what stands for features is normalised
-        n = len(items)
-        self._rows: Tensor | None = None  # coordinates, made once
-        self._held: tuple[int, int, Approximation] | None = None
-        if isinstance(tiles, Subspace):
-            self._rows = torch.empty(n, tiles.directions.shape[1])
-            parts = [self._coordinates(b, min(b + TILE, n), self._rows) for b in range(0, n, TILE)]
-            self._radius = torch.cat([part.radius for part in parts])
-            self._slack = torch.cat([part.slack for part in parts])
-
-    def _coordinates(self, begin: int, end: int, rows: Tensor) -> Approximation:
-        assert isinstance(self.tiles, Subspace)
-        block, norms = self.items.block(begin, end).contiguous(), self.items.norms[begin:end]
-        self.tiles.coordinates(block, norms, self.items.metric, rows[begin:end])
-        return self.tiles.approximate(rows[begin:end], norms, self.items.metric)
-
-    def cut(self, begin: int, end: int) -> Approximation:
-        """Return some items, of which the rows may be valid until the next call only."""
-        if self._rows is not None:
-            part = slice(begin, end)
-            return Approximation(self._rows[part], self._radius[part], self._slack[part])
-        return self._made(self.items.block(begin, end), self.items.norms[begin:end])
-
-    def own(self, begin: int, end: int) -> Approximation:
-        """Return the items of a tile's rows, as `cut`, but kept for the tiles beside it."""
-        if self._held is None or self._held[:2] != (begin, end):
-            self._held = begin, end, self.cut(begin, end)
-        return self._held[2]
-
-    def take(self, items: Tensor) -> Approximation:
-        """Return the items of these numbers, int64 [K]."""
-        if self._rows is not None:
-            return Approximation(self._rows[items], self._radius[items], self._slack[items])
-        return self._made(self.items.take(items), self.items.norms[items])
-
-    def _made(self, rows: Tensor, norms: Tensor) -> Approximation:
-        if isinstance(self.tiles, Bytes):
-            return self.tiles.approximate(rows.contiguous(), norms, self.items.metric)
-        return as_they_are(rows, norms, self.items.metric)
-
-    def integers(self, items: slice) -> Approximation:
-        """Return some items as integers of 16 bits."""
-        rows = self.items.block(items.start, items.stop).contiguous()
-        return as_integers(rows, self.items.norms[items], self.items.metric)
-
-
-def described(tiles: Tiles) -> str:
-    """Return what tiles come from, in words."""
-    if isinstance(tiles, Subspace):
-        return f"{tiles.directions.shape[1]} coordinates"
-    return "features" if tiles is None else "8-bit features"
-
-
-def first_dimensions(dimensions: int) -> int:
-    """Return how many coordinates the first look takes, which must find some near items."""
-    return max(min(dimensions, CANDIDATES[0]), dimensions // 2)
 
 
 def certified_neighbours(
@@ -155,7 +64,7 @@ def certified_neighbours(
         Each item's largest distance is exact unless tiles are of the features, else the tiles'.
     """
     n = len(items)
-    looks = _Looks(items, tiles, tile or TILE)
+    looks = Looks(items, tiles, tile or TILE)
     wanted = k if tiles is not None else min(n, k + _SPARE)
     first = _first_look(looks, wanted, progress, kept)
     # Exact distances of what was found, in the order that counts.
@@ -200,100 +109,7 @@ def exact_order(items: Items, exact: str | None) -> str:
     return "float32" if exact == "float32" or obstacle is not None else "certified"
 
 
-def cheapest_tiles(
-    items: Items, k: int, kept: int = 0, *, farthest: bool = True, seed: int = 0
-) -> Tiles:
-    """Return what tiles come from in the cheapest search; None: the features.
-
-    The choice follows from counts of operations and of undecided pairs, not from a clock: the same
-    items give the same choice on machines with the same instructions.
-
-    Args:
-        items: N items.
-        k: neighbours wanted.
-        kept: pairs whose distances are wanted too, and come from nothing but tiles of the features
-            or a product of their own.
-        farthest: each item's largest distance is wanted.
-        seed: of the directions.
-    """
-    n, width, metric = len(items), items.dimension, items.metric
-    operations = float(n) * n * width
-    if operations < _SMALL:
-        return None
-    subspace = directions_of(items.take, n, width, metric, operations, seed)
-    choices: list[Subspace | Bytes] = list(narrowed(subspace))
-    if items.device.type == "cpu" and multiplies_bytes() and width <= WIDEST_BYTES:
-        choices.append(Bytes(float(items.norms.max()) ** 0.5))
-    if not choices:
-        return None
-    # Half of all pairs: two looks, what stands for features made, integers of undecided pairs.
-    best, least = None, float(width + _COUNTING)
-    later = 2.0 * width * kept / n**2
-    for tiles, share in zip(choices, _undecided_shares(items, choices, k, farthest), strict=True):
-        if isinstance(tiles, Subspace):
-            c = tiles.directions.shape[1]
-            looks = c + first_dimensions(c) + 2.0 * width * c / n
-        else:
-            looks = 2 * (width / _BYTES + _ROUNDING)
-        cost = looks + 2 * _COUNTING + min(1.0, 2 * share) * _INTEGERS * width + later
-        if cost < least:
-            best, least = tiles, cost
-    return best
-
-
-def _undecided_shares(
-    items: Items, choices: list[Subspace | Bytes], k: int, farthest: bool
-) -> list[float]:
-    """Return the share of an item's pairs that its limits leave undecided, by kind of tiles."""
-    n, metric = len(items), items.metric
-    chosen, others = spread(n, _PILOT), spread(n, 4096)
-    rows, norms = items.take(chosen), items.norms[chosen]
-    # Products of float32: only the estimate depends on them.
-    exact = torch.cat(
-        [rows @ items.block(b, min(b + TILE, n)).T for b in range(0, n, TILE)], 1
-    ).double()
-    if metric == "cosine":
-        exact *= torch.where(norms > 0, norms.rsqrt(), 0.0)[:, None] * items.terms
-
-    def keys(inner: Tensor, places: Tensor) -> Tensor:
-        return 1 - inner if metric == "cosine" else norms[:, None] + items.norms[places] - 2 * inner
-
-    def of(tiles: Subspace | Bytes, x: Tensor, squared: Tensor) -> Approximation:
-        if isinstance(tiles, Bytes):
-            return tiles.approximate(x, squared, metric)
-        room = torch.empty(len(x), tiles.directions.shape[1])
-        return tiles.approximate(tiles.coordinates(x, squared, metric, room), squared, metric)
-
-    exact = keys(exact, torch.arange(n))
-    near = exact.topk(min(n, 8 * k), dim=1, largest=False).indices  # [P, 8k]
-    other_rows = items.take(others)
-    shares = []
-    for tiles in choices:
-        own, all_ = of(tiles, rows, norms), of(tiles, other_rows, items.norms[others])
-        inner = tile_products(own, all_, torch.empty(len(own.rows), len(all_.rows))).double()
-        guess = keys(inner, others)
-        limit = exact.gather(1, near[:, :k]).amax(1, keepdim=True)
-        if isinstance(tiles, Subspace):  # few coordinates are less sure which are the nearest
-            flat = near.reshape(-1)
-            theirs = _first(tiles, of(tiles, items.take(flat), items.norms[flat])).rows
-            mine = _first(tiles, own).rows[:, :, None]
-            inner = (theirs.view(*near.shape, -1) @ mine).squeeze(2).double()
-            found = near.gather(1, keys(inner, near).topk(k, dim=1, largest=False).indices)
-            limit = exact.gather(1, found).amax(1, keepdim=True)
-        far = others[guess.argmax(1, keepdim=True)]
-        bound = bound_between(own, all_, metric)
-        width = bound.row_radius[:, None] * bound.column_radius + bound.row_slack[:, None]
-        width = width + bound.column_slack
-        wanted = guess - width <= limit
-        if farthest:
-            wanted |= guess + width >= exact.gather(1, far)
-        shares.append(float(wanted.double().mean()))
-    return shares
-
-
-def _first_look(
-    looks: _Looks, k: int, progress: Progress | None, kept: Tensor | None
-) -> Neighbours:
+def _first_look(looks: Looks, k: int, progress: Progress | None, kept: Tensor | None) -> Neighbours:
     """Return the k nearest by the tiles' distances."""
     n, cosine = len(looks.items), looks.items.metric == "cosine"
     lists = NearestLists(n, k)
@@ -306,7 +122,7 @@ def _first_look(
         rows = looks.own(own, min(own + size, n))
         columns = looks.cut(other, min(other + size, n))
         values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
-        tile_products(_first(looks.tiles, rows), _first(looks.tiles, columns), values)
+        tile_products(first_part(looks.tiles, rows), first_part(looks.tiles, columns), values)
         terms, others = looks.terms[own : own + size], looks.terms[other : other + size]
         lists.add(values, terms, others, own, other, cosine=cosine, symmetric=True, kept=kept)
         if progress is not None:
@@ -314,15 +130,7 @@ def _first_look(
     return lists.result()
 
 
-def _first(tiles: Tiles, items: Approximation) -> Approximation:
-    """Return what of items the first look takes: of coordinates, not all."""
-    if not isinstance(tiles, Subspace):
-        return items
-    width = first_dimensions(items.rows.shape[1])
-    return Approximation(items.rows[:, :width], items.radius, items.slack)
-
-
-def _some_far(looks: _Looks) -> Tensor:
+def _some_far(looks: Looks) -> Tensor:
     """Return the exact distance of each item to one that seems far, float64 [N].
 
     The one is the farthest of a sample by the tiles: the larger, the fewer pairs are in question as
@@ -342,7 +150,7 @@ def _some_far(looks: _Looks) -> Tensor:
 
 
 def _second_look(
-    looks: _Looks, lists: ExactLists, limits: Tensor, progress: Progress | None
+    looks: Looks, lists: ExactLists, limits: Tensor, progress: Progress | None
 ) -> None:
     """Offer all pairs that may lie within the limit of one of their items, or be its farthest."""
     items, n = looks.items, len(looks.items)
@@ -389,7 +197,7 @@ def _second_look(
 
 
 def _mend(
-    looks: _Looks,
+    looks: Looks,
     index: Tensor,
     distance: Tensor,
     limits: Tensor,

@@ -14,11 +14,12 @@ from mmga.errors import UserError
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.precision import float32_products
 from mmga.progress import Progress
-from mmga.retrieval.certified_neighbours import certified_neighbours, cheapest_tiles, exact_order
+from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order
 from mmga.retrieval.encoding import encode
 from mmga.retrieval.items import Items, tile_for
 from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import check_metric, feature_rows, neighbours_within
+from mmga.retrieval.search_tiles import cheapest_tiles
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -19,12 +19,7 @@ from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Tile
 from mmga.progress import Progress
-from mmga.retrieval.certified_neighbours import (
-    certified_neighbours,
-    cheapest_tiles,
-    described,
-    exact_order,
-)
+from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order
 from mmga.retrieval.encoding import encode
 from mmga.retrieval.features import JUNK
 from mmga.retrieval.items import Items, tile_on
@@ -32,6 +27,7 @@ from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import check_metric, neighbours_within
 from mmga.retrieval.rerank import mix
 from mmga.retrieval.rows import Rows
+from mmga.retrieval.search_tiles import cheapest_tiles, described
 
 if TYPE_CHECKING:
     from mmga.retrieval.evaluate import Context

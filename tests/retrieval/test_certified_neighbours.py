@@ -16,16 +16,12 @@ from mmga.ops import reference
 from mmga.ops._library import has_kernel
 from mmga.ops.ranking import Tile
 from mmga.retrieval import certified_neighbours as searching
+from mmga.retrieval import looks, reranking, search_tiles, subspace
 from mmga.retrieval import plan as planning
-from mmga.retrieval import reranking, subspace
-from mmga.retrieval.certified_neighbours import (
-    certified_neighbours,
-    cheapest_tiles,
-    described,
-    exact_order,
-)
+from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order
 from mmga.retrieval.items import Items
 from mmga.retrieval.rows import Rows
+from mmga.retrieval.search_tiles import cheapest_tiles, described
 
 KERNEL = mmga.ops.backends()["cpu"].startswith("active")
 
@@ -69,23 +65,29 @@ def brute_force(items, k):
     k=st.sampled_from([1, 4, 21, 66]),
     tile=st.sampled_from([512, 16, 40]),
     block=st.sampled_from([256, 8]),
+    farthest=st.booleans(),
 )
-def test_lists_are_those_of_float64(kind, seed, metric, directions, dimensions, k, tile, block):
+def test_lists_are_those_of_float64(
+    kind, seed, metric, directions, dimensions, k, tile, block, farthest
+):
     items = some_items(kind, seed, metric=metric)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspace, "BLOCK", block)
         patch.setattr(subspace, "FINE_BLOCK", block)
-        patch.setattr(searching, "TILE", tile)
+        for module in (searching, looks):
+            patch.setattr(module, "TILE", tile)
         chosen = None
         if directions == "bytes":
             chosen = bytes_of(items)
         elif directions != "none":
             chosen = some_subspace(directions, 24, dimensions, seed, items.block(0, 66))
-        found = certified_neighbours(items, k, tiles=chosen)
+        found = certified_neighbours(items, k, tiles=chosen, farthest=farthest)
     index, distance, maxima = brute_force(items, k)
     assert torch.equal(found.index, index)
     assert torch.equal(found.distances, distance.float())
-    if chosen is None:
+    if not farthest:
+        assert found.maxima.isnan().all()
+    elif chosen is None:
         torch.testing.assert_close(found.maxima, maxima.float(), rtol=1e-5, atol=1e-5)
     else:
         assert torch.equal(found.maxima, maxima.float())
@@ -99,7 +101,7 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     else:
         owner, name = {
             "radius": (subspace.Subspace, "approximate"),
-            "integers": (searching, "as_integers"),
+            "integers": (looks, "as_integers"),
             "bytes": (subspace.Bytes, "approximate"),
         }[planted]
         original = getattr(owner, name)
@@ -220,8 +222,8 @@ def test_opcheck():
 
 
 def test_directions_are_taken_where_they_pay(monkeypatch):
-    monkeypatch.setattr(searching, "_SMALL", 1e8)
-    monkeypatch.setattr(searching, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(search_tiles, "_SMALL", 1e8)
+    monkeypatch.setattr(search_tiles, "multiplies_bytes", lambda: False)
     monkeypatch.setattr(planning, "_FIT_SHARE", 1.0)
     items = Items([decaying(4000, 512).rows], "cosine")
     chosen = cheapest_tiles(items, 6)
@@ -236,7 +238,7 @@ def test_directions_are_taken_where_they_pay(monkeypatch):
     persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
     noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
     items = Items([Rows([persons + 0.02 * noise])], "cosine")
-    monkeypatch.setattr(searching, "multiplies_bytes", lambda: True)
+    monkeypatch.setattr(search_tiles, "multiplies_bytes", lambda: True)
     tiles = cheapest_tiles(items, 5)
     assert isinstance(tiles, subspace.Bytes) and described(tiles) == "8-bit features"
     assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
@@ -249,7 +251,7 @@ def test_re_ranking_is_the_same_through_directions(monkeypatch):
     plain = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
     asked = []
 
-    def directions(items, k, kept):
+    def directions(items, k, kept, farthest):
         asked.append(k)
         return subspace.Subspace.of_sample(items.block(0, 512), 32)
 
