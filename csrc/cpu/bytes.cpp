@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <tuple>
+#include <vector>
 
 #include "checks.h"
 #include "common.h"
@@ -21,6 +22,48 @@ namespace {
 constexpr float kMostOfByte = 127;
 // Entries that one thread should have before another is worth waking.
 constexpr int64_t kBytesGrain = 1 << 15;
+
+// Columns that a vector of the mixing should have, and the most rows.
+constexpr int64_t kColumns = 16, kMostMixed = 64;
+
+// How many entries of a row of `width` are mixed with each other: a power of four.
+int64_t mixed_entries(int64_t width) {
+  int64_t count = 1;
+  while (count < kMostMixed && width % (4 * count) == 0 && width / (4 * count) >= kColumns) {
+    count *= 4;
+  }
+  return count;
+}
+
+// The signs by which entries are multiplied before they are mixed: the last bits of SplitMix64.
+std::vector<float> mixing_signs(int64_t width) {
+  std::vector<float> signs(width);
+  for (int64_t i = 0; i < width; ++i) {
+    uint64_t z = (static_cast<uint64_t>(i) + 1) * 0x9E3779B97F4A7C15;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+    signs[i] = ((z ^ (z >> 31)) & 1) != 0 ? -1.0F : 1.0F;
+  }
+  return signs;
+}
+
+// A row as [count, width / count], multiplied by signs and by a Hadamard matrix from the left.
+MMGA_VECTOR_CLONES void mix(const float* x, const float* signs, int64_t width, int64_t count,
+                            float* to) {
+  for (int64_t i = 0; i < width; ++i) to[i] = x[i] * signs[i];
+  const int64_t columns = width / count;
+  for (int64_t half = 1; half < count; half *= 2) {
+    for (int64_t first = 0; first < count; first += 2 * half) {
+      float* upper = to + first * columns;
+      float* lower = upper + half * columns;
+      for (int64_t i = 0; i < half * columns; ++i) {
+        const float sum = upper[i] + lower[i], difference = upper[i] - lower[i];
+        upper[i] = sum;
+        lower[i] = difference;
+      }
+    }
+  }
+}
 
 // Rounds to the nearest integer, halves to even, numbers below 2^22.
 MMGA_INLINE float nearest(float x) {
@@ -71,13 +114,19 @@ std::tuple<Tensor, Tensor, Tensor> byte_rows(const Tensor& x) {
   auto* unit = static_cast<float*>(units.mutable_data_ptr());
   auto* left = static_cast<double*>(error.mutable_data_ptr());
   const int64_t grain = std::max<int64_t>(1, kBytesGrain / std::max<int64_t>(1, width));
+  const int64_t count = mixed_entries(width);
+  const std::vector<float> signs = mixing_signs(width);
+  const float shrink = 1 / std::sqrt(static_cast<float>(count));  // a power of two
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> mixed(width);
     for (int64_t row = begin; row < end; ++row) {
-      const float largest = largest_of(from + row * width, width);
+      mix(from + row * width, signs.data(), width, count, mixed.data());
+      const float largest = largest_of(mixed.data(), width);
       const float scale = largest > 0 ? kMostOfByte / largest : 0;
-      unit[row] = largest / kMostOfByte;
-      left[row] = std::sqrt(
-          round_to_bytes(from + row * width, width, scale, unit[row], to + row * width));
+      const float one = largest / kMostOfByte;
+      const double rest = round_to_bytes(mixed.data(), width, scale, one, to + row * width);
+      unit[row] = one * shrink;
+      left[row] = std::sqrt(rest) * shrink;
     }
   });
   return {numbers, units, error};

@@ -1,4 +1,5 @@
-// What the processor can do, and which clone of a MMGA_VECTOR_CLONES function runs here. No torch header: module.cpp includes it.
+// What the processor can do, and which clone of a MMGA_VECTOR_CLONES function runs here. No torch
+// header: module.cpp includes it.
 #pragma once
 
 namespace mmga {

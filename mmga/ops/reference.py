@@ -518,22 +518,63 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     return whole.to(torch.int16), (scaled - whole).double().norm(dim=1)
 
 
-def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round rows to multiples of a 127th of their largest entry.
+def mixed(x: Tensor) -> Tensor:
+    """Spread each entry of a row over others, as an orthogonal map times a power of two.
+
+    Rows are taken as [count, D / count], their entries multiplied by signs (the last bits of
+    SplitMix64 of their places) and the rows of that combined by sums and differences, a Hadamard
+    matrix: a few entries that are much larger than the others, as transformers have them, would
+    else leave the others next to no bits. Inner products grow by `count`, the largest power of four
+    up to 64 that divides D and leaves 16 columns or more (1: nothing is mixed).
 
     Args:
         x: float32 [N, D].
 
     Returns:
-        int8 [N, D], the float32 unit [N] of each row's numbers, and float64 [N], the length of what
-        rounding left.
+        float32 [N, D].
     """
-    largest = x.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
+    width = x.shape[1]
+    count = mixed_entries(width)
+    signs = []
+    for place in range(1, width + 1):
+        z = place * 0x9E3779B97F4A7C15 % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        signs.append(-1.0 if (z ^ (z >> 31)) & 1 else 1.0)
+    rows = x * torch.tensor(signs, dtype=x.dtype, device=x.device)
+    half = 1
+    while half < count:
+        upper, lower = rows.view(len(x), count // (2 * half), 2, -1).unbind(2)
+        rows = torch.stack([upper + lower, upper - lower], 2)
+        half *= 2
+    return rows.reshape(x.shape)
+
+
+def mixed_entries(width: int) -> int:
+    """Return how many entries of rows of this width `mixed` combines."""
+    count = 1
+    while count < 64 and width % (4 * count) == 0 and width // (4 * count) >= 16:
+        count *= 4
+    return count
+
+
+def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round `mixed` rows to multiples of a 127th of their largest entry.
+
+    Args:
+        x: float32 [N, D].
+
+    Returns:
+        int8 [N, D]; the float32 unit [N] of each row's numbers, with which their inner products are
+        about those of x; and float64 [N], the length of what rounding left.
+    """
+    rows, shrink = mixed(x), mixed_entries(x.shape[1]) ** -0.5
+    largest = rows.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
     scale = torch.where(largest > 0, 127 / largest, 0.0)
     unit = largest / 127
-    numbers = (x * scale[:, None]).round()
-    rest = x - numbers * unit[:, None]
-    return numbers.to(torch.int8), unit, rest.double().norm(dim=1)
+    numbers = (rows * scale[:, None]).round()
+    rest = rows - numbers * unit[:, None]
+    return numbers.to(torch.int8), unit * shrink, rest.double().norm(dim=1) * shrink
 
 
 def floats_of_integers_(values: Tensor, row_unit: Tensor, column_unit: Tensor) -> None:

@@ -28,6 +28,9 @@ WIDEST_BYTES = 1 << 17
 # float32 roundings of a key outside its inner product (terms, their products, the difference, the
 # interval's ends) with room to spare; the roundings of float64 are far below one of them.
 _OTHER_ROUNDINGS = 32
+# float32 roundings on the way to numbers of 8 bits, relative to a feature's norm: six of sums and
+# differences, two of what is left, with room to spare.
+_MIXING = 16
 # Factor on radii and slacks for their own rounding to float32 and in float32.
 _OUTWARD = 1 + 2.0**-20
 # Errors of float64 in a key, relative to the norms, with room to spare.
@@ -152,7 +155,7 @@ class Bytes:
         # Of features of norm 1 e and f away from what stands for them, inner products are off by at
         # most e + f + e f.
         away = error * (1 + gamma(rows.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)
-        away = (away + 4 * UNIT) * _OUTWARD
+        away = (away + _MIXING * UNIT) * _OUTWARD
         slack = _slack(_OTHER_ROUNDINGS * UNIT * _OUTWARD, norms, metric)
         if metric == "cosine":
             unit = torch.where(norms > 0, unit / length, 0.0).to(torch.float32)

@@ -210,22 +210,37 @@ def test_integers_equal_the_references(width):
     assert ((lengths - 2**15).abs() <= error[norms > 0] + 0.02).all()
 
 
-@pytest.mark.parametrize("width", [1, 7, 16, 33, 300])
+@pytest.mark.parametrize("width", [1, 7, 64, 33, 300, 768])
 def test_bytes_equal_the_references(width):
     g = torch.Generator().manual_seed(width)
     x = torch.randn(13, width, generator=g) * torch.logspace(-6, 6, 13)[:, None]
     x[2] = 0
-    x[3] = x[3].abs().max()  # every number is the largest
     numbers, unit, error = certified.byte_rows(x)
     expected, units, left = reference.byte_rows(x)
     assert numbers.dtype == torch.int8 and torch.equal(numbers, expected)
     assert torch.equal(unit, units)
     torch.testing.assert_close(error, left, rtol=1e-5, atol=0)
-    assert (numbers[3] == 127).all() and unit[2] == error[2] == 0
-    rest = x.double() - numbers.double() * unit.double()[:, None]
-    # Two float32 roundings of an entry, and those of the sum of squares.
-    room = 2.0**-23 * x.double().norm(dim=1) + 1e-5 * error
+    assert (numbers.abs().amax(1) == 127)[x.norm(dim=1) > 0].all() and unit[2] == error[2] == 0
+    count = reference.mixed_entries(width)
+    assert count == {64: 4, 300: 4, 768: 16}.get(width, 1)
+    rest = reference.mixed(x.double()) / count**0.5 - numbers.double() * unit.double()[:, None]
+    # Float32 roundings of an entry's way there, and those of the sum of squares.
+    room = 2.0**-21 * x.double().norm(dim=1) + 1e-5 * error
     assert ((error - rest.norm(dim=1)).abs() <= room).all()
+
+
+@pytest.mark.parametrize("width", [5, 128, 2048])
+def test_mixing_keeps_inner_products(width):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, width, generator=g, dtype=torch.float64)
+    x[:, 3] += 5 * width**0.5
+    products = reference.mixed(x) @ reference.mixed(y).T / reference.mixed_entries(width)
+    torch.testing.assert_close(products, x @ y.T)
+    if width == 2048:  # one entry does not take all others' bits
+        _, _, error = certified.byte_rows(x.float())
+        step = x.abs().amax(1, keepdim=True) / 127
+        alone = (x - (x / step).round() * step).norm(dim=1)
+        assert (4 * error < alone).all()
 
 
 @pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (3, 70, 33), (65, 17, 2048)])
