@@ -35,7 +35,8 @@ import torch
 
 from mmga.progress import bar
 from mmga.retrieval import memory
-from mmga.retrieval.evaluate import Context, checked_norms, evaluate
+from mmga.retrieval.context import Context, checked_norms
+from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, load_features
 from mmga.retrieval.passes import PAIR_LIMIT
 from mmga.retrieval.protocol import Labels, protocol_named, select

@@ -16,7 +16,7 @@ from mmga.config import DataName
 from mmga.errors import UserError
 
 if TYPE_CHECKING:
-    from mmga.retrieval.evaluate import Reranker
+    from mmga.retrieval.context import Reranker
     from mmga.retrieval.features import Features
 
 # Spelled out, because the options must not import torch to know them; a test compares them.

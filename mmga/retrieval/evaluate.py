@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,147 +22,35 @@ from mmga.retrieval import devices
 from mmga.retrieval import memory as memory_sizes
 from mmga.retrieval.cascade import Cascade
 from mmga.retrieval.certified import EXACT, CertifiedPass, beyond_bounds
+from mmga.retrieval.context import (
+    Context,
+    Reranker,
+    checked_norms,
+    labels_of,
+    refuse_precision,
+    zero_vectors,
+)
 from mmga.retrieval.duplicates import duplicated_items
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.memory import Peak
-from mmga.retrieval.parts import PartSide, PartSource, pairs_without_common_part, visible
+from mmga.retrieval.parts import pairs_without_common_part
 from mmga.retrieval.passes import PairObserver, PerQuery, rank
 from mmga.retrieval.plan import plan
 from mmga.retrieval.pooling import pooled
 from mmga.retrieval.protocol import Labels, Selection, protocol_named, select
 from mmga.retrieval.protocol import Protocol as Rules
 from mmga.retrieval.report import Figures, Report
-from mmga.retrieval.rows import Rows
 from mmga.retrieval.single_shot import single_shot
 from mmga.retrieval.splits import SPLITS, half_of, summary
 from mmga.retrieval.stream import (
-    NARROWEST,
-    TILE,
     MatrixSource,
     Progress,
     Source,
-    feature_source,
     tile_within,
 )
 from mmga.retrieval.verification import TARGETS, PairCounter, figures
 
 POOLS = ("mean", "max")
-
-
-class Context:
-    """What an evaluation has at hand when it re-ranks.
-
-    Attributes:
-        query: the query features.
-        gallery: the gallery features.
-        selection: which queries and items are ranked, in which order.
-        labels: labels of all rows in one numbering; junk is pid -1.
-        query_norms: squared norms of all query rows, float64 [Q], of parts [Q, P].
-        gallery_norms: float64 [G] or [G, P].
-        metric: cosine or euclidean.
-        device: where to compute.
-        memory: bytes that may be allocated, or None.
-        room: bytes by which tiles on a device are sized, see `devices.Placement`.
-        progress: called as (phase, done, total), or None.
-        seconds: filled with seconds by phase.
-        peak: looks at the memory.
-        exact: whose order is asked for: certified, float32, or None.
-        plain: makes a new source of the plain distances of `selection`.
-    """
-
-    def __init__(
-        self,
-        query: Features,
-        gallery: Features,
-        selection: Selection,
-        labels: Labels,
-        query_norms: Tensor,
-        gallery_norms: Tensor,
-        metric: str,
-        device: torch.device,
-        memory: int | None,
-        room: int | None,
-        progress: Progress | None,
-        seconds: dict[str, float],
-        peak: Peak,
-        exact: str | None = None,
-    ) -> None:
-        self.query, self.gallery = query, gallery
-        self.selection, self.labels = selection, labels
-        self.query_norms, self.gallery_norms = query_norms, gallery_norms
-        self.metric, self.device, self.memory, self.room = metric, device, memory, room
-        self.progress, self.seconds, self.peak = progress, seconds, peak
-        self.exact = exact
-
-    def plain(self, selection: Selection | None = None) -> Source:
-        """Return the tiles of the plain distances of `selection`, the evaluation's if None."""
-        chosen = selection or self.selection
-        if self.query.visibility is not None and self.gallery.visibility is not None:
-            return self._of_parts(chosen, self.query.visibility, self.gallery.visibility)
-        return feature_source(
-            self.query.rows,
-            chosen.queries,
-            self.query_norms,
-            self.gallery.rows,
-            chosen.gallery,
-            self.gallery_norms,
-            self.metric,
-            self.device,
-            self.memory,
-            self.room,
-            TILE,
-        )
-
-    def counted(self, precision: str) -> PerQuery:
-        """Rank what is selected by products of another precision, see `mmga.evaluate`.
-
-        Raises:
-            UserError: single pairs are left out, or a key could overflow.
-        """
-        from mmga.retrieval.counting import CountingSource, count_ranks
-
-        if not self.selection.by_identity:
-            _refuse(precision, "leaves out identities and cameras, not pairs by condition or path")
-        if not _squares_fit(self):
-            _refuse(precision, "keeps float32's range, which these features exceed")
-        assert self.room is not None  # a CUDA device
-        source = CountingSource(
-            self.query.rows,
-            self.selection.queries,
-            self.query_norms,
-            self.gallery.rows,
-            self.selection.gallery,
-            self.gallery_norms,
-            self.metric,
-            self.device,
-            self.memory,
-            (NARROWEST, tile_within(self.room, self.gallery.rows.shape[1])[1]),
-        )
-        source.precision = precision
-        return count_ranks(source, self.selection, self.progress, self.peak)
-
-    def _of_parts(
-        self, chosen: Selection, query_visibility: Tensor, gallery_visibility: Tensor
-    ) -> Source:
-        query = PartSide(
-            self.query.rows, query_visibility, self.query_norms, chosen.queries, self.metric
-        )
-        gallery = PartSide(
-            self.gallery.rows, gallery_visibility, self.gallery_norms, chosen.gallery, self.metric
-        )
-        return PartSource(query, gallery, self.metric, self.memory)
-
-
-class Reranker(Protocol):
-    """What may be passed as ``rerank=``."""
-
-    def source(self, context: Context) -> Source:
-        """Return tiles of the re-ranked distances of `context.selection`."""
-        ...
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the parameters as the report shows them."""
-        ...
 
 
 @float32_products()
@@ -377,23 +265,13 @@ def _check_precision(
 ) -> None:
     """Raise unless ranks can be asked for in a precision other than float32."""
     if where.type != "cuda":
-        _refuse(precision, f"works on CUDA devices, not on {where.type}")
+        refuse_precision(precision, f"works on CUDA devices, not on {where.type}")
     if importlib.util.find_spec("triton") is None:
-        _refuse(precision, "needs Triton, which is not installed")
+        refuse_precision(precision, "needs Triton, which is not installed")
     if exact is not None:
-        _refuse(precision, f"gives an order of its own, not exact={exact!r}")
+        refuse_precision(precision, f"gives an order of its own, not exact={exact!r}")
     if verification or rules.single_shot:
-        _refuse(precision, "counts ranks alone, not verification or drawn galleries")
-
-
-def _refuse(precision: str, why: str) -> NoReturn:
-    raise UserError(f"precision: {precision} {why}; use ieee")
-
-
-def _squares_fit(context: Context) -> bool:
-    """Return whether no key of any pair overflows: it is at most the square of |x| + |y|."""
-    longest = sum(norms.max().sqrt() for norms in (context.query_norms, context.gallery_norms))
-    return bool(longest**2 < torch.finfo(torch.float32).max)
+        refuse_precision(precision, "counts ranks alone, not verification or drawn galleries")
 
 
 def _certify(context: Context, seed: int) -> tuple[PerQuery, Cascade]:
@@ -578,60 +456,6 @@ def evaluate_distances(
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         _draw(report, source, selection, max_rank, trials, seed, progress)
     return _finish(report, begun, peak)
-
-
-def labels_of(query: Any, gallery: Any, exclude: str | None = None) -> Labels:
-    """Return the labels of two objects with ``pids``; ``camids``, ``paths``, ``columns`` if any."""
-    if isinstance(query, Features) and isinstance(gallery, Features):
-        return Labels.of(query, gallery, exclude)
-    sides = []
-    for side in (query, gallery):
-        count = len(side.pids)
-        sides.append(
-            side
-            if isinstance(side, Features)
-            else Features(
-                torch.zeros(count, 1),
-                side.pids,
-                getattr(side, "camids", None),
-                getattr(side, "paths", None),
-                columns=getattr(side, "columns", None),
-            )
-        )
-    return Labels.of(sides[0], sides[1], exclude)
-
-
-def zero_vectors(features: Features, norms: Tensor) -> int:
-    """Count the rows, or the visible parts of rows, that are zero."""
-    zero = norms == 0
-    if features.visibility is not None:
-        zero &= visible(features.visibility) > 0
-    return int(zero.sum())
-
-
-def checked_norms(side: str, rows: Rows) -> Tensor:
-    """Return the squared norms of all rows, float64 [N] on the CPU; of parts [N, P].
-
-    Raises:
-        UserError: a value is NaN or infinite.
-    """
-    if len(rows.shape) == 3:
-        norms = torch.cat(
-            [
-                distance.squared_norms(shard.flatten(0, 1)).cpu().reshape(shard.shape[:2])
-                for shard in rows.shards
-            ]
-        )
-    else:
-        norms = torch.cat([distance.squared_norms(shard).cpu() for shard in rows.shards])
-    finite = torch.isfinite(norms)
-    bad = torch.nonzero(~(finite if norms.dim() == 1 else finite.all(1))).squeeze(1)
-    if len(bad):
-        raise UserError(
-            f"{side}: {len(bad)} of {len(norms)} rows of features hold NaN or infinity, the first "
-            f"is row {int(bad[0])}; extract them again"
-        )
-    return norms
 
 
 def rank_under(

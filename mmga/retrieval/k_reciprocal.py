@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmga.errors import UserError
 
 if TYPE_CHECKING:
-    from mmga.retrieval.evaluate import Context
+    from mmga.retrieval.context import Context
     from mmga.retrieval.reranking import RerankedSource
 
 Variant = Literal["zhong", "torchreid", "fastreid"]

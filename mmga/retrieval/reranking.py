@@ -30,7 +30,7 @@ from mmga.retrieval.rows import Rows
 from mmga.retrieval.search_tiles import cheapest_tiles, described
 
 if TYPE_CHECKING:
-    from mmga.retrieval.evaluate import Context
+    from mmga.retrieval.context import Context
 
 KEPT_BYTES = 512 << 20
 """Distances of queries to gallery are kept from the neighbour pass where they take no more."""
