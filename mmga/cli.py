@@ -19,6 +19,17 @@ from mmga.errors import PeerError, UserError
 Options = TypeVar("Options")
 
 
+def flag(name: str) -> str:
+    """Return the flag of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def changed(options: Any, *names: str) -> list[str]:
+    """Return those of the named options that were given other values than their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    return [name for name in names if getattr(options, name) != defaults[name]]
+
+
 def run(
     verb: str,
     options_class: type[Options],

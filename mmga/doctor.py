@@ -1,7 +1,8 @@
 """`python -m mmga.doctor`: what is active here, and what is wrong with a set of features.
 
 With --query and --gallery (or --features) it looks through feature files before anything is
-computed and says what would spoil an evaluation, and the fix.
+computed and says what would spoil an evaluation, and the fix; the exit code is 2 if none is
+possible.
 """
 
 import platform
@@ -47,7 +48,7 @@ def environment() -> dict[str, str]:
 
 
 def body(options: Options) -> int:
-    """Print the findings; 0 if there is nothing to mend."""
+    """Print the findings; 2 if no evaluation of these features is possible."""
     if options.query or options.gallery or options.features:
         return _check_features(options)
     for name, value in environment().items():
@@ -74,7 +75,7 @@ def _check_features(options: Options) -> int:
         print(finding)
     if not findings:
         print("nothing found that would spoil an evaluation")
-    return 0
+    return 2 if any(finding.stops for finding in findings) else 0
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -199,6 +199,8 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
 def reranker(options: Options) -> "Reranker | None":
     """Return the re-ranking that the options ask for."""
     if not options.rerank:
+        for name in cli.changed(options, "k1", "k2", "lambda_value"):
+            raise UserError(f"{cli.flag(name)} belongs to re-ranking: give --rerank, too")
         return None
     from mmga.retrieval.k_reciprocal import KReciprocal
 
@@ -215,6 +217,11 @@ def body(options: Options) -> None:
     from mmga.retrieval.evaluate import evaluate
     from mmga.retrieval.uncertainty import bootstrap, compare
 
+    if options.bootstrap and options.bootstrap < 2:
+        raise UserError(f"--bootstrap: expected at least 2 draws, found {options.bootstrap}")
+    if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
+        raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
+    rule = reranker(options)
     memory.baseline()
     begun = time.perf_counter()
     query, gallery = load(options)
@@ -239,7 +246,7 @@ def body(options: Options) -> None:
         print(table(steps))
         return
     with bar() as progress:
-        report = evaluate(query, gallery, rerank=reranker(options), progress=progress, **settings)
+        report = evaluate(query, gallery, rerank=rule, progress=progress, **settings)
         if other is not None:
             off = {"verification": False, "cross_camera": False, "fpr": None, "strangers": None}
             settings |= off

@@ -8,6 +8,7 @@ python -m mmga.search --query q.npz --index gallery.mmga-index
 
 import csv
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mmga.retrieval.features import Features
     from mmga.retrieval.index import GalleryIndex
 
+_RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
 _SHOWN = 20  # queries in the table; files hold all
 
 
@@ -37,6 +39,11 @@ class Options:
     """Features of the gallery, likewise."""
     features: str | None = None
     """One file with both sides."""
+    query_columns: Path | None = None
+    """CSV table with further columns of the queries (and pid, camid, path where the file has none);
+    lines belong to rows by path if both have paths, else by order."""
+    gallery_columns: Path | None = None
+    """The same of the gallery."""
     index: Path | None = None
     """A saved neighbour structure instead of a gallery: each query is re-ranked by itself."""
     save_index: Path | None = None
@@ -92,13 +99,15 @@ def _check(options: Options) -> None:
         raise UserError("--expand and --augment average normalised features: use --metric cosine")
     if options.features is not None and (options.query or options.gallery):
         raise UserError("--features holds both sides: leave out --query and --gallery")
+    if options.index is None and options.save_index is None and not options.rerank:
+        for name in cli.changed(options, *_RULE):
+            raise UserError(f"{cli.flag(name)} belongs to --rerank or --save-index: give one")
     if options.index is not None:
-        for name in ("gallery", "features", "save_index", "expand", "augment", "rerank"):
-            if getattr(options, name):
-                flag = "--" + name.replace("_", "-")
-                raise UserError(
-                    f"--index stands for the gallery and its settings: leave out {flag}"
-                )
+        given = ("gallery", "features", "gallery_columns", "save_index", "expand", "augment")
+        for name in cli.changed(options, *given, "rerank", "metric", *_RULE):
+            raise UserError(
+                f"--index stands for the gallery and its settings: leave out {cli.flag(name)}"
+            )
         if options.query is None:
             raise UserError("--query is missing: the features to look for in --index")
     elif options.features is None:
@@ -110,9 +119,16 @@ def _check(options: Options) -> None:
 def _sides(options: Options) -> "tuple[Features, Features]":
     from mmga.retrieval.features import load_features
 
+    columns = options.query_columns, options.gallery_columns
     if options.features is not None:
-        return load_features(options.features, "query"), load_features(options.features, "gallery")
-    return load_features(options.query or ""), load_features(options.gallery or "")
+        return (
+            load_features(options.features, "query", columns[0]),
+            load_features(options.features, "gallery", columns[1]),
+        )
+    return (
+        load_features(options.query or "", columns=columns[0]),
+        load_features(options.gallery or "", columns=columns[1]),
+    )
 
 
 def _search(
@@ -126,7 +142,8 @@ def _search(
     from mmga.retrieval.rerank import rerank
 
     if options.index is not None:
-        return _search_index(options, load_features(options.query or ""), progress)
+        query = load_features(options.query or "", columns=options.query_columns)
+        return _search_index(options, query, progress)
     query, gallery = _sides(options)
     labels = row_labels(gallery)
     found: Any = query
@@ -172,13 +189,21 @@ def _search_index(
 
 
 def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> "GalleryIndex":
-    from mmga.retrieval.features import load_features
+    from mmga.retrieval.features import JUNK, load_features
     from mmga.retrieval.index import GalleryIndex
 
     if options.features is not None:
-        gallery = load_features(options.features, "gallery")
+        gallery = load_features(options.features, "gallery", options.gallery_columns)
     else:
-        gallery = load_features(options.gallery or "")
+        gallery = load_features(options.gallery or "", columns=options.gallery_columns)
+    junk = int((gallery.pids == JUNK).sum())
+    if junk:
+        gallery = gallery.select(gallery.pids != JUNK)
+        print(
+            f"mmga search: {junk} junk items (pid {JUNK}) are left out of the index, whose numbers "
+            "are of those left",
+            file=sys.stderr,
+        )
     index = GalleryIndex.build(gallery, rule, options.metric, progress=progress)
     index.save(options.save_index or "")
     return index
@@ -232,7 +257,7 @@ def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:
             break
         if not number:
             for name in row:
-                table.add_column(name.replace("_", " "), justify="right")
+                table.add_column(name.replace("_", " "), justify="right", overflow="fold")
         cells = [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
         table.add_row(*cells, end_section=row["rank"] == topk)
     console = Console()

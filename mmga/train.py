@@ -91,10 +91,8 @@ def body(options: Options) -> int:
         return 143
     if not leads:
         return 0
-    print(
-        f"trained {result.steps} steps at {result.images_per_second:.0f} images/s; "
-        f"everything is in {result.folder}"
-    )
+    speed = f" at {result.images_per_second:.0f} images/s" if result.images_per_second else ""
+    print(f"trained {result.steps} steps{speed}; everything is in {result.folder}")
     if result.figures:
         print(_table(result.figures))
         if options.settings.optimizer.ema:

@@ -143,6 +143,21 @@ class Reranker(Protocol):
         ...
 
 
+def check_kinds(query: Any, gallery: Any, rerank: Any) -> None:
+    """Raise a `UserError` where an argument of `mmga.evaluate` is of another kind than it takes."""
+    for name, side in (("query", query), ("gallery", gallery)):
+        if side is not None and not isinstance(side, Features):
+            raise UserError(
+                f"{name}: expected mmga.Features, found {type(side).__name__}; wrap it as "
+                "mmga.Features(features, pids, camids)"
+            )
+    if rerank is not None and not hasattr(rerank, "source"):
+        raise UserError(
+            f"rerank: expected mmga.KReciprocal(...) or None, found {rerank!r}; "
+            "mmga.KReciprocal() has the published settings"
+        )
+
+
 def refuse_precision(precision: str, why: str) -> NoReturn:
     """Raise a `UserError` that says why products cannot be of this precision."""
     raise UserError(f"precision: {precision} {why}; use ieee")

@@ -26,11 +26,13 @@ class Finding:
         side: query, gallery or both.
         what: what was found.
         fix: what to do.
+        stops: no evaluation is possible as it is.
     """
 
     side: str
     what: str
     fix: str
+    stops: bool = False
 
     def __str__(self) -> str:
         return f"{self.side}: {self.what}; {self.fix}"
@@ -55,6 +57,7 @@ def check(query: Features, gallery: Features) -> list[Finding]:
                 "both",
                 f"rows of {list(query.rows.shape[1:])} and {list(gallery.rows.shape[1:])} values",
                 "extract both with one network",
+                stops=True,
             )
         )
     else:
@@ -141,7 +144,8 @@ def _values(side: str, features: Features) -> tuple[list[Finding], torch.Tensor]
                 side,
                 f"{len(bad)} {what} hold NaN or infinity, the first is {of}row "
                 f"{int(bad[0]) // parts}",
-                "extract them again; float16 overflows at 65504",
+                "extract them again; float16 overflows at 65504, float32 at 3.4e38",
+                stops=True,
             )
         )
     zero = torch.nonzero(norms == 0).squeeze(1)
@@ -170,7 +174,7 @@ def _matches(query: Features, gallery: Features) -> list[Finding]:
     try:
         labels = Labels.of(query, gallery)
     except UserError as error:
-        return [Finding("both", str(error), "nothing else about ids could be looked at")]
+        return [Finding("both", str(error), "nothing else about ids could be looked at", True)]
     ids = np.unique(labels.query_pids[labels.query_pids != JUNK])
     absent = np.setdiff1d(ids, labels.gallery_pids)
     findings = []
@@ -181,6 +185,7 @@ def _matches(query: Features, gallery: Features) -> list[Finding]:
                 f"{len(absent)} of {len(ids)} ids are not in the gallery, the first is that of "
                 f"row {int(np.flatnonzero(labels.query_pids == absent[0])[0])}",
                 "check that both sides number ids alike; queries of these are left out",
+                stops=len(absent) == len(ids),
             )
         )
     if labels.query_camids is not None and labels.gallery_camids is not None:

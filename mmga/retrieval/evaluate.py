@@ -25,6 +25,7 @@ from mmga.retrieval.certified import EXACT, CertifiedPass, beyond_bounds
 from mmga.retrieval.context import (
     Context,
     Reranker,
+    check_kinds,
     checked_norms,
     labels_of,
     refuse_precision,
@@ -116,6 +117,7 @@ def evaluate(
     Raises:
         UserError: the features or options do not fit, or no query has a match.
     """
+    check_kinds(query, gallery, rerank)
     _check_choice("metric", metric, distance.METRICS)
     if exact is not None:
         _check_choice("exact", exact, EXACT)

@@ -26,6 +26,8 @@ _OWN = ("features", "pids", "camids", "paths", "parts", "visibility")
 _TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
 SIDES = ("query", "gallery", "mquery")
 COLUMNS = "columns.csv"
+# Names of arrays that a message lists.
+_SHOWN_NAMES = 12
 
 
 class Features:
@@ -115,7 +117,8 @@ class Features:
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.rows.shape))
-        return f"Features({shape} {str(self.rows.dtype).removeprefix('torch.')}, {self.source})"
+        source = f", {self.source}" if self.source else ""
+        return f"Features({shape} {str(self.rows.dtype).removeprefix('torch.')}{source})"
 
     @property
     def features(self) -> Tensor:
@@ -329,6 +332,13 @@ def _named(codes: np.ndarray, names: np.ndarray | None) -> np.ndarray:
     return named
 
 
+def _listed(names: Mapping[str, Any]) -> str:
+    """Return some names, sorted, and how many more there are."""
+    shown = sorted(names)[:_SHOWN_NAMES]
+    more = len(names) - len(shown)
+    return (", ".join(shown) or "nothing") + (f" and {more} more" if more else "")
+
+
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
@@ -436,7 +446,7 @@ def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | No
                 "command line"
             )
         if side not in sides:
-            raise UserError(f"{path}: expected {side}_f, found {', '.join(sorted(arrays))}")
+            raise UserError(f"{path}: expected {side}_f, found {_listed(arrays)}")
         prefix = f"{side}_"
         arrays = {
             _TWO_SIDED.get(name.removeprefix(prefix), name.removeprefix(prefix)): value
@@ -450,13 +460,13 @@ def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | No
     if "features" not in arrays and "parts" not in arrays:
         raise UserError(
             f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
-            f"gallery_label; found {', '.join(sorted(arrays)) or 'nothing'}"
+            f"gallery_label; found {_listed(arrays)}"
         )
     if columns is not None:
         arrays = table.merged(arrays, table.read_columns(columns), str(path), str(columns))
     if "pids" not in arrays:
         raise UserError(
-            f"{path}: pids are missing; found {', '.join(sorted(arrays)) or 'nothing'}; add them, "
+            f"{path}: pids are missing; found {_listed(arrays)}; add them, "
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns)"
         )
     own = {name: arrays[name] for name in _OWN if name in arrays}

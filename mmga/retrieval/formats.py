@@ -42,7 +42,12 @@ def read(path: str | os.PathLike[str]) -> Arrays:
             f"{source}: expected {', '.join(_READERS)} or a folder of .npy files, "
             f"found {source.suffix or 'a file without suffix'}"
         )
-    return reader(source)
+    try:
+        return reader(source)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes end in whatever a parser trips over
+        _damaged(source, f"a {source.suffix.lower()} file", error)
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
@@ -301,17 +306,42 @@ def _write_h5(path: Path, arrays: Mapping[str, Any]) -> None:
                 file.create_dataset(name, data=array)
 
 
-# .pt: tensors, lists and plain scalars, never objects
+# .pt: tensors, arrays of numbers or strings, lists and plain scalars, never objects
+
+
+def _numpy_globals() -> list[Any]:
+    """Return what torch's restricted reader needs for NumPy arrays, none of which runs code."""
+    multiarray = getattr(np, "_core", None) or np.core
+    kinds = [
+        getattr(np.dtypes, name)
+        for name in dir(np.dtypes)
+        if name.endswith("DType") and name not in ("ObjectDType", "VoidDType")
+    ]
+    functions = [
+        (getattr(multiarray.multiarray, name), f"numpy.{package}.multiarray.{name}")
+        for name in ("_reconstruct", "scalar")
+        for package in ("core", "_core")
+    ]
+    return [np.ndarray, np.dtype, *kinds, *functions]
 
 
 def _read_pt(path: Path) -> Arrays:
     import pickle
+    import warnings
 
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how a file was pickled
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            pickled = file.read(1) == b"\x80"
+        if not pickled and not zipfile.is_zipfile(path):
+            raise UserError(
+                f"{path}: expected a file of torch.save, found something else"
+            ) from error
         raise UserError(
-            f"{path}: expected a dictionary of tensors and lists, found objects that only "
+            f"{path}: expected a dictionary of tensors, arrays and lists, found objects that only "
             "unpickling could read; save plain tensors with torch.save"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
@@ -320,7 +350,7 @@ def _read_pt(path: Path) -> Arrays:
         raise UserError(f"{path}: expected a dictionary, found {type(found).__name__}")
     arrays: Arrays = {}
     for name, value in found.items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | np.ndarray):
             arrays[str(name)] = value
         elif isinstance(value, list | tuple) and value:
             if all(isinstance(item, Tensor) for item in value):

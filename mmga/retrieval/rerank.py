@@ -101,7 +101,11 @@ def rerank(
         _check_room(*shape)
     places = torch.arange(shape[1]) if gallery_rows is None else gallery_rows
     if topk is not None and not 1 <= topk <= len(places):
-        raise UserError(f"topk must be from 1 to the {len(places)} gallery items, got {topk}")
+        junk = shape[1] - len(places)
+        left_out = f" ({junk} junk items are left out)" if junk else ""
+        raise UserError(
+            f"topk must be from 1 to the {len(places)} gallery items{left_out}, got {topk}"
+        )
     reranking = Reranking(
         *sides,
         rerank or KReciprocal(),

@@ -175,3 +175,76 @@ def test_strings_as_pandas_gives_them():
         Features(torch.ones(3, 2), np.array(["a", 1, None], dtype=object))
     with pytest.raises(UserError, match="track: expected numbers or strings"):
         Features(torch.ones(3, 2), [1, 2, 3], columns={"track": np.array(["a", 1, None], object)})
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello",
+        b"",
+        b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n",
+        bytes(range(256)),
+    ],
+    ids=["text", "nothing", "page", "bytes"],
+)
+def test_files_of_something_else(capsys, tmp_path, name, content):
+    need(name)
+    if name == "folder":
+        pytest.skip("a folder is no file")
+    (tmp_path / name).write_bytes(content)
+    said = fails(capsys, tmp_path, name)
+    assert str(tmp_path / name) in said
+
+
+def test_damage_anywhere_is_one_sentence(tmp_path):
+    """Whatever a parser trips over; SciPy's own can crash the process and is left out."""
+    draw = np.random.default_rng(0)
+    for name in ("f.npz", "f.safetensors", "f.h5", "f.pt"):
+        need(name)
+        Features(**arrays(50)).save(tmp_path / name)
+        whole = np.frombuffer((tmp_path / name).read_bytes(), np.uint8)
+        for _ in range(25):
+            bad = whole.copy()
+            bad[draw.integers(0, len(bad), 12)] = draw.integers(0, 256, 12)
+            (tmp_path / name).write_bytes(bad[: draw.integers(20, len(bad))].tobytes())
+            with contextlib.suppress(UserError):
+                load_features(tmp_path / name)
+
+
+def test_arrays_in_a_torch_file(tmp_path):
+    given = arrays(pids=np.array([f"p{i}" for i in range(6)]))
+    torch.save({**given, "features": torch.from_numpy(given["features"])}, tmp_path / "f.pt")
+    found = load_features(tmp_path / "f.pt")
+    assert found.pid_names.tolist() == [f"p{i}" for i in range(6)]
+    assert found.camids.tolist() == [0, 1] * 3
+    torch.save({**given, "pids": np.array([{}, 1], dtype=object)}, tmp_path / "f.pt")
+    with pytest.raises(UserError, match="found objects that only unpickling could read"):
+        load_features(tmp_path / "f.pt")
+
+
+def test_many_names_are_not_all_listed(tmp_path):
+    torch.save({f"{i:04d}_c1.jpg": torch.zeros(3) for i in range(500)}, tmp_path / "f.pt")
+    with pytest.raises(UserError, match=r"found 0000_c1.jpg, .*0011_c1.jpg and 488 more$"):
+        load_features(tmp_path / "f.pt")
+
+
+def test_arguments_of_other_kinds():
+    side = Features(**arrays())
+    with pytest.raises(UserError, match=r"query: expected mmga.Features, found ndarray; wrap it"):
+        evaluate(arrays()["features"], side)
+    with pytest.raises(UserError, match=r"rerank: expected mmga.KReciprocal\(...\) or None, found"):
+        evaluate(side, side, rerank=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--k1", "5"], "--k1 belongs to re-ranking: give --rerank, too"),
+        (["--bootstrap", "-3"], "--bootstrap: expected at least 2 draws, found -3"),
+        (["--per-query", "r.json"], "--per-query: expected a .csv file, found r.json"),
+    ],
+)
+def test_options_that_would_be_ignored(capsys, tmp_path, words, message):
+    np.savez(tmp_path / "g.npz", **arrays())
+    assert message in fails(capsys, tmp_path, "g.npz", *words)

@@ -11,6 +11,7 @@ from mmga.errors import UserError
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.explain import explain, table
 from mmga.retrieval.features import Features
+from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.splits import half_of
 
 
@@ -136,7 +137,7 @@ def test_options_that_a_protocol_cannot_honour():
     with pytest.raises(UserError, match="gallery: missing"):
         evaluate(query)
     with pytest.raises(UserError, match="plain figures only"):
-        evaluate(query, gallery, protocol="viper", rerank=object())
+        evaluate(query, gallery, protocol="viper", rerank=KReciprocal())
     with pytest.raises(UserError, match="needs features, not distances"):
         evaluate_distances(np.zeros((9, 9)), query, gallery, "multi-query")
     with pytest.raises(UserError, match="protocol: expected market1501"):

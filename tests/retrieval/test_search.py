@@ -99,6 +99,36 @@ def test_index_is_written_and_used(files):
         assert here[0]["gallery_pid"] == f"p{here[0]['gallery'] % 7}"
 
 
+def test_junk_is_left_out_of_an_index(files, capsys):
+    folder, _, gallery = files
+    pids = np.where(np.arange(60) < 7, "-1", gallery.pid_names[gallery.pids])
+    mmga.Features(gallery.features, pids, paths=[f"g{i}" for i in range(60)]).save(folder / "g.npz")
+    index, out = folder / "g.mmga-index", folder / "r.json"
+    search.main(["--gallery", str(folder / "g.npz"), "--save-index", str(index)])
+    assert "7 junk items (pid -1) are left out of the index" in capsys.readouterr().err
+    search.main(["--query", str(folder / "q.npz"), "--index", str(index), "--out", str(out)])
+    rows = json.loads(out.read_text())["results"]
+    assert all(row["gallery_path"] == f"g{row['gallery'] + 7}" for row in rows)
+    words = ["--query", str(folder / "q.npz"), "--gallery", str(folder / "g.npz")]
+    said = fails([*words, "--rerank", "--topk", "60"], capsys)
+    assert "from 1 to the 53 gallery items (7 junk items are left out), got 60" in said
+
+
+def test_ids_come_from_a_table(files, capsys):
+    folder, query, gallery = files
+    for name, side in (("q", query), ("g", gallery)):
+        np.save(folder / f"{name}.npy", side.features.numpy())
+        lines = ["path,pid", *(f"{name}{i},{i % 4}" for i in range(len(side)))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    words = ["--query", str(folder / "q.npy"), "--gallery", str(folder / "g.npy")]
+    assert "--query-columns" in fails(words, capsys)
+    words += ["--query-columns", str(folder / "q.csv")]
+    words += ["--gallery-columns", str(folder / "g.csv"), "--out", str(folder / "r.json")]
+    search.main(words)
+    rows = json.loads((folder / "r.json").read_text())["results"]
+    assert all(row["gallery_path"] == f"g{row['gallery']}" for row in rows)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -114,6 +144,9 @@ def test_index_is_written_and_used(files):
             "use --metric cosine",
         ),
         (["--query", "{q}", "--gallery", "{g}", "--k1", "0", "--rerank"], "k1 must be"),
+        (["--query", "{q}", "--gallery", "{g}", "--k1", "7"], "--k1 belongs to --rerank"),
+        (["--query", "{q}", "--index", "x.mmga-index", "--metric", "euclidean"], "out --metric"),
+        (["--query", "{q}", "--index", "x.mmga-index", "--lambda-value", ".5"], "--lambda-value"),
     ],
 )
 def test_bad_input_is_one_sentence(files, words, message, capsys):
