@@ -30,7 +30,7 @@ from mmga.files import atomic_path
 from mmga.retrieval.certified_neighbours import certified_neighbours
 from mmga.retrieval.items import Items
 from mmga.retrieval.rows import Rows
-from mmga.retrieval.search_tiles import cheapest_tiles, described
+from mmga.retrieval.search_tiles import cheapest_tiles
 
 Figures = dict[str, Any]
 SPECTRA = (("decaying", 0.0), ("flat", 0.5), ("flat", 0.05))
@@ -144,7 +144,7 @@ def neighbours_of(count: int, options: argparse.Namespace) -> Figures:
     def search(directions: bool) -> Any:
         items = Items([Rows([features])], "cosine")
         chosen = cheapest_tiles(items, NEIGHBOURS) if directions else None
-        return described(chosen), certified_neighbours(items, NEIGHBOURS, tiles=chosen)
+        return str(chosen or "features"), certified_neighbours(items, NEIGHBOURS, tiles=chosen)
 
     calls: dict[str, Callable[[], Any]] = {"rows": product, "certified": lambda: search(True)}
     if count <= 20000:

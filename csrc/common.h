@@ -16,7 +16,12 @@
 #define MMGA_VECTOR_CLONES
 #endif
 
+#define MMGA_INLINE __attribute__((always_inline)) inline
+
 namespace mmga {
+
+// Entries that one thread should have before another is worth waking.
+constexpr int64_t kGrain = 1 << 15;
 
 // The type in which values of type T are accumulated.
 template <typename T>

@@ -52,11 +52,11 @@ def load() -> dict[str, Library]:
 
 
 @functools.cache
-def multiplies_bytes() -> bool:
+def byte_instructions() -> bool:
     """Return whether the processor has instructions for products of 8-bit integers."""
     if not load()["cpu"].loaded:
         return False
-    return bool(importlib.import_module("mmga._C").multiplies_bytes())
+    return bool(importlib.import_module("mmga._C").byte_instructions())
 
 
 def _absent(kind: str) -> Library:
@@ -78,7 +78,7 @@ def _load_cpu() -> Library:
         return _absent("cpu")
     except ImportError as error:
         return Library(False, f"built, but does not load: {error}")
-    products = ", 8-bit products" if module.multiplies_bytes() else ""
+    products = ", 8-bit products" if module.byte_instructions() else ""
     return Library(True, module.instruction_set() + products)
 
 

@@ -14,14 +14,12 @@
 
 #include "checks.h"
 #include "common.h"
-#include "keys.h"
+#include "ranking.h"
 
 namespace mmga {
 namespace {
 
 constexpr float kMostOfByte = 127;
-// Entries that one thread should have before another is worth waking.
-constexpr int64_t kBytesGrain = 1 << 15;
 
 // Columns that a vector of the mixing should have, and the most rows.
 constexpr int64_t kColumns = 16, kMostMixed = 64;
@@ -113,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> byte_rows(const Tensor& x) {
   auto* to = static_cast<int8_t*>(numbers.mutable_data_ptr());
   auto* unit = static_cast<float*>(units.mutable_data_ptr());
   auto* left = static_cast<double*>(error.mutable_data_ptr());
-  const int64_t grain = std::max<int64_t>(1, kBytesGrain / std::max<int64_t>(1, width));
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width));
   const int64_t count = mixed_entries(width);
   const std::vector<float> signs = mixing_signs(width);
   const float shrink = 1 / std::sqrt(static_cast<float>(count));  // a power of two
@@ -151,7 +149,7 @@ void floats_of_integers_(Tensor values, const Tensor& row_unit, const Tensor& co
   auto* bytes = static_cast<char*>(values.mutable_data_ptr());
   const float* own = detail::pointer<float>(row_unit);
   const float* others = detail::pointer<float>(column_unit);
-  const int64_t grain = std::max<int64_t>(1, kBytesGrain / std::max<int64_t>(1, width));
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width));
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       floats_of_row(bytes + 4 * row * stride, width, own[row], others);

@@ -17,7 +17,7 @@ inline const char* instruction_set() {
 
 // Whether products of 8-bit integers have instructions of their own, without which they are no
 // faster than those of float32.
-inline bool multiplies_bytes() {
+inline bool byte_instructions() {
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512vnni") || __builtin_cpu_supports("avxvnni");

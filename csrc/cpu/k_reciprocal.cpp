@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -334,14 +335,13 @@ int64_t count_overlaps(double* sums, uint8_t* marks, int64_t blocks, double leas
 }
 
 // Writes the distances of overlaps >= least in ascending order of their items, returns how many,
-// and clears the overlaps, none of which is before `item`. There is room for `capacity`.
+// and clears the overlaps. There is room for `capacity`.
 MMGA_VECTOR_CLONES
-int64_t drain_overlaps(double* sums, uint8_t* marks, int64_t item, int64_t blocks, double least,
-                       int64_t capacity, int32_t* columns, double* distances) {
+int64_t drain_overlaps(double* sums, uint8_t* marks, int64_t blocks, double least, int64_t capacity,
+                       int32_t* columns, double* distances) {
   constexpr int64_t kBlock = Overlaps::kBlock;
-  const int64_t begin = item / (kBlock * Overlaps::kMarks) * Overlaps::kMarks;
   int64_t count = 0;
-  for (int64_t first = begin; first < blocks; first += Overlaps::kMarks) {
+  for (int64_t first = 0; first < blocks; first += Overlaps::kMarks) {
     uint64_t word;
     std::memcpy(&word, marks + first, sizeof word);
     if (word == 0) continue;
@@ -427,8 +427,8 @@ std::tuple<Tensor, Tensor, Tensor> jaccard_rows(Tensor offsets, Tensor columns, 
   expect_large(out, begin_of[m] * sizeof(int32_t));
   expect_large(out_distances, begin_of[m] * sizeof(double));
   each_row([&](int64_t r, Overlaps& o) {
-    drain_overlaps(o.sums.data(), o.marks.data(), 0, o.blocks(), least,
-                   begin_of[r + 1] - begin_of[r], out + begin_of[r], out_distances + begin_of[r]);
+    drain_overlaps(o.sums.data(), o.marks.data(), o.blocks(), least, begin_of[r + 1] - begin_of[r],
+                   out + begin_of[r], out_distances + begin_of[r]);
   });
   return {row_offsets, found, distances};
 }
@@ -524,9 +524,12 @@ class NearRow {
     for (int64_t e = heavy_.offsets[item]; e < heavy_.offsets[item + 1]; ++e) {
       add(heavy_.values[e], heavy_.columns[e], item);
     }
-    // What sums of float32 are off, relative to their terms, of which all are at most 1.
-    const double margin = static_cast<double>(last - first + 8) * 0x1p-23;
-    const auto enough = static_cast<float>((1 - 2 * kLightShare) * least_ - margin);
+    // Sums of so many float32 of one sign are off by no more than this share of them. What is not
+    // marked has a sum of 0 and must not pass.
+    const double share_off = std::min(0.5, static_cast<double>(last - first + 8) * 0x1p-23);
+    const auto enough =
+        std::max(static_cast<float>((1 - 2 * kLightShare) * least_ * (1 - share_off)),
+                 std::numeric_limits<float>::min());
     near_.clear();
     for (size_t word = item / (kBlock * kMarks) * kMarks; word < marks_.size(); word += kMarks) {
       uint64_t marked;

@@ -36,8 +36,6 @@ struct Vector<double> {
   typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
 };
 
-#define MMGA_INLINE __attribute__((always_inline)) inline
-
 template <typename T>
 MMGA_INLINE void load(T& to, const void* from) {
   std::memcpy(&to, from, sizeof(T));

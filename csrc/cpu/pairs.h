@@ -20,7 +20,6 @@
 namespace mmga {
 namespace {
 
-constexpr int64_t kGrain = 1 << 15;
 // Pairs that one thread should have before another is worth waking.
 constexpr int64_t kPairGrain = 256;
 

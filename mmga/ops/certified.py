@@ -133,22 +133,23 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     return numbers, error
 
 
-@functools.cache
 def multiplies_bytes() -> bool:
     """Return whether products of `byte_rows` are worth it on this machine's CPU.
 
-    They are where the processor has instructions for them and torch's products are exact, which a
-    library that adds pairs of products in 16 bits would not be: the largest are tried.
+    They are where the processor has instructions for them, oneDNN, which uses them, is not switched
+    off, and its products are exact.
     """
-    if not _extension.multiplies_bytes() or not has_kernel("byte_rows", "CPU"):
+    return bool(torch.backends.mkldnn.enabled) and _exact_byte_products()
+
+
+@functools.cache
+def _exact_byte_products() -> bool:
+    # A library that adds pairs of products in 16 bits is not: the largest are tried.
+    if not _extension.byte_instructions() or not has_kernel("byte_rows", "CPU"):
         return False
     x = torch.full((64, 256), 127, dtype=torch.int8)
     x[::2] = -127
-    try:
-        products = torch._int_mm(x, x.T)
-    except RuntimeError:  # a build of torch without them
-        return False
-    return bool((products == (x.double() @ x.double().T)).all())
+    return bool((torch._int_mm(x, x.T) == (x.double() @ x.double().T)).all())
 
 
 def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +171,8 @@ def byte_products(
         out: float32 [R, W], contiguous.
     """
     integers = out.view(torch.int32)
-    if x.device.type == "cpu" and multiplies_bytes():
+    # Of rows of one number torch cannot tell which way they lie, and reads past them.
+    if x.device.type == "cpu" and x.shape[1] > 1 and multiplies_bytes():
         torch._int_mm(x, y.T, out=integers)
     else:  # slower, and exact too
         integers.copy_(x.double() @ y.double().T)

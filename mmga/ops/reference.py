@@ -570,7 +570,8 @@ def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     rows, shrink = mixed(x), mixed_entries(x.shape[1]) ** -0.5
     largest = rows.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
-    scale = torch.where(largest > 0, 127 / largest, 0.0)
+    # A quotient of tensors: torch takes that of a number as a product with the reciprocal.
+    scale = torch.where(largest > 0, torch.full_like(largest, 127) / largest, 0.0)
     unit = largest / 127
     numbers = (rows * scale[:, None]).round()
     rest = rows - numbers * unit[:, None]

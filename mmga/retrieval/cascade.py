@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from mmga.ops.distance import key_terms
-from mmga.retrieval.subspace import Approximation, Bytes, Subspace, as_integers, as_they_are
+from mmga.retrieval.subspace import (
+    Approximation,
+    Bytes,
+    Subspace,
+    Tiles,
+    as_integers,
+    as_they_are,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +71,29 @@ class Cascade:
     """The levels through which pairs go, and what they did.
 
     Attributes:
-        tile: what the tiles come from: coordinates in some directions or features of 8 bits, both
+        tiles: what they come from: coordinates in some directions or features of 8 bits, both
             before integers of 16 bits; or None for the features, which leave next to nothing.
         levels: the tile, the integers of 16 bits unless tiles are of features, and the exact one.
     """
 
-    tile: Subspace | Bytes | None = None
+    tiles: Tiles = None
     levels: list[Level] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Start the account of the levels."""
-        precision = "int8" if isinstance(self.tile, Bytes) else "float32"
+        precision = "int8" if isinstance(self.tiles, Bytes) else "float32"
         self.levels = [Level(self.dimensions or None, precision), Level(None, "float64")]
-        if self.tile is not None:
+        if self.tiles is not None:
             self.levels.insert(1, Level(None, "int16"))
 
     @property
     def dimensions(self) -> int:
         """Coordinates of the tile, 0 without directions."""
-        return self.tile.directions.shape[1] if isinstance(self.tile, Subspace) else 0
+        return self.tiles.directions.shape[1] if isinstance(self.tiles, Subspace) else 0
 
     def row_bytes(self, width: int) -> int:
         """Return what one feature of so many dimensions takes at all levels."""
-        if self.tile is None:
+        if self.tiles is None:
             return 4 * width
         return 4 * width + 2 * width + (4 * self.dimensions or width)
 
@@ -118,14 +125,10 @@ class Cascade:
         exact_term = norms.sqrt() if cosine else norms
         tile_term = key_terms(norms, metric)
         exact = Approximation(features, torch.zeros_like(norms), torch.zeros_like(norms))
-        if self.tile is None:
+        if self.tiles is None:
             levels = [as_they_are(features, norms, metric), exact]
             return Block(exact_term, tile_term, levels)
         if cosine:  # what stands for features is of the normalised ones
             tile_term = torch.ones_like(tile_term)
-        if isinstance(self.tile, Bytes):
-            tile = self.tile.approximate(features, norms, metric)
-        else:
-            self.tile.coordinates(features, norms, metric, coordinates)
-            tile = self.tile.approximate(coordinates, norms, metric)
+        tile = self.tiles.of(features, norms, metric, coordinates)
         return Block(exact_term, tile_term, [tile, as_integers(features, norms, metric), exact])

@@ -85,7 +85,7 @@ class CertifiedPass:
         self._gallery_rows = torch.from_numpy(selection.gallery)
         self._metric, self._number = metric, metric_number(metric)
         self._cascade = cascade
-        height, width = tile or (TILE if cascade.tile is None else NARROW_TILE)
+        height, width = tile or (TILE if cascade.tiles is None else NARROW_TILE)
         height = min(tile_height(len(self._query_rows), height), len(self._query_rows))
         width = min(width, len(self._gallery_rows))
         self.columns = len(self._gallery_rows)

@@ -22,9 +22,9 @@ from mmga.retrieval.certified import EXACT, beyond_bounds
 from mmga.retrieval.items import TILE, Items, squared_from
 from mmga.retrieval.looks import Looks
 from mmga.retrieval.plan import spread
-from mmga.retrieval.search_tiles import Tiles, first_part
+from mmga.retrieval.search_tiles import first_part
 from mmga.retrieval.stream import Progress
-from mmga.retrieval.subspace import as_they_are, bound_between, tile_products
+from mmga.retrieval.subspace import Tiles, as_they_are, bound_between, tile_products
 
 # Neighbours beyond k that a first look at tiles of the features asks for: where more than these
 # nearly tie with the k-th, the item gets a second look.
@@ -117,16 +117,16 @@ def _first_look(looks: Looks, k: int, progress: Progress | None, kept: Tensor | 
     # Products of few coordinates are small: larger tiles, of which no result depends.
     size = looks.tile if looks.tiles is None else 2 * looks.tile
     tile = torch.empty(size * size)
-    tiles = list(_tiles(n, size))
-    for done, (own, other) in enumerate(tiles, 1):
-        rows = looks.own(own, min(own + size, n))
+    places = list(_places(n, size))
+    for done, (own, other) in enumerate(places, 1):
+        rows = looks.cut(own, min(own + size, n))
         columns = looks.cut(other, min(other + size, n))
         values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
         tile_products(first_part(looks.tiles, rows), first_part(looks.tiles, columns), values)
         terms, others = looks.terms[own : own + size], looks.terms[other : other + size]
         lists.add(values, terms, others, own, other, cosine=cosine, symmetric=True, kept=kept)
         if progress is not None:
-            progress("neighbours", done, len(tiles))
+            progress("neighbours", done, len(places))
     return lists.result()
 
 
@@ -161,10 +161,10 @@ def _second_look(
     size = looks.tile
     height = _ROW_TILES * size
     tile = torch.empty(height * size)
-    tiles = [(own, other) for own in range(0, n, height) for other in range(own, n, size)]
-    for done, (own, other) in enumerate(tiles, 1):
+    places = [(own, other) for own in range(0, n, height) for other in range(own, n, size)]
+    for done, (own, other) in enumerate(places, 1):
         mine, theirs = slice(own, min(own + height, n)), slice(other, min(other + size, n))
-        rows, columns = looks.own(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
+        rows, columns = looks.cut(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
         values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
         tile_products(rows, columns, values)
         wanted = (near[mine], near[theirs]), (far[mine], far[theirs])
@@ -193,7 +193,7 @@ def _second_look(
         for part in (mine, theirs):
             torch.div(lists.maxima[part], scale, out=far[part])
         if progress is not None:
-            progress("certain neighbours", done, len(tiles))
+            progress("certain neighbours", done, len(places))
 
 
 def _mend(
@@ -266,7 +266,7 @@ def _exact(items: Items, rows: slice, columns: slice, pairs: Tensor) -> Tensor:
     )
 
 
-def _tiles(n: int, size: int) -> itertools.chain[tuple[int, int]]:
+def _places(n: int, size: int) -> itertools.chain[tuple[int, int]]:
     """Return where the tiles on and above the diagonal begin, those on it first."""
     starts = range(0, n, size)
     return itertools.chain(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmga.errors import UserError
 from mmga.ops import k_reciprocal as ops
+from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.progress import Progress
 from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order
@@ -149,7 +150,8 @@ def _all_rows(
 ) -> ops.Rows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
-    if max_distance is not None and max_distance <= _NEAR and rows.offsets.device.type == "cpu":
+    kernel = has_kernel("near_rows", rows.offsets.device.type.upper())
+    if max_distance is not None and max_distance <= _NEAR and kernel:
         some = ops.NearPairs(rows, max_distance).upper
     else:
         inverted = ops.transpose_rows(rows)

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mmga.retrieval.items import TILE, Items
-from mmga.retrieval.search_tiles import Tiles
-from mmga.retrieval.subspace import Approximation, Bytes, Subspace, as_integers, as_they_are
+from mmga.retrieval.subspace import Approximation, Tiles, as_integers, as_they_are
 
 
 class Looks:
@@ -21,49 +20,39 @@ class Looks:
     """
 
     def __init__(self, items: Items, tiles: Tiles, tile: int) -> None:
-        """Make coordinates, if tiles come from them; other rows are made as they are asked for."""
+        """Make what stands for the items, once; features stand for themselves where they lie."""
         self.items, self.tiles, self.tile = items, tiles, tile
         self.terms = items.terms
-        if tiles is not None and items.metric == "cosine":
+        self._made: Approximation | None = None
+        if tiles is None:
+            return
+        if items.metric == "cosine":
             self.terms = torch.ones_like(items.terms)  # what stands for features is normalised
-        n = len(items)
-        self._rows: Tensor | None = None  # coordinates, made once
-        self._held: tuple[int, int, Approximation] | None = None
-        if isinstance(tiles, Subspace):
-            self._rows = torch.empty(n, tiles.directions.shape[1])
-            parts = [self._coordinates(b, min(b + TILE, n), self._rows) for b in range(0, n, TILE)]
-            self._radius = torch.cat([part.radius for part in parts])
-            self._slack = torch.cat([part.slack for part in parts])
-
-    def _coordinates(self, begin: int, end: int, rows: Tensor) -> Approximation:
-        assert isinstance(self.tiles, Subspace)
-        block, norms = self.items.block(begin, end).contiguous(), self.items.norms[begin:end]
-        self.tiles.coordinates(block, norms, self.items.metric, rows[begin:end])
-        return self.tiles.approximate(rows[begin:end], norms, self.items.metric)
+        parts = []
+        for begin in range(0, len(items), TILE):
+            end = min(begin + TILE, len(items))
+            block = items.block(begin, end).contiguous()
+            parts.append(tiles.of(block, items.norms[begin:end], items.metric))
+        units = [part.unit for part in parts if part.unit is not None]
+        self._made = Approximation(
+            torch.cat([part.rows for part in parts]),
+            torch.cat([part.radius for part in parts]),
+            torch.cat([part.slack for part in parts]),
+            torch.cat(units) if units else None,
+        )
 
     def cut(self, begin: int, end: int) -> Approximation:
         """Return some items."""
-        if self._rows is not None:
-            part = slice(begin, end)
-            return Approximation(self._rows[part], self._radius[part], self._slack[part])
-        return self._made(self.items.block(begin, end), self.items.norms[begin:end])
-
-    def own(self, begin: int, end: int) -> Approximation:
-        """Return the items of a tile's rows, as `cut`, but kept for the tiles beside it."""
-        if self._held is None or self._held[:2] != (begin, end):
-            self._held = begin, end, self.cut(begin, end)
-        return self._held[2]
+        if self._made is not None:
+            return self._made.cut(slice(begin, end))
+        rows, norms = self.items.block(begin, end), self.items.norms[begin:end]
+        return as_they_are(rows, norms, self.items.metric)
 
     def take(self, items: Tensor) -> Approximation:
         """Return the items of these numbers, int64 [K]."""
-        if self._rows is not None:
-            return Approximation(self._rows[items], self._radius[items], self._slack[items])
-        return self._made(self.items.take(items), self.items.norms[items])
-
-    def _made(self, rows: Tensor, norms: Tensor) -> Approximation:
-        if isinstance(self.tiles, Bytes):
-            return self.tiles.approximate(rows.contiguous(), norms, self.items.metric)
-        return as_they_are(rows, norms, self.items.metric)
+        if self._made is not None:
+            return self._made.cut(items)
+        return as_they_are(self.items.take(items), self.items.norms[items], self.items.metric)
 
     def integers(self, items: slice) -> Approximation:
         """Return some items as integers of 16 bits."""

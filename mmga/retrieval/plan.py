@@ -23,12 +23,15 @@ from mmga.retrieval.subspace import (
     WIDEST_BYTES,
     Bytes,
     Subspace,
+    Tiles,
     bound_between,
     tile_products,
 )
 
 CANDIDATES = (32, 64, 128, 256)
 """Numbers of directions that a level may have."""
+# Dimensions below which products of 8 bits save nothing.
+_FEWEST_BYTES = 32
 # Rows from which directions are found, and queries and items of the pilot.
 _SAMPLE = 1024
 _PILOT = (96, 1024)
@@ -161,7 +164,7 @@ def plan(
     metric: str,
     seed: int = 0,
 ) -> Cascade:
-    """Choose the levels that a pilot says are cheapest; plain tiles where directions do not pay.
+    """Choose the levels that a pilot says are cheapest: of coordinates, of 8 bits, or plain tiles.
 
     Args:
         query: the query features.
@@ -182,10 +185,9 @@ def plan(
     subspace = directions_of(
         lambda chosen: gallery.take(rows[chosen]), items, width, metric, operations, seed
     )
-    choices = [Cascade(directions) for directions in narrowed(subspace)]
-    if gallery.device.type == "cpu" and multiplies_bytes() and width <= WIDEST_BYTES:
-        longest = max(float(norms.max()) for norms in (query_norms, gallery_norms)) ** 0.5
-        choices.append(Cascade(Bytes(longest)))
+    longest = max(float(norms.max()) for norms in (query_norms, gallery_norms)) ** 0.5
+    kinds: list[Tiles] = [*narrowed(subspace), *bytes_for(width, longest)]
+    choices = [Cascade(tiles) for tiles in kinds]
     if not choices:
         return Cascade()
     pilot = Pilot(query, query_norms, gallery, gallery_norms, selection, metric)
@@ -228,6 +230,17 @@ def narrowed(subspace: Subspace | None) -> list[Subspace]:
         return []
     most = subspace.directions.shape[1]
     return [subspace.first(k) for k in CANDIDATES if k <= most]
+
+
+def bytes_for(width: int, longest: float) -> list[Bytes]:
+    """Return features of 8 bits where their products are worth a look, else nothing.
+
+    Args:
+        width: D.
+        longest: the largest norm of any feature.
+    """
+    worth = _FEWEST_BYTES <= width <= WIDEST_BYTES and multiplies_bytes()
+    return [Bytes(longest)] if worth else []
 
 
 def largest_level(width: int, sample: int, operations: float) -> int | None:
@@ -277,7 +290,8 @@ def _cheapest(
         width: D.
     """
     plain = Cascade()
-    operation = pilot.product_seconds(plain) / width
+    whole = pilot.product_seconds(plain)
+    operation = whole / width
     settle: dict[bool, float] = {}
     costs = []
     for cascade in (plain, *choices):
@@ -288,7 +302,9 @@ def _cheapest(
         made = 0.0  # what stands for all features
         if cascade is not plain:
             made = k * (width + _COORDINATE / 2) + (1 if k else 2) * _INTEGER / 2 * width
-        product = k * operation if k else pilot.product_seconds(cascade)
+        product = whole if cascade is plain else pilot.product_seconds(cascade)
+        if k:  # products of few dimensions take as long in proportion
+            product = k * operation
         cost = product + seconds + len(undecided) / pilot.pairs * settle[cascade is plain]
         costs.append(cost + made * operation * (queries + items) / (queries * items))
     return (plain, *choices)[costs.index(min(costs))]

@@ -27,7 +27,7 @@ from mmga.retrieval.k_reciprocal import KReciprocal
 from mmga.retrieval.nearest import check_metric, neighbours_within
 from mmga.retrieval.rerank import mix
 from mmga.retrieval.rows import Rows
-from mmga.retrieval.search_tiles import cheapest_tiles, described
+from mmga.retrieval.search_tiles import cheapest_tiles
 
 if TYPE_CHECKING:
     from mmga.retrieval.context import Context
@@ -50,7 +50,6 @@ class Reranking:
         device: where the distances are.
         seconds: what the neighbour pass and the sparse stages took.
         exact: whose order the neighbours have: certified or float32.
-        tiles: what they were found through: "features", "128 coordinates" or "8-bit features".
     """
 
     def __init__(
@@ -111,7 +110,6 @@ class Reranking:
         tiles = None
         if certified:
             tiles = cheapest_tiles(self._items, k, kept, farthest=rule.divides)
-        self.tiles = described(tiles)
         self._kept: Tensor | None = None
         if tiles is None and kept:
             self._kept = torch.empty((self.queries, self.gallery), device=self._items.device)

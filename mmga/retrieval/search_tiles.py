@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import multiplies_bytes
 from mmga.retrieval.items import TILE, Items
-from mmga.retrieval.plan import CANDIDATES, directions_of, narrowed, spread
+from mmga.retrieval.plan import CANDIDATES, bytes_for, directions_of, narrowed, spread
 from mmga.retrieval.subspace import (
-    WIDEST_BYTES,
     Approximation,
     Bytes,
     Subspace,
+    Tiles,
     bound_between,
     tile_products,
 )
@@ -27,17 +26,6 @@ _COUNTING, _INTEGERS = 40, 3
 _BYTES, _ROUNDING = 4, 10
 # Operations of all products below which there is nothing to save.
 _SMALL = 1e11
-
-Tiles = Subspace | Bytes | None
-"""What the tiles of a search come from: coordinates in some directions, features of 8 bits, or
-(None) the features."""
-
-
-def described(tiles: Tiles) -> str:
-    """Return what tiles come from, in words."""
-    if isinstance(tiles, Subspace):
-        return f"{tiles.directions.shape[1]} coordinates"
-    return "features" if tiles is None else "8-bit features"
 
 
 def first_dimensions(dimensions: int) -> int:
@@ -75,8 +63,7 @@ def cheapest_tiles(
         return None
     subspace = directions_of(items.take, n, width, metric, operations, seed)
     choices: list[Subspace | Bytes] = list(narrowed(subspace))
-    if items.device.type == "cpu" and multiplies_bytes() and width <= WIDEST_BYTES:
-        choices.append(Bytes(float(items.norms.max()) ** 0.5))
+    choices += bytes_for(width, float(items.norms.max()) ** 0.5)
     if not choices:
         return None
     # Half of all pairs: two looks, what stands for features made, integers of undecided pairs.
@@ -111,24 +98,20 @@ def _undecided_shares(
     def keys(inner: Tensor, places: Tensor) -> Tensor:
         return 1 - inner if metric == "cosine" else norms[:, None] + items.norms[places] - 2 * inner
 
-    def of(tiles: Subspace | Bytes, x: Tensor, squared: Tensor) -> Approximation:
-        if isinstance(tiles, Bytes):
-            return tiles.approximate(x, squared, metric)
-        room = torch.empty(len(x), tiles.directions.shape[1])
-        return tiles.approximate(tiles.coordinates(x, squared, metric, room), squared, metric)
-
     exact = keys(exact, torch.arange(n))
     near = exact.topk(min(n, 8 * k), dim=1, largest=False).indices  # [P, 8k]
     other_rows = items.take(others)
+    flat = near.reshape(-1) if any(isinstance(t, Subspace) for t in choices) else near[:0, 0]
+    near_rows = items.take(flat)
     shares = []
     for tiles in choices:
-        own, all_ = of(tiles, rows, norms), of(tiles, other_rows, items.norms[others])
+        own = tiles.of(rows, norms, metric)
+        all_ = tiles.of(other_rows, items.norms[others], metric)
         inner = tile_products(own, all_, torch.empty(len(own.rows), len(all_.rows))).double()
         guess = keys(inner, others)
         limit = exact.gather(1, near[:, :k]).amax(1, keepdim=True)
         if isinstance(tiles, Subspace):  # few coordinates are less sure which are the nearest
-            flat = near.reshape(-1)
-            theirs = first_part(tiles, of(tiles, items.take(flat), items.norms[flat])).rows
+            theirs = first_part(tiles, tiles.of(near_rows, items.norms[flat], metric)).rows
             mine = first_part(tiles, own).rows[:, :, None]
             inner = (theirs.view(*near.shape, -1) @ mine).squeeze(2).double()
             found = near.gather(1, keys(inner, near).topk(k, dim=1, largest=False).indices)

@@ -1,5 +1,6 @@
-"""Coordinates of features in a few directions, and what the rest of a feature may add.
+"""What stands for features in cheap tiles, and how far inner products may be off.
 
+Features themselves, rounded to 8 or 16 bits, or their coordinates in a few directions.
 With an orthonormal basis B (up to rounding) and coordinates x^ = B'x, an inner product differs from
 that of the coordinates by at most the product of the two residuals' norms, |x - Bx^|, and rounding.
 docs/certified.md derives every term.
@@ -79,7 +80,7 @@ class Approximation:
     slack: Tensor
     unit: Tensor | None = None
 
-    def cut(self, rows: slice) -> Approximation:
+    def cut(self, rows: slice | Tensor) -> Approximation:
         """Return that of some of the features."""
         unit = None if self.unit is None else self.unit[rows]
         return Approximation(self.rows[rows], self.radius[rows], self.slack[rows], unit)
@@ -142,13 +143,19 @@ class Bytes:
 
     longest: float
 
-    def approximate(self, rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+    def __str__(self) -> str:
+        return "8-bit features"
+
+    def of(
+        self, rows: Tensor, norms: Tensor, metric: str, room: Tensor | None = None
+    ) -> Approximation:
         """Return features as numbers of 8 bits, whose products are exact.
 
         Args:
             rows: float32 [N, D].
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
+            room: not used.
         """
         numbers, unit, error = byte_rows(rows)
         length = norms.sqrt()
@@ -213,6 +220,24 @@ class Subspace:
         ordered = basis.double() @ vectors[:, :dimensions]
         return cls(torch.linalg.qr(ordered).Q.to(torch.float32))
 
+    def __str__(self) -> str:
+        return f"{self.directions.shape[1]} coordinates"
+
+    def of(
+        self, rows: Tensor, norms: Tensor, metric: str, room: Tensor | None = None
+    ) -> Approximation:
+        """Return features as their coordinates.
+
+        Args:
+            rows: float32 [N, D].
+            norms: squared norms, float64 [N].
+            metric: cosine or euclidean.
+            room: float32 [N, K] for the coordinates, or None.
+        """
+        if room is None:
+            room = rows.new_empty(len(rows), self.directions.shape[1])
+        return self.approximate(self.coordinates(rows, norms, metric, room), norms, metric)
+
     def first(self, dimensions: int) -> Subspace:
         """Return the subspace of the first directions."""
         return Subspace(self.directions[:, :dimensions].contiguous())
@@ -254,3 +279,8 @@ class Subspace:
         radius = (rest.clamp_min(0) + 2.0**-40 * length).sqrt() * _OUTWARD
         error = gamma(dimensions) + 3 * self.defect + 2 * epsilon + _OTHER_ROUNDINGS * UNIT
         return Approximation(coordinates, radius, _slack(1.02 * error, norms, metric))
+
+
+Tiles = Subspace | Bytes | None
+"""What tiles come from: coordinates in some directions, features of 8 bits, or (None) the features
+themselves."""

@@ -221,6 +221,8 @@ def test_bytes_equal_the_references(width):
     assert torch.equal(unit, units)
     torch.testing.assert_close(error, left, rtol=1e-5, atol=0)
     assert (numbers.abs().amax(1) == 127)[x.norm(dim=1) > 0].all() and unit[2] == error[2] == 0
+    grid = torch.randint(-20, 21, (300, width), generator=g) / 2  # halves between two numbers
+    assert torch.equal(certified.byte_rows(grid)[0], reference.byte_rows(grid)[0])
     count = reference.mixed_entries(width)
     assert count == {64: 4, 300: 4, 768: 16}.get(width, 1)
     rest = reference.mixed(x.double()) / count**0.5 - numbers.double() * unit.double()[:, None]
@@ -243,7 +245,9 @@ def test_mixing_keeps_inner_products(width):
         assert (4 * error < alone).all()
 
 
-@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 1, 1), (3, 70, 33), (65, 17, 2048)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(1, 1, 1), (33, 70, 1), (3, 70, 33), (65, 17, 2048)]
+)
 def test_products_of_bytes_are_exact(rows, columns, width):
     g = torch.Generator().manual_seed(width)
     x = torch.randint(-127, 128, (rows, width), generator=g, dtype=torch.int8)
@@ -263,10 +267,22 @@ def test_products_of_bytes_are_exact(rows, columns, width):
 
 
 @pytest.mark.skipif(not certified.multiplies_bytes(), reason="no instructions for 8-bit products")
-def test_bytes_are_used_where_they_are_fast():
-    """A guard: both ways to the product give the same, and this machine takes the fast one."""
+def test_the_fast_product_is_taken_where_there_is_one(monkeypatch):
+    fast, taken = torch._int_mm, []
+
+    def recorded(*given, **named):
+        taken.append(given)
+        return fast(*given, **named)
+
+    monkeypatch.setattr(torch, "_int_mm", recorded)
     x = torch.randint(-127, 128, (64, 512), dtype=torch.int8)
-    assert torch.equal(torch._int_mm(x, x.T).double(), x.double() @ x.double().T)
+    one, out = torch.ones(64), torch.empty(64, 64)
+    expected = (x.double() @ x.double().T).float()
+    assert torch.equal(certified.byte_products(x, x, one, one, out), expected) and taken
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not certified.multiplies_bytes()
+        taken.clear()
+        assert torch.equal(certified.byte_products(x, x, one, one, out), expected) and not taken
 
 
 @pytest.mark.parametrize("metric", [1, 2])

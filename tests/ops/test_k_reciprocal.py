@@ -196,6 +196,20 @@ def test_near_pairs_are_those_of_all_overlaps(limit, spread):
     assert len(found.columns) > 400
 
 
+@pytest.mark.parametrize("limit", [0.5, 0.99, 0.999999])
+def test_rows_of_many_equal_weights(limit):
+    """No empty slot passes where the least overlap is next to nothing."""
+    n = 70
+    offsets = torch.arange(n + 1) * n
+    columns = torch.arange(n, dtype=torch.int32).repeat(n)
+    rows = k_reciprocal.Rows(offsets, columns, torch.full((n * n,), 1 / n, dtype=torch.float64))
+    found = k_reciprocal.NearPairs(rows, limit).upper(torch.arange(n))
+    every = k_reciprocal.transpose_rows(rows)
+    expected = k_reciprocal.jaccard_rows(rows, every, torch.arange(n), limit, upper=True)
+    assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
+    assert len(found.columns) == n * (n + 1) // 2
+
+
 def test_empty_sets_have_no_weights():
     """Duplicates can push self out of its own list: such an item is in no set, J = 1."""
     index = torch.tensor([[0], [0], [0]], dtype=torch.int32)

@@ -21,7 +21,7 @@ from mmga.retrieval import plan as planning
 from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order
 from mmga.retrieval.items import Items
 from mmga.retrieval.rows import Rows
-from mmga.retrieval.search_tiles import cheapest_tiles, described
+from mmga.retrieval.search_tiles import cheapest_tiles
 
 KERNEL = mmga.ops.backends()["cpu"].startswith("active")
 
@@ -70,7 +70,7 @@ def brute_force(items, k):
 def test_lists_are_those_of_float64(
     kind, seed, metric, directions, dimensions, k, tile, block, farthest
 ):
-    items = some_items(kind, seed, metric=metric)
+    items = some_items(kind, seed, width=64 if directions == "bytes" else 24, metric=metric)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspace, "BLOCK", block)
         patch.setattr(subspace, "FINE_BLOCK", block)
@@ -102,7 +102,7 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         owner, name = {
             "radius": (subspace.Subspace, "approximate"),
             "integers": (looks, "as_integers"),
-            "bytes": (subspace.Bytes, "approximate"),
+            "bytes": (subspace.Bytes, "of"),
         }[planted]
         original = getattr(owner, name)
 
@@ -223,7 +223,7 @@ def test_opcheck():
 
 def test_directions_are_taken_where_they_pay(monkeypatch):
     monkeypatch.setattr(search_tiles, "_SMALL", 1e8)
-    monkeypatch.setattr(search_tiles, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(planning, "multiplies_bytes", lambda: False)
     monkeypatch.setattr(planning, "_FIT_SHARE", 1.0)
     items = Items([decaying(4000, 512).rows], "cosine")
     chosen = cheapest_tiles(items, 6)
@@ -238,9 +238,9 @@ def test_directions_are_taken_where_they_pay(monkeypatch):
     persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
     noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
     items = Items([Rows([persons + 0.02 * noise])], "cosine")
-    monkeypatch.setattr(search_tiles, "multiplies_bytes", lambda: True)
+    monkeypatch.setattr(planning, "multiplies_bytes", lambda: True)
     tiles = cheapest_tiles(items, 5)
-    assert isinstance(tiles, subspace.Bytes) and described(tiles) == "8-bit features"
+    assert isinstance(tiles, subspace.Bytes) and str(tiles) == "8-bit features"
     assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
     found = certified_neighbours(items, 5, tiles=tiles)
     assert torch.equal(found.index, certified_neighbours(items, 5).index)
