@@ -450,6 +450,22 @@ void select_neighbours(Tensor candidates, Tensor counts, Tensor thresholds, Tens
   }
 }
 
+// Candidates up to which comparing each with each, by vectors, beats sorting.
+constexpr int64_t kFewCandidates = 256;
+
+// Writes the k smallest of a list in order. Candidates differ, so that each has a place of its own.
+MMGA_VECTOR_CLONES void order_few(const int64_t* list, int64_t count, int64_t k, int32_t* index,
+                                  float* distances) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t candidate = list[i];
+    int64_t place = 0;
+    for (int64_t j = 0; j < count; ++j) place += list[j] < candidate;
+    if (place >= k) continue;
+    index[place] = static_cast<int32_t>(candidate & 0x7fffffff);
+    distances[place] = distance_of(candidate);
+  }
+}
+
 std::tuple<Tensor, Tensor> ordered_candidates(Tensor candidates, Tensor counts, int64_t k) {
   const int64_t items = candidates.size(0), slots = candidates.size(1);
   STD_TORCH_CHECK(candidates.is_contiguous() && k >= 1 && k <= slots,
@@ -466,6 +482,10 @@ std::tuple<Tensor, Tensor> ordered_candidates(Tensor candidates, Tensor counts, 
     for (int64_t i = begin; i < end; ++i) {
       if (held[i] < k || held[i] > slots) {
         enough = false;
+        continue;
+      }
+      if (held[i] <= kFewCandidates) {
+        order_few(lists + i * slots, held[i], k, out_index + i * k, out_distances + i * k);
         continue;
       }
       std::copy(lists + i * slots, lists + i * slots + held[i], list.begin());

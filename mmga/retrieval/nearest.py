@@ -111,7 +111,7 @@ def neighbours_within(
     # Tiles on the diagonal come first: they bound what the others need to offer.
     places = [(own, own) for own in starts]
     places += [(own, other) for own in starts for other in range(own + size, n, size)]
-    tiles = _Tiles(items, items, size, size)
+    tiles = _Tiles(items, items, size, size, upper=tile is not None)
     for done, (own, other, products) in enumerate(tiles.along(places), 1):
         lists.add(*products, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
         if progress is not None:
@@ -152,10 +152,17 @@ Products = tuple[Tensor, Tensor, Tensor]
 
 
 class _Tiles:
-    """Tiles of inner products in one buffer, every product of one shape and call form."""
+    """Tiles of inner products in one buffer, every product of one shape and call form.
 
-    def __init__(self, rows: Items, columns: Items, height: int, width: int) -> None:
+    With `upper` tiles of a set with itself are of two products, which leave out a quarter that lies
+    below the diagonal: quicker, but of other shapes.
+    """
+
+    def __init__(
+        self, rows: Items, columns: Items, height: int, width: int, *, upper: bool = False
+    ) -> None:
         self._rows, self._columns, self._height, self._width = rows, columns, height, width
+        self._half = height // 32 * 16 if upper else 0
         self.cosine = rows.metric == "cosine"
         device, dimension = rows.device, rows.dimension
         self._row_block = torch.empty((height, dimension), device=device)
@@ -174,7 +181,12 @@ class _Tiles:
         column_end = min(column + self._width, len(self._columns))
         if self._held is None or self._held[0] != row:
             self._held = row, self._rows.block(row, row_end, self._row_block)
-        torch.mm(self._held[1], others.t(), out=self._tile)
+        mine, half = self._held[1], self._half
+        if half and row == column:
+            torch.mm(mine[:half], others.t(), out=self._tile[:half])
+            torch.mm(mine[half:], others[half:].t(), out=self._tile[half:, half:])
+        else:
+            torch.mm(mine, others.t(), out=self._tile)
         return (
             self._tile[: row_end - row, : column_end - column],
             self._rows.terms[row:row_end],
