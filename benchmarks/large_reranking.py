@@ -167,27 +167,32 @@ def cluster(options: argparse.Namespace) -> Figures:
     figures: Figures = {"items": items}
     for dimension in (256, 2048):
         x, _ = simulated(items, dimension, 17, 0.6)
-        dense = Stopwatch()
-        say(f"D = {dimension}: dense NumPy")
-        stages: dict[str, float] = {}
-        expected = dense.run(lambda x=x, s=stages: numpy_clustering(x.numpy(), s))
+        dense, half, stages = Stopwatch(), Stopwatch(), {}
+        limits = {"sparse": None, "sparse, max_distance 0.62": 0.62}
+        watches = {name: Stopwatch() for name in limits}
+        seconds = {name: Stages() for name in limits}
+        matrices: dict[str, Any] = {}
+        for number in range(options.repeats):  # in turn, so that a slow minute meets them all
+            say(f"D = {dimension}: round {number + 1} of {options.repeats}")
+            expected = dense.run(lambda x=x, s=stages: numpy_clustering(x.numpy(), s))
+            half.run(lambda x=x: x[: items // 2] @ x.t(), warm=True)
+            for name, limit in limits.items():
+                with seconds[name]:
+                    matrices[name] = watches[name].run(
+                        lambda x=x, limit=limit: to_scipy(
+                            mmga.jaccard_distance(x, max_distance=limit)
+                        ),
+                        warm=True,
+                    )
         result: Figures = {"numpy": dense.figures(), "numpy by stage": stages}
-        half = Stopwatch()
-        half.run(lambda x=x: x[: items // 2] @ x.t(), options.repeats, warm=True)
         result["half the product"] = half.figures()
-        for limit in (None, 0.62):
-            say(f"D = {dimension}: sparse, max_distance {limit}")
-            watch, seconds = Stopwatch(), Stages()
-            matrix = watch.run(
-                lambda x=x, limit=limit: to_scipy(mmga.jaccard_distance(x, max_distance=limit)),
-                options.repeats,
-                warm=True,
-            )
-            name = "sparse" if limit is None else f"sparse, max_distance {limit}"
-            result[name] = watch.figures() | seconds.last()
+        for name, watch in watches.items():
+            result[name] = watch.figures() | seconds[name].last()
             result[f"numpy / {name}"] = dense.seconds / watch.seconds
-            result[f"numpy / {name}, CPU time"] = dense.cpu[0] / statistics.median(watch.cpu)
-            result[f"{name}: adjusted Rand index"] = label_agreement(expected, matrix)
+            result[f"numpy / {name}, CPU time"] = statistics.median(dense.cpu) / statistics.median(
+                watch.cpu
+            )
+            result[f"{name}: adjusted Rand index"] = label_agreement(expected, matrices[name])
         figures[f"D = {dimension}"] = result
     return figures
 
@@ -215,9 +220,14 @@ class Stages(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._records: list[Any] = []
-        logger = logging.getLogger("mmga.retrieval.jaccard")
-        logger.setLevel(logging.INFO)
-        logger.addHandler(self)
+        self._logger = logging.getLogger("mmga.retrieval.jaccard")
+        self._logger.setLevel(logging.INFO)
+
+    def __enter__(self) -> None:
+        self._logger.addHandler(self)
+
+    def __exit__(self, *exception: object) -> None:
+        self._logger.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record."""
@@ -237,7 +247,8 @@ def jaccard(items: int, options: argparse.Namespace) -> Figures:
     items //= options.divide
     x, _ = simulated(items, 256, 17, 0.6)
     watch, seconds = Stopwatch(), Stages()
-    matrix = watch.run(lambda: mmga.jaccard_distance(x, max_distance=0.62, progress=shown()))
+    with seconds:
+        matrix = watch.run(lambda: mmga.jaccard_distance(x, max_distance=0.62, progress=shown()))
     symmetric = spot_check_symmetry(matrix)
     return {"items": items, "dimension": 256, **watch.figures(), **seconds.last()} | {
         "rows checked for symmetry": symmetric
