@@ -250,7 +250,10 @@ def body(options: Options) -> None:
         if other is not None:
             off = {"verification": False, "cross_camera": False, "fpr": None, "strangers": None}
             settings |= off
-            compared = evaluate(*other, progress=progress, **settings)
+            try:
+                compared = evaluate(*other, progress=progress, **settings)
+            except UserError as error:
+                raise UserError(f"--compare: {error}") from error
             draws = options.bootstrap or 1000
             report.extra["compare"] = {
                 "with": " and ".join(options.compare),

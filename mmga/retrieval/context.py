@@ -217,7 +217,7 @@ def checked_norms(side: str, rows: Rows) -> Tensor:
     bad = torch.nonzero(~(finite if norms.dim() == 1 else finite.all(1))).squeeze(1)
     if len(bad):
         raise UserError(
-            f"{side}: {len(bad)} of {len(norms)} rows of features hold NaN or infinity, the first "
-            f"is row {int(bad[0])}; extract them again"
+            f"{side}: {len(bad)} of {len(norms)} rows of features hold NaN, infinity or numbers "
+            f"past float32's 3.4e38, the first is row {int(bad[0])}; extract them again"
         )
     return norms

@@ -223,6 +223,15 @@ def test_arrays_in_a_torch_file(tmp_path):
         load_features(tmp_path / "f.pt")
 
 
+def test_the_side_that_is_wrong_is_named(capsys, tmp_path):
+    np.savez(tmp_path / "g.npz", **arrays())
+    bad = arrays()
+    bad["features"][1, 1] = np.nan
+    np.savez(tmp_path / "bad.npz", **bad)
+    said = fails(capsys, tmp_path, "g.npz", "--compare", tmp_path / "bad.npz", tmp_path / "g.npz")
+    assert "--compare: query: 1 of 6 rows of features hold NaN, infinity or numbers past" in said
+
+
 def test_many_names_are_not_all_listed(tmp_path):
     torch.save({f"{i:04d}_c1.jpg": torch.zeros(3) for i in range(500)}, tmp_path / "f.pt")
     with pytest.raises(UserError, match=r"found 0000_c1.jpg, .*0011_c1.jpg and 488 more$"):
