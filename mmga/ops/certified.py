@@ -136,20 +136,27 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 def multiplies_bytes() -> bool:
     """Return whether products of `byte_rows` are worth it on this machine's CPU.
 
-    They are where the processor has instructions for them, oneDNN, which uses them, is not switched
-    off, and its products are exact.
+    They are where the processor has instructions for them, oneDNN, which uses them, is there and not
+    switched off, and its products are exact.
     """
-    return bool(torch.backends.mkldnn.enabled) and _exact_byte_products()
+    onednn = torch.backends.mkldnn
+    return bool(onednn.is_available() and onednn.enabled) and _exact_byte_products()
 
 
 @functools.cache
 def _exact_byte_products() -> bool:
-    # A library that adds pairs of products in 16 bits is not: the largest are tried.
-    if not _extension.byte_instructions() or not has_kernel("byte_rows", "CPU"):
+    # torch's product is not of its public interface, and a library that adds pairs of products in
+    # 16 bits is not exact: the largest are tried.
+    multiply = getattr(torch, "_int_mm", None)
+    if multiply is None or not _extension.byte_instructions() or not has_kernel("byte_rows", "CPU"):
         return False
     x = torch.full((64, 256), 127, dtype=torch.int8)
     x[::2] = -127
-    return bool((torch._int_mm(x, x.T) == (x.double() @ x.double().T)).all())
+    try:
+        products = multiply(x, x.T)
+    except RuntimeError:
+        return False
+    return bool((products == (x.double() @ x.double().T)).all())
 
 
 def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
