@@ -136,8 +136,8 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 def multiplies_bytes() -> bool:
     """Return whether products of `byte_rows` are worth it on this machine's CPU.
 
-    They are where the processor has instructions for them, oneDNN, which uses them, is there and not
-    switched off, and its products are exact.
+    They are where the processor has instructions for them, oneDNN, which uses them, is there and
+    not switched off, and its products are exact.
     """
     onednn = torch.backends.mkldnn
     return bool(onednn.is_available() and onednn.enabled) and _exact_byte_products()
