@@ -699,7 +699,7 @@ def settle_pairs(
             still.append(
                 torch.stack([row[p], column[p], left[0], left[-1] + 1])  # matches ascend
             )
-    return torch.stack(still).to(torch.int32) if still else undecided[:0]
+    return torch.stack(still).to(torch.int32) if still else undecided.new_empty(0, 4)
 
 
 def part_keys(
