@@ -114,7 +114,7 @@ def _one_sentence(boxed: str, options_class: type[Any], verb: str) -> str:
     sentence = " ".join(lines) or "the options could not be read"
     unknown = re.search(r"Unrecognized options: (--?[\w-]+)", sentence)
     if unknown:
-        names = ["--" + name.replace("_", "-") for name in _field_names(options_class)]
+        names = [flag(name) for name in _field_names(options_class)]
         near = difflib.get_close_matches(unknown.group(1), names, 1)
         hint = f"did you mean {near[0]}?" if near else f"see mmga {verb} --help"
         sentence = f"unknown option {unknown.group(1)}; {hint}"

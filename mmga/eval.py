@@ -236,8 +236,7 @@ def body(options: Options) -> None:
             raise UserError("--explain needs a query and a gallery")
         for name in ("rerank", "verification", "bootstrap", "compare", "per_query"):
             if getattr(options, name):
-                flag = name.replace("_", "-")
-                raise UserError(f"--explain compares plain figures; leave out --{flag}")
+                raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
         passed = {name: settings[name] for name in ("metric", "device", "memory", "exclude")}
         with bar() as progress:
             steps = explain(query, gallery, *options.explain, progress=progress, **passed)

@@ -166,8 +166,7 @@ def _extract_images(options: Options, images: Path) -> int:
         raise UserError("--out is missing: name the file of features, such as gallery.npz")
     for name in ("batch_size", "height", "width"):
         if getattr(options, name) < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} must be at least 1, got {getattr(options, name)}")
+            raise UserError(f"{cli.flag(name)} must be at least 1, got {getattr(options, name)}")
     if options.out.suffix.lower() not in CONTAINERS:
         raise UserError(
             f"--out must end in {', '.join(CONTAINERS[1:])} or nothing (a folder of .npy files), "

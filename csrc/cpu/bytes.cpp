@@ -69,6 +69,14 @@ MMGA_INLINE float nearest(float x) {
   return (x + kRounder) - kRounder;
 }
 
+// Writes an entry as a multiple of `unit` and adds the square of what is left.
+MMGA_INLINE void round_to_byte(float x, float scale, float unit, int8_t& to, float& squares) {
+  const float number = nearest(x * scale);
+  const float rest = x - number * unit;
+  to = static_cast<int8_t>(number);
+  squares += rest * rest;
+}
+
 MMGA_VECTOR_CLONES float largest_of(const float* x, int64_t width) {
   float largest = 0;
   for (int64_t i = 0; i < width; ++i) largest = std::max(largest, std::abs(x[i]));
@@ -83,17 +91,11 @@ MMGA_VECTOR_CLONES double round_to_bytes(const float* x, int64_t width, float sc
   const int64_t whole = width / kSums * kSums;
   for (int64_t i = 0; i < whole; i += kSums) {
     for (int64_t lane = 0; lane < kSums; ++lane) {
-      const float number = nearest(x[i + lane] * scale);
-      const float rest = x[i + lane] - number * unit;
-      to[i + lane] = static_cast<int8_t>(number);
-      squares[lane] += rest * rest;
+      round_to_byte(x[i + lane], scale, unit, to[i + lane], squares[lane]);
     }
   }
   for (int64_t i = whole; i < width; ++i) {
-    const float number = nearest(x[i] * scale);
-    const float rest = x[i] - number * unit;
-    to[i] = static_cast<int8_t>(number);
-    squares[i - whole] += rest * rest;
+    round_to_byte(x[i], scale, unit, to[i], squares[i - whole]);
   }
   double total = 0;
   for (const float square : squares) total += square;

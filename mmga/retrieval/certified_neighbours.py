@@ -216,6 +216,7 @@ def _mend(
     """
     items, n = looks.items, len(looks.items)
     scale = 2.0 if items.metric == "cosine" else 1.0
+    # What rows of this width may be off depends on their norms alone.
     error = as_they_are(items.block(0, 1), items.norms, items.metric).slack
     widths = scale * (error + error.max())
     doubtful = torch.nonzero(seen - widths <= limits).squeeze(1)

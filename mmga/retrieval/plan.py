@@ -302,9 +302,10 @@ def _cheapest(
         made = 0.0  # what stands for all features
         if cascade is not plain:
             made = k * (width + _COORDINATE / 2) + (1 if k else 2) * _INTEGER / 2 * width
-        product = whole if cascade is plain else pilot.product_seconds(cascade)
         if k:  # products of few dimensions take as long in proportion
             product = k * operation
+        else:
+            product = whole if cascade is plain else pilot.product_seconds(cascade)
         cost = product + seconds + len(undecided) / pilot.pairs * settle[cascade is plain]
         costs.append(cost + made * operation * (queries + items) / (queries * items))
     return (plain, *choices)[costs.index(min(costs))]
