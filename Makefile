@@ -26,7 +26,7 @@ test: $(VENV)/mmga.done
 	$(BIN)/python -m pytest
 
 ablation: $(VENV)/mmga.done
-	OMP_NUM_THREADS=1 $(BIN)/python -m mmga.ablation
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablation
 
 lint: $(VENV)/mmga.done
 	$(BIN)/ruff check .

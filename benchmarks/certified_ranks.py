@@ -26,11 +26,11 @@ from simulated import market_like, simulate
 from torch import Tensor
 
 import mmga
-from mmga.files import atomic_path
-from mmga.retrieval.certified_neighbours import certified_neighbours
-from mmga.retrieval.items import Items
-from mmga.retrieval.rows import Rows
-from mmga.retrieval.search_tiles import cheapest_tiles
+from mmga.common.files import atomic_path
+from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.neighbours.certified_knn import certified_neighbours
+from mmga.retrieval.neighbours.cost_model import cheapest_tiles
+from mmga.retrieval.neighbours.vectors import Items
 
 Figures = dict[str, Any]
 SPECTRA = (("decaying", 0.0), ("flat", 0.5), ("flat", 0.05))

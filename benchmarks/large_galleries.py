@@ -33,13 +33,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmga.progress import bar
-from mmga.retrieval import memory
-from mmga.retrieval.context import Context, checked_norms
+from mmga.common import memory
+from mmga.common.progress import bar
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, load_features
-from mmga.retrieval.passes import PAIR_LIMIT
-from mmga.retrieval.protocol import Labels, protocol_named, select
+from mmga.retrieval.metrics.rank import PAIR_LIMIT
+from mmga.retrieval.protocols.protocol import Labels, protocol_named, select
+from mmga.retrieval.tiles.problem import Context, checked_norms
 
 PROVIDERS = ("mmga", "tiles", "product")
 CAMERAS = 6

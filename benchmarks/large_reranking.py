@@ -98,12 +98,12 @@ def products_by_tiles(x: Tensor, tile: int) -> None:
 def market(options: argparse.Namespace) -> Figures:
     """Features to plain and re-ranked metrics at Market-1501's size, beside half the product."""
     import mmga
+    from mmga.common import memory
     from mmga.ops import k_reciprocal as ops
-    from mmga.retrieval import memory
-    from mmga.retrieval.encoding import encode
-    from mmga.retrieval.items import TILE, Items
-    from mmga.retrieval.nearest import neighbours_within
-    from mmga.retrieval.rows import Rows
+    from mmga.retrieval.features.sharded_matrix import Rows
+    from mmga.retrieval.neighbours.knn import neighbours_within
+    from mmga.retrieval.neighbours.vectors import TILE, Items
+    from mmga.retrieval.reranking.encode import encode
 
     memory.baseline()  # before the features are there
     scale = options.divide
@@ -161,7 +161,7 @@ def cluster(options: argparse.Namespace) -> Figures:
     from test_rerank import numpy_clustering
 
     import mmga
-    from mmga.retrieval.jaccard import to_scipy
+    from mmga.retrieval.reranking.jaccard import to_scipy
 
     items = 5783 // options.divide
     figures: Figures = {"items": items}
@@ -220,7 +220,7 @@ class Stages(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self._records: list[Any] = []
-        self._logger = logging.getLogger("mmga.retrieval.jaccard")
+        self._logger = logging.getLogger("mmga.retrieval.reranking.jaccard")
         self._logger.setLevel(logging.INFO)
 
     def __enter__(self) -> None:
@@ -292,9 +292,9 @@ def shown(limit: float | None = None) -> Callable[[str, int, int], None]:
 
 def neighbour_slice(x: Tensor, k: int, seconds: float) -> Figures:
     """Run the neighbour pass for some seconds and project its total."""
-    from mmga.retrieval.items import Items
-    from mmga.retrieval.nearest import neighbours_within
-    from mmga.retrieval.rows import Rows
+    from mmga.retrieval.features.sharded_matrix import Rows
+    from mmga.retrieval.neighbours.knn import neighbours_within
+    from mmga.retrieval.neighbours.vectors import Items
 
     items = Items([Rows([x])], "cosine")
     begin = time.perf_counter()
@@ -312,9 +312,9 @@ def bucketed(items: int, dimension: int) -> tuple[Tensor, Any]:
     The lists are exact within buckets of about 1,024 items, which hold about 60 identities.
     """
     from mmga.ops.neighbours import Neighbours
-    from mmga.retrieval.items import Items
-    from mmga.retrieval.nearest import neighbours_within
-    from mmga.retrieval.rows import Rows
+    from mmga.retrieval.features.sharded_matrix import Rows
+    from mmga.retrieval.neighbours.knn import neighbours_within
+    from mmga.retrieval.neighbours.vectors import Items
 
     generator = torch.Generator().manual_seed(0)
     buckets = -(-items // 1024)
@@ -358,9 +358,14 @@ def sparse_part(x: Tensor, near: Any, queries: int) -> Figures:
     """Go from neighbour lists to the queries' Jaccard rows and return the seconds by stage."""
     from mmga import KReciprocal
     from mmga.ops import k_reciprocal as ops
-    from mmga.retrieval.encoding import averaged, encoded_distances, expanded_sets, set_distances
-    from mmga.retrieval.items import Items
-    from mmga.retrieval.rows import Rows
+    from mmga.retrieval.features.sharded_matrix import Rows
+    from mmga.retrieval.neighbours.vectors import Items
+    from mmga.retrieval.reranking.encode import (
+        averaged,
+        encoded_distances,
+        expanded_sets,
+        set_distances,
+    )
 
     feature_set, rule = Items([Rows([x])], "cosine"), KReciprocal()
     stages: dict[str, float] = {}
@@ -471,7 +476,7 @@ def main() -> int:
         results[name] = json.loads(child.stdout.splitlines()[-1])
         show(name, results[name])
     if options.json:
-        from mmga.files import atomic_path
+        from mmga.common.files import atomic_path
 
         with atomic_path(options.json) as path:
             path.write_text(json.dumps(results, indent=1) + "\n")

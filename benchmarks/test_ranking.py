@@ -17,7 +17,7 @@ import torch
 
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.features import Features
-from mmga.retrieval.stream import TILE, tile_height
+from mmga.retrieval.tiles.sources import TILE, tile_height
 
 SCALE = int(os.environ.get("MMGA_BENCHMARK_SCALE", "1"))
 QUERIES, ITEMS, PEOPLE, DISTRACTORS = 3368 // SCALE, 15913 // SCALE, 750 // SCALE, 2798 // SCALE

@@ -21,10 +21,10 @@ from torch import Tensor
 import mmga
 from mmga.ops import backends, reference
 from mmga.ops.neighbours import Neighbours
-from mmga.retrieval.items import TILE, Items
-from mmga.retrieval.jaccard import to_scipy
-from mmga.retrieval.nearest import neighbours_within
-from mmga.retrieval.rows import Rows
+from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.neighbours.knn import neighbours_within
+from mmga.retrieval.neighbours.vectors import TILE, Items
+from mmga.retrieval.reranking.jaccard import to_scipy
 
 ITEMS = int(os.environ.get("MMGA_BENCHMARK_ITEMS", "2000"))
 DENSE_LIMIT = 8000

@@ -11,29 +11,29 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it.
 _PUBLIC = {
-    "UserError": "mmga.errors",
+    "UserError": "mmga.common.errors",
     "Features": "mmga.retrieval.features",
     "load_features": "mmga.retrieval.features",
     "evaluate": "mmga.retrieval.evaluate",
     "evaluate_distances": "mmga.retrieval.evaluate",
-    "Report": "mmga.retrieval.report",
+    "Report": "mmga.retrieval.metrics.report",
     "Evaluator": "mmga.retrieval.evaluator",
     "pairwise_distance": "mmga.ops.distance",
-    "KReciprocal": "mmga.retrieval.k_reciprocal",
-    "GalleryIndex": "mmga.retrieval.index",
-    "augment_gallery": "mmga.retrieval.expansion",
-    "expand_queries": "mmga.retrieval.expansion",
-    "to_scipy": "mmga.retrieval.jaccard",
-    "jaccard_distance": "mmga.retrieval.jaccard",
-    "nearest": "mmga.retrieval.nearest",
-    "rerank": "mmga.retrieval.rerank",
-    "rerank_distances": "mmga.retrieval.rerank",
+    "KReciprocal": "mmga.retrieval.reranking.settings",
+    "GalleryIndex": "mmga.retrieval.reranking.index",
+    "augment_gallery": "mmga.retrieval.neighbours.query_expansion",
+    "expand_queries": "mmga.retrieval.neighbours.query_expansion",
+    "to_scipy": "mmga.retrieval.reranking.jaccard",
+    "jaccard_distance": "mmga.retrieval.reranking.jaccard",
+    "nearest": "mmga.retrieval.neighbours.knn",
+    "rerank": "mmga.retrieval.reranking.rerank",
+    "rerank_distances": "mmga.retrieval.reranking.rerank",
 }
 
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from mmga.errors import UserError as UserError
+    from mmga.common.errors import UserError as UserError
 
 
 def __getattr__(name: str) -> Any:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate_distances
 from mmga.retrieval.features import Features
-from mmga.retrieval.report import Report
+from mmga.retrieval.metrics.report import Report
 
 
 def evaluate_rank(
@@ -119,8 +119,8 @@ def re_ranking(
     Raises:
         UserError: shapes or settings do not fit.
     """
-    from mmga.retrieval.k_reciprocal import KReciprocal
-    from mmga.retrieval.rerank import rerank_distances
+    from mmga.retrieval.reranking.rerank import rerank_distances
+    from mmga.retrieval.reranking.settings import KReciprocal
 
     q_g, q_q, g_g = (np.asarray(matrix) for matrix in (q_g_dist, q_q_dist, g_g_dist))
     final = rerank_distances(q_g, q_q, g_g, KReciprocal(k1, k2, lambda_value), squared=False)
@@ -152,7 +152,7 @@ def compute_jaccard_distance(
     Raises:
         UserError: the features or settings do not fit.
     """
-    from mmga.retrieval.jaccard import jaccard_distance
+    from mmga.retrieval.reranking.jaccard import jaccard_distance
 
     sparse = jaccard_distance(target_features, k1, k2)
     count = sparse.shape[0]

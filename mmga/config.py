@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 import yaml
 
-from mmga.errors import UserError
-from mmga.files import atomic_path
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
 
 DataName = Literal[
     "synthetic",

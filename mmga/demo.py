@@ -9,9 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmga import cli
+from mmga.common import cli
+from mmga.common.errors import UserError
 from mmga.config import merged, recipe_config
-from mmga.errors import UserError
 
 SMOKE = {
     "data": {"persons": 12, "test_persons": 8},

@@ -9,8 +9,9 @@ import platform
 import sys
 from dataclasses import dataclass
 
-from mmga import __version__, cli
-from mmga.errors import UserError
+from mmga import __version__
+from mmga.common import cli
+from mmga.common.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ def environment() -> dict[str, str]:
     """Return versions, back ends and the facts of the build, in the order to be shown."""
     import torch
 
-    from mmga._extension import build_info
     from mmga.ops import backends
+    from mmga.ops._extension import build_info
 
     info = build_info()
     lines = {
@@ -57,8 +58,8 @@ def body(options: Options) -> int:
 
 
 def _check_features(options: Options) -> int:
-    from mmga.retrieval.doctor import check
     from mmga.retrieval.features import load_features
+    from mmga.retrieval.protocols.preflight import check
 
     if options.features:
         if options.query or options.gallery:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmga import cli
+from mmga.common import cli
+from mmga.common.errors import UserError
 from mmga.config import DataName
-from mmga.errors import UserError
 
 if TYPE_CHECKING:
-    from mmga.retrieval.context import Reranker
     from mmga.retrieval.features import Features
+    from mmga.retrieval.reranking.settings import KReciprocal
 
 # Spelled out, because the options must not import torch to know them; a test compares them.
 ProtocolName = Literal[
@@ -137,7 +137,7 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
         if options.features or options.query or options.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
         from mmga import extract
-        from mmga.progress import bar
+        from mmga.common.progress import bar
 
         of_run = extract.Options(
             run=options.run,
@@ -196,15 +196,15 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
     return query, gallery
 
 
-def reranker(options: Options) -> "Reranker | None":
+def reranker(options: Options) -> "KReciprocal | None":
     """Return the re-ranking that the options ask for."""
     if not options.rerank:
         for name in cli.changed(options, "k1", "k2", "lambda_value"):
             raise UserError(f"{cli.flag(name)} belongs to re-ranking: give --rerank, too")
         return None
-    from mmga.retrieval.k_reciprocal import KReciprocal
+    from mmga.retrieval.reranking.settings import KReciprocal
 
-    chosen: Reranker = KReciprocal(options.k1, options.k2, options.lambda_value)
+    chosen = KReciprocal(options.k1, options.k2, options.lambda_value)
     return chosen
 
 
@@ -212,10 +212,10 @@ def body(options: Options) -> None:
     """Evaluate, print the table, write the files."""
     import time
 
-    from mmga.progress import bar
-    from mmga.retrieval import memory
+    from mmga.common import memory
+    from mmga.common.progress import bar
     from mmga.retrieval.evaluate import evaluate
-    from mmga.retrieval.uncertainty import bootstrap, compare
+    from mmga.retrieval.metrics.bootstrap import bootstrap, compare
 
     if options.bootstrap and options.bootstrap < 2:
         raise UserError(f"--bootstrap: expected at least 2 draws, found {options.bootstrap}")
@@ -230,7 +230,7 @@ def body(options: Options) -> None:
     settings: dict[str, Any] = {name: getattr(options, name) for name in _PASSED_ON}
     if options.explain is not None:
         from mmga.retrieval.explain import explain, table
-        from mmga.retrieval.report import write_json
+        from mmga.retrieval.metrics.report import write_json
 
         if gallery is None:
             raise UserError("--explain needs a query and a gallery")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmga import cli
-from mmga.errors import UserError
+from mmga.common import cli
+from mmga.common.errors import UserError
 
 SUFFIXES = {"torchexport": ".pt2", "onnx": ".onnx"}
 
@@ -36,8 +36,8 @@ def body(options: Options) -> int:
     if options.out is not None and options.out.suffix != suffix:
         raise UserError(f"--out must end in {suffix} for {options.format}, got {options.out}")
 
-    from mmga import graph
-    from mmga.extraction import open_run
+    from mmga.extraction.of_run import open_run
+    from mmga.models import export as graph
 
     run = open_run(options.run, "cpu")
     out = options.out or run.folder / f"network{suffix}"

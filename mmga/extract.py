@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmga import cli
+from mmga.common import cli
+from mmga.common.errors import UserError
 from mmga.config import Config, DataName, check, merged
-from mmga.errors import UserError
 
 if TYPE_CHECKING:
-    from mmga.embedder import Embedder
-    from mmga.progress import Progress
+    from mmga.common.progress import Progress
+    from mmga.extraction.embedder import Embedder
     from mmga.retrieval.features import Features
 
 
@@ -101,7 +101,7 @@ def features_of_run(
     options: Options, progress: "Progress | None" = None
 ) -> tuple["Features", "Features"]:
     """Return the features of queries and gallery of a run."""
-    from mmga.extraction import extract, load_data, open_run
+    from mmga.extraction.of_run import extract, load_data, open_run
 
     if options.run is None:
         raise UserError(
@@ -133,8 +133,8 @@ def embedder_of(options: Options) -> "Embedder":
         UserError: it cannot be built, or the options do not fit together.
     """
     from mmga.data.transforms import EvalTransform
-    from mmga.embedder import Embedder, foreign_network, part_rows, whole_rows
-    from mmga.extraction import eval_transform, open_run, resolve_device
+    from mmga.extraction.embedder import Embedder, foreign_network, part_rows, whole_rows
+    from mmga.extraction.of_run import eval_transform, open_run, resolve_device
 
     if (options.run is None) == (options.model is None):
         raise UserError("--images needs the network: either --run or --model")
@@ -158,9 +158,9 @@ def embedder_of(options: Options) -> "Embedder":
 
 def _extract_images(options: Options, images: Path) -> int:
     """Extract the features of a folder or a table of images."""
-    from mmga.imagelist import read_images
-    from mmga.progress import bar
-    from mmga.shards import extract_to
+    from mmga.common.progress import bar
+    from mmga.data.readers.image_list import read_images
+    from mmga.extraction.resumable import extract_to
 
     if options.out is None:
         raise UserError("--out is missing: name the file of features, such as gallery.npz")
@@ -190,7 +190,7 @@ def _extract_images(options: Options, images: Path) -> int:
 
 def body(options: Options) -> int:
     """Extract and write."""
-    from mmga.progress import bar
+    from mmga.common.progress import bar
 
     if options.images is not None:
         return _extract_images(options, options.images)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from mmga import cli
+from mmga.common import cli
+from mmga.common.errors import UserError
 from mmga.config import DataName
-from mmga.errors import UserError
 
 if TYPE_CHECKING:
     from mmga.bodyparts.detector import Detector
-    from mmga.bodyparts.folder import Make
+    from mmga.bodyparts.mask_folder import Make
     from mmga.data.dataset import DataSet, ImageSet
     from mmga.data.masks import PartMask
 
@@ -79,10 +79,10 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         detector: finds persons, in place of torchvision's.
     """
     _check(options)
-    from mmga.bodyparts.folder import MaskMaker
+    from mmga.bodyparts.mask_folder import MaskMaker
+    from mmga.common.progress import bar
     from mmga.data.dataset import joined
-    from mmga.data.datasets import load
-    from mmga.progress import bar
+    from mmga.data.readers.by_name import load
 
     data = load(options.data, options.root, split=options.split, boxes=options.boxes)
     chosen = dict.fromkeys(options.splits)
@@ -150,7 +150,7 @@ def _maker(
 ) -> "tuple[Callable[[], Make], dict[str, Any]]":
     """Return what makes masks, opened when called, and what the manifest says of it."""
     if options.kind is not None:
-        from mmga.bodyparts.sources import open_source, read_poses
+        from mmga.bodyparts.importers import open_source, read_poses
 
         assert options.source is not None  # checked
         poses = None if options.skeletons is None else read_poses(options.skeletons, data)
@@ -168,7 +168,7 @@ def _maker(
         return lambda: imported, origin
 
     def opened() -> "Make":
-        from mmga.bodyparts.division import divide
+        from mmga.bodyparts.split import divide
 
         find = _detector(options) if detector is None else detector
 
@@ -202,7 +202,7 @@ def _maker(
 
 def _detector(options: Options) -> "Detector":
     from mmga.bodyparts.detector import Thresholds, TorchvisionDetector
-    from mmga.extraction import resolve_device
+    from mmga.extraction.of_run import resolve_device
 
     return TorchvisionDetector(
         options.weights,
@@ -284,7 +284,7 @@ def draw_preview(path: Path, images: "ImageSet", masks: Path, count: int) -> Non
     """
     import numpy as np
 
-    from mmga import pictures
+    from mmga.common import plots
     from mmga.data.masks import MaskFolder
 
     folder = MaskFolder(masks)
@@ -299,7 +299,7 @@ def draw_preview(path: Path, images: "ImageSet", masks: Path, count: int) -> Non
         except UserError:  # names alone are enough for some imports
             drawn.append(None)
         titles.append(f"id {images.pids[place]}, c{images.camids[place]}")
-    pictures.mask_sheet(path, drawn, labels, titles)
+    plots.mask_sheet(path, drawn, labels, titles)
 
 
 def main(argv: list[str] | None = None) -> None:

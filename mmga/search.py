@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmga import cli
-from mmga.errors import UserError
-from mmga.retrieval.k_reciprocal import KReciprocal, Variant
+from mmga.common import cli
+from mmga.common.errors import UserError
+from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mmga.progress import Progress
+    from mmga.common.progress import Progress
     from mmga.retrieval.features import Features
-    from mmga.retrieval.index import GalleryIndex
+    from mmga.retrieval.reranking.index import GalleryIndex
 
 _RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
 _SHOWN = 20  # queries in the table; files hold all
@@ -74,7 +74,7 @@ class Options:
 
 def body(options: Options) -> int | None:
     """Search and write."""
-    from mmga import progress as bars
+    from mmga.common import progress as bars
 
     _check(options)
     rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
@@ -135,11 +135,11 @@ def _search(
     options: Options, rule: KReciprocal, progress: "Progress"
 ) -> "tuple[Features, dict[str, Any], np.ndarray, np.ndarray]":
     """Return the queries, the gallery's labels, distances and indices [Q, topk]."""
-    from mmga.retrieval.expansion import augment_gallery, expand_queries
     from mmga.retrieval.features import Features, load_features
-    from mmga.retrieval.index import row_labels
-    from mmga.retrieval.nearest import nearest
-    from mmga.retrieval.rerank import rerank
+    from mmga.retrieval.neighbours.knn import nearest
+    from mmga.retrieval.neighbours.query_expansion import augment_gallery, expand_queries
+    from mmga.retrieval.reranking.index import row_labels
+    from mmga.retrieval.reranking.rerank import rerank
 
     if options.index is not None:
         query = load_features(options.query or "", columns=options.query_columns)
@@ -173,7 +173,7 @@ def _search_index(
     import torch
 
     from mmga.ops.neighbours import nearest_in_rows
-    from mmga.retrieval.index import GalleryIndex
+    from mmga.retrieval.reranking.index import GalleryIndex
 
     index = GalleryIndex.load(options.index or "")
     if not 1 <= options.topk <= len(index):
@@ -190,7 +190,7 @@ def _search_index(
 
 def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> "GalleryIndex":
     from mmga.retrieval.features import JUNK, load_features
-    from mmga.retrieval.index import GalleryIndex
+    from mmga.retrieval.reranking.index import GalleryIndex
 
     if options.features is not None:
         gallery = load_features(options.features, "gallery", options.gallery_columns)
@@ -213,7 +213,7 @@ def _rows(
     query: "Features", gallery: dict[str, Any], distances: "np.ndarray", indices: "np.ndarray"
 ) -> Iterator[dict[str, Any]]:
     """Yield one record for each query and rank."""
-    from mmga.retrieval.index import row_labels
+    from mmga.retrieval.reranking.index import row_labels
 
     own = row_labels(query)
     for number, (near, which) in enumerate(zip(distances, indices, strict=True)):
@@ -230,7 +230,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write(options: Options, rows: Iterator[dict[str, Any]]) -> None:
-    from mmga.files import atomic_path
+    from mmga.common.files import atomic_path
 
     out = options.out or Path()
     with atomic_path(out) as path, path.open("w", newline="") as file:

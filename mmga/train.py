@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmga import cli
+from mmga.common import cli
+from mmga.common.errors import UserError
 from mmga.config import Config, check, load_config, recipe_config, to_yaml
-from mmga.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +71,17 @@ def body(options: Options) -> int:
         print(to_yaml(options.settings), end="")
         return 0
     check(options.settings)
-    from mmga import engine
-    from mmga.distributed import environment
-    from mmga.progress import bar
+    from mmga.common.distributed import environment
+    from mmga.common.progress import bar
+    from mmga.training import trainer
 
     leads = environment()[0] == 0
     try:
         with bar() if leads else contextlib.nullcontext() as progress:
-            result = engine.train(
+            result = trainer.train(
                 options.settings, options.out, resume=options.resume, progress=progress
             )
-    except engine.Stopped:
+    except trainer.Stopped:
         if leads:
             print(
                 f"mmga train: stopped and saved; go on with: "

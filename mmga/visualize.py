@@ -9,9 +9,9 @@ writes attention.png (query images with their attention maps beside the true mas
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmga import cli
+from mmga.common import cli
+from mmga.common.errors import UserError
 from mmga.config import DataName
-from mmga.errors import UserError
 from mmga.extract import with_data
 
 
@@ -44,12 +44,12 @@ def body(options: Options) -> int:
     import numpy as np
     import torch
 
-    from mmga import pictures
+    from mmga.common import plots
+    from mmga.common.progress import bar
     from mmga.data.dataset import Subset
     from mmga.data.loader import eval_batches
     from mmga.data.transforms import denormalise
-    from mmga.extraction import embed, eval_transform, extract, load_data, open_run
-    from mmga.progress import bar
+    from mmga.extraction.of_run import embed, eval_transform, extract, load_data, open_run
     from mmga.retrieval.features import load_features
 
     run = open_run(options.run, options.device)
@@ -87,7 +87,7 @@ def body(options: Options) -> int:
         rows if there else None for rows, there in zip(batch.labels, batch.has_mask, strict=True)
     ]
     if maps:
-        pictures.attention_sheet(folder / "attention.png", images, maps, labels, lines)
+        plots.attention_sheet(folder / "attention.png", images, maps, labels, lines)
         print(f"attention maps beside true masks: {folder / 'attention.png'}")
     features = embed(run.network, batch, config.run.flip_test).cpu()  # [N, D]
     distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
@@ -104,7 +104,7 @@ def body(options: Options) -> int:
                 for i in order
             ]
         )
-    pictures.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
+    plots.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
     print(f"ranked lists, right in green and wrong in red: {folder / 'ranked.png'}")
     return 0
 

@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmga import engine, extraction, step, train
+from mmga import train
+from mmga.common.distributed import Group, gather, join
+from mmga.common.errors import PeerError, UserError
 from mmga.config import Config, merged, recipe_config
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
-from mmga.distributed import Group, gather, join
-from mmga.errors import PeerError, UserError
+from mmga.extraction import of_run as extraction
 from mmga.models.loading import build_network
+from mmga.training import step, trainer
 
 SETTINGS = {
     "data": {"height": 32, "width": 16},
@@ -71,7 +73,7 @@ def gradients(group: Group, broken: tuple[int, ...] = ()) -> dict[str, object]:
     settings = config(data={"skip_broken": True})
     source = images()
     source.broken = broken
-    loader = engine._loader(settings, source, torch.device("cpu"), group)
+    loader = trainer._loader(settings, source, torch.device("cpu"), group)
     torch.manual_seed(3)
     network = build_network(settings.model, len(loader.sampler.classes)).train()
     step.freeze_statistics(network)
@@ -123,14 +125,14 @@ def errors(group: Group) -> dict[str, list[str]]:
         source = data()
         if group.rank == 1:
             source.train.broken = tuple(range(32))
-        engine.train(config(), folder / "loading", data=source)
+        trainer.train(config(), folder / "loading", data=source)
 
     def not_finite() -> None:
         real = step.total_loss
         if group.rank == 1:
             step.total_loss = lambda *a, **n: {k: v * torch.nan for k, v in real(*a, **n).items()}
         try:
-            engine.train(config(), folder / "nan", data=data())
+            trainer.train(config(), folder / "nan", data=data())
         finally:
             step.total_loss = real
 
@@ -138,7 +140,7 @@ def errors(group: Group) -> dict[str, list[str]]:
         source = data()
         if group.rank == 1:
             source.train.broken = tuple(range(32))
-        engine.train(config(data={"skip_broken": True}), folder / "share", data=source)
+        trainer.train(config(data={"skip_broken": True}), folder / "share", data=source)
 
     return {
         "one": message(lambda: one(UserError)),
@@ -147,7 +149,9 @@ def errors(group: Group) -> dict[str, list[str]]:
         "loading": message(loading),
         "not finite": message(not_finite),
         "whole share": message(whole_share),
-        "dealing": message(lambda: engine.train(config(batch={"p": 3}), folder / "3", data=data())),
+        "dealing": message(
+            lambda: trainer.train(config(batch={"p": 3}), folder / "3", data=data())
+        ),
     }
 
 
@@ -165,16 +169,16 @@ def command() -> list[object]:
 def stopped(group: Group) -> None:
     """SIGTERM reaches one process alone; both stop at one step, and go on."""
     settings = config(optimizer={"ema": 0.9}, run={"norm": "local"}, data={"val_ids": 2})
-    engine.train(settings, folder / "through-local", data=data())
+    trainer.train(settings, folder / "through-local", data=data())
 
     def stop(phase: str, done: int, total: int) -> None:
         if phase == "train" and done == 1 and group.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with contextlib.suppress(engine.Stopped):
-        engine.train(settings, folder / "stopped", data=data(), progress=stop)
+    with contextlib.suppress(trainer.Stopped):
+        trainer.train(settings, folder / "stopped", data=data(), progress=stop)
         raise AssertionError("it was not stopped")
-    engine.train(settings, folder / "stopped", data=data(), resume=True)
+    trainer.train(settings, folder / "stopped", data=data(), resume=True)
 
 
 def main(group: Group) -> None:
@@ -184,7 +188,7 @@ def main(group: Group) -> None:
     rows = torch.full((group.rank + 1, 2), float(group.rank))
     assert gather(rows, [1, 2], group)[:, 0].tolist() == [0, 1, 1]
     assert group.texts("é" * group.rank) == ["", "é"]
-    engine.train(config(), folder / "two", data=data())
+    trainer.train(config(), folder / "two", data=data())
     stopped(group)
     found = errors(group) | {"command": command()}
     (folder / f"errors-{group.rank}.json").write_text(json.dumps(found))

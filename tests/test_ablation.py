@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from mmga import engine
-from mmga.ablation import pictures as rendering
-from mmga.ablation import statistics, trial
-from mmga.ablation import summary as report
-from mmga.ablation.__main__ import main
-from mmga.ablation.degrade import DegradedMasks, degrade
-from mmga.ablation.fairness import audit, bounds
-from mmga.ablation.pictures import Pictures, digest
-from mmga.ablation.plan import QUARTERS, SETTINGS, SMOKE, Plan
-from mmga.ablation.rows import MAIN, ROWS, configuration
-from mmga.ablation.statistics import HARD, Outcome, difference, gain, interval, read
-from mmga.ablation.summary import draw, summary
+from benchmarks.ablation import pictures as rendering
+from benchmarks.ablation import statistics, trial
+from benchmarks.ablation import summary as report
+from benchmarks.ablation.__main__ import main
+from benchmarks.ablation.degrade import DegradedMasks, degrade
+from benchmarks.ablation.fairness import audit, bounds
+from benchmarks.ablation.pictures import Pictures, digest
+from benchmarks.ablation.plan import QUARTERS, SETTINGS, SMOKE, Plan
+from benchmarks.ablation.rows import MAIN, ROWS, configuration
+from benchmarks.ablation.statistics import HARD, Outcome, difference, gain, interval, read
+from benchmarks.ablation.summary import draw, summary
+from mmga.common.errors import UserError
 from mmga.config import as_dict, check
 from mmga.data.dataset import ImageTensors
 from mmga.data.masks import PartMask
 from mmga.data.synthetic.audit import Figure
-from mmga.errors import UserError
+from mmga.training import trainer
 
 PLAN = dataclasses.replace(SMOKE, epochs=4)
 
@@ -149,7 +149,7 @@ def test_a_stopped_run_ends_as_one_that_ran_through(pictures, tmp_path, monkeypa
     """Stopped after the second quarter was tested, and within the third."""
     through, stopped = tmp_path / "through", tmp_path / "stopped"
     trial.run("A", 0, PLAN, pictures, through / "out", through)
-    real, taken = engine.Step.take, []
+    real, taken = trainer.Step.take, []
 
     def take(self, *arguments, **options):
         taken.append(1)
@@ -157,7 +157,7 @@ def test_a_stopped_run_ends_as_one_that_ran_through(pictures, tmp_path, monkeypa
             raise KeyboardInterrupt
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(engine.Step, "take", take)
+    monkeypatch.setattr(trainer.Step, "take", take)
     per_epoch = json.loads((through / "A-seed0.json").read_text())["figures"]["25"]["steps"]
     limit = 2 * per_epoch + 2
     with pytest.raises(KeyboardInterrupt):
@@ -268,7 +268,7 @@ def test_what_the_documentation_says_is_run(tmp_path, monkeypatch, capsys, few):
     words = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
     words += ["--seeds", "4"]
     text = (Path(__file__).resolve().parents[1] / "docs" / "ablation.md").read_text()
-    commands = re.findall(r"^python -m mmga.ablation (.*?)\s*#", text, re.MULTILINE)
+    commands = re.findall(r"^python -m benchmarks.ablation (.*?)\s*#", text, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
         try:

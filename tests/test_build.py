@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmga import _extension
+from mmga.ops import _extension
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = sorted((ROOT / "mmga").glob("_C*.so"))

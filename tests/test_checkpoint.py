@@ -5,14 +5,14 @@ import os
 import pytest
 import torch
 
-from mmga.checkpoint import (
+from mmga.common.errors import UserError
+from mmga.models.checkpoint import (
     Progress,
     load_checkpoint,
     load_optimizer_state,
     load_weights,
     save_checkpoint,
 )
-from mmga.errors import UserError
 
 
 def network() -> torch.nn.Module:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mmga import cli
 from mmga.__main__ import VERBS, main
-from mmga.errors import UserError
+from mmga.common import cli
+from mmga.common.errors import UserError
 
 
 @dataclass(frozen=True)

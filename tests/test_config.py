@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from mmga.common.errors import UserError
 from mmga.config import Config, check, load_config, merged, recipe_config, save_config
-from mmga.errors import UserError
-from mmga.schedule import learning_rate
+from mmga.training.lr_schedule import learning_rate
 
 
 @pytest.mark.parametrize("recipe", ["mgn", "bot", "strong", "synthetic"])

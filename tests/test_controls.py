@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from mmga import engine
+from mmga.common.errors import UserError
 from mmga.config import check, merged, recipe_config
 from mmga.data.dataset import DataSet, ImageTensors
 from mmga.data.loader import Batch, TrainLoader
 from mmga.data.masks import PartMask
 from mmga.data.sampler import SAMPLERS
 from mmga.data.transforms import TrainTransform, replace_background
-from mmga.errors import UserError
-from mmga.guidance import mean_mask
-from mmga.losses import mask_loss, strangers
-from mmga.step import guides
+from mmga.training import trainer
+from mmga.training.attention_metrics import mean_mask
+from mmga.training.losses import mask_loss, strangers
+from mmga.training.step import guides
 
 SIZE = (32, 16)
 
@@ -198,7 +198,7 @@ def test_each_guide_trains_by_its_own_loss(tmp_path):
             run={"epochs": 1, "log_every": 1, "threads": 1},
         )
         seen = []
-        engine.train(
+        trainer.train(
             settings,
             tmp_path / guide,
             data=DataSet("t", there, there, there),

@@ -10,12 +10,12 @@ import group_of_two
 import pytest
 import torch
 
-from mmga import engine
-from mmga.checkpoint import load_checkpoint
+from mmga.common.distributed import Group, environment
+from mmga.common.errors import UserError
 from mmga.config import merged, recipe_config
-from mmga.distributed import Group, environment
-from mmga.errors import UserError
-from mmga.step import synced
+from mmga.models.checkpoint import load_checkpoint
+from mmga.training import trainer
+from mmga.training.step import synced
 
 # The current folder stays first on the path, as with `python -m`.
 START = f"import runpy; runpy.run_path({group_of_two.__file__!r}, run_name='__main__')"
@@ -78,7 +78,7 @@ def test_losses_and_gradients_are_those_of_one_process(folder, name, broken):
 
 
 def test_a_run_of_two_logs_the_losses_of_a_run_of_one(folder, tmp_path):
-    engine.train(group_of_two.config(), tmp_path, data=group_of_two.data())
+    trainer.train(group_of_two.config(), tmp_path, data=group_of_two.data())
     one, two = lines(tmp_path, "train"), lines(folder / "two", "train")
     assert len(one) == len(two) > 2
     for left, right in zip(one, two, strict=True):

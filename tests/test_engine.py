@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from mmga import engine, step
-from mmga.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
+from mmga.common.distributed import Group
+from mmga.common.errors import UserError
 from mmga.config import Config, merged, recipe_config
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
-from mmga.distributed import Group
-from mmga.errors import UserError
-from mmga.evaluation import score
-from mmga.extraction import open_run
+from mmga.extraction.of_run import open_run
+from mmga.models.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
 from mmga.models.loading import build_network
+from mmga.training import step, trainer
+from mmga.training.validation import score
 
 SMALL = {
     "data": {"height": 32, "width": 16},
@@ -100,7 +100,7 @@ def assert_equal_runs(first: Path, second: Path) -> None:
 
 def test_a_run_leaves_everything_in_its_folder(tmp_path):
     told = []
-    result = engine.train(small(), tmp_path, data=data(), progress=lambda *c: told.append(c))
+    result = trainer.train(small(), tmp_path, data=data(), progress=lambda *c: told.append(c))
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "last.safetensors", "tensorboard"} <= names
     assert not any(name.startswith(".") for name in names)
@@ -115,17 +115,17 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path):
 @pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, stop_at):
     """SIGTERM in the middle of an epoch saves; the resumed run ends with the same bits."""
-    engine.train(small(), tmp_path / "through", data=data())
+    trainer.train(small(), tmp_path / "through", data=data())
 
     def stop(phase, done, total):
         if phase == "train" and done == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(engine.Stopped):
-        engine.train(small(), tmp_path / "stopped", data=data(), progress=stop)
+    with pytest.raises(trainer.Stopped):
+        trainer.train(small(), tmp_path / "stopped", data=data(), progress=stop)
     assert load_checkpoint(tmp_path / "stopped" / "last.safetensors").progress.step == stop_at
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    engine.train(small(), tmp_path / "stopped", data=data(), resume=True)
+    trainer.train(small(), tmp_path / "stopped", data=data(), resume=True)
     assert_equal_runs(tmp_path / "through", tmp_path / "stopped")
 
 
@@ -190,15 +190,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(step, "total_loss", broken)
     with pytest.raises(UserError, match=r"the loss became nan at step 2 \(batch of 0000"):
-        engine.train(small(batch=STEPWISE), tmp_path, data=data())
+        trainer.train(small(batch=STEPWISE), tmp_path, data=data())
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["kind"], last["step"], len(last["paths"])) == ("stopped", 2, 12)
     checkpoint = load_checkpoint(tmp_path / "last.safetensors")
     assert checkpoint.progress.step == 1
     assert all(value.isfinite().all() for value in checkpoint.weights.values())
     monkeypatch.undo()
-    engine.train(small(batch=STEPWISE), tmp_path, data=data(), resume=True)
-    engine.train(small(batch=STEPWISE), tmp_path / "through", data=data())
+    trainer.train(small(batch=STEPWISE), tmp_path, data=data(), resume=True)
+    trainer.train(small(batch=STEPWISE), tmp_path / "through", data=data())
     assert_equal_runs(tmp_path / "through", tmp_path)
 
 
@@ -212,7 +212,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path, monkey
 
     monkeypatch.setattr(step, "total_loss", broken)
     with pytest.raises(UserError, match="the gradient's norm became nan at step 1"):
-        engine.train(small(), tmp_path, data=data())
+        trainer.train(small(), tmp_path, data=data())
     assert not (tmp_path / "last.safetensors").exists()
 
 
@@ -224,16 +224,16 @@ def train_lines(folder: Path, kind: str = "train") -> list[dict]:
 def test_the_moving_average_is_what_is_evaluated(tmp_path):
     """It follows the weights as its definition says, survives a stop, and is what a run opens."""
     settings = small(optimizer={"ema": 0.5}, batch=STEPWISE, run={"epochs": 2})
-    engine.train(settings, tmp_path / "through", data=data())
+    trainer.train(settings, tmp_path / "through", data=data())
 
     def stop(phase, done, total):
         if phase == "train" and done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(engine.Stopped):
-        engine.train(settings, tmp_path / "run", data=data(), progress=stop)
+    with pytest.raises(trainer.Stopped):
+        trainer.train(settings, tmp_path / "run", data=data(), progress=stop)
     first = load_checkpoint(tmp_path / "run" / "last.safetensors")
-    engine.train(settings, tmp_path / "run", data=data(), resume=True)
+    trainer.train(settings, tmp_path / "run", data=data(), resume=True)
     assert_equal_runs(tmp_path / "through", tmp_path / "run")
     checkpoint = load_checkpoint(tmp_path / "run" / "last.safetensors")
     name = "layer1.0.conv1.weight"
@@ -253,7 +253,7 @@ def test_the_moving_average_is_what_is_evaluated(tmp_path):
 
 def test_the_best_checkpoint_is_chosen_on_held_out_identities(tmp_path):
     settings = small(data={"val_ids": 2}, batch={"p": 3}, run={"eval_every": 1, "epochs": 4})
-    engine.train(settings, tmp_path, data=data())
+    trainer.train(settings, tmp_path, data=data())
     validations = train_lines(tmp_path, "val")
     assert [line["epoch"] for line in validations] == [1, 2, 3, 4]
     assert [line["epoch"] for line in train_lines(tmp_path, "eval")] == [4]  # test figures once
@@ -266,13 +266,13 @@ def test_the_best_checkpoint_is_chosen_on_held_out_identities(tmp_path):
 
 
 def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path):
-    engine.train(small(), tmp_path, data=data())
+    trainer.train(small(), tmp_path, data=data())
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["kind"] != "eval"]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
-    result = engine.train(small(), tmp_path, data=data(), resume=True)
+    result = trainer.train(small(), tmp_path, data=data(), resume=True)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
-    again = engine.train(small(), tmp_path, data=data(), resume=True)
+    again = trainer.train(small(), tmp_path, data=data(), resume=True)
     assert (
         again.figures.items() >= {name: result.figures[name] for name in ("mAP", "rank1")}.items()
     )
@@ -286,7 +286,7 @@ def test_gradients_are_clipped(tmp_path):
     parameters = list(network.parameters())
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.SGD(parameters, 1.0)
-    loader = engine._loader(settings, data().train, torch.device("cpu"), Group())
+    loader = trainer._loader(settings, data().train, torch.device("cpu"), Group())
     taken = step.Step(network, optimizer, settings, Group(), [])
     figures = taken.take(next(loader.epoch(0)), 1)
     assert figures["gradient_norm"] > 1
@@ -298,16 +298,16 @@ def test_warm_up_reaches_the_optimizer(tmp_path):
     settings = small(
         optimizer={"warmup_epochs": 2, "lr": 0.1, "schedule": "step"}, run={"log_every": 1}
     )
-    engine.train(settings, tmp_path, data=data())
+    trainer.train(settings, tmp_path, data=data())
     rates = list(dict.fromkeys(line["lr"] for line in train_lines(tmp_path)))
     assert rates == pytest.approx([0.001, 0.0505, 0.1])
 
 
 def test_switches_of_precision_and_speed(tmp_path, monkeypatch):
     """bfloat16 and torch.compile give nearly the same losses; deterministic mode is switched on."""
-    engine.train(small(run={"epochs": 1}), tmp_path / "plain", data=data())
+    trainer.train(small(run={"epochs": 1}), tmp_path / "plain", data=data())
     plain = train_lines(tmp_path / "plain")[0]
-    engine.train(
+    trainer.train(
         small(run={"epochs": 1, "precision": "bfloat16"}), tmp_path / "bfloat16", data=data()
     )
     half = train_lines(tmp_path / "bfloat16")[0]
@@ -322,13 +322,13 @@ def test_switches_of_precision_and_speed(tmp_path, monkeypatch):
         return real(module, backend="eager", **names)  # the tracing alone
 
     monkeypatch.setattr(torch, "compile", traced)
-    engine.train(small(run={"epochs": 1, "compile": True}), tmp_path / "compiled", data=data())
+    trainer.train(small(run={"epochs": 1, "compile": True}), tmp_path / "compiled", data=data())
     assert compiled
     assert train_lines(tmp_path / "compiled")[0]["loss"] == pytest.approx(plain["loss"], rel=1e-4)
 
     seen = []
     try:
-        engine.train(
+        trainer.train(
             small(run={"epochs": 1, "deterministic": True}),
             tmp_path / "deterministic",
             data=data(),
@@ -342,7 +342,7 @@ def test_switches_of_precision_and_speed(tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path):
     """A limit on the size of files stands for the full disk."""
-    result = engine.train(small(run={"epochs": 1}), tmp_path, data=data())
+    result = trainer.train(small(run={"epochs": 1}), tmp_path, data=data())
     before = weights(tmp_path)
     checkpoint = load_checkpoint(tmp_path / "last.safetensors")
     network = build_network(small().model, 6)
@@ -380,21 +380,21 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path):
 )
 def test_input_that_cannot_be_trained_on(tmp_path, sections, resume, sentence):
     with pytest.raises(UserError, match=sentence):
-        engine.train(small(**sections), tmp_path, data=data(), resume=resume)
+        trainer.train(small(**sections), tmp_path, data=data(), resume=resume)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
-    engine.train(small(run={"epochs": 1}), tmp_path, data=data())
+    trainer.train(small(run={"epochs": 1}), tmp_path, data=data())
     with pytest.raises(UserError, match="already holds a run; add --resume"):
-        engine.train(small(), tmp_path, data=data())
+        trainer.train(small(), tmp_path, data=data())
 
 
 @pytest.mark.parametrize("what", ["truncated", "foreign", "another network", "no optimizer"])
 def test_checkpoints_that_cannot_be_resumed(tmp_path, what):
     """One sentence names the file; nothing of the run is touched."""
     settings = small(run={"epochs": 1})
-    engine.train(settings, tmp_path, data=data())
+    trainer.train(settings, tmp_path, data=data())
     last = tmp_path / "last.safetensors"
     if what == "truncated":
         last.write_bytes(last.read_bytes()[:1000])
@@ -411,7 +411,7 @@ def test_checkpoints_that_cannot_be_resumed(tmp_path, what):
         sentence = "optimizer state .* cannot be read"
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(UserError, match=sentence):
-        engine.train(settings, tmp_path, data=data(), resume=True)
+        trainer.train(settings, tmp_path, data=data(), resume=True)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
@@ -420,7 +420,7 @@ def test_the_death_of_a_worker_is_one_sentence(tmp_path):
     source = data()
     source.train.image = lambda index: os._exit(9)
     with pytest.raises(UserError, match=r"a process that loads images died .*lower --workers"):
-        engine.train(small(data={"workers": 1}, batch=STEPWISE), tmp_path, data=source)
+        trainer.train(small(data={"workers": 1}, batch=STEPWISE), tmp_path, data=source)
     assert not (tmp_path / "last.safetensors").exists()
 
 
@@ -430,7 +430,7 @@ def test_masks_that_cover_too_little(tmp_path):
     Image.fromarray(np.ones((32, 16), np.uint8)).save(masks / "000.png")
     sections = {"data": {"data": "csv", "root": root, "masks": masks}}
     with pytest.raises(UserError, match=r"1 of 24 training images have a mask; .*allow-missing"):
-        engine.train(small(**sections), tmp_path / "run")
+        trainer.train(small(**sections), tmp_path / "run")
     sections["data"]["allow_missing_masks"] = True
     sections["run"] = {"epochs": 1}
-    engine.train(small(**sections), tmp_path / "run")
+    trainer.train(small(**sections), tmp_path / "run")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_extract import SIZE, write_run
 
-from mmga import export, graph
+from mmga import export
+from mmga.models import export as graph
 from mmga.models import load
 
 MAPS = ["whole0", "whole", "upper", "bottom"]

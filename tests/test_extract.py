@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 import mmga
-from mmga import extract, shards
-from mmga.checkpoint import Progress, save_checkpoint
+from mmga import extract
 from mmga.config import as_dict, merged, recipe_config
-from mmga.embedder import visibility
+from mmga.extraction import resumable
+from mmga.extraction.embedder import visibility
 from mmga.models import load
+from mmga.models.checkpoint import Progress, save_checkpoint
 from mmga.models.loading import build_network
 
 SIZE = (48, 16)
@@ -104,10 +105,10 @@ def test_a_table_of_images(run, images, tmp_path):
 
 def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys):
     call("--run", run, "--images", images, "--out", tmp_path / "through.npz", "--batch-size", 2)
-    monkeypatch.setattr(shards, "SHARD", 4)
+    monkeypatch.setattr(resumable, "SHARD", 4)
     options = extract.Options(run=run, images=images, out=tmp_path / "g.npz", batch_size=2)
     embedder = extract.embedder_of(options)
-    from mmga.imagelist import read_images
+    from mmga.data.readers.image_list import read_images
 
     def stop(phase, done, total):
         assert (phase, total) == ("extract", 10)
@@ -115,7 +116,7 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shards.extract_to(
+        resumable.extract_to(
             tmp_path / "g.npz", embedder, read_images(images), batch_size=2, progress=stop
         )
     assert not (tmp_path / "g.npz").exists()
@@ -123,7 +124,7 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
     said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.npz", "--no-flip")
     assert "beginning of another extraction (it differs in flip)" in said
     told = []
-    shards.extract_to(
+    resumable.extract_to(
         tmp_path / "g.npz",
         embedder,
         read_images(images),
@@ -250,7 +251,7 @@ def test_a_run_without_parts(capsys, images, tmp_path):
 
 
 def test_load_takes_a_run_or_a_file(run, tmp_path):
-    from mmga.errors import UserError
+    from mmga.common.errors import UserError
 
     images = torch.randn(2, 3, *SIZE)
     with torch.inference_mode():

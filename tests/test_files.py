@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from mmga.errors import UserError
-from mmga.files import atomic_path
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):

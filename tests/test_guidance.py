@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmga.guidance import MeanMask, fit
+from mmga.training.attention_metrics import MeanMask, fit
 
 
 def masks(count=40, seed=0):

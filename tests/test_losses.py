@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from mmga.losses import (
+from mmga.models import Output
+from mmga.training.losses import (
     batch_hard_triplet,
     identity_loss,
     mask_iou,
@@ -11,7 +12,6 @@ from mmga.losses import (
     mask_rmse,
     total_loss,
 )
-from mmga.models import Output
 
 MAPS = {"whole0": (8, 4), "whole": (4, 2), "upper": (4, 2), "bottom": (4, 2)}
 

@@ -9,10 +9,10 @@ from PIL import Image
 from mmga import config as configuration
 from mmga import eval as evaluation
 from mmga import train
-from mmga.checkpoint import load_checkpoint
+from mmga.common.errors import UserError
 from mmga.config import DataName, RecipeName, check, load_config, merged, recipe_config
-from mmga.errors import UserError
-from mmga.extraction import load_mixture
+from mmga.extraction.of_run import load_mixture
+from mmga.models.checkpoint import load_checkpoint
 
 NAMES = {
     "market1501": ("Market-1501-v15.09.15", "{pid:04d}_c{camera}s1_{frame:06d}_00.jpg"),

@@ -2,7 +2,7 @@
 
 import time
 
-from mmga.progress import bar
+from mmga.common.progress import bar
 
 
 def test_a_phase_that_begins_again_starts_its_clock_again(monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 import json
 
-from mmga.runlog import RunLog
+from mmga.training.run_log import RunLog
 
 
 def lines(folder):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmga import cli, config, export
+from mmga import config, export
+from mmga.common import cli
 
 DOCS = (Path(__file__).resolve().parents[1] / "docs" / "training.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)

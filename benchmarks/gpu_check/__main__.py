@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check.report import RESULTS, ROOT, Figure, Step, write
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 
 SECONDS = 600
 REHEARSAL = ROOT / "build" / "gpu_check" / "rehearsal.json"

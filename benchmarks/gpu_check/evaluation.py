@@ -100,7 +100,7 @@ class Counting:
 
     def one_kernel(self, precision: str) -> Matches:
         """Count in the kernel that forms the products."""
-        from mmga.ops import triton_ranking
+        from mmga.ops.triton import ranking as triton_ranking
 
         sides = (self.x, self.y, *self.terms, 1)
         keys = triton_ranking.match_keys(*sides, self.start, self.item, precision=precision)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmga.errors import UserError
-from mmga.files import atomic_path
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mmga.bodyparts.skeleton import Skeleton, from_coco
-from mmga.errors import UserError
-from mmga.files import read_tensors
+from mmga.common.errors import UserError
+from mmga.common.files import read_tensors
 
 PERSON = 1
 """COCO's label."""

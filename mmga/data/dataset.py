@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from mmga.common.errors import UserError
 from mmga.data.masks import MaskFolder, PartMask
-from mmga.errors import UserError
 
 Ints = Sequence[int] | np.ndarray
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mmga.common.errors import UserError
 from mmga.data.cache import ImageCache
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask, check_size
@@ -22,7 +23,6 @@ from mmga.data.transforms import (
     replace_background,
     resize,
 )
-from mmga.errors import UserError
 
 logger = logging.getLogger(__name__)
 

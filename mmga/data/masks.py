@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from mmga.errors import UserError
-from mmga.files import atomic_path
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
 
 BACKGROUND, UPPER, BOTTOM, OTHER = 0, 1, 2, 3
 """Values of a label map; OTHER is body that is neither upper nor bottom (a carried bag)."""

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 
 logger = logging.getLogger(__name__)
 

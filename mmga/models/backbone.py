@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmga.errors import UserError
-from mmga.files import read_tensors
+from mmga.common.errors import UserError
+from mmga.common.files import read_tensors
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 """Names of a ResNet's stages in a state dict; everything else (the classifier) is left out."""

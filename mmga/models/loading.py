@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mmga.checkpoint import load_checkpoint, load_weights
 from mmga.config import Config, ModelConfig, merged, recipe_config
+from mmga.models.checkpoint import load_checkpoint, load_weights
 from mmga.models.network import MMGA
 
 

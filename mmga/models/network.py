@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.models.attention import Attention
 from mmga.models.backbone import build_backbone
 from mmga.models.head import CLASSIFIERS, NECKS, Head, make_reduction

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmga import _extension
+from mmga.ops import _extension
 
 LIBRARY = torch.library.Library("mmga", "FRAGMENT")
 

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmga import _extension
-from mmga.ops import reference
+from mmga.ops import _extension, reference
 from mmga.ops._library import LIBRARY, define, has_kernel
-from mmga.ops.layout import empty_gradients, memory_format
+from mmga.ops.memory_format import empty_gradients, memory_format
 
 COMBINE = ("product", "residual")
 MODES = ("max", "avg", "gem")
@@ -307,7 +306,7 @@ def _triton(name: str, reference_of_float64: Callable[..., Any]) -> Callable[...
     def launch(*args: Any) -> Any:
         if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in args):
             return reference_of_float64(*args)
-        kernels = importlib.import_module("mmga.ops.triton_attention")
+        kernels = importlib.import_module("mmga.ops.triton.attention")
         return getattr(kernels, name)(*args)
 
     return launch

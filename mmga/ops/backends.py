@@ -4,7 +4,7 @@ import importlib.util
 
 import torch
 
-from mmga import _extension
+from mmga.ops import _extension
 
 
 def backends() -> dict[str, str]:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmga import _extension
-from mmga.ops import reference
+from mmga.ops import _extension, reference
 from mmga.ops._library import define, has_kernel
 from mmga.ops.ranking import Matches, Tile
 

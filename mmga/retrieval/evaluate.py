@@ -13,43 +13,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga import _extension
-from mmga.errors import UserError
-from mmga.ops import distance
+from mmga.common import memory as memory_sizes
+from mmga.common.errors import UserError
+from mmga.common.memory import Peak
+from mmga.ops import _extension, distance
 from mmga.ops._library import has_kernel
 from mmga.ops.precision import PRECISIONS, float32_products
-from mmga.retrieval import devices
-from mmga.retrieval import memory as memory_sizes
-from mmga.retrieval.cascade import Cascade
-from mmga.retrieval.certified import EXACT, CertifiedPass, beyond_bounds
-from mmga.retrieval.context import (
+from mmga.retrieval.bounds.approximation import EXACT, beyond_bounds
+from mmga.retrieval.bounds.stages import Cascade
+from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features.duplicates import duplicated_items
+from mmga.retrieval.features.pooling import pooled
+from mmga.retrieval.metrics.autotune import plan
+from mmga.retrieval.metrics.rank import PairObserver, PerQuery, rank
+from mmga.retrieval.metrics.rank_certified import CertifiedPass
+from mmga.retrieval.metrics.report import Figures, Report
+from mmga.retrieval.metrics.single_shot import single_shot
+from mmga.retrieval.metrics.verification import TARGETS, PairCounter, figures
+from mmga.retrieval.protocols.protocol import Labels, Selection, protocol_named, select
+from mmga.retrieval.protocols.protocol import Protocol as Rules
+from mmga.retrieval.reranking.distances import reranked_source
+from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.tiles import placement
+from mmga.retrieval.tiles.parts import pairs_without_common_part
+from mmga.retrieval.tiles.problem import (
     Context,
     Reranker,
-    check_kinds,
     checked_norms,
     labels_of,
     refuse_precision,
     zero_vectors,
 )
-from mmga.retrieval.duplicates import duplicated_items
-from mmga.retrieval.features import JUNK, Features
-from mmga.retrieval.memory import Peak
-from mmga.retrieval.parts import pairs_without_common_part
-from mmga.retrieval.passes import PairObserver, PerQuery, rank
-from mmga.retrieval.plan import plan
-from mmga.retrieval.pooling import pooled
-from mmga.retrieval.protocol import Labels, Selection, protocol_named, select
-from mmga.retrieval.protocol import Protocol as Rules
-from mmga.retrieval.report import Figures, Report
-from mmga.retrieval.single_shot import single_shot
-from mmga.retrieval.splits import SPLITS, half_of, summary
-from mmga.retrieval.stream import (
+from mmga.retrieval.tiles.sources import (
     MatrixSource,
     Progress,
     Source,
     tile_within,
 )
-from mmga.retrieval.verification import TARGETS, PairCounter, figures
+from mmga.retrieval.viper import SPLITS, half_of, summary
 
 POOLS = ("mean", "max")
 
@@ -61,7 +62,7 @@ def evaluate(
     *,
     metric: str = "cosine",
     protocol: str | Rules = "market1501",
-    rerank: Reranker | None = None,
+    rerank: KReciprocal | Reranker | None = None,
     exact: str | None = None,
     max_rank: int = 50,
     trials: int = 0,
@@ -86,7 +87,7 @@ def evaluate(
         query: features of the queries.
         gallery: features of the gallery; None for protocols that rank one set against itself.
         metric: ``"cosine"`` or ``"euclidean"``.
-        protocol: a name of `mmga.retrieval.protocol.PROTOCOLS`, or rules of one's own.
+        protocol: a name of `mmga.retrieval.protocols.protocol.PROTOCOLS`, or rules of one's own.
         rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
             ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
@@ -117,7 +118,7 @@ def evaluate(
     Raises:
         UserError: the features or options do not fit, or no query has a match.
     """
-    check_kinds(query, gallery, rerank)
+    _check_kinds(query, gallery, rerank)
     _check_choice("metric", metric, distance.METRICS)
     if exact is not None:
         _check_choice("exact", exact, EXACT)
@@ -135,7 +136,7 @@ def evaluate(
         )
     if of_parts and rerank is not None:
         raise UserError("rerank: part features have no neighbour graph; evaluate them plainly")
-    where = devices.named(device, gallery.rows.device)
+    where = placement.named(device, gallery.rows.device)
     if of_parts and where.type != "cpu":
         raise UserError("device: part features are ranked on the CPU; move them there")
     if precision != "ieee":
@@ -167,10 +168,10 @@ def evaluate(
             f"{gallery.rows.shape[1:]}; both must come from one network"
         )
     with _timed(seconds, "load"):
-        placement = devices.place(query.rows, gallery.rows, where, memory_sizes.parse(memory))
+        placed = placement.place(query.rows, gallery.rows, where, memory_sizes.parse(memory))
     itself = gallery is query
-    query = query.with_rows(placement.query)
-    gallery = query if itself else gallery.with_rows(placement.gallery)
+    query = query.with_rows(placed.query)
+    gallery = query if itself else gallery.with_rows(placed.gallery)
     labels = Labels.of(query, gallery, exclude)
     with _timed(seconds, "load"):
         selection = select(rules, labels, every_query=verification, progress=progress)
@@ -186,8 +187,8 @@ def evaluate(
         gallery_norms,
         metric,
         where,
-        placement.memory,
-        placement.room,
+        placed.memory,
+        placed.room,
         progress,
         seconds,
         peak,
@@ -200,7 +201,9 @@ def evaluate(
     with _timed(seconds, "rank"):
         cascade = None
         if precision != "ieee":
-            scores = context.counted(precision)
+            from mmga.retrieval.metrics.rank_fused import rank_fused  # needs Triton
+
+            scores = rank_fused(context, precision)
         elif exact == "float32" or obstacle is not None:
             scores = rank_under(context.plain(), selection, progress, peak, observer=counter)
         else:
@@ -210,8 +213,8 @@ def evaluate(
         rules, query, gallery, selection, scores, max_rank, metric, seconds, peak, backend
     )
     report.precision = precision
-    if placement.note is not None:
-        report.notes.append(placement.note)
+    if placed.note is not None:
+        report.notes.append(placed.note)
     report.exact = "float32" if precision == "ieee" else precision
     if cascade is not None:
         report.exact = "certified"
@@ -238,12 +241,30 @@ def evaluate(
         with _timed(seconds, "rank"):
             _draw(report, context.plain(), selection, max_rank, trials, seed, progress)
     if rerank is not None:
-        source = rerank.source(context)  # which adds its own seconds
+        if isinstance(rerank, KReciprocal):  # either adds its own seconds
+            source: Source = reranked_source(rerank, context)
+        else:
+            source = rerank.source(context)
         with _timed(seconds, "rank"):
             again = rank_under(source, selection, progress, peak, "re-ranked ranks")
         report.reranked = Figures.of(again, _counted(rules, labels, selection), max_rank)
         report.rerank = rerank.as_dict()
     return _finish(report, begun, peak)
+
+
+def _check_kinds(query: Any, gallery: Any, rerank: Any) -> None:
+    """Raise a `UserError` where an argument of `mmga.evaluate` is of another kind than it takes."""
+    for name, side in (("query", query), ("gallery", gallery)):
+        if side is not None and not isinstance(side, Features):
+            raise UserError(
+                f"{name}: expected mmga.Features, found {type(side).__name__}; wrap it as "
+                "mmga.Features(features, pids, camids)"
+            )
+    if rerank is not None and not (isinstance(rerank, KReciprocal) or hasattr(rerank, "source")):
+        raise UserError(
+            f"rerank: expected mmga.KReciprocal(...) or None, found {rerank!r}; "
+            "mmga.KReciprocal() has the published settings"
+        )
 
 
 def _obstacle(context: Context, rules: Rules, verification: bool) -> str | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, joined
-from mmga.retrieval.report import Report
-from mmga.retrieval.rows import Rows
+from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.metrics.report import Report
 
 
 class Evaluator:

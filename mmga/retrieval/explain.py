@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features
-from mmga.retrieval.protocol import Protocol, protocol_named
+from mmga.retrieval.protocols.protocol import Protocol, protocol_named
 
 # Rules that can be exchanged one at a time, in this order.
 _RULES = ("camera", "own_image", "unmatched", "precision")

@@ -7,7 +7,7 @@ from persons import SIZE, STANDING
 
 from mmga.bodyparts import detector
 from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, choose
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 
 LIMITS = Thresholds()
 ORDER = [0, 0, 0, 0, 0, 5, 2, 6, 3, 7, 4, 11, 8, 12, 9, 13, 10]  # COCO's joints among ours

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from persons import SIZE, STANDING
 
-from mmga.bodyparts.division import divide, drawn
 from mmga.bodyparts.skeleton import JOINTS, from_coco, from_points
+from mmga.bodyparts.split import divide, drawn
 
 
 def _with(**joints):

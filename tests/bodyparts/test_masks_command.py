@@ -13,10 +13,10 @@ from PIL import Image
 
 from mmga import masks
 from mmga.bodyparts.detector import Person
+from mmga.bodyparts.importers import KINDS
 from mmga.bodyparts.skeleton import from_points
-from mmga.bodyparts.sources import KINDS
-from mmga.data.datasets import load
-from mmga.errors import UserError
+from mmga.common.errors import UserError
+from mmga.data.readers.by_name import load
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 

@@ -7,11 +7,11 @@ import torch
 from persons import STANDING
 from PIL import Image
 
+from mmga.bodyparts.importers import KINDS, fitted, is_silhouette, open_source, read_poses
 from mmga.bodyparts.skeleton import from_points
-from mmga.bodyparts.sources import KINDS, fitted, is_silhouette, open_source, read_poses
+from mmga.common.errors import UserError
 from mmga.data.dataset import DataSet, ImageTensors
 from mmga.data.masks import PartMask
-from mmga.errors import UserError
 
 SHARED = Path(os.environ.get("MMGA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PATH = "bounding_box_train/0002_c1s1_000451_03.jpg"
@@ -207,7 +207,7 @@ def test_fitting_takes_the_nearest_pixel():
 def test_published_skeletons_are_persons():
     """Of every hundredth of Market's training images nearly all give a plausible mask."""
     h5py = pytest.importorskip("h5py")
-    from mmga.bodyparts.division import drawn
+    from mmga.bodyparts.split import drawn
 
     with h5py.File(SHARED / "market1501-pose14" / "market1501_14point_train.mat") as file:
         rows = file["pp"][()][::100]

@@ -11,11 +11,12 @@ from miniatures import CUHK03_NP, DUKE, MARKET, cuhk03_mat, images, msmt17
 from persons import SIZE, STANDING
 from PIL import Image
 
-from mmga import cli, masks, train
+from mmga import masks, train
 from mmga.bodyparts.detector import Person
-from mmga.data.datasets import NAMES
+from mmga.common import cli
 from mmga.data.masks import PartMask, write_mask
-from mmga.extraction import load_data
+from mmga.data.readers.by_name import NAMES
+from mmga.extraction.of_run import load_data
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)
@@ -117,8 +118,8 @@ def test_python_examples_run(folder, capsys):
 def test_multi_query_from_a_run(folder, capsys):
     """The images of gt_bbox are the queries, where the folder holds them."""
     from mmga import extract
-    from mmga.checkpoint import Progress, save_checkpoint
     from mmga.config import as_dict, merged, recipe_config
+    from mmga.models.checkpoint import Progress, save_checkpoint
     from mmga.models.loading import build_network
     from mmga.retrieval.features import load_features
 

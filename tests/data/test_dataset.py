@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mmga.common.errors import UserError
 from mmga.data.dataset import ImageFiles, ImageSet, ImageTensors, Subset, read_image
 from mmga.data.masks import MaskFolder, PartMask, write_mask
-from mmga.errors import UserError
 
 
 def _picture(height=16, width=8):

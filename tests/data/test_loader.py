@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmga.common.errors import UserError
 from mmga.data.dataset import ImageTensors
 from mmga.data.loader import TrainLoader, eval_batches
 from mmga.data.masks import PartMask
 from mmga.data.sampler import EveryIdentity, EveryImage
 from mmga.data.transforms import EvalTransform, TrainTransform, normalise
-from mmga.errors import UserError
 
 TRANSFORM = TrainTransform(size=(32, 16), pad=2, erasing_fill="random")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmga.data.datasets import load
-from mmga.data.market1501 import COUNTS, parse_name
+from mmga.common.errors import UserError
 from mmga.data.masks import PartMask, write_mask
-from mmga.errors import UserError
+from mmga.data.readers.by_name import load
+from mmga.data.readers.market1501 import COUNTS, parse_name
 
 LISTS = (
     Path(os.environ.get("MMGA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmga.common.errors import UserError
 from mmga.data.masks import (
     LABEL_SETS,
     MaskFolder,
@@ -13,7 +14,6 @@ from mmga.data.masks import (
     to_part_mask,
     write_mask,
 )
-from mmga.errors import UserError
 
 
 def _png(path, values, mode="L"):

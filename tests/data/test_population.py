@@ -5,10 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 
+from mmga.common.errors import UserError
 from mmga.data.synthetic import synthetic
 from mmga.data.synthetic.population import POPULATIONS
 from mmga.data.synthetic.world import World
-from mmga.errors import UserError
 
 
 def test_varied_is_the_default():

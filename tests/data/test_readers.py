@@ -8,11 +8,11 @@ import pytest
 import torch
 from miniatures import CUHK03_NP, DUKE, cuhk03_mat, images, msmt17
 
+from mmga.common.errors import UserError
 from mmga.data.dataset import concatenated, count_masks, joined
-from mmga.data.datasets import NAMES, load
 from mmga.data.masks import PartMask, write_mask
-from mmga.errors import UserError
-from mmga.retrieval.protocol import PROTOCOLS
+from mmga.data.readers.by_name import NAMES, load
+from mmga.retrieval.protocols.protocol import PROTOCOLS
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmga.common.errors import UserError
 from mmga.data.sampler import SAMPLERS, EveryIdentity, EveryImage
-from mmga.errors import UserError
 
 # Identities 0-9 with 4 to 13 images, 10 with two, 11 with one, and junk.
 PIDS = np.concatenate([np.repeat(np.arange(10) * 7, np.arange(4, 14)), [100, 100], [200], [-1] * 5])

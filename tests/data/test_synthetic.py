@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from mmga.common.errors import UserError
 from mmga.data.synthetic import synthetic
 from mmga.data.synthetic.world import World
-from mmga.errors import UserError
 
 
 @pytest.fixture(scope="module")

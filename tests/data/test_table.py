@@ -2,9 +2,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmga.data.datasets import load
+from mmga.common.errors import UserError
 from mmga.data.masks import PartMask, write_mask
-from mmga.errors import UserError
+from mmga.data.readers.by_name import load
 
 HEADER = "path,pid,camid,split"
 

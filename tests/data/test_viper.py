@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmga.data.datasets import load
+from mmga.common.errors import UserError
 from mmga.data.masks import PartMask, write_mask
-from mmga.data.viper import read_silhouettes, read_splits
-from mmga.errors import UserError
+from mmga.data.readers.by_name import load
+from mmga.data.readers.viper import read_silhouettes, read_splits
 
 DATA = (
     Path(os.environ.get("MMGA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmga.errors import UserError
-from mmga.losses import total_loss
+from mmga.common.errors import UserError
 from mmga.models import MMGA, PARTS
+from mmga.training.losses import total_loss
 
 SWITCHES = {
     "attention": ("both", "first", "none", "auxiliary"),

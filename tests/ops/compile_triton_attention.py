@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmga.ops import triton_attention as kernels
+from mmga.ops.triton import attention as kernels
 
 # Triton passes a stride of 1 as a constant, and says which sizes are multiples of 16.
 UNIT_STRIDES = {"nchw": ("x_i", "out_i", "grad_i"), "channels_last": ("x_c", "out_c", "grad_c")}

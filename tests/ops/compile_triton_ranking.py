@@ -16,7 +16,7 @@ from compile_triton_attention import resources
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmga.ops import triton_ranking as kernels
+from mmga.ops.triton import ranking as kernels
 
 INTEGERS = {
     "item_ptr": "*i64",

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from mmga import _extension
 from mmga.ops import (  # noqa: F401
+    _extension,
     certified,
     distance,
     k_reciprocal,

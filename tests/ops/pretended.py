@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mmga.ops import transfer
-from mmga.retrieval import devices
+from mmga.retrieval.tiles import placement, transfer
 
 CUDA = torch.device("cuda", 0)
 # Operations that may take tensors of both.
@@ -95,9 +94,9 @@ class PretendedDevice(TorchFunctionMode):
         super().__init__()
         self.transfers = 0
         self._patches = [
-            mock.patch.object(devices, "free_bytes", lambda device: free),
-            mock.patch.object(devices, "total_bytes", lambda device: total),
-            mock.patch.object(devices, "named", self._named),
+            mock.patch.object(placement, "free_bytes", lambda device: free),
+            mock.patch.object(placement, "total_bytes", lambda device: total),
+            mock.patch.object(placement, "named", self._named),
             mock.patch.object(transfer, "streams_on", self._streams),
         ]
 

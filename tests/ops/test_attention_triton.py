@@ -35,7 +35,7 @@ def triton():
         (pytest.fail if "triton" in required else pytest.skip)(absent)
     from triton.runtime.interpreter import InterpretedFunction
 
-    from mmga.ops import triton_attention
+    from mmga.ops.triton import attention as triton_attention
 
     # Not the reference, and not a kernel that cannot run here.
     assert isinstance(triton_attention.pool_fwd_kernel, InterpretedFunction) == INTERPRETED

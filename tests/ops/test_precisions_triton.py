@@ -13,9 +13,9 @@ from whole_evaluation import sides
 
 import mmga
 from mmga import eval as command
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.ops.precision import PRECISIONS
-from mmga.retrieval import stream
+from mmga.retrieval.tiles import sources
 
 ON_CARD = torch.cuda.is_available()
 
@@ -27,7 +27,7 @@ def device(monkeypatch):
         pytest.skip("triton is not installed")
     if ON_CARD:
         return lambda free=None: contextlib.nullcontext()
-    from mmga.ops import triton_ranking
+    from mmga.ops.triton import ranking as triton_ranking
 
     monkeypatch.setattr(triton_ranking, "_on", lambda device: contextlib.nullcontext())
     for name in ("match_keys_kernel", "count_preceding_kernel"):
@@ -83,7 +83,7 @@ def test_ranks_equal_those_of_float32(device, monkeypatch, protocol, precision, 
     """Features of small integers, whose products are exact in every precision."""
     if precision == "bf16" and not ON_CARD:
         pytest.skip("Triton's interpreter multiplies the bits of bfloat16 as integers")
-    monkeypatch.setattr(stream, "DEVICE_TILE", (64, 64))  # several blocks
+    monkeypatch.setattr(sources, "DEVICE_TILE", (64, 64))  # several blocks
     sets, options = small(protocol), {"protocol": protocol, "metric": metric}
     expected = mmga.evaluate(*sets, exact="float32", **options)
     Interpreted.launches = 0
@@ -98,8 +98,8 @@ def test_ranks_equal_those_of_float32(device, monkeypatch, protocol, precision, 
 
 @pytest.mark.skipif(ON_CARD, reason="what is free on a card is not ours to say")
 def test_streamed_blocks_are_counted_alike(device, monkeypatch):
-    monkeypatch.setattr(stream, "DEVICE_TILE", (64, 64))
-    monkeypatch.setattr(stream, "QUERY_BYTES", 64 * 4 * 6)  # 64 queries in one sweep
+    monkeypatch.setattr(sources, "DEVICE_TILE", (64, 64))
+    monkeypatch.setattr(sources, "QUERY_BYTES", 64 * 4 * 6)  # 64 queries in one sweep
     (gallery,) = small("all-vs-all")
     expected = mmga.evaluate(gallery, protocol="all-vs-all", exact="float32")
     with device(1000) as pretended:

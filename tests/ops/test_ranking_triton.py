@@ -23,7 +23,7 @@ def triton():
         absent = "triton is not installed"
         required = os.environ.get("MMGA_REQUIRE_KERNELS", "").split(",")
         (pytest.fail if "triton" in required else pytest.skip)(absent)
-    from mmga.ops import triton_ranking
+    from mmga.ops.triton import ranking as triton_ranking
 
     return triton_ranking
 

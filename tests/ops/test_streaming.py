@@ -7,9 +7,10 @@ from pretended import PretendedDevice
 from whole_evaluation import figures, sides
 
 import mmga
-from mmga.errors import UserError
-from mmga.retrieval import devices, items, stream
-from mmga.retrieval.rows import Rows
+from mmga.common.errors import UserError
+from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.neighbours import vectors
+from mmga.retrieval.tiles import placement, sources
 
 FEW = 1000  # bytes, less than the features take
 RULE = mmga.KReciprocal(k1=7, k2=3)
@@ -18,9 +19,9 @@ RULE = mmga.KReciprocal(k1=7, k2=3)
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Many blocks of few items."""
-    monkeypatch.setattr(stream, "DEVICE_TILE", (64, 64))
-    monkeypatch.setattr(items, "DEVICE_TILE", 64)
-    monkeypatch.setattr(items, "_LEAST_DEVICE_TILE", 64)
+    monkeypatch.setattr(sources, "DEVICE_TILE", (64, 64))
+    monkeypatch.setattr(vectors, "DEVICE_TILE", 64)
+    monkeypatch.setattr(vectors, "_LEAST_DEVICE_TILE", 64)
 
 
 def of_dtype(features, dtype, shards=1):
@@ -52,12 +53,12 @@ def same(found, expected):
 def test_streamed_features_give_the_same_integers(
     small_tiles, monkeypatch, metric, dtype, shards, held
 ):
-    monkeypatch.setattr(stream, "HELD_BYTES", held)
+    monkeypatch.setattr(sources, "HELD_BYTES", held)
     query, gallery = (of_dtype(side, dtype, shards) for side in sides("cpu"))
     options = {"metric": metric, "verification": True, "exact": "float32"}
     expected = mmga.evaluate(query, gallery, **options)
     kinds = []
-    for kind in (stream.FeatureSource, stream.RowSource):
+    for kind in (sources.FeatureSource, sources.RowSource):
         original = kind.tiles
         monkeypatch.setattr(
             kind,
@@ -71,7 +72,7 @@ def test_streamed_features_give_the_same_integers(
         with PretendedDevice(free) as device:
             found = mmga.evaluate(query, gallery, device="cuda", **options)
         assert device.transfers == transfers and device.near > 20
-        assert set(kinds) == {stream.RowSource if held > 1 else stream.FeatureSource}
+        assert set(kinds) == {sources.RowSource if held > 1 else sources.FeatureSource}
         same(found, expected)
         said = "exceed 75% of the" if transfers else "were copied to cuda:0, within 75% of the"
         assert [said in note for note in found.notes] == [True]
@@ -80,7 +81,7 @@ def test_streamed_features_give_the_same_integers(
 @pytest.mark.parametrize("kept", [512 << 20, 0], ids=["kept distances", "distances again"])
 @pytest.mark.parametrize("protocol", ["market1501", "all-vs-all"])
 def test_streamed_features_are_re_ranked_alike(small_tiles, monkeypatch, protocol, kept):
-    monkeypatch.setattr("mmga.retrieval.reranking.KEPT_BYTES", kept)
+    monkeypatch.setattr("mmga.retrieval.reranking.distances.KEPT_BYTES", kept)
     query, gallery = sides("cpu")
     sets = (gallery,) if protocol == "all-vs-all" else (query, gallery)
     options = {"protocol": protocol, "rerank": RULE, "exact": "float32"}
@@ -97,8 +98,8 @@ def test_streamed_features_are_re_ranked_alike(small_tiles, monkeypatch, protoco
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("held", [1 << 30, 1], ids=["whole rows", "blocks"])
 def test_a_card_ranks_streamed_features_alike(small_tiles, monkeypatch, held):
-    monkeypatch.setattr(stream, "HELD_BYTES", held)
-    monkeypatch.setattr(devices, "free_bytes", lambda device: FEW)
+    monkeypatch.setattr(sources, "HELD_BYTES", held)
+    monkeypatch.setattr(placement, "free_bytes", lambda device: FEW)
     options = {"rerank": RULE, "exact": "float32", "metric": "euclidean"}
     found = mmga.evaluate(*sides("cpu"), device="cuda", **options)
     assert "were streamed to cuda:0" in found.notes[0]
@@ -107,12 +108,12 @@ def test_a_card_ranks_streamed_features_alike(small_tiles, monkeypatch, held):
 
 def test_a_pass_that_uses_a_block_too_late_is_seen(small_tiles, monkeypatch):
     """The tests above would fail on it: the next copy spoils the block."""
-    original = stream.FeatureBlocks._blocks
+    original = sources.FeatureBlocks._blocks
 
     def late(self):
         return iter(list(original(self)))
 
-    monkeypatch.setattr(stream.FeatureBlocks, "_blocks", late)
+    monkeypatch.setattr(sources.FeatureBlocks, "_blocks", late)
     query, gallery = sides("cpu")
     with PretendedDevice(FEW), pytest.raises((UserError, AssertionError)):
         found = mmga.evaluate(query, gallery, device="cuda")
@@ -152,7 +153,7 @@ GPU = torch.device("cuda", 0)
 def test_features_are_copied_if_they_fit(free, memory, fits):
     query, gallery = rows(1000), rows(1000, torch.float16)  # 1.5 MB in all
     with PretendedDevice(free):
-        found = devices.place(query, gallery, GPU, memory)
+        found = placement.place(query, gallery, GPU, memory)
         for side, placed in ((query, found.query), (gallery, found.gallery)):
             assert placed.device == (GPU if fits else torch.device("cpu"))
             assert placed.dtype == side.dtype and (placed is side) == (not fits)
@@ -161,34 +162,34 @@ def test_features_are_copied_if_they_fit(free, memory, fits):
         assert found.memory == (None if memory is None else memory - taken)
         bound = "are free there" if memory is None or free < memory else "memory allows"
         assert bound in found.note and "1.5M of features" in found.note
-        itself = devices.place(query, query, GPU, memory)
+        itself = placement.place(query, query, GPU, memory)
         assert itself.query is itself.gallery and "1000.0K of features" in itself.note
 
 
 def test_features_that_lie_there_stay():
     with PretendedDevice(0):
         near = rows(10).to(GPU)
-        found = devices.place(near, near, GPU, None)
+        found = placement.place(near, near, GPU, None)
         assert found.query is near and found.note is None
-        back = devices.place(near, near, torch.device("cpu"), 1)
+        back = placement.place(near, near, torch.device("cpu"), 1)
         assert back.gallery.device.type == "cpu" and back.memory == 1 and back.room is None
         assert back.note == "10.0K of features were copied to cpu"
 
 
 def test_devices_are_named():
-    assert devices.named(None, GPU) == GPU
-    assert devices.named("cpu", GPU) == torch.device("cpu")
+    assert placement.named(None, GPU) == GPU
+    assert placement.named("cpu", GPU) == torch.device("cpu")
     with pytest.raises(UserError, match="device: expected cpu or cuda:N, found 'gpu'"):
-        devices.named("gpu", GPU)
+        placement.named("gpu", GPU)
     with pytest.raises(UserError, match="found 'cuda:99', but torch sees"):
-        devices.named("cuda:99", GPU)
+        placement.named("cuda:99", GPU)
 
 
 def test_tiles_fit_the_card():
     # A card of 139 GiB takes the largest; smaller ones fewer bytes, never less than the CPU.
-    assert stream.tile_within(139 << 30, 2048) == stream.DEVICE_TILE == (4096, 8192)
+    assert sources.tile_within(139 << 30, 2048) == sources.DEVICE_TILE == (4096, 8192)
     for room in (64 << 20, 512 << 20, 2 << 30, 8 << 30):
-        height, width = stream.tile_within(room, 2048)
+        height, width = sources.tile_within(room, 2048)
         taken = 4 * (height * width + 4 * width * 2048)
         assert (height, width) == (1024, 2048) or taken <= room // 8
     gallery, terms = rows(300, width=4), torch.ones(300, dtype=torch.float64)
@@ -196,28 +197,28 @@ def test_tiles_fit_the_card():
     def source(count, room):
         with PretendedDevice():
             sides = gallery, np.arange(count) % 300, terms, gallery.to(GPU), np.arange(300), terms
-            return stream.feature_source(*sides, "cosine", GPU, None, room)
+            return sources.feature_source(*sides, "cosine", GPU, None, room)
 
-    assert isinstance(source(300, 1 << 30), stream.RowSource)
-    assert isinstance(source(2000, 1 << 20), stream.FeatureSource)
+    assert isinstance(source(300, 1 << 30), sources.RowSource)
+    assert isinstance(source(2000, 1 << 20), sources.FeatureSource)
     assert source(2000, 1 << 30).max_rows >= 2000
 
 
 @pytest.mark.parametrize("count, tile", [(100, 1024), (19281, 2432), (519281, 4096)])
 def test_neighbour_tiles_fit_the_card(count, tile):
     with PretendedDevice(total=139 << 30):
-        assert items.tile_on(GPU, count, 2048) == tile
+        assert vectors.tile_on(GPU, count, 2048) == tile
     with PretendedDevice(total=1 << 30):
-        assert items.tile_on(GPU, count, 2048) <= 2048
-    assert items.tile_on(torch.device("cpu"), count, 2048) == items.TILE
+        assert vectors.tile_on(GPU, count, 2048) <= 2048
+    assert vectors.tile_on(torch.device("cpu"), count, 2048) == vectors.TILE
 
 
 @pytest.mark.parametrize("tile", [64, 128, 4096])
 def test_nearest_items_are_the_same_for_any_tile(monkeypatch, tile):
     query, gallery = sides("cpu")
     expected = mmga.nearest(query, gallery, 9)
-    monkeypatch.setattr(items, "DEVICE_TILE", tile)
-    monkeypatch.setattr(items, "_LEAST_DEVICE_TILE", tile)
+    monkeypatch.setattr(vectors, "DEVICE_TILE", tile)
+    monkeypatch.setattr(vectors, "_LEAST_DEVICE_TILE", tile)
     with PretendedDevice():
         found = mmga.nearest(*sides("cuda"), 9)
         assert [part.device for part in found] == [GPU, GPU]

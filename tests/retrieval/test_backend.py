@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import mmga
-from mmga import _extension
+from mmga.ops import _extension
 from mmga.retrieval import evaluate as evaluation
 
 

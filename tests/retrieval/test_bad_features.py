@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mmga import eval as command
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, load_features, save_both
-from mmga.retrieval.report import write_json
+from mmga.retrieval.metrics.report import write_json
 
 CONTAINERS = ["f.npz", "folder", "f.safetensors", "f.mat", "f.h5", "f.pt"]
 
@@ -157,7 +157,7 @@ def test_a_full_disk_while_results_are_written(tmp_path):
 
 
 def test_an_error_of_ones_own_stays_what_it_is(tmp_path):
-    from mmga.files import atomic_path
+    from mmga.common.files import atomic_path
 
     with pytest.raises(KeyError), atomic_path(tmp_path / "f") as path:
         path.write_text("half")

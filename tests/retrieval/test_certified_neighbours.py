@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 from test_certified_ranks import decaying, nearly_tied, some_subspace
 
 import mmga
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.ops import certified as ops
 from mmga.ops import reference
 from mmga.ops._library import has_kernel
 from mmga.ops.ranking import Tile
-from mmga.retrieval import certified_neighbours as searching
-from mmga.retrieval import looks, reranking, search_tiles, subspace
-from mmga.retrieval import plan as planning
-from mmga.retrieval.certified_neighbours import certified_neighbours, exact_order
-from mmga.retrieval.items import Items
-from mmga.retrieval.rows import Rows
-from mmga.retrieval.search_tiles import cheapest_tiles
+from mmga.retrieval.bounds import approximation, candidates
+from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.neighbours import certified_knn as searching
+from mmga.retrieval.neighbours import cost_model, looks
+from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
+from mmga.retrieval.neighbours.cost_model import cheapest_tiles
+from mmga.retrieval.neighbours.vectors import Items
+from mmga.retrieval.reranking import distances
 
 KERNEL = mmga.ops.backends()["cpu"].startswith("active")
 
@@ -38,7 +39,7 @@ def some_items(kind, seed, count=66, width=24, metric="cosine"):
 
 
 def bytes_of(items):
-    return subspace.Bytes(float(items.norms.max()) ** 0.5)
+    return approximation.Bytes(float(items.norms.max()) ** 0.5)
 
 
 def brute_force(items, k):
@@ -72,8 +73,8 @@ def test_lists_are_those_of_float64(
 ):
     items = some_items(kind, seed, width=64 if directions == "bytes" else 24, metric=metric)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subspace, "BLOCK", block)
-        patch.setattr(subspace, "FINE_BLOCK", block)
+        patch.setattr(approximation, "BLOCK", block)
+        patch.setattr(approximation, "FINE_BLOCK", block)
         for module in (searching, looks):
             patch.setattr(module, "TILE", tile)
         chosen = None
@@ -96,13 +97,13 @@ def test_lists_are_those_of_float64(
 @pytest.mark.parametrize("planted", ["rounding", "radius", "integers", "bytes"])
 def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     if planted == "rounding":
-        monkeypatch.setattr(subspace, "gamma", lambda roundings: 0.0)
-        monkeypatch.setattr(subspace, "_OTHER_ROUNDINGS", 0)
+        monkeypatch.setattr(approximation, "gamma", lambda roundings: 0.0)
+        monkeypatch.setattr(approximation, "_OTHER_ROUNDINGS", 0)
     else:
         owner, name = {
-            "radius": (subspace.Subspace, "approximate"),
+            "radius": (approximation.Subspace, "approximate"),
             "integers": (looks, "as_integers"),
-            "bytes": (subspace.Bytes, "of"),
+            "bytes": (approximation.Bytes, "of"),
         }[planted]
         original = getattr(owner, name)
 
@@ -116,7 +117,7 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         items = some_items("flat" if planted in ("radius", "bytes") else "last bits", seed)
         chosen = bytes_of(items) if planted == "bytes" else None
         if planted in ("radius", "integers"):
-            chosen = subspace.Subspace.of_sample(items.block(0, 66), 8)
+            chosen = approximation.Subspace.of_sample(items.block(0, 66), 8)
         try:
             found = certified_neighbours(items, 4, tiles=chosen)
         except RuntimeError as error:
@@ -129,7 +130,7 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
 
 def test_threads_change_nothing():
     items = Items([decaying(9000, 32).rows], "euclidean")
-    chosen = subspace.Subspace.of_sample(items.block(0, 512), 8)
+    chosen = approximation.Subspace.of_sample(items.block(0, 512), 8)
     threads, found = torch.get_num_threads(), []
     for count in (1, 3):
         torch.set_num_threads(count)
@@ -222,9 +223,9 @@ def test_opcheck():
 
 
 def test_directions_are_taken_where_they_pay(monkeypatch):
-    monkeypatch.setattr(search_tiles, "_SMALL", 1e8)
-    monkeypatch.setattr(planning, "multiplies_bytes", lambda: False)
-    monkeypatch.setattr(planning, "_FIT_SHARE", 1.0)
+    monkeypatch.setattr(cost_model, "_SMALL", 1e8)
+    monkeypatch.setattr(candidates, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(candidates, "_FIT_SHARE", 1.0)
     items = Items([decaying(4000, 512).rows], "cosine")
     chosen = cheapest_tiles(items, 6)
     assert chosen is not None
@@ -238,9 +239,9 @@ def test_directions_are_taken_where_they_pay(monkeypatch):
     persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
     noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
     items = Items([Rows([persons + 0.02 * noise])], "cosine")
-    monkeypatch.setattr(planning, "multiplies_bytes", lambda: True)
+    monkeypatch.setattr(candidates, "multiplies_bytes", lambda: True)
     tiles = cheapest_tiles(items, 5)
-    assert isinstance(tiles, subspace.Bytes) and str(tiles) == "8-bit features"
+    assert isinstance(tiles, approximation.Bytes) and str(tiles) == "8-bit features"
     assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
     found = certified_neighbours(items, 5, tiles=tiles)
     assert torch.equal(found.index, certified_neighbours(items, 5).index)
@@ -253,9 +254,9 @@ def test_re_ranking_is_the_same_through_directions(monkeypatch):
 
     def directions(items, k, kept, farthest):
         asked.append(k)
-        return subspace.Subspace.of_sample(items.block(0, 512), 32)
+        return approximation.Subspace.of_sample(items.block(0, 512), 32)
 
-    monkeypatch.setattr(reranking, "cheapest_tiles", directions)
+    monkeypatch.setattr(distances, "cheapest_tiles", directions)
     few = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
     assert asked == [21]
     np.testing.assert_allclose(

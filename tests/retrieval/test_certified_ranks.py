@@ -10,19 +10,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mmga
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.ops import certified as ops
 from mmga.ops import reference
 from mmga.ops._library import has_kernel
-from mmga.retrieval import cascade as cascades
-from mmga.retrieval import plan as planning
-from mmga.retrieval import subspace as subspaces
-from mmga.retrieval.cascade import Cascade
-from mmga.retrieval.certified import CertifiedPass
+from mmga.retrieval.bounds import approximation as subspaces
+from mmga.retrieval.bounds import candidates
+from mmga.retrieval.bounds import stages as cascades
+from mmga.retrieval.bounds.approximation import Subspace
+from mmga.retrieval.bounds.stages import Cascade
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.features import Features
-from mmga.retrieval.protocol import Labels, protocol_named, select
-from mmga.retrieval.subspace import Subspace
+from mmga.retrieval.metrics import autotune as planning
+from mmga.retrieval.metrics.rank_certified import CertifiedPass
+from mmga.retrieval.protocols.protocol import Labels, protocol_named, select
 
 CASES = settings(
     max_examples=150,
@@ -256,7 +257,7 @@ def planned(monkeypatch, query, gallery, multiplies_bytes):
 
     original = planning.Pilot.count
     with monkeypatch.context() as patch:
-        patch.setattr(planning, "multiplies_bytes", lambda: multiplies_bytes)
+        patch.setattr(candidates, "multiplies_bytes", lambda: multiplies_bytes)
         patch.setattr(planning.Pilot, "product_seconds", product_seconds)
         # An exact product costs some times a tile's.
         patch.setattr(planning.Pilot, "settle_seconds", lambda self, pairs, cascade: 8.0 * 512)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mmga import compat
-from mmga.errors import UserError
-from mmga.retrieval.doctor import check
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.evaluator import Evaluator
 from mmga.retrieval.features import Features
+from mmga.retrieval.protocols.preflight import check
 
 
 def unit(count, width=8, seed=0):
@@ -120,8 +120,8 @@ def test_duplicates_are_counted():
 
 
 def test_re_ranking_squares_what_it_is_given():
-    from mmga.retrieval.k_reciprocal import KReciprocal
-    from mmga.retrieval.rerank import rerank_distances
+    from mmga.retrieval.reranking.rerank import rerank_distances
+    from mmga.retrieval.reranking.settings import KReciprocal
 
     rows = np.random.default_rng(0).random((12, 3))
     distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
@@ -131,7 +131,7 @@ def test_re_ranking_squares_what_it_is_given():
 
 
 def test_jaccard_is_dense_and_symmetric():
-    pytest.importorskip("mmga.retrieval.jaccard")
+    pytest.importorskip("mmga.retrieval.reranking.jaccard")
     dense = compat.compute_jaccard_distance(torch.from_numpy(unit(30)), k1=5, k2=2)
     assert dense.shape == (30, 30)
     assert np.array_equal(dense, dense.T)

@@ -13,7 +13,7 @@ import pytest
 
 from mmga import eval as command
 from mmga.retrieval.features import Features, load_features
-from mmga.retrieval.protocol import PROTOCOLS
+from mmga.retrieval.protocols.protocol import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("MMGA_TEST_DATA", ROOT.parent / "shared" / "data"))

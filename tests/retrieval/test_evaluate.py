@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import mmga
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.ops._library import has_kernel
-from mmga.retrieval import stream
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.features import Features
+from mmga.retrieval.tiles import sources
 
 DATA = Path(os.environ.get("MMGA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 RULES = ("market1501", "market1501-matlab", "no-camera", "other-cameras")
@@ -196,8 +196,8 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
         ((128, 192), 40, 2),
         ((64, 960), 999, 2),
     ):
-        monkeypatch.setattr("mmga.retrieval.context.TILE", tile)
-        monkeypatch.setattr("mmga.retrieval.passes.PAIR_LIMIT", limit)
+        monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", tile)
+        monkeypatch.setattr("mmga.retrieval.metrics.rank.PAIR_LIMIT", limit)
         torch.set_num_threads(count)
         try:
             report = evaluate(query, gallery, metric=metric, protocol=rule, exact="float32")
@@ -209,9 +209,9 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
 @pytest.mark.parametrize("rule", ["market1501", "other-cameras"])
 def test_same_integers_for_any_order_of_tiles(monkeypatch, rule):
     query, gallery = market_like(seed=4)
-    monkeypatch.setattr("mmga.retrieval.context.TILE", (64, 64))
+    monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", (64, 64))
     expected = integers(evaluate(query, gallery, protocol=rule, exact="float32"))
-    original = stream.FeatureSource.tiles
+    original = sources.FeatureSource.tiles
     shuffled = []
 
     def tiles(self, start, stop):
@@ -223,7 +223,7 @@ def test_same_integers_for_any_order_of_tiles(monkeypatch, rule):
         shuffled.append(order)
         yield from (kept[at] for at in order)
 
-    monkeypatch.setattr(stream.FeatureSource, "tiles", tiles)
+    monkeypatch.setattr(sources.FeatureSource, "tiles", tiles)
     assert integers(evaluate(query, gallery, protocol=rule, exact="float32")) == expected
     assert len(shuffled[0]) > 4
 
@@ -245,9 +245,9 @@ def test_same_integers_for_shards_and_half_precision(exact):
 def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch, attempts, verification):
     """Keys of matches that differ from their tiles' are computed in the tiles' shape, or read."""
     query, gallery = market_like(seed=1)
-    monkeypatch.setattr("mmga.retrieval.context.TILE", (64, 64))
+    monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", (64, 64))
     plain = evaluate(query, gallery, exact="float32", verification=verification)
-    original = stream.FeatureSource.match_keys
+    original = sources.FeatureSource.match_keys
     calls = []
 
     def perturbed(self, pairs, whole_tiles=False):
@@ -258,7 +258,7 @@ def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch, attempts, verificat
             keys[-1] *= 1 + 2**-20  # found in a late tile, when others were counted
         return keys
 
-    monkeypatch.setattr(stream.FeatureSource, "match_keys", perturbed)
+    monkeypatch.setattr(sources.FeatureSource, "match_keys", perturbed)
     report = evaluate(query, gallery, exact="float32", verification=verification)
     assert integers(report) == integers(plain)
     assert report.extra.get("verification") == plain.extra.get("verification")
@@ -288,13 +288,15 @@ def test_features_too_large_for_float32_distances_are_an_error():
 
 def test_products_that_differ_from_run_to_run_are_an_error(monkeypatch):
     query, gallery = market_like(seed=1)
-    original = stream.FeatureSource.match_keys
+    original = sources.FeatureSource.match_keys
     monkeypatch.setattr(
-        stream.FeatureSource,
+        sources.FeatureSource,
         "match_keys",
         lambda self, pairs, whole_tiles=False: original(self, pairs) + 1,
     )
-    monkeypatch.setattr("mmga.retrieval.passes._keys_in_tiles", lambda source, pairs, like: like)
+    monkeypatch.setattr(
+        "mmga.retrieval.metrics.rank._keys_in_tiles", lambda source, pairs, like: like
+    )
     with pytest.raises(RuntimeError, match="differ on this machine"):
         evaluate(query, gallery, exact="float32")
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmga import eval as command
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
-from mmga.retrieval.exclusion import Exclusion
 from mmga.retrieval.explain import explain, table
 from mmga.retrieval.features import Features, load_features
-from mmga.retrieval.k_reciprocal import KReciprocal
-from mmga.retrieval.rerank import rerank
+from mmga.retrieval.protocols.pair_condition import Exclusion
+from mmga.retrieval.reranking.rerank import rerank
+from mmga.retrieval.reranking.settings import KReciprocal
 
 NUMBERS = {"time": [10, 55, 90, 200], "speed": [0.5, np.nan, 2.0, 0.0], "b": [3, 0, 1, 2]}
 COLUMNS = {

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import mmga
-from mmga.retrieval.expansion import augment_gallery, expand_queries
+from mmga.retrieval.neighbours.query_expansion import augment_gallery, expand_queries
 
 
 @pytest.fixture

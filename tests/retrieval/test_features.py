@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import mmga
-from mmga.errors import UserError
-from mmga.retrieval import formats
-from mmga.retrieval.features import Features, load_features, save_both
+from mmga.common.errors import UserError
+from mmga.retrieval.features import Features, containers, load_features, save_both
 
 CONTAINERS = ["f.npz", "folder", "f.safetensors", "f.mat", "f.h5", "f.pt"]
 
@@ -84,7 +83,7 @@ def test_strings_and_half_precision(tmp_path, name):
 def test_a_folder_is_memory_mapped(tmp_path):
     wanted = Features(np.zeros((400, 1024), np.float32), np.arange(400))
     wanted.save(tmp_path / "folder")
-    arrays = formats.read(tmp_path / "folder")
+    arrays = containers.read(tmp_path / "folder")
     assert isinstance(arrays["features"], np.memmap)
     assert not isinstance(arrays["pids"], np.memmap)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmga
-from mmga.retrieval.jaccard import jaccard_distance, to_scipy
+from mmga.retrieval.reranking.jaccard import jaccard_distance, to_scipy
 from tests.retrieval import literal
 from tests.retrieval.test_rerank_features import grid, squared
 

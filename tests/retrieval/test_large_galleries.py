@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmga.retrieval import memory
+from mmga.common import memory
 
 PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "large_galleries.py"
 

@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mmga import eval as command
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.ops import distance, reference
 from mmga.ops.parts import part_keys
-from mmga.retrieval import parts as module
-from mmga.retrieval.doctor import check
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.evaluator import Evaluator
 from mmga.retrieval.features import Features, load_features, save_both
-from mmga.retrieval.k_reciprocal import KReciprocal
+from mmga.retrieval.protocols.preflight import check
+from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.tiles import parts as module
 
 RULES = ("market1501", "market1501-matlab", "no-camera", "other-cameras")
 
@@ -151,7 +151,7 @@ def test_same_integers_for_any_tiles_threads_shards_and_memory(monkeypatch, metr
     threads = torch.get_num_threads()
     for tile, limit, count in (((64, 64), 1 << 21, 1), ((128, 192), 400, 2), ((64, 704), 999, 1)):
         monkeypatch.setattr(module, "TILE", tile)
-        monkeypatch.setattr("mmga.retrieval.passes.PAIR_LIMIT", limit)
+        monkeypatch.setattr("mmga.retrieval.metrics.rank.PAIR_LIMIT", limit)
         torch.set_num_threads(count)
         try:
             assert integers(evaluate(query, gallery, **options)) == expected

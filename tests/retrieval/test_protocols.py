@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.explain import explain, table
 from mmga.retrieval.features import Features
-from mmga.retrieval.k_reciprocal import KReciprocal
-from mmga.retrieval.splits import half_of
+from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.viper import half_of
 
 
 def some(count, people, cameras, seed, width=6):

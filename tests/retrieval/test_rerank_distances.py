@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmga
-from mmga.retrieval.k_reciprocal import KReciprocal
-from mmga.retrieval.rerank import rerank_distances
+from mmga.retrieval.reranking.rerank import rerank_distances
+from mmga.retrieval.reranking.settings import KReciprocal
 from tests.retrieval import literal
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import mmga
-from mmga.retrieval import reranking
-from mmga.retrieval.rerank import rerank
+from mmga.retrieval.reranking import distances
+from mmga.retrieval.reranking.rerank import rerank
 from tests.retrieval import literal
 from tests.retrieval.test_rerank_features import grid, squared
 
@@ -77,8 +77,8 @@ def test_one_set_against_itself():
 def test_any_memory_gives_the_same_figures(memory, monkeypatch):
     query, gallery = sides()
     expected = mmga.evaluate(query, gallery, metric="euclidean", rerank=mmga.KReciprocal())
-    monkeypatch.setattr(reranking, "KEPT_BYTES", 0 if memory == "8M" else 1 << 20)
-    monkeypatch.setattr(reranking, "_BLOCK_BYTES", 8 * 320 * 7)
+    monkeypatch.setattr(distances, "KEPT_BYTES", 0 if memory == "8M" else 1 << 20)
+    monkeypatch.setattr(distances, "_BLOCK_BYTES", 8 * 320 * 7)
     found = mmga.evaluate(
         query, gallery, metric="euclidean", rerank=mmga.KReciprocal(), memory=memory
     )
@@ -118,6 +118,6 @@ def test_part_features_are_refused():
     parts = torch.rand(20, 3, 4, generator=generator)
     query = mmga.Features(parts=parts, pids=np.arange(20) % 5, camids=np.arange(20) % 3)
     with pytest.raises(mmga.UserError, match="part features"):
-        reranking.reranked_source(
+        distances.reranked_source(
             mmga.KReciprocal(), type("Context", (), {"query": query, "gallery": query})
         )

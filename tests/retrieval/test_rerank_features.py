@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 import mmga
 from mmga.ops import reference
-from mmga.retrieval import certified_neighbours, items
-from mmga.retrieval.items import Items
-from mmga.retrieval.k_reciprocal import KReciprocal
-from mmga.retrieval.nearest import nearest, neighbours_within
-from mmga.retrieval.rerank import rerank, rerank_distances
-from mmga.retrieval.reranking import Reranking
-from mmga.retrieval.rows import Rows
+from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.neighbours import certified_knn as certified_neighbours
+from mmga.retrieval.neighbours import vectors
+from mmga.retrieval.neighbours.knn import nearest, neighbours_within
+from mmga.retrieval.neighbours.vectors import Items
+from mmga.retrieval.reranking.distances import Reranking
+from mmga.retrieval.reranking.rerank import rerank, rerank_distances
+from mmga.retrieval.reranking.settings import KReciprocal
 from tests.retrieval import literal
 from tests.retrieval.test_rerank_distances import assert_equal, split
 
@@ -33,7 +34,7 @@ def squared(x):
 
 @pytest.fixture(params=[512, 64], ids=["one tile", "many tiles"])
 def tile(request, monkeypatch):
-    for module in (items, certified_neighbours):
+    for module in (vectors, certified_neighbours):
         monkeypatch.setattr(module, "TILE", request.param)
     return request.param
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmga
-from mmga.retrieval.index import GalleryIndex
-from mmga.retrieval.k_reciprocal import KReciprocal
-from mmga.retrieval.rerank import rerank
+from mmga.retrieval.reranking.index import GalleryIndex
+from mmga.retrieval.reranking.rerank import rerank
+from mmga.retrieval.reranking.settings import KReciprocal
 from tests.retrieval.test_rerank_distances import assert_equal
 from tests.retrieval.test_rerank_features import grid
 

@@ -8,7 +8,7 @@ import pytest
 
 import mmga
 from mmga import search
-from mmga.retrieval.rerank import rerank
+from mmga.retrieval.reranking.rerank import rerank
 from tests.retrieval.test_rerank_features import grid
 
 
@@ -67,8 +67,8 @@ def test_expansion_changes_what_is_compared(files):
     folder, query, gallery = files
     out = folder / "r.json"
     run(folder, "--topk", "3", "--expand", "2", "--augment", "3", "--out", str(out))
-    among = mmga.retrieval.expansion.augment_gallery(gallery, 3)
-    found = mmga.retrieval.expansion.expand_queries(query, among, 2)
+    among = mmga.retrieval.neighbours.query_expansion.augment_gallery(gallery, 3)
+    found = mmga.retrieval.neighbours.query_expansion.expand_queries(query, among, 2)
     _, index = mmga.nearest(found, among, 3)
     rows = json.loads(out.read_text())["results"]
     assert [row["gallery"] for row in rows] == index.flatten().tolist()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mmga import eval as command
-from mmga.errors import UserError
-from mmga.retrieval import stream
+from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, save_both
-from mmga.retrieval.uncertainty import bootstrap, compare
+from mmga.retrieval.metrics.bootstrap import bootstrap, compare
+from mmga.retrieval.tiles import sources
 
 
 def sets(seed=0, queries=40, items=240, people=12, noise=1.0):
@@ -167,16 +167,16 @@ def test_identities_play_strangers_where_there_are_none(strangers):
 def test_one_pass_whatever_the_tiles(monkeypatch):
     query, gallery = sets()
     passes = []
-    original = stream.FeatureSource.tiles
+    original = sources.FeatureSource.tiles
     monkeypatch.setattr(
-        stream.FeatureSource, "tiles", lambda *given: passes.append(1) or original(*given)
+        sources.FeatureSource, "tiles", lambda *given: passes.append(1) or original(*given)
     )
     options = {"verification": True, "exclude": "camid == query.camid", "protocol": "no-camera"}
     expected = evaluate(query, gallery, **options)
     runs = len(passes)
     evaluate(query, gallery, exclude=options["exclude"], protocol="no-camera", exact="float32")
     assert len(passes) == 2 * runs, "verification must not read the tiles again"
-    monkeypatch.setattr("mmga.retrieval.context.TILE", (64, 64))
+    monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", (64, 64))
     again = evaluate(query, gallery, **options)
     assert again.extra == expected.extra
     # Under the condition no-camera keeps what other-cameras does.

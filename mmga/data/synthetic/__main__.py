@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmga import cli
+from mmga.common import cli
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Options:
 
 def body(options: Options) -> int:
     """Do what the options ask for; 1 if the audit fails."""
+    from mmga.common.errors import UserError
+    from mmga.common.progress import bar
     from mmga.data.synthetic.audit import audit, table
     from mmga.data.synthetic.dataset import synthetic
     from mmga.data.synthetic.sheet import write_sheet
-    from mmga.errors import UserError
-    from mmga.progress import bar
 
     if not options.audit and options.sheet is None:
         raise UserError("nothing to do: give --audit, --sheet FILE or both")

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mmga.common.progress import Progress
 from mmga.data.synthetic.dataset import SyntheticData, SyntheticImages
 from mmga.data.synthetic.streams import stream
-from mmga.progress import Progress
 
 MARGIN = 0.02
 """mAP above chance that background, camera and silhouette may reach."""

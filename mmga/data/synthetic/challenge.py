@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from mmga.errors import UserError
+from mmga.common.errors import UserError
 
 CHALLENGES = ("pose", "misalignment", "occlusion", "clutter")
 """What can be turned up."""

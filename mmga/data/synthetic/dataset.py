@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from mmga.common.errors import UserError
+from mmga.common.progress import Progress
 from mmga.data.dataset import DataSet, ImageSet
 from mmga.data.masks import PartMask
 from mmga.data.synthetic.challenge import check_challenge
 from mmga.data.synthetic.world import Picture, Shot, World
-from mmga.errors import UserError
-from mmga.progress import Progress
 
 
 class SyntheticImages:

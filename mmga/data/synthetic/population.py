@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from mmga.common.errors import UserError
 from mmga.data.synthetic.textures import PATTERNS
-from mmga.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import torch
 
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
 from mmga.data.dataset import ImageSet
-from mmga.errors import UserError
-from mmga.files import atomic_path
 
 _COLOURS = torch.tensor([(0, 0, 0), (235, 70, 60), (60, 100, 245), (250, 220, 40)])
 

@@ -1,0 +1,333 @@
+"""Masks and skeletons that others have made, read as this project's masks."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+
+from mmga.bodyparts.skeleton import Skeleton, from_points
+from mmga.bodyparts.split import drawn
+from mmga.common.errors import UserError
+from mmga.data.dataset import DataSet
+from mmga.data.masks import LABEL_SETS, OTHER, PartMask, to_part_mask
+
+Kind = Literal["lip", "atr", "pascal", "densepose", "mgcam", "bpbreid", "pose14", "silhouette"]
+KINDS = typing.get_args(Kind)
+
+Size = Callable[[], tuple[int, int] | None]
+"""Gives (H, W) of the image, or None where there is no image to ask."""
+
+POSE_SIZE = (128, 64)
+"""Size of the images that 14-point files of Market-1501 were made on."""
+
+CONFIDENT = 0.5
+"""Least confidence of a PifPaf field that counts as body."""
+
+# The 36 planes of BPBReID's files: COCO's 17 keypoints, then 19 connections.
+_PIFPAF_PLANES = 36
+_PIFPAF_BOTTOM = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
+
+
+class Source(Protocol):
+    """Where masks come from."""
+
+    def __call__(self, path: str, size: Size) -> PartMask | None:
+        """Return the mask of an image by its relative path; None where there is none."""
+        ...
+
+
+def open_source(kind: str, path: Path, data: DataSet, skeletons: "Poses | None" = None) -> Source:
+    """Return the source of a kind.
+
+    Args:
+        kind: one of KINDS.
+        path: the folder or file that holds it.
+        data: the data set whose images are meant.
+        skeletons: skeletons that split dresses at the hips.
+
+    Raises:
+        UserError: the kind is not known, or the files are missing or do not fit.
+    """
+    if kind not in KINDS:
+        raise UserError(f"--from must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not path.exists():
+        raise UserError(f"--source {path} does not exist; give the folder or file of {kind}")
+    if kind == "pose14":
+        return read_poses(path, data)
+    if kind == "silhouette" and path.suffix == ".mat":
+        return read_sdalf(path, data)
+    if not path.is_dir():
+        raise UserError(f"--source {path} must be the folder of {kind}'s files")
+    if kind == "bpbreid":
+        return ConfidenceFields(path)
+    if kind in ("mgcam", "silhouette"):
+        return Silhouettes(path)
+    return LabelMaps(path, kind, skeletons)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelMaps:
+    """A human parser's label maps, PNG files named as the images.
+
+    Attributes:
+        folder: of the files.
+        label_set: a key of `mmga.data.masks.LABEL_SETS`.
+        skeletons: split dresses and jumpsuits at the hips; None leaves them to the upper body.
+    """
+
+    folder: Path
+    label_set: str
+    skeletons: "Poses | None" = None
+
+    def __call__(self, path: str, size: Size) -> PartMask | None:
+        """Return the mask of an image, None where there is no file."""
+        file = _named(self.folder, path, (".png",))
+        if file is None:
+            return None
+        values = read_labels(file)
+        hip = None
+        if self.skeletons is not None and LABEL_SETS[self.label_set].dress:
+            skeleton = self.skeletons.skeleton(path)
+            row = None if skeleton is None else skeleton.hip_row
+            if row is not None:
+                hip = round(row * values.shape[0] / POSE_SIZE[0])
+        return fitted(to_part_mask(values, self.label_set, hip=hip, name=str(file)), size())
+
+
+@dataclasses.dataclass(frozen=True)
+class Silhouettes:
+    """Binary masks of whole bodies, such as MGCAM's (Song et al., CVPR 2018).
+
+    The files stand at the images' relative paths, or in folders with `_seg` at their end, as
+    MGCAM's do (bounding_box_train_seg).
+    """
+
+    folder: Path
+
+    def __call__(self, path: str, size: Size) -> PartMask | None:
+        """Return the mask of an image; None where there is no file, or nobody in it."""
+        file = _named(self.folder, path, (".png", ".bmp", ".jpg"), ("", "_seg"))
+        if file is None:
+            return None
+        values = read_labels(file, grey=True)
+        # Half of the brightest: a JPEG's edges are not zero, a 0/1 file's ones are not 255.
+        body = values > int(values.max(initial=0)) // 2
+        if not body.any():
+            return None
+        return fitted(PartMask.from_silhouette(torch.from_numpy(body)), size())
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfidenceFields:
+    """BPBReID's files (Somers et al., WACV 2023): OpenPifPaf's fields, 36 planes in [0, 1].
+
+    Three spellings are in use: `x.npy`, `x.jpg.npy` and `x.jpg.confidence_fields.npy`; planes come
+    first or last. Head, arms and trunk are upper, hips and legs bottom, as in its groups of two.
+    """
+
+    folder: Path
+
+    def __call__(self, path: str, size: Size) -> PartMask | None:
+        """Return the mask of an image; None where there is no file, or nobody in it."""
+        suffix = PurePosixPath(path).suffix
+        endings = (".npy", f"{suffix}.npy", f"{suffix}.confidence_fields.npy")
+        file = _named(self.folder, path, endings)
+        if file is None:
+            return None
+        fields = _planes(file)  # [36, h, w]
+        wanted = size()
+        if wanted is None:
+            raise UserError(
+                f"{file} is smaller than its image {path}, whose size is not known; "
+                "the images themselves are needed"
+            )
+        grown = torch.nn.functional.interpolate(
+            torch.from_numpy(fields)[None], wanted, mode="bilinear", align_corners=False
+        )[0].numpy()  # [36, H, W]
+        is_bottom = np.zeros(_PIFPAF_PLANES, bool)
+        is_bottom[list(_PIFPAF_BOTTOM)] = True
+        upper, bottom = grown[~is_bottom].max(0), grown[is_bottom].max(0)
+        body = np.maximum(upper, bottom) >= CONFIDENT
+        if not body.any():
+            return None
+        labels = np.where(body, np.where(bottom > upper, 2, 1), 0).astype(np.uint8)
+        return PartMask(torch.from_numpy(labels))
+
+
+@dataclasses.dataclass(frozen=True)
+class Poses:
+    """Skeletons of 14 points by relative path, whose limbs are drawn as capsules.
+
+    Attributes:
+        points: float [14, 2] by path, in pixels of POSE_SIZE, from 0.
+    """
+
+    points: dict[str, np.ndarray]
+
+    def skeleton(self, path: str) -> Skeleton | None:
+        """Return the skeleton of an image, None where there is none."""
+        points = self.points.get(path)
+        return None if points is None else from_points(points)
+
+    def __call__(self, path: str, size: Size) -> PartMask | None:
+        """Return the mask of an image; None where there is no skeleton of a person."""
+        skeleton = self.skeleton(path)
+        if skeleton is None:
+            return None
+        mask = drawn(skeleton, POSE_SIZE)
+        return None if mask is None else fitted(mask, size())
+
+
+@dataclasses.dataclass(frozen=True)
+class InMemory:
+    """Masks in memory by relative path."""
+
+    masks: Callable[[str], PartMask | None]
+
+    def __call__(self, path: str, size: Size) -> PartMask | None:
+        """Return the mask of an image, None where there is none."""
+        mask = self.masks(path)
+        return None if mask is None or not mask.labels.any() else fitted(mask, size())
+
+
+def read_poses(path: Path, data: DataSet) -> Poses:
+    """Read 14 body points of every Market-1501 image: an HDF5 .mat `pp` of [N, 28] a split.
+
+    Rows go by sorted file name, x of all points before y, from 1. A folder of images without junk
+    fits the last rows of the gallery, because junk's names come first.
+
+    Args:
+        path: the folder of market1501_14point_{train,query,gallery}.mat.
+        data: Market-1501.
+
+    Raises:
+        UserError: no such file, or the number of rows does not fit.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path}: reading it needs h5py; pip install 'mmga[h5]'") from error
+    points: dict[str, np.ndarray] = {}
+    for split in ("train", "query", "gallery"):
+        file = path / f"market1501_14point_{split}.mat"
+        if not file.is_file():
+            continue
+        try:
+            with h5py.File(file) as content:
+                rows = np.asarray(content["pp"][()], np.float64)
+        except (OSError, KeyError) as error:
+            raise UserError(f"{file} holds no readable array 'pp' ({error}); get it again") from (
+                error
+            )
+        if rows.ndim != 2 or rows.shape[1] != 28:
+            raise UserError(f"{file}: 'pp' must be [N, 28], found {list(rows.shape)}")
+        images = getattr(data, split)
+        names = sorted(images.paths)
+        junk = len(rows) - len(names)
+        if junk and not (split == "gallery" and junk > 0 and not (images.pids == -1).any()):
+            raise UserError(
+                f"{file} holds {len(rows)} skeletons for {len(names)} {split} images; "
+                "they go by place, so the folder must be complete"
+            )
+        # MATLAB's pixels start from 1.
+        places = rows[junk:].reshape(-1, 2, 14).transpose(0, 2, 1) - 1
+        points.update(zip(names, places, strict=True))
+    if not points:
+        raise UserError(
+            f"{path} holds no market1501_14point_train.mat, _query.mat or _gallery.mat; "
+            "give their folder"
+        )
+    return Poses(points)
+
+
+def read_sdalf(path: Path, data: DataSet) -> InMemory:
+    """Read SDALF's silhouettes of VIPeR, which go by person, cam_a before cam_b.
+
+    Raises:
+        UserError: this is not VIPeR, or the file does not fit.
+    """
+    from mmga.data.readers.viper import read_silhouettes
+
+    if data.name != "viper":
+        raise UserError(f"--source {path} is for viper, not for {data.name}; give a folder of PNGs")
+    paths = {path for images in (data.train, data.query, data.gallery) for path in images.paths}
+    order = sorted(paths, key=lambda name: (PurePosixPath(name).name[:3], name))
+    return InMemory(read_silhouettes(path, order))
+
+
+def read_labels(path: Path, *, grey: bool = False) -> np.ndarray:
+    """Read a single-channel image file, uint8 [H, W].
+
+    Args:
+        path: the file.
+        grey: turn colours to grey instead of refusing them.
+
+    Raises:
+        UserError: the file cannot be read as such.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if grey and image.mode not in ("L", "1"):
+                return np.array(image.convert("L"))
+            if image.mode in ("L", "P", "1"):
+                return np.array(image).astype(np.uint8, copy=False)
+            mode = image.mode
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); replace it") from error
+    raise UserError(
+        f"{path} must be an 8-bit single-channel label map, found mode {mode}; convert it"
+    )
+
+
+def fitted(mask: PartMask, size: tuple[int, int] | None) -> PartMask:
+    """Return a mask at another size (H, W), by the nearest pixel; itself where none is given."""
+    labels = mask.labels
+    if size is None or tuple(labels.shape) == size:
+        return mask
+    places = [
+        torch.from_numpy(((np.arange(new) + 0.5) * (old / new)).astype(np.int64))
+        for old, new in zip(labels.shape, size, strict=True)
+    ]
+    return PartMask(labels[places[0][:, None], places[1]], mask.parts)
+
+
+def is_silhouette(mask: PartMask) -> bool:
+    """Say whether only the whole body of a mask is known."""
+    return not mask.parts and bool((mask.labels == OTHER).any())
+
+
+def _named(
+    folder: Path, path: str, endings: Sequence[str], after_folder: Sequence[str] = ("",)
+) -> Path | None:
+    """Return the file that stands for an image: `folder/<its folder><after>/<its stem><ending>`."""
+    image = PurePosixPath(path)
+    for after in after_folder:
+        parent = folder / image.parent
+        parent = parent.with_name(parent.name + after) if after else parent
+        for ending in endings:
+            file = parent / (image.stem + ending)
+            if file.is_file():
+                return file
+    return None
+
+
+def _planes(file: Path) -> np.ndarray:
+    """Return the 36 planes of a file, float32 [36, h, w]."""
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} cannot be read as an array ({error}); replace it") from error
+    if values.ndim == 3 and values.shape[0] != _PIFPAF_PLANES == values.shape[2]:
+        values = values.transpose(2, 0, 1)
+    if values.ndim != 3 or values.shape[0] != _PIFPAF_PLANES or values.dtype.kind != "f":
+        raise UserError(
+            f"{file} must hold {_PIFPAF_PLANES} planes of confidence (PifPaf's 17 keypoints and 19 "
+            f"connections), found {values.dtype} {list(values.shape)}"
+        )
+    return np.ascontiguousarray(np.nan_to_num(values, nan=0.0), np.float32)

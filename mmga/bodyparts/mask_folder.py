@@ -1,0 +1,270 @@
+"""A folder of masks in the making: what is missing, what was found out, what came of it."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Container, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from mmga.bodyparts.importers import is_silhouette
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
+from mmga.common.progress import Progress
+from mmga.data.dataset import ImageSet
+from mmga.data.masks import BOTTOM, UPPER, MaskFolder, PartMask, read_mask, write_mask
+
+logger = logging.getLogger(__name__)
+
+MANIFEST, EMPTY = "manifest.json", "without_person.txt"
+
+Make = Callable[[Sequence[int]], Iterable[PartMask | None]]
+"""From places in the image set to their masks, in that order; None where there is nobody."""
+
+Projected = Callable[[int, float], None]
+"""Told, after the first batch, how many images are left and how many seconds they may take."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskMaker:
+    """Makes the masks of a set into a folder, and goes on where it was interrupted.
+
+    Attributes:
+        out: the folder; masks stand at the images' relative paths, with the suffix .png.
+        origin: what the masks are made from, as the manifest says it. A folder made from something
+            else is refused.
+    """
+
+    out: Path
+    origin: dict[str, Any]
+
+    def begin(self) -> None:
+        """Create the folder, or check that it was begun with the same origin.
+
+        Raises:
+            UserError: it was made from something else, or cannot be written.
+        """
+        manifest = self.out / MANIFEST
+        if manifest.is_file():
+            begun = read_manifest(manifest)
+            old, new = begun.get("origin", {}), json.loads(json.dumps(self.origin))
+            if old != new:
+                what = next(key for key in (*new, *old) if old.get(key) != new.get(key))
+                raise UserError(
+                    f"{self.out} holds masks made with {what} {old.get(what)!r}, now it is "
+                    f"{new.get(what)!r}; name another --out, or remove that folder"
+                )
+        elif self.out.is_dir() and any(self.out.rglob("*.png")):
+            raise UserError(
+                f"{self.out} holds PNG files and no {MANIFEST}; name another --out, so that "
+                "nothing of yours is taken for a mask of this data set"
+            )
+        else:
+            self._write({"schema": 1, "finished": False, "origin": self.origin})
+
+    def check_paths(self, paths: Sequence[str]) -> None:
+        """Refuse images whose masks would leave the folder, or stand in one another's place.
+
+        Raises:
+            UserError: a path is absolute, leads out of the folder, or differs from another by its
+                suffix alone.
+        """
+        first: dict[PurePosixPath, str] = {}
+        for path in paths:
+            place = PurePosixPath(path).with_suffix("")
+            if place.is_absolute() or ".." in place.parts:
+                raise UserError(
+                    f"image {path} lies outside of the data set's folder, so that its mask would "
+                    f"lie outside of {self.out}; name images below the folder"
+                )
+            if first.setdefault(place, path) != path:
+                raise UserError(
+                    f"images {first[place]} and {path} would have one mask file; rename one"
+                )
+
+    def missing(self, paths: Sequence[str]) -> list[int]:
+        """Return the places of `paths` that have no mask yet and were not found empty."""
+        empty = self.empty()
+        return [
+            place
+            for place, path in enumerate(paths)
+            if path not in empty and not self._file(path).is_file()
+        ]
+
+    def empty(self) -> set[str]:
+        """Return the paths of images in which nobody was found."""
+        file = self.out / EMPTY
+        return set(file.read_text().splitlines()) if file.is_file() else set()
+
+    def make(
+        self,
+        paths: Sequence[str],
+        places: Sequence[int],
+        make: Make,
+        *,
+        batch_size: int = 1,
+        broken: Container[str] = (),
+        progress: Progress | None = None,
+        projected: Projected | None = None,
+    ) -> None:
+        """Make and write masks, batch by batch; each file is whole or not there.
+
+        Args:
+            paths: of all images of the set.
+            places: which of them.
+            make: makes the masks of a batch.
+            batch_size: images in a batch.
+            broken: paths that `make` has found unreadable: neither written nor noted as empty.
+            progress: called with ("masks", done, in all).
+            projected: told the projected time after the first batch.
+
+        Raises:
+            UserError: a mask cannot be made, or not be written (a full disk): what is finished
+                stays, and the same call goes on.
+        """
+        done, begun = 0, time.perf_counter()
+        for start in range(0, len(places), batch_size):
+            batch = places[start : start + batch_size]
+            for place, mask in zip(batch, make(batch), strict=True):
+                path = paths[place]
+                if path in broken:
+                    continue
+                if mask is None:
+                    self._note_empty(path)
+                else:
+                    self._write_mask(path, mask)
+            done += len(batch)
+            if start == 0 and projected is not None:
+                seconds = time.perf_counter() - begun
+                projected(len(places) - done, seconds / done * (len(places) - done))
+            if progress is not None:
+                progress("masks", done, len(places))
+
+    def finish(self, images: ImageSet, broken: int = 0) -> dict[str, Any]:
+        """Write and return the manifest: origin, label set, counts, areas by camera, version.
+
+        Args:
+            images: the set.
+            broken: number of images that were left out as unreadable.
+
+        Raises:
+            UserError: a mask cannot be read, or the manifest not be written.
+        """
+        from mmga import __version__
+
+        areas = part_areas(images, MaskFolder(self.out))
+        without = len(self.empty() & set(images.paths))
+        manifest = {
+            "schema": 1,
+            "finished": areas.masks + without + broken == len(images),
+            "origin": self.origin,
+            "label_set": "parts",
+            "labels": {"background": 0, "upper": 1, "bottom": 2, "other body": 3},
+            "silhouette": {"background": 0, "body": 255},
+            "counts": {
+                "images": len(images),
+                "masks": areas.masks,
+                "silhouettes": areas.silhouettes,
+                "without_person": without,
+                "broken": broken,
+            },
+            "area_by_camera": areas.by_camera,
+            "version": __version__,
+        }
+        self._write(manifest)
+        return manifest
+
+    def _file(self, path: str) -> Path:
+        return self.out / Path(path).with_suffix(".png")
+
+    def _write_mask(self, path: str, mask: PartMask) -> None:
+        try:
+            write_mask(self._file(path), mask)
+        except UserError as error:
+            raise UserError(
+                f"{error}; the masks before it are kept: the same command goes on"
+            ) from (error)
+
+    def _note_empty(self, path: str) -> None:
+        # Appended line by line: whoever is interrupted does not look at these images again.
+        try:
+            with (self.out / EMPTY).open("a") as file:
+                file.write(f"{path}\n")
+        except OSError as error:
+            raise UserError(
+                f"{self.out / EMPTY} could not be written: {error.strerror}; make room: the same "
+                "command goes on"
+            ) from error
+
+    def _write(self, manifest: dict[str, Any]) -> None:
+        with atomic_path(self.out / MANIFEST) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no manifest of masks ({error}); remove it") from error
+    return content
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Areas:
+    """How much of the images the parts cover.
+
+    Attributes:
+        masks: images with a mask.
+        silhouettes: those of them whose halves are unknown.
+        by_camera: for each camera the images, the share without a mask, and the mean share of the
+            image that is body, upper and bottom; null where no mask tells.
+    """
+
+    masks: int
+    silhouettes: int
+    by_camera: dict[str, dict[str, float | int | None]]
+
+
+def part_areas(images: ImageSet, masks: MaskFolder) -> Areas:
+    """Measure the masks of a set, by camera.
+
+    Raises:
+        UserError: a mask cannot be read.
+    """
+    shares = np.full((len(images), 3), np.nan)  # body, upper, bottom
+    silhouettes = 0
+    for place, path in enumerate(images.paths):
+        file = masks.file(path)
+        if not file.is_file():
+            continue
+        mask = read_mask(file)
+        labels = mask.labels.numpy()
+        shares[place, 0] = (labels != 0).mean()
+        if is_silhouette(mask):
+            silhouettes += 1
+        else:
+            shares[place, 1:] = (labels == UPPER).mean(), (labels == BOTTOM).mean()
+    there = ~np.isnan(shares[:, 0])
+    by_camera: dict[str, dict[str, float | int | None]] = {}
+    for camid in np.unique(images.camids).tolist():
+        own = images.camids == camid
+        row: dict[str, float | int | None] = {
+            "images": int(own.sum()),
+            "without_mask": round(float(1 - there[own].mean()), 6),
+        }
+        for column, part in enumerate(("body", "upper", "bottom")):
+            values = shares[own, column]
+            values = values[~np.isnan(values)]
+            row[part] = round(float(values.mean()), 6) if len(values) else None
+        by_camera[str(camid)] = row
+    return Areas(int(there.sum()), silhouettes, by_camera)

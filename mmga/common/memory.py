@@ -1,0 +1,84 @@
+"""How much memory a computation takes, and how much it may take."""
+
+from __future__ import annotations
+
+import functools
+import re
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mmga.common.errors import UserError
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse(text: str | int | None, name: str = "memory") -> int | None:
+    """Return a number of bytes from ``2G``, ``500M`` or a plain number; `name` is the argument's.
+
+    Raises:
+        UserError: it is none of these, or not positive.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(text).strip().lower())
+    if found is None or float(found.group(1)) <= 0:
+        raise UserError(f"{name}: expected a size such as 2G or 500M, found {text!r}")
+    return int(float(found.group(1)) * _UNITS[found.group(2)])
+
+
+def spell(size: int) -> str:
+    """Return bytes as a person writes them, rounded up."""
+    for unit in ("G", "M", "K"):
+        scale = _UNITS[unit.lower()]
+        if size >= scale:
+            tenths = -(-size * 10 // scale)
+            return f"{tenths // 10}.{tenths % 10}{unit}"
+    return str(size)
+
+
+def _resident() -> int:
+    """Bytes of resident memory, clean pages of mapped files not counted where that can be told."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return process_peak()
+    sizes = dict(re.findall(r"^(Rss\w+):\s+(\d+) kB", status, re.MULTILINE))
+    return sum(int(sizes.get(name, 0)) for name in ("RssAnon", "RssShmem")) * 1024
+
+
+def process_peak() -> int:
+    """Return the process' peak resident size in bytes, everything counted."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@functools.cache
+def baseline() -> int:
+    """Return the resident size after `import torch` and one product, taken at the first call.
+
+    Called before features are read, so that a peak counts them and nothing of torch's own.
+    """
+    square = torch.ones(64, 64)
+    torch.mm(square, square)
+    return _resident()
+
+
+class Peak:
+    """The highest resident size beyond the baseline, as far as it was looked at."""
+
+    def __init__(self) -> None:
+        self._base = baseline()
+        self.bytes = 0
+        self._looked = -1.0
+        self.look()
+
+    def look(self) -> None:
+        """Take the present size into account, at most every 100 ms."""
+        now = time.monotonic()
+        if now - self._looked >= 0.1:
+            self._looked = now
+            self.bytes = max(self.bytes, _resident() - self._base)

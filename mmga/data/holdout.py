@@ -1,0 +1,47 @@
+"""Training identities held out for validation, so that nothing is ever chosen on test figures."""
+
+import numpy as np
+
+from mmga.common.errors import UserError
+from mmga.data.dataset import ImageSet, Subset
+
+SEED = 0
+"""Who is held out depends on the data set alone: runs of all seeds validate on the same persons."""
+
+
+def hold_out(images: ImageSet, count: int) -> tuple[Subset, Subset, Subset]:
+    """Split a training set into what is trained on, and validation queries and gallery.
+
+    Identities seen by two cameras or more are drawn. Their images are the gallery; the first image
+    of each in every camera is a query as well, which the protocol keeps from finding itself, as it
+    leaves out whatever shows the query's person in the query's camera.
+
+    Args:
+        images: the training set.
+        count: identities to hold out.
+
+    Returns:
+        Training set, queries and gallery.
+
+    Raises:
+        UserError: fewer than `count` identities were seen by two cameras.
+    """
+    pids, camids = np.asarray(images.pids), np.asarray(images.camids)
+    pairs = np.unique(np.stack((pids, camids)), axis=1)  # [2, M]
+    names, cameras = np.unique(pairs[0], return_counts=True)
+    seen = names[(cameras >= 2) & (names >= 0)]
+    if len(seen) < count:
+        raise UserError(
+            f"--val-ids {count}: {len(seen)} training identities were seen by two cameras, "
+            "which validation needs; hold out fewer"
+        )
+    chosen = np.random.default_rng(SEED).permutation(seen)[:count]
+    held = np.isin(pids, chosen)
+    places = np.flatnonzero(held)
+    _, first = np.unique(np.stack((pids[places], camids[places])), axis=1, return_index=True)
+    queries = places[np.sort(first)]
+    return (
+        Subset(images, np.flatnonzero(~held)),
+        Subset(images, queries),
+        Subset(images, places),
+    )

@@ -1,0 +1,190 @@
+"""VIPeR (Gray et al., PETS 2007): 632 persons, one image in each of two cameras."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mmga.common.errors import UserError
+from mmga.data.dataset import DataSet, ImageFiles
+from mmga.data.masks import MaskFolder, PartMask
+from mmga.data.readers.folders import check_counts, find_folder, list_images
+
+CAMERAS = ("cam_a", "cam_b")
+COUNTS = {"persons": 632}
+SPLITS = 10
+
+# 001_45.bmp: person and viewing angle.
+_NAME = re.compile(r"(\d{3})_\d+\.(bmp|png|jpg)")
+_PAIR = re.compile(r"\s*\d+\s*-\s*cam_a/(\d{3})_\d+\.\w+\s+cam_b/(\d{3})_\d+\.\w+\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Silhouettes:
+    """Silhouettes in memory by relative path; callable as `ImageFiles` wants it.
+
+    Attributes:
+        bodies: bool [H, W] by path.
+        split: height at which they are halved, or None.
+    """
+
+    bodies: dict[str, np.ndarray]
+    split: float | None = None
+
+    def __call__(self, path: str) -> PartMask | None:
+        """Return the mask of an image, None where there is none."""
+        body = self.bodies.get(path)
+        return (
+            None if body is None else PartMask.from_silhouette(torch.from_numpy(body), self.split)
+        )
+
+
+def read_viper(
+    root: str | os.PathLike[str] | None,
+    masks: MaskFolder | str | os.PathLike[str] | None = None,
+    *,
+    split: int = 0,
+    splits_file: str | os.PathLike[str] | None = None,
+    direction: str = "ab",
+    halved_at: float | None = None,
+) -> DataSet:
+    """Read one split of VIPeR: half of the persons to train, half to test.
+
+    Args:
+        root: the folder VIPeR or its parent; None for MMGA_DATA.
+        masks: mask files, such as cam_a/001_45.png, or SDALF's aleMasks_VIPeR.mat.
+        split: number of the split, from 0.
+        splits_file: SDALF's VIPeR_sets.txt, whose ten lists name the test persons; without it a
+            split is drawn at random from its number.
+        direction: `ab` searches cam_a's test images in cam_b's, `ba` the other way round.
+        halved_at: height at which the silhouettes of a .mat are halved, as a share of the image.
+
+    Raises:
+        UserError: a folder or file is missing or does not fit.
+    """
+    if direction not in ("ab", "ba"):
+        raise UserError(f"direction must be ab or ba, got {direction!r}")
+    folder = find_folder(root, ("VIPeR", "viper"), CAMERAS[0])
+    files = {}  # per camera: path by person
+    for camera in CAMERAS:
+        files[camera] = {
+            int(name.split("_")[0]): path for path, name in list_images(folder, camera, _NAME)
+        }
+    persons = sorted(files["cam_a"])
+    if persons != sorted(files["cam_b"]):
+        odd = min(set(files["cam_a"]) ^ set(files["cam_b"]))
+        raise UserError(f"{folder}: person {odd:03d} is in one of cam_a and cam_b only")
+    check_counts(str(folder), {"persons": len(persons)}, COUNTS)
+
+    source: MaskFolder | Silhouettes | None
+    if masks is None or isinstance(masks, MaskFolder):
+        source = masks
+    else:
+        order = [files[camera][person] for person in persons for camera in CAMERAS]
+        source = read_silhouettes(Path(masks), order, halved_at)
+    test = set(_test_persons(persons, split, splits_file))
+
+    def images(people: list[int], *cameras: str) -> ImageFiles:
+        rows = [(files[camera][person], person, camera) for person in people for camera in cameras]
+        return ImageFiles(
+            folder,
+            [path for path, _, _ in rows],
+            [person for _, person, _ in rows],
+            [CAMERAS.index(camera) for _, _, camera in rows],
+            source,
+        )
+
+    searched = sorted(test)
+    query, gallery = CAMERAS if direction == "ab" else CAMERAS[::-1]
+    return DataSet(
+        "viper",
+        images([person for person in persons if person not in test], *CAMERAS),
+        images(searched, query),
+        images(searched, gallery),
+    )
+
+
+def read_silhouettes(path: Path, order: list[str], split: float | None = None) -> Silhouettes:
+    """Read SDALF's silhouettes: a MATLAB cell array `msk`.
+
+    Args:
+        path: the .mat file.
+        order: image paths in the order of the silhouettes: persons sorted, cam_a before cam_b.
+        split: height at which they are halved, or None.
+
+    Raises:
+        UserError: the file cannot be read or holds another number of silhouettes.
+    """
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise UserError(
+            f"{path}: reading .mat files needs scipy; pip install 'mmga[mat]'"
+        ) from error
+    if not path.is_file():
+        raise UserError(f"masks file {path} does not exist")
+    try:
+        cells = loadmat(path, variable_names=["msk"])["msk"].ravel()
+    except Exception as error:  # scipy raises many kinds for a broken file
+        raise UserError(
+            f"masks file {path} holds no readable cell array 'msk' "
+            f"({type(error).__name__}: {error}); give SDALF's aleMasks_VIPeR.mat"
+        ) from error
+    if len(cells) != len(order):
+        raise UserError(
+            f"masks file {path} holds {len(cells)} silhouettes for {len(order)} images; "
+            "they go by place, so both must be complete"
+        )
+    return Silhouettes({name: cell != 0 for name, cell in zip(order, cells, strict=True)}, split)
+
+
+def _test_persons(
+    persons: list[int], split: int, splits_file: str | os.PathLike[str] | None
+) -> list[int]:
+    if splits_file is None:
+        if split < 0:
+            raise UserError(f"split must be 0 or more, got {split}")
+        order = np.random.default_rng(split).permutation(persons)
+        return [int(person) for person in order[: len(persons) // 2]]
+    splits = read_splits(splits_file)
+    if not 0 <= split < len(splits):
+        raise UserError(
+            f"split must be 0 to {len(splits) - 1}, the splits of {splits_file}, got {split}"
+        )
+    missing = sorted(set(splits[split]) - set(persons))
+    if missing:
+        raise UserError(
+            f"split {split} of {splits_file} names person {missing[0]:03d} "
+            f"and {len(missing) - 1} more that are not in the data set"
+        )
+    return splits[split]
+
+
+def read_splits(path: str | os.PathLike[str]) -> list[list[int]]:
+    """Return the test persons of each split of SDALF's VIPeR_sets.txt.
+
+    Raises:
+        UserError: the file cannot be read or holds no such lists.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"splits file {path} cannot be read ({error})") from error
+    splits: list[list[int]] = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("%"):
+            splits.append([])
+        elif line.strip():
+            match = _PAIR.fullmatch(line)
+            if match is None or match[1] != match[2] or not splits:
+                raise UserError(
+                    f"splits file {path}, line {number}: expected "
+                    f"'1 - cam_a/001_45.bmp cam_b/001_90.bmp' below a line '%', found {line!r}"
+                )
+            splits[-1].append(int(match[1]))
+    if not splits:
+        raise UserError(f"splits file {path} holds no splits; give SDALF's VIPeR_sets.txt")
+    return splits

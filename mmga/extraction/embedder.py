@@ -1,0 +1,170 @@
+"""Networks as one thing: from a batch of images to rows of features.
+
+Legend: `B` images, `P` parts, `D` features.
+"""
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmga.common.errors import UserError
+from mmga.common.files import read_tensors
+from mmga.data.transforms import EvalTransform
+from mmga.models import MMGA
+
+Rows = tuple[Tensor, Tensor | None]
+"""Features [B, D] and None, or part features [B, P, D] and their visibility [B, P]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedder:
+    """A network that extracts features.
+
+    Attributes:
+        name: says which network this is, to tell whether an extraction may be gone on with.
+        transform: how its images are resized.
+        embed: from normalised images [B, 3, H, W] to rows, not normalised, of one view.
+        device: where images are put.
+        flip: sum the features of an image and of its mirror image.
+    """
+
+    name: str
+    transform: EvalTransform
+    embed: Callable[[Tensor], Rows]
+    device: torch.device
+    flip: bool = True
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Rows:
+        """Return L2-normalised float32 rows; visibilities are the mean of both views'."""
+        rows, visible = self.embed(images)
+        rows = rows.float()
+        if self.flip:
+            mirrored, seen = self.embed(images.flip(-1))
+            rows = rows + mirrored.float()
+            if visible is not None and seen is not None:
+                visible = (visible + seen) / 2
+        return nn.functional.normalize(rows, dim=-1), visible
+
+
+def visibility(attention: Tensor) -> Tensor:
+    """Return how visible a part is, [B]: the mean of the highest tenth of its map's values.
+
+    Args:
+        attention: sigmoid map [B, 1, h, w].
+    """
+    values = attention.float().flatten(1)  # [B, h w]
+    return values.topk(max(1, round(values.shape[1] / 10)), dim=1).values.mean(1)
+
+
+def part_rows(network: MMGA) -> Callable[[Tensor], Rows]:
+    """Return a function from images to the features f_k of every head and their visibility.
+
+    The order is that of `network.head_names`; a head has the visibility of its part.
+
+    Raises:
+        UserError: the network has no attention maps of parts.
+    """
+    if network.attention2 is None:
+        raise UserError(
+            "--parts needs attention maps of the parts, which this run was trained without "
+            "(--attention both has them)"
+        )
+
+    def embed(images: Tensor) -> Rows:
+        output = network.outputs(images)
+        rows = torch.stack([output.features[name] for name in network.head_names], dim=1)
+        seen = {part: visibility(output.attention[part]) for part in network.parts}
+        visible = torch.stack([seen[name.split("_")[0]] for name in network.head_names], dim=1)
+        return rows, visible  # [B, P, D], [B, P]
+
+    return embed
+
+
+def whole_rows(network: nn.Module, name: str) -> Callable[[Tensor], Rows]:
+    """Return a function from images to the features of a network.
+
+    Args:
+        network: an MMGA, or any module that returns [B, D].
+        name: of the network, for messages.
+    """
+
+    def embed(images: Tensor) -> Rows:
+        rows = network.embed(images) if isinstance(network, MMGA) else network(images)
+        if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
+            found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+            raise UserError(
+                f"--model {name} must return features [{len(images)}, D] for {len(images)} images, "
+                f"found {found}; wrap it in a function that pools"
+            )
+        return rows, None
+
+    return embed
+
+
+def foreign_network(name: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module:
+    """Build any network from `package:callable`.
+
+    A network with a method `reset_classifier` (timm's) loses its classifier, unless `num_classes`
+    is among the arguments, so that it returns pooled features.
+
+    Args:
+        name: module and what to call in it, `package.module:callable`.
+        arguments: keyword arguments of the call, as JSON.
+        weights: a plain state dict (.pth, .pt, .safetensors).
+
+    Raises:
+        UserError: nothing of that name can be imported or called, or the weights do not fit.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise UserError(
+            f"--model must be package:callable, such as timm.models:resnet50, got {name}"
+        )
+    try:
+        given = json.loads(arguments)
+        if not isinstance(given, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise UserError(
+            f'--model-arguments must be a JSON object such as {{"pretrained": true}} ({error})'
+        ) from error
+    try:
+        make: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            make = getattr(make, part)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--model {name} cannot be imported ({error}); check the name") from error
+    try:
+        network = make if isinstance(make, nn.Module) else make(**given)
+    except Exception as error:  # foreign code raises what it likes
+        raise UserError(
+            f"--model {name} could not be called with {arguments} ({type(error).__name__}: {error})"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"--model {name} must return a torch.nn.Module, got {type(network).__name__}"
+        )
+    if weights is not None:
+        _load(network, weights)
+    reset: Any = getattr(network, "reset_classifier", None)
+    if reset is not None and "num_classes" not in given:
+        reset(0)
+    return network.eval()
+
+
+def _load(network: nn.Module, file: Path) -> None:
+    try:
+        state = read_tensors(file)
+        network.load_state_dict(state.get("state_dict", state))
+    except Exception as error:  # torch and safetensors raise many kinds for a broken file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--model-weights {file} is no plain state dict of this network ({reason})"
+        ) from error

@@ -1,0 +1,203 @@
+"""Checkpoints of a run: weights as safetensors, optimizer state beside them, never half-written.
+
+`last.safetensors` holds the network's weights and, in its metadata, where the run stands and which
+file holds the optimizer's state; where a moving average of the weights is kept, its tensors stand
+beside theirs, named `ema.<name>`. The optimizer's file is written first and the older one removed
+last, so a run killed between any two system calls finds a pair that belongs together.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
+
+FORMAT = 1
+"""Version of the layout; a newer one is refused."""
+
+_AVERAGE = "ema."
+"""What the names of a moving average's tensors begin with."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        epoch: epochs that are finished.
+        step_in_epoch: steps taken in the epoch after those.
+        step: steps taken in all.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        weights: the network's state dict.
+        progress: where the run stood.
+        num_classes: identities of the classifiers.
+        config: the run's configuration as nested values.
+        optimizer_file: name of the file with the optimizer's state, None if there is none.
+        average: moving average of the weights, None where none was kept.
+        figures: what a validation gave for these weights, empty where there was none.
+    """
+
+    weights: dict[str, torch.Tensor]
+    progress: Progress
+    num_classes: int
+    config: dict[str, Any]
+    optimizer_file: str | None
+    average: dict[str, torch.Tensor] | None = None
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: Path,
+    network: torch.nn.Module,
+    progress: Progress,
+    config: dict[str, Any],
+    num_classes: int,
+    optimizer_state: dict[str, Any] | None = None,
+    *,
+    average: Mapping[str, torch.Tensor] | None = None,
+    figures: Mapping[str, float] | None = None,
+) -> None:
+    """Write a checkpoint; an earlier one at `path` stays whole until the new one is.
+
+    Args:
+        path: the file.
+        network: whose weights are written.
+        progress: where the run stands.
+        config: the run's configuration as nested values.
+        num_classes: identities of the classifiers.
+        optimizer_state: what a run needs to go on; without it the file serves inference alone.
+        average: moving average of the weights.
+        figures: of a validation of these weights.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    optimizer_file = None
+    if optimizer_state is not None:
+        optimizer_file = f"{path.stem}.optimizer-{progress.step}.pt"
+        with atomic_path(path.with_name(optimizer_file)) as temporary, _full_disk():
+            torch.save(optimizer_state, temporary)
+    metadata = {
+        "format": str(FORMAT),
+        "progress": json.dumps(dataclasses.asdict(progress)),
+        "num_classes": str(num_classes),
+        "config": json.dumps(config),
+        "optimizer_file": optimizer_file or "",
+        "figures": json.dumps(dict(figures or {})),
+    }
+    state = dict(network.state_dict())
+    state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (average or {}).items()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_path(path) as temporary, _full_disk():
+        save_file(weights, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
+    for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
+        if old.name != optimizer_file:
+            old.unlink()
+
+
+@contextlib.contextmanager
+def _full_disk() -> Iterator[None]:
+    """Turn what torch and safetensors raise where nothing can be written into an OSError."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"is the disk full? ({reason})") from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        UserError: the file is missing, truncated, or not a checkpoint of this project.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}; train first, or name another run")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "progress" not in metadata or "config" not in metadata:
+                raise UserError(
+                    f"{path} is a safetensors file, but not a checkpoint of mmga: "
+                    "its metadata names no run"
+                )
+            if int(metadata["format"]) > FORMAT:
+                raise UserError(
+                    f"{path} was written by a newer mmga (format {metadata['format']}, this one "
+                    f"reads {FORMAT}); update mmga"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {n: t for n, t in tensors.items() if not n.startswith(_AVERAGE)}
+            average = {
+                n.removeprefix(_AVERAGE): t for n, t in tensors.items() if n.startswith(_AVERAGE)
+            }
+            return Checkpoint(
+                weights=weights,
+                progress=Progress(**json.loads(metadata["progress"])),
+                num_classes=int(metadata["num_classes"]),
+                config=json.loads(metadata["config"]),
+                optimizer_file=metadata["optimizer_file"] or None,
+                average=average or None,
+                figures=json.loads(metadata.get("figures", "{}")),
+            )
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"checkpoint {path} cannot be read: truncated or not safetensors ({error}); "
+            "use another checkpoint or train anew"
+        ) from error
+
+
+def load_optimizer_state(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read the optimizer's state that belongs to the checkpoint at `path`.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    if checkpoint.optimizer_file is None:
+        raise UserError(f"checkpoint {path} holds no optimizer state; it cannot be resumed")
+    file = path.with_name(checkpoint.optimizer_file)
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the broken file provokes
+        raise UserError(
+            f"optimizer state {file} cannot be read ({type(error).__name__}); "
+            "train anew, or restore the file"
+        ) from error
+    return state
+
+
+def load_weights(
+    network: torch.nn.Module, checkpoint: Checkpoint, path: Path, *, average: bool = False
+) -> None:
+    """Put a checkpoint's weights, or the moving average that it holds, into `network`.
+
+    Raises:
+        UserError: names or shapes differ, that is, the file belongs to another network.
+    """
+    try:
+        network.load_state_dict(checkpoint.average or {} if average else checkpoint.weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"checkpoint {path} belongs to another network: {first}") from error

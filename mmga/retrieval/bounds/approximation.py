@@ -1,0 +1,304 @@
+"""What stands for features in cheap tiles, and how far inner products may be off.
+
+Features themselves, rounded to 8 or 16 bits, or their coordinates in a few directions.
+With an orthonormal basis B (up to rounding) and coordinates x^ = B'x, an inner product differs from
+that of the coordinates by at most the product of the two residuals' norms, |x - Bx^|, and rounding.
+docs/certified.md derives every term.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmga.ops.certified import UNIT, Bound, byte_products, byte_rows, gamma, integer_rows
+from mmga.ops.distance import squared_norms
+from mmga.ops.reference import INTEGER_LENGTH
+
+EXACT = ("certified", "float32")
+"""Whose order counts where distances nearly tie."""
+BLOCK, FINE_BLOCK = 1024, 256
+"""Terms that a product sums at once, of features and for coordinates: the error of a sum grows with
+their number, and more sums than one cost passes over the tile."""
+LEAST_NORM, LARGEST_NORM = 2.0**-20, 2.0**20
+"""Norms between which no product of float32 under- or overflows by more than the bounds allow."""
+
+WIDEST_BYTES = 1 << 17
+"""Dimensions up to which an inner product of numbers of 8 bits fits 32."""
+
+# float32 roundings of a key outside its inner product (terms, their products, the difference, the
+# interval's ends) with room to spare; the roundings of float64 are far below one of them.
+_OTHER_ROUNDINGS = 32
+# float32 roundings on the way to numbers of 8 bits, relative to a feature's norm: six of sums and
+# differences, two of what is left, with room to spare.
+_MIXING = 16
+# Factor on radii and slacks for their own rounding to float32 and in float32.
+_OUTWARD = 1 + 2.0**-20
+# Errors of float64 in a key, relative to the norms, with room to spare.
+_OTHER_ERRORS = 2.0**-40
+
+
+def beyond_bounds(side: str, norms: Tensor) -> str | None:
+    """Return what is wrong with norms for which rounding in float32 has no relative bound.
+
+    Args:
+        side: whose they are.
+        norms: squared norms, float64 [N]; zero is well.
+    """
+    bad = (norms > 0) & ((norms < LEAST_NORM**2) | (norms > LARGEST_NORM**2))
+    if not bool(bad.any()):
+        return None
+    return (
+        f"of norms outside {LEAST_NORM:.1e} to {LARGEST_NORM:.1e}; {side} has {int(bad.sum())}, "
+        f"such as {float(norms[bad][0].sqrt()):.1e}"
+    )
+
+
+def roundings(width: int, block: int) -> int:
+    """Return how many roundings a term of `blocked_product` goes through at most."""
+    return min(width, block) + -(-width // block) + 1
+
+
+def blocked_product(x: Tensor, y: Tensor, out: Tensor, block: int | None = None) -> Tensor:
+    """Write x @ y.T to `out`, summing few terms at once.
+
+    Args:
+        x: float32 [N, D].
+        y: float32 [M, D].
+        out: float32 [N, M].
+        block: terms of a sum; `BLOCK` if None.
+    """
+    block = block or BLOCK
+    for start in range(0, x.shape[1], block):
+        terms = slice(start, start + block)
+        if start == 0:
+            torch.mm(x[:, terms], y[:, terms].T, out=out)
+        else:
+            out.addmm_(x[:, terms], y[:, terms].T)
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """Rows of some width that stand for features, and how far their inner products may be off.
+
+    The features are normalised first if the metric is cosine.
+
+    Attributes:
+        rows: float32 [N, K], or int16 or int8 [N, D] (`ops.certified.integer_rows`, `byte_rows`).
+        radius: float64 [N], bound on the norm of what `rows` leave out.
+        slack: float64 [N], this side's share of the rounding errors of a key.
+        unit: float32 [N], what one of a row's numbers of 8 bits stands for; else None.
+    """
+
+    rows: Tensor
+    radius: Tensor
+    slack: Tensor
+    unit: Tensor | None = None
+
+    def cut(self, rows: slice | Tensor) -> Approximation:
+        """Return that of some of the features."""
+        unit = None if self.unit is None else self.unit[rows]
+        return Approximation(self.rows[rows], self.radius[rows], self.slack[rows], unit)
+
+
+def tile_products(one: Approximation, other: Approximation, out: Tensor) -> Tensor:
+    """Write the inner products of a tile's rows and columns to `out`, float32 [R, W]."""
+    if one.unit is None or other.unit is None:
+        return blocked_product(one.rows, other.rows, out)
+    return byte_products(one.rows, other.rows, one.unit, other.unit, out)
+
+
+def bound_between(query: Approximation, gallery: Approximation, metric: str) -> Bound:
+    """Return how far the keys of the pairs of two approximations may be from the exact ones."""
+    factor = 2.0 if metric == "euclidean" else 1.0
+    return Bound(factor * query.radius, gallery.radius, query.slack, gallery.slack)
+
+
+def as_they_are(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+    """Return features that stand for themselves in a `blocked_product` of float32.
+
+    Args:
+        rows: float32 [N, D].
+        norms: squared norms, float64 [N].
+        metric: cosine or euclidean.
+    """
+    error = (gamma(roundings(rows.shape[1], BLOCK)) + _OTHER_ROUNDINGS * UNIT) * _OUTWARD
+    return Approximation(rows, torch.zeros_like(norms), _slack(error, norms, metric))
+
+
+def as_integers(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+    """Return features rounded to integers of 16 bits, whose products are exact.
+
+    Args:
+        rows: float32 [N, D].
+        norms: squared norms, float64 [N].
+        metric: cosine or euclidean.
+    """
+    numbers, error = integer_rows(rows, norms)
+    # With a and b of norm 1 and integers a^ and b^ that are e and f away from them,
+    # |<a, b> - <a^, b^>| <= e + f + e f.
+    away = (error * (1 + gamma(rows.shape[1])) / INTEGER_LENGTH + 4 * UNIT) * _OUTWARD
+    if metric == "cosine":
+        return Approximation(numbers, away, away + _OTHER_ERRORS)
+    # That times 2 |q| |g| as a product of two radii: e + f + e f <= (m + e) (m + f) / m, best where
+    # m is about e and f.
+    usual = (rows.shape[1] / 12) ** 0.5 / INTEGER_LENGTH
+    return Approximation(
+        numbers, norms.sqrt() * (usual + away) / usual**0.5 * _OUTWARD, _OTHER_ERRORS * norms
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Tiles of features rounded to 8 bits, each row by a unit of its own.
+
+    Attributes:
+        longest: the largest norm of any feature; of use to squared distances.
+    """
+
+    longest: float
+
+    def __str__(self) -> str:
+        return "8-bit features"
+
+    def of(
+        self, rows: Tensor, norms: Tensor, metric: str, room: Tensor | None = None
+    ) -> Approximation:
+        """Return features as numbers of 8 bits, whose products are exact.
+
+        Args:
+            rows: float32 [N, D].
+            norms: squared norms, float64 [N].
+            metric: cosine or euclidean.
+            room: not used.
+        """
+        numbers, unit, error = byte_rows(rows)
+        length = norms.sqrt()
+        # Of features of norm 1 e and f away from what stands for them, inner products are off by at
+        # most e + f + e f.
+        away = error * (1 + gamma(rows.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)
+        away = (away + _MIXING * UNIT) * _OUTWARD
+        slack = _slack(_OTHER_ROUNDINGS * UNIT * _OUTWARD, norms, metric)
+        if metric == "cosine":
+            unit = torch.where(norms > 0, unit / length, 0.0).to(torch.float32)
+            return Approximation(numbers, away, slack + away, unit)
+        # 2 |q| |g| (e + f + e f), of which neither length is above the longest.
+        radius = length * away * _OUTWARD
+        return Approximation(numbers, radius, slack + 2 * self.longest * radius, unit)
+
+
+def _slack(error: float, norms: Tensor, metric: str) -> Tensor:
+    """Return each side's share of an error relative to the product of the norms.
+
+    A squared distance is off by twice that, at most by the error times the sum of the squared
+    norms; a cosine by the error itself, of which each side bears half.
+    """
+    return error * norms if metric == "euclidean" else torch.full_like(norms, error / 2)
+
+
+class Subspace:
+    """An orthonormal basis, up to a known defect, in which features are nearly contained.
+
+    Attributes:
+        directions: float32 [D, K]; the first k of them are the best k.
+        defect: bound on the spectral norm of B'B - I.
+    """
+
+    def __init__(self, directions: Tensor) -> None:
+        """Measure how far `directions` [D, K] are from orthonormal."""
+        self.directions = directions
+        basis = directions.double()
+        gram = basis.T @ basis
+        gram.diagonal().sub_(1)
+        self.defect = float(gram.norm()) * _OUTWARD + 1e-12
+
+    @classmethod
+    def of_sample(cls, sample: Tensor, dimensions: int, seed: int = 0) -> Subspace:
+        """Find the directions in which a sample is largest, by a randomised subspace iteration.
+
+        Source: Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4. Costs 8 K n D
+        operations; any basis gives right ranks, a good one gives fewer undecided pairs.
+
+        Args:
+            sample: float32 [n, D], of the lengths that shall be approximated.
+            dimensions: how many, at most min(n, D).
+            seed: of the first directions.
+        """
+        count = min(dimensions + 8, *sample.shape)
+        generator = torch.Generator(device=sample.device).manual_seed(seed)
+        start = torch.randn(len(sample), count, generator=generator, device=sample.device)
+        basis = torch.linalg.qr(sample.T @ start).Q  # [D, count]
+        basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
+        # Within their span, the directions by the share of the sample that they hold.
+        moments = (sample @ basis).double()
+        vectors = torch.linalg.eigh(moments.T @ moments).eigenvectors.flip(1)
+        ordered = basis.double() @ vectors[:, :dimensions]
+        return cls(torch.linalg.qr(ordered).Q.to(torch.float32))
+
+    def __str__(self) -> str:
+        return f"{self.directions.shape[1]} coordinates"
+
+    def of(
+        self, rows: Tensor, norms: Tensor, metric: str, room: Tensor | None = None
+    ) -> Approximation:
+        """Return features as their coordinates.
+
+        Args:
+            rows: float32 [N, D].
+            norms: squared norms, float64 [N].
+            metric: cosine or euclidean.
+            room: float32 [N, K] for the coordinates, or None.
+        """
+        if room is None:
+            room = rows.new_empty(len(rows), self.directions.shape[1])
+        return self.approximate(self.coordinates(rows, norms, metric, room), norms, metric)
+
+    def first(self, dimensions: int) -> Subspace:
+        """Return the subspace of the first directions."""
+        return Subspace(self.directions[:, :dimensions].contiguous())
+
+    @property
+    def error(self) -> float:
+        """By how much the coordinates of a feature of norm 1 may be off (epsilon)."""
+        basis = (self.directions.shape[1] * (1 + self.defect)) ** 0.5  # Frobenius norm
+        return gamma(roundings(len(self.directions), FINE_BLOCK)) * basis + 4 * UNIT
+
+    def coordinates(self, x: Tensor, norms: Tensor, metric: str, out: Tensor) -> Tensor:
+        """Return the coordinates of features, normalised first if the metric is cosine.
+
+        Args:
+            x: float32 [N, D].
+            norms: squared norms, float64 [N].
+            metric: cosine or euclidean.
+            out: float32 [N, K].
+        """
+        blocked_product(x, self.directions.T, out, FINE_BLOCK)
+        if metric == "cosine":
+            out.mul_(torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)[:, None])
+        return out
+
+    def approximate(self, coordinates: Tensor, norms: Tensor, metric: str) -> Approximation:
+        """Return what coordinates of features leave out at most.
+
+        Args:
+            coordinates: float32 [N, K].
+            norms: squared norms of the features, float64 [N].
+            metric: cosine or euclidean.
+        """
+        dimensions = coordinates.shape[1]
+        squared = squared_norms(coordinates)  # |x^|^2
+        length = norms if metric == "euclidean" else (norms > 0).double()  # |x|^2
+        epsilon = self.error
+        # |x - Bx^|^2 = |x|^2 - |x^|^2 + 2 <x^, x^ - B'x> + <x^, (B'B - I) x^>
+        rest = length - squared + 2 * epsilon * (squared * length).sqrt() + self.defect * squared
+        radius = (rest.clamp_min(0) + 2.0**-40 * length).sqrt() * _OUTWARD
+        error = gamma(dimensions) + 3 * self.defect + 2 * epsilon + _OTHER_ROUNDINGS * UNIT
+        return Approximation(coordinates, radius, _slack(1.02 * error, norms, metric))
+
+
+Tiles = Subspace | Bytes | None
+"""What tiles come from: coordinates in some directions, features of 8 bits, or (None) the features
+themselves."""

@@ -1,0 +1,526 @@
+"""Features of one set of images: the rows, whose they are, which camera saw them."""
+
+from __future__ import annotations
+
+import copy
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.common.errors import UserError
+from mmga.retrieval.features import containers, csv_columns
+from mmga.retrieval.features.sharded_matrix import Rows
+
+JUNK = -1
+"""The pid of detections that are nobody: never ranked, counted as junk."""
+
+_OWN = ("features", "pids", "camids", "paths", "parts", "visibility")
+# layumi's names for a file that holds both sides: query_f, query_label, query_cam, ...
+_TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
+SIDES = ("query", "gallery", "mquery")
+COLUMNS = "columns.csv"
+# Names of arrays that a message lists.
+_SHOWN_NAMES = 12
+
+
+class Features:
+    """Features with their labels.
+
+    Attributes:
+        rows: the feature rows [N, D] float16 or float32; None for part features.
+        pids: identity of each row, int64 [N]; -1 is junk.
+        camids: camera of each row, int64 [N], or None.
+        paths: path of each image, unicode [N], or None.
+        columns: further columns by name, each [N].
+        parts: part features [N, P, D], or None.
+        visibility: weight of each part in [0, 1], float32 [N, P], or None.
+        pid_names: where pids were strings, the name of pid i at place i (sorted); else None.
+        camid_names: likewise for cameras.
+        notes: what was changed on the way in, one sentence each.
+    """
+
+    def __init__(
+        self,
+        features: Any = None,
+        pids: Any = None,
+        camids: Any = None,
+        paths: Any = None,
+        *,
+        columns: Mapping[str, Any] | None = None,
+        parts: Any = None,
+        visibility: Any = None,
+        source: str = "",
+    ) -> None:
+        """Check and keep the given arrays; features are not copied.
+
+        Args:
+            features: [N, D] float16 or float32 tensor or array, or a list of such shards. float64
+                and bfloat16 are rounded to float32, which `notes` says.
+            pids: [N] integers or strings.
+            camids: [N] integers or strings, or None where no protocol with cameras is meant.
+            paths: [N] strings.
+            columns: further values [N] by name.
+            parts: [N, P, D] part features, instead of `features`.
+            visibility: [N, P] weights of the parts, ones if absent.
+            source: name of the file, for messages.
+
+        Raises:
+            UserError: a length, shape or type does not fit.
+        """
+        self.source = source
+        self.notes: list[str] = []
+        if (features is None) == (parts is None):
+            raise UserError(
+                f"{self._name('features')}: expected either features [N, D] or parts [N, P, D], "
+                f"found {'neither' if features is None else 'both'}"
+            )
+        self.rows: Rows = self._rows(
+            "features" if parts is None else "parts",
+            features if parts is None else parts,
+            2 if parts is None else 3,
+        )
+        count = len(self.rows)
+        if pids is None:
+            raise UserError(f"{self._name('pids')} are missing: give one identity per row")
+        self.pids, self.pid_names = self._labels("pids", pids, count)
+        self.camids: np.ndarray | None = None
+        self.camid_names: np.ndarray | None = None
+        if camids is not None:
+            self.camids, self.camid_names = self._labels("camids", camids, count)
+        self.paths: np.ndarray | None = None
+        if paths is not None:
+            self.paths = np.asarray([str(path) for path in _flat(paths)], dtype=np.str_)
+            self._check_length("paths", len(self.paths), count)
+        self.columns: dict[str, np.ndarray] = {}
+        for name, column in (columns or {}).items():
+            values = _flat(column)
+            containers.check_array(self._name(name), values)
+            self._check_length(name, len(values), count)
+            self.columns[name] = values
+        self.visibility: Tensor | None = None
+        if parts is not None:
+            self.visibility = self._visibility(visibility)
+        elif visibility is not None:
+            raise UserError(
+                f"{self._name('visibility')} belongs to parts [N, P, D], which are missing"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.rows.shape))
+        source = f", {self.source}" if self.source else ""
+        return f"Features({shape} {str(self.rows.dtype).removeprefix('torch.')}{source})"
+
+    @property
+    def features(self) -> Tensor:
+        """The rows as one tensor [N, D] (a copy where there are several shards)."""
+        if len(self.rows.shape) == 3:
+            raise UserError("these are part features: they stand in .parts [N, P, D]")
+        return self.rows.whole()
+
+    @property
+    def parts(self) -> Tensor | None:
+        """Part features [N, P, D], or None."""
+        return self.rows.whole() if len(self.rows.shape) == 3 else None
+
+    @property
+    def dimension(self) -> int:
+        """Number of values in a row (of a part)."""
+        return self.rows.shape[-1]
+
+    def with_rows(self, rows: Rows) -> Features:
+        """Return the same items with other rows: of other values, or lying elsewhere."""
+        if rows is self.rows:
+            return self
+        moved = copy.copy(self)
+        moved.rows = rows
+        return moved
+
+    def select(self, indices: Any) -> Features:
+        """Return the given rows, in the given order, as new features (copied)."""
+        at = np.arange(len(self))[indices]
+        taken = self.rows.whole().index_select(0, torch.from_numpy(at).to(self.rows.device))
+        chosen = Features.__new__(Features)
+        chosen.source, chosen.notes = self.source, list(self.notes)
+        chosen.rows = Rows([taken])
+        chosen.pids, chosen.pid_names = self.pids[at], self.pid_names
+        chosen.camids = None if self.camids is None else self.camids[at]
+        chosen.camid_names = self.camid_names
+        chosen.paths = None if self.paths is None else self.paths[at]
+        chosen.columns = {name: column[at] for name, column in self.columns.items()}
+        chosen.visibility = (
+            None if self.visibility is None else self.visibility[torch.from_numpy(at)]
+        )
+        return chosen
+
+    def arrays(self, side: str | None = None) -> dict[str, Any]:
+        """Return what a file holds, by the names it has there (layumi's for a `side`)."""
+        kind = "features" if len(self.rows.shape) == 2 else "parts"
+        arrays: dict[str, Any] = {kind: self.rows.whole()}
+        arrays.update(self.arrays_without_rows())
+        if side is None:
+            return arrays
+        short = {long: name for name, long in _TWO_SIDED.items()}
+        return {f"{side}_{short.get(name, name)}": value for name, value in arrays.items()}
+
+    def arrays_without_rows(self) -> dict[str, Any]:
+        """Return everything but the feature rows, by the names it has in a file."""
+        arrays: dict[str, Any] = {"pids": _named(self.pids, self.pid_names)}
+        if self.camids is not None:
+            arrays["camids"] = _named(self.camids, self.camid_names)
+        if self.paths is not None:
+            arrays["paths"] = self.paths
+        if self.visibility is not None:
+            arrays["visibility"] = self.visibility
+        arrays.update(self.columns)
+        return arrays
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a file; the suffix names the container.
+
+        Args:
+            path: .npz, .safetensors, .mat, .h5, .pt, or no suffix for a folder of .npy files, which
+                is what can be memory-mapped.
+
+        Raises:
+            UserError: the suffix is unknown, or the file cannot be written.
+        """
+        containers.write(path, self.arrays())
+
+    def _name(self, argument: str) -> str:
+        return f"{self.source}: {argument}" if self.source else argument
+
+    def _check_length(self, argument: str, found: int, expected: int) -> None:
+        if found != expected:
+            raise UserError(
+                f"{self._name(argument)}: expected one for each of the {expected} rows of "
+                f"features, found {found}"
+            )
+
+    def _rows(self, argument: str, given: Any, dimensions: int) -> Rows:
+        several = isinstance(given, list | tuple) and all(hasattr(part, "shape") for part in given)
+        parts = given if several else [given]
+        shards = [self._tensor(argument, part, dimensions) for part in parts]
+        if not shards:
+            raise UserError(f"{self._name(argument)}: found an empty list of shards")
+        for number, shard in enumerate(shards[1:], 2):
+            if shard.shape[1:] != shards[0].shape[1:]:
+                raise UserError(
+                    f"{self._name(argument)}: shard {number} has rows of {_shape(shard.shape[1:])} "
+                    f"values, the first has {_shape(shards[0].shape[1:])}; all must be equal"
+                )
+        if len({shard.dtype for shard in shards}) > 1:
+            raise UserError(
+                f"{self._name(argument)}: shards mix float16 and float32; write them in one dtype"
+            )
+        rows = Rows(shards)
+        if not len(rows) or not all(rows.shape[1:]):
+            raise UserError(f"{self._name(argument)}: found no values, shape {list(rows.shape)}")
+        return rows
+
+    def _tensor(self, argument: str, given: Any, dimensions: int) -> Tensor:
+        expected = "[N, D]" if dimensions == 2 else "[N, P, D]"
+        if isinstance(given, Tensor):
+            tensor = given.detach()
+        else:
+            array = np.asarray(given)
+            containers.check_array(self._name(argument), array)
+            if not array.flags.writeable:
+                array = array.copy()  # torch warns about memory that must not be written
+            try:
+                tensor = torch.from_numpy(array)
+            except TypeError:
+                raise UserError(
+                    f"{self._name(argument)}: expected floating point numbers {expected}, "
+                    f"found {array.dtype}"
+                ) from None
+        if tensor.dim() != dimensions:
+            raise UserError(
+                f"{self._name(argument)}: expected {expected}, found shape {list(tensor.shape)}"
+            )
+        if tensor.dtype in (torch.float64, torch.bfloat16):
+            found = str(tensor.dtype).removeprefix("torch.")
+            note = f"{self._name(argument)}: {found} rounded to float32"
+            if note not in self.notes:
+                self.notes.append(note)
+            tensor = tensor.to(torch.float32)
+        if tensor.dtype not in (torch.float16, torch.float32):
+            raise UserError(
+                f"{self._name(argument)}: expected float16 or float32, found "
+                f"{str(tensor.dtype).removeprefix('torch.')}; convert them to float32"
+            )
+        if tensor.stride(-1) != 1:
+            tensor = tensor.contiguous()
+        return tensor
+
+    def _visibility(self, given: Any) -> Tensor:
+        count, parts = self.rows.shape[:2]
+        if given is None:
+            return torch.ones(count, parts)
+        weights = torch.as_tensor(np.asarray(given), dtype=torch.float32)
+        if tuple(weights.shape) != (count, parts):
+            raise UserError(
+                f"{self._name('visibility')}: expected [{count}, {parts}], one weight for each "
+                f"part, found shape {list(weights.shape)}"
+            )
+        if not bool(((weights >= 0) & (weights <= 1)).all()):
+            raise UserError(f"{self._name('visibility')}: expected weights between 0 and 1")
+        return weights
+
+    def _labels(
+        self, argument: str, given: Any, count: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return int64 labels and, for strings, the names in sorted order."""
+        values = _flat(given)
+        containers.check_array(self._name(argument), values)
+        self._check_length(argument, len(values), count)
+        if values.dtype.kind in "US":
+            names, codes = np.unique(values.astype(np.str_), return_inverse=True)
+            codes = codes.astype(np.int64)
+            junk = np.flatnonzero(names == str(JUNK))
+            if argument == "pids" and len(junk):
+                # The name "-1" means junk as the number does, and takes no place among the names.
+                place = int(junk[0])
+                codes = np.where(codes == place, JUNK, codes - (codes > place))
+                names = np.delete(names, place)
+            return codes, names
+        if values.dtype.kind in "iub":
+            if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
+                raise UserError(f"{self._name(argument)}: found ids past 2^63; use strings instead")
+            return np.ascontiguousarray(values, dtype=np.int64), None
+        if values.dtype.kind == "f":
+            # A float keeps whole numbers apart only up to a power of two; beyond it ids collide.
+            limit = 2 ** (np.finfo(values.dtype).nmant + 1)
+            if not np.isfinite(values).all() or (values != np.floor(values)).any():
+                raise UserError(f"{self._name(argument)}: expected whole numbers, found fractions")
+            if len(values) and np.abs(values).max() >= limit:
+                raise UserError(
+                    f"{self._name(argument)}: ids stored as {values.dtype} collide from {limit} "
+                    f"on, found {values[np.abs(values).argmax()]:.0f}; store them as int64 or "
+                    "strings"
+                )
+            self.notes.append(f"{self._name(argument)}: stored as {values.dtype}, read as int64")
+            return values.astype(np.int64), None
+        raise UserError(
+            f"{self._name(argument)}: expected integers or strings, found {values.dtype}"
+        )
+
+
+def _flat(values: Any) -> np.ndarray:
+    """Return a one-dimensional array; 1 x N and N x 1, as MATLAB writes them, lose the 1."""
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
+    if array.dtype.hasobject and all(isinstance(value, str) for value in array.flat):
+        array = array.astype(np.str_)  # columns of strings as pandas has them
+    return np.atleast_1d(array)
+
+
+def _named(codes: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+    if names is None:
+        return codes
+    named: np.ndarray = np.concatenate([names, np.array([str(JUNK)])])[codes]
+    return named
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    """Return some names, sorted, and how many more there are."""
+    shown = sorted(names)[:_SHOWN_NAMES]
+    more = len(names) - len(shown)
+    return (", ".join(shown) or "nothing") + (f" and {more} more" if more else "")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def common_labels(
+    name: str,
+    query: np.ndarray,
+    query_names: np.ndarray | None,
+    gallery: np.ndarray,
+    gallery_names: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels of two sets in one numbering.
+
+    Raises:
+        UserError: one set has strings, the other integers.
+    """
+    if query_names is None and gallery_names is None:
+        return query, gallery
+    if query_names is None or gallery_names is None:
+        strings, integers = ("gallery", "query") if query_names is None else ("query", "gallery")
+        raise UserError(
+            f"{name}: the {strings} has strings and the {integers} integers; "
+            "write both in the same way"
+        )
+    union = np.union1d(query_names, gallery_names)
+    places = [
+        np.append(np.searchsorted(union, names), JUNK) for names in (query_names, gallery_names)
+    ]
+    return places[0][query], places[1][gallery]
+
+
+def load_features(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    side: str | None = None,
+    columns: str | os.PathLike[str] | None = None,
+) -> Features:
+    """Read features from a file, a folder of .npy files, or several shards.
+
+    Args:
+        path: .npz, .safetensors, .mat, .h5, .pt, or a folder of .npy files (memory-mapped), or one
+            .npy file of features or parts alone, whose pids come from `columns`. A
+            pattern such as ``shard-*.npz`` is expanded in natural order (2 before 10); a list keeps
+            its order. Row i of the whole is row i of the shards one after the other.
+        side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
+            ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
+        columns: a CSV table of further columns, and of pid, camid and path where the file has none;
+            its lines belong to the rows by path if both have paths, by their order if not. A
+            folder of .npy files may hold one itself, as columns.csv.
+
+    Raises:
+        UserError: the file is absent, damaged, or does not hold what is expected.
+    """
+    if side is not None and side not in SIDES:
+        raise UserError(f"side: expected query or gallery, found {side!r}")
+    paths = _expand(path)
+    if columns is not None and len(paths) > 1:
+        raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
+    loaded = [_load_one(one, side, columns) for one in paths]
+    if len(loaded) == 1:
+        return loaded[0]
+    return joined(loaded)
+
+
+def save_both(path: str | os.PathLike[str], query: Features, gallery: Features) -> None:
+    """Write two sets to one file under layumi's names; read it with ``side=``.
+
+    Raises:
+        UserError: the suffix is unknown, or the file cannot be written.
+    """
+    containers.write(path, {**query.arrays("query"), **gallery.arrays("gallery")})
+
+
+def _expand(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    if not isinstance(path, str | os.PathLike):
+        if not len(path):
+            raise UserError("features: the list of shards is empty")
+        return [found for one in path for found in _expand(one)]
+    text = os.fspath(path)
+    if os.path.exists(text) or not glob.has_magic(text):
+        return [Path(text)]
+    found = sorted(glob.glob(text), key=_natural)
+    if not found:
+        raise UserError(f"{text}: no file matches this pattern")
+    return [Path(one) for one in found]
+
+
+def _natural(text: str) -> list[tuple[int, int | str]]:
+    return [
+        (0, int(piece)) if piece.isdigit() else (1, piece) for piece in re.split(r"(\d+)", text)
+    ]
+
+
+def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | None) -> Features:
+    arrays = containers.read(path)
+    if path.suffix.lower() == ".npy" and not path.is_dir():
+        rows = arrays["array"]
+        arrays = {"parts" if rows.ndim == 3 else "features": rows}
+    if columns is None and path.is_dir() and (path / COLUMNS).exists():
+        columns = path / COLUMNS
+    sides = [name for name in SIDES if f"{name}_f" in arrays or f"{name}_parts" in arrays]
+    if sides:
+        if side is None:
+            raise UserError(
+                f"{path} holds {' and '.join(sides)}: say which with side=, or --features on the "
+                "command line"
+            )
+        if side not in sides:
+            raise UserError(f"{path}: expected {side}_f, found {_listed(arrays)}")
+        prefix = f"{side}_"
+        arrays = {
+            _TWO_SIDED.get(name.removeprefix(prefix), name.removeprefix(prefix)): value
+            for name, value in arrays.items()
+            if name.startswith(prefix)
+        }
+    elif side is not None and ("features" in arrays or "parts" in arrays):
+        raise UserError(
+            f"{path} holds one set of features, not both sides; give it as --query or --gallery"
+        )
+    if "features" not in arrays and "parts" not in arrays:
+        raise UserError(
+            f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
+            f"gallery_label; found {_listed(arrays)}"
+        )
+    if columns is not None:
+        arrays = csv_columns.merged(
+            arrays, csv_columns.read_columns(columns), str(path), str(columns)
+        )
+    if "pids" not in arrays:
+        raise UserError(
+            f"{path}: pids are missing; found {_listed(arrays)}; add them, "
+            "or give a CSV table of them (columns=, --query-columns, --gallery-columns)"
+        )
+    own = {name: arrays[name] for name in _OWN if name in arrays}
+    return Features(
+        **own,
+        columns={name: value for name, value in arrays.items() if name not in _OWN},
+        source=str(path),
+    )
+
+
+def joined(loaded: Sequence[Features]) -> Features:
+    """Return the rows of several sets one after the other, without copying features.
+
+    Raises:
+        UserError: their widths, types or columns differ.
+    """
+    first = loaded[0]
+    for other in loaded[1:]:
+        if other.rows.shape[1:] != first.rows.shape[1:]:
+            raise UserError(
+                f"{other.source} has rows of {_shape(other.rows.shape[1:])} values, {first.source} "
+                f"of {_shape(first.rows.shape[1:])}; all shards must have the same"
+            )
+        held, wanted = _contents(other), _contents(first)
+        if held != wanted:
+            raise UserError(
+                f"{other.source} holds {', '.join(sorted(held))}, but {first.source} "
+                f"{', '.join(sorted(wanted))}; all shards must hold the same"
+            )
+        if other.rows.dtype != first.rows.dtype:
+            raise UserError(
+                f"{other.source} is {other.rows.dtype}, {first.source} {first.rows.dtype}; "
+                "write all shards in one dtype"
+            )
+    shards = [shard for one in loaded for shard in one.rows.shards]
+    arrays = [one.arrays_without_rows() for one in loaded]
+    joined: dict[str, Any] = {
+        name: np.concatenate([np.asarray(one[name]) for one in arrays]) for name in arrays[0]
+    }
+    visibility = joined.pop("visibility", None)
+    names = ("pids", "camids", "paths")
+    whole = Features(
+        shards if len(first.rows.shape) == 2 else None,
+        *(joined.get(name) for name in names),
+        columns={name: value for name, value in joined.items() if name not in names},
+        parts=shards if len(first.rows.shape) == 3 else None,
+        visibility=visibility,
+        source=f"{first.source} and {len(loaded) - 1} more",
+    )
+    whole.notes[:0] = [note for one in loaded for note in one.notes]
+    return whole
+
+
+def _contents(features: Features) -> set[str]:
+    return set(features.arrays_without_rows())

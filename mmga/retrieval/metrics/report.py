@@ -1,0 +1,350 @@
+"""What an evaluation found: figures, what was left out and why, seconds and memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mmga import __version__
+from mmga.common.files import atomic_path
+from mmga.retrieval.metrics.rank import PerQuery
+
+_EXCLUDED = {
+    "junk": "gallery items with pid -1 (junk)",
+    "junk_queries": "queries with pid -1 (junk)",
+    "same_camera": "pairs removed for their camera",
+    "own_image": "pairs of an image with itself",
+    "expression": "further pairs removed by --exclude",
+    "queries_without_match": "queries without a match",
+}
+
+
+@dataclass(slots=True)
+class Figures:
+    """The figures of one ranking, as fractions.
+
+    Attributes:
+        mAP: mean average precision over the valid queries.
+        mINP: mean inverse negative penalty: matches / rank of the last match.
+        cmc: share of queries whose first match is at rank r or better, at place r - 1.
+        per_query: what every query scored.
+    """
+
+    mAP: float
+    mINP: float
+    cmc: np.ndarray
+    per_query: PerQuery | None
+
+    @classmethod
+    def of(cls, scores: PerQuery, counted: np.ndarray, max_rank: int) -> Figures:
+        """Average what the queries scored.
+
+        Args:
+            scores: figures of all queries.
+            counted: queries that enter the averages, int64 indices; those without a match count
+                zero.
+            max_rank: length of the CMC curve.
+        """
+        precision = np.nan_to_num(scores.average_precision[counted])
+        penalty = np.nan_to_num(scores.inverse_negative_penalty[counted])
+        first = scores.first_rank[counted]
+        found = np.bincount(first[(first > 0) & (first <= max_rank)], minlength=max_rank + 1)
+        cmc = np.cumsum(found[1:]) / len(counted)
+        return cls(float(precision.mean()), float(penalty.mean()), cmc, scores)
+
+    def rank(self, r: int) -> float | None:
+        """Return CMC at rank r, None past the end of the curve."""
+        return float(self.cmc[r - 1]) if r <= len(self.cmc) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as plain values."""
+        return {
+            "mAP": self.mAP,
+            "mINP": self.mINP,
+            "rank1": self.rank(1),
+            "rank5": self.rank(5),
+            "rank10": self.rank(10),
+            "cmc": self.cmc.tolist(),
+        }
+
+
+@dataclass(slots=True)
+class Report:
+    """The result of an evaluation; figures are fractions.
+
+    Attributes:
+        figures: of the plain ranking.
+        reranked: of the re-ranked one, or None.
+        protocol: name of the protocol.
+        metric: cosine or euclidean; None where distances were given.
+        rerank: parameters of the re-ranking, or None.
+        num_query: rows of the query set.
+        num_valid_query: queries that have a match.
+        num_gallery: rows of the gallery set, before anything is left out.
+        excluded: counts of what was left out, and why.
+        distractors: gallery items whose identity no query has.
+        ties: queries with a match at exactly the distance of another item.
+        duplicates: gallery items whose features equal a query's, None where not known.
+        zero_vectors: rows of both sides that are zero.
+        seconds: by phase.
+        peak_memory_bytes: peak beyond torch itself, clean pages of mapped files not counted.
+        process_peak_bytes: the process' peak, everything counted.
+        backend: what computed the ranks.
+        exact: whose order they are: certified, float32, or given, see `mmga.evaluate`.
+        precision: of the products that gave the distances, see `mmga.evaluate`; None where these
+            were given.
+        pids: pid of each query, as it was given.
+        camids: likewise, or None.
+        counted: rows of the queries that enter the averages, or None.
+        extra: figures of single protocols and options, by name.
+        notes: what else should be known, one sentence each.
+    """
+
+    figures: Figures
+    protocol: str
+    metric: str | None
+    num_query: int
+    num_valid_query: int
+    num_gallery: int
+    excluded: dict[str, int]
+    distractors: int
+    ties: int
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+    process_peak_bytes: int
+    backend: str
+    exact: str = "given"
+    precision: str | None = None
+    reranked: Figures | None = None
+    rerank: dict[str, Any] | None = None
+    duplicates: int | None = None
+    zero_vectors: int = 0
+    pids: np.ndarray | None = None
+    camids: np.ndarray | None = None
+    counted: np.ndarray | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def mAP(self) -> float:
+        """Mean average precision."""
+        return self.figures.mAP
+
+    @property
+    def mINP(self) -> float:
+        """Mean inverse negative penalty."""
+        return self.figures.mINP
+
+    @property
+    def cmc(self) -> np.ndarray:
+        """CMC at ranks 1, 2, ..."""
+        return self.figures.cmc
+
+    @property
+    def rank1(self) -> float | None:
+        """CMC at rank 1."""
+        return self.figures.rank(1)
+
+    @property
+    def rank5(self) -> float | None:
+        """CMC at rank 5."""
+        return self.figures.rank(5)
+
+    @property
+    def rank10(self) -> float | None:
+        """CMC at rank 10."""
+        return self.figures.rank(10)
+
+    @property
+    def per_query(self) -> PerQuery | None:
+        """What every query scored."""
+        return self.figures.per_query
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything but the per-query figures as plain values."""
+        return {
+            "schema": 1,
+            "version": __version__,
+            "protocol": self.protocol,
+            "metric": self.metric,
+            "exact": self.exact,
+            "precision": self.precision,
+            **self.figures.as_dict(),
+            "rerank": self.rerank,
+            "reranked": None if self.reranked is None else self.reranked.as_dict(),
+            "num_query": self.num_query,
+            "num_valid_query": self.num_valid_query,
+            "num_gallery": self.num_gallery,
+            "excluded": self.excluded,
+            "distractors": self.distractors,
+            "ties": self.ties,
+            "duplicates": self.duplicates,
+            "zero_vectors": self.zero_vectors,
+            **self.extra,
+            "backend": self.backend,
+            "seconds": {name: round(value, 6) for name, value in self.seconds.items()},
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "process_peak_bytes": self.process_peak_bytes,
+            "notes": self.notes,
+        }
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the report as JSON, and write it to `path` if given.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        values = self.as_dict()
+        if path is not None:
+            write_json(path, values)
+        return _json_text(values)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write one line for each query; what was not computed stays empty.
+
+        Raises:
+            UserError: the file cannot be written, or this protocol has no per-query figures.
+        """
+        from mmga.common.errors import UserError
+
+        if self.per_query is None:
+            raise UserError(f"per_query: protocol {self.protocol} has no figures of single queries")
+        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            names = ["query", "pid", "camid"]
+            plain = ["matches", "AP", "INP", "first_rank", "ties"]
+            again = ["reranked_AP", "reranked_INP", "reranked_first_rank"]
+            redone = None if self.reranked is None else self.reranked.per_query
+            writer.writerow(names + plain + (again if redone else []))
+            for row in range(len(self.per_query.num_matches)):
+                line: list[object] = [
+                    row,
+                    "" if self.pids is None else self.pids[row],
+                    "" if self.camids is None else self.camids[row],
+                    self.per_query.num_matches[row],
+                    *_cells(self.per_query, row),
+                    self.per_query.tied[row],
+                ]
+                writer.writerow(line + (_cells(redone, row) if redone else []))
+
+    def table(self) -> str:
+        """Return the figures and counts as text for a terminal."""
+        lines = [f"{'':<12}{'mAP':>8}{'mINP':>8}{'rank-1':>8}{'rank-5':>8}{'rank-10':>8}"]
+        for name, figures in (("plain", self.figures), ("re-ranked", self.reranked)):
+            if figures is None:
+                continue
+            values = [figures.mAP, figures.mINP, *(figures.rank(r) for r in (1, 5, 10))]
+            cells = "".join(f"{'-' if v is None else f'{v:.2%}':>8}" for v in values)
+            lines.append(f"{name:<12}{cells}")
+        lines.append("")
+        what = f"protocol {self.protocol}" + (f", {self.metric}" if self.metric else "")
+        ranked = f"{self.num_valid_query} of {self.num_query} queries"
+        if "splits" in self.extra:
+            ranked = f"{self.num_valid_query} rankings of {self.num_query} queries by halves"
+        lines.append(
+            f"{what}: {ranked}, "
+            f"{self.num_gallery} gallery items, {self.distractors} of them distractors"
+        )
+        for name, count in self.excluded.items():
+            if count:
+                lines.append(f"left out: {count} {_EXCLUDED.get(name, name)}")
+        if self.ties:
+            lines.append(f"ties: {self.ties} queries have a match as far away as another item")
+        if self.duplicates:
+            lines.append(f"duplicates: {self.duplicates} gallery items equal a query")
+        if self.zero_vectors:
+            what = "zero vectors" if "parts" not in self.extra else "zero vectors of visible parts"
+            lines.append(f"{what}: {self.zero_vectors}, at cosine distance 1 from all")
+        lines += _extra_lines(self.extra)
+        lines += [f"note: {note}" for note in self.notes]
+        spent = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
+        by = self.backend + (f", {self.precision} products" if self.precision else "")
+        lines.append(f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB; {by}")
+        return "\n".join(lines)
+
+
+def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
+    """Write plain values as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(_json_text(values) + "\n")
+
+
+def _json_text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1, allow_nan=False)
+
+
+def _extra_lines(extra: dict[str, Any]) -> list[str]:
+    """Return the figures of single options as lines of the table."""
+    lines = []
+    if "exclude" in extra:
+        lines.append(f"--exclude: {extra['exclude']}")
+    if "certified" in extra:
+        lines.append(f"certified: {_cascade_text(extra['certified'])}")
+    if "parts" in extra:
+        apart = extra["parts"]["pairs_without_common_part"]
+        lines.append(
+            f"parts: {extra['parts']['parts']}; {apart} pairs see none in common and stand last"
+        )
+    for name, one in extra.get("bootstrap", {}).items():
+        lines.append(
+            f"{name}: {one['value']:.2%}, 95% interval by identity {one['low']:.2%} to "
+            f"{one['high']:.2%}"
+        )
+    if "compare" in extra:
+        found = extra["compare"]["difference"]
+        for name in ("mAP", "rank1"):
+            one = found[name]
+            lines.append(
+                f"{name} of {extra['compare']['with']}: {one['value']:+.2%} against this, 95% "
+                f"interval {one['low']:+.2%} to {one['high']:+.2%}, p {one['p']:.3g}"
+            )
+    if "verification" in extra:
+        found = extra["verification"]
+        for row in found["tpr_at_fpr"]:
+            lines.append(f"TPR at FPR {row['fpr']:g}: {_reached(row, 'tpr')}")
+        if found["eer"] is not None:
+            lines.append(f"EER: {found['eer']:.2%} (bins of {found['bin_width']:.2g})")
+        if found["removed_identities"]:
+            lines.append(
+                f"open set: {found['removed_identities']} identities were taken from the gallery, "
+                f"{found['stranger_queries']} queries have no mate"
+            )
+        for row in found["dir_at_far"]:
+            lines.append(f"DIR at FAR {row['far']:g}: {_reached(row, 'dir')}")
+    return lines
+
+
+def _cascade_text(cascade: dict[str, Any]) -> str:
+    """Return how the pairs were settled, in words."""
+    *approximate, exact = cascade["levels"]
+    total = max(1, approximate[0]["pairs"])
+    texts = []
+    for level in approximate:
+        width = level["dimensions"]
+        what = "features" if width is None else f"{width} coordinates"
+        settled = (level["pairs"] - level["undecided"]) / total
+        texts.append(f"{settled:.2%} of {total} pairs by {what} in {level['precision']}")
+    return ", ".join(texts) + f", the other {exact['pairs']} by exact products"
+
+
+def _reached(row: dict[str, Any], rate: str) -> str:
+    return row["note"] or f"{row[rate]:.2%}, accept distances up to {row['threshold']:.5g}"
+
+
+def _cells(scores: PerQuery, row: int) -> list[object]:
+    if not scores.first_rank[row]:
+        return ["", "", ""]
+    return [
+        repr(float(scores.average_precision[row])),
+        repr(float(scores.inverse_negative_penalty[row])),
+        scores.first_rank[row],
+    ]

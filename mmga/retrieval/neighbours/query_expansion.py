@@ -1,0 +1,115 @@
+"""Query expansion and database-side augmentation: features averaged with their neighbours.
+
+alpha query expansion: Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation",
+TPAMI 2019, section 3.4; database-side augmentation is the same of the gallery (Arandjelovic and
+Zisserman, CVPR 2012). Both work on normalised features, so the metric is cosine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmga.common.errors import UserError
+from mmga.common.progress import Progress
+from mmga.ops.neighbours import Neighbours
+from mmga.ops.precision import float32_products
+from mmga.retrieval.neighbours.knn import feature_rows, nearest_items, neighbours_within
+from mmga.retrieval.neighbours.vectors import Items
+
+
+@float32_products()
+def expand_queries(
+    query: Any,
+    gallery: Any,
+    neighbours: int = 10,
+    alpha: float = 3.0,
+    *,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return each query averaged with its nearest gallery items, weighted by cosine^alpha.
+
+    Args:
+        query: `Features`, or a tensor or array [Q, D].
+        gallery: likewise, [G, D].
+        neighbours: gallery items averaged with a query (which has weight 1); 0 leaves it alone.
+        alpha: exponent of the cosine, at least 0; 0 is the plain average. Items with a cosine of
+            0 or less have no weight.
+        progress: called as (phase, done, total).
+
+    Returns:
+        [Q, D] float32, normalised (a zero vector stays one).
+
+    Raises:
+        UserError: an argument is out of its range, widths differ, or a value is not finite.
+    """
+    queries = Items([feature_rows(query, "query")], "cosine")
+    items = Items([feature_rows(gallery, "gallery")], "cosine")
+    if queries.dimension != items.dimension:
+        raise UserError(
+            f"query and gallery must have one dimension, got {queries.dimension} and "
+            f"{items.dimension}"
+        )
+    _check(neighbours, alpha, len(items), "neighbours of query expansion")
+    if neighbours == 0:
+        return torch.nn.functional.normalize(queries.take(torch.arange(len(queries))), dim=1)
+    found = nearest_items(queries, items, neighbours, progress)
+    return _averaged(queries, items, found, alpha)
+
+
+@float32_products()
+def augment_gallery(
+    gallery: Any, neighbours: int = 10, alpha: float = 3.0, *, progress: Progress | None = None
+) -> Tensor:
+    """Return each gallery item averaged with its nearest others, weighted by cosine^alpha.
+
+    Args:
+        gallery: `Features`, or a tensor or array [G, D].
+        neighbours: others averaged with an item (which has weight 1); 0 leaves it alone.
+        alpha: as in `expand_queries`.
+        progress: called as (phase, done, total).
+
+    Returns:
+        [G, D] float32, normalised (a zero vector stays one).
+
+    Raises:
+        UserError: as in `expand_queries`.
+    """
+    items = Items([feature_rows(gallery, "gallery")], "cosine")
+    _check(neighbours, alpha, len(items) - 1, "neighbours of database-side augmentation")
+    if neighbours == 0:
+        return torch.nn.functional.normalize(items.take(torch.arange(len(items))), dim=1)
+    found = neighbours_within(items, neighbours + 1, progress)
+    # Self is dropped where it stands; a duplicate of a lower index may stand before it, and among
+    # many duplicates self may be missing: then the last goes instead.
+    own = found.index == torch.arange(len(items))[:, None]
+    own[:, -1] |= ~own.any(1)
+    shape = (len(items), neighbours)
+    others = Neighbours(
+        found.index[~own].view(shape), found.distances[~own].view(shape), found.maxima
+    )
+    return _averaged(items, items, others, alpha)
+
+
+def _averaged(own: Items, items: Items, found: Neighbours, alpha: float) -> Tensor:
+    cosine = (1 - found.distances / 2).clamp(min=0)  # [N, K]
+    weights = torch.where(cosine > 0, cosine**alpha, 0.0)
+    result = own.take(torch.arange(len(own)))
+    result *= own.terms[:, None]
+    step = max(1, (1 << 22) // items.dimension)  # neighbours whose rows are copied together
+    rows = max(1, step // found.index.shape[1])
+    for begin in range(0, len(result), rows):
+        near = found.index[begin : begin + rows].long()
+        weight = weights[begin : begin + rows] * items.terms[near]
+        vectors = items.take(near.reshape(-1)).view(*near.shape, -1)  # [r, K, D]
+        result[begin : begin + rows] += torch.einsum("rk,rkd->rd", weight, vectors)
+    return torch.nn.functional.normalize(result, dim=1)
+
+
+def _check(neighbours: int, alpha: float, most: int, name: str) -> None:
+    if not 0 <= neighbours <= most:
+        raise UserError(f"{name} must be from 0 to the {most} there are, got {neighbours}")
+    if not alpha >= 0:
+        raise UserError(f"alpha must be at least 0, got {alpha}")

@@ -1,0 +1,184 @@
+"""Jaccard distances of one set as a sparse matrix, for clustering it (DBSCAN)."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmga.common.errors import UserError
+from mmga.common.progress import Progress
+from mmga.ops import k_reciprocal as ops
+from mmga.ops._library import has_kernel
+from mmga.ops.precision import float32_products
+from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
+from mmga.retrieval.neighbours.cost_model import cheapest_tiles
+from mmga.retrieval.neighbours.knn import check_metric, feature_rows, neighbours_within
+from mmga.retrieval.neighbours.vectors import Items, tile_for
+from mmga.retrieval.reranking.encode import encode
+from mmga.retrieval.reranking.settings import KReciprocal
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+_LOG = logging.getLogger(__name__)
+# What the rule for clustering is among the re-ranking rules: lists of k1, weights softmax(-d).
+_RULES: dict[str, Literal["fastreid", "zhong", "torchreid"]] = {
+    "cluster": "fastreid",
+    "zhong": "zhong",
+    "torchreid": "torchreid",
+}
+# Distances up to which overlaps are so large that few pairs need to be looked at.
+_NEAR = 0.9
+_ROWS = 8192  # between two calls of `progress`, and chances to interrupt
+
+
+@float32_products()
+def jaccard_distance(
+    features: Any,
+    k1: int = 30,
+    k2: int = 6,
+    variant: Literal["cluster", "zhong", "torchreid"] = "cluster",
+    max_distance: float | None = None,
+    *,
+    metric: str = "euclidean",
+    progress: Progress | None = None,
+    exact: str | None = None,
+) -> Tensor:
+    """Return the k-reciprocal Jaccard distances of a set to itself as a sparse matrix.
+
+    What is not stored is a distance above `max_distance` (without it: of exactly 1). Stored zeros
+    are distances of zero: duplicates. The matrix is symmetric, each row holds itself, none is
+    negative. `to_scipy` makes it the SciPy matrix that `DBSCAN(metric="precomputed")` takes, with
+    the labels of the dense matrix for any eps < 1 (any eps <= max_distance).
+
+    Args:
+        features: `Features`, or a tensor or array [N, D], L2-normalised as a rule.
+        k1: neighbours that make the k-reciprocal sets.
+        k2: neighbours whose encodings are averaged.
+        variant: "cluster", the rule of SpCL, cluster-contrast and OpenUnReID (lists of k1 with
+            self, weights softmax(-d)), or the re-ranking rules "zhong" (lists of k1 + 1, distances
+            over their row's maximum) and "torchreid" (the same of squared d).
+        max_distance: store distances up to this one, in [0, 1); None stores all below 1.
+        metric: "euclidean": d is the squared distance of the features as given; "cosine": of the
+            normalised ones.
+        progress: called as (phase, done, total).
+        exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic,
+            found through few coordinates or 8 bits; ``"float32"``: that of float32 tiles. None:
+            certified where that is cheaper, which large sets of wide features are.
+
+    Returns:
+        [N, N] torch sparse CSR, float64, int32 indices where these suffice.
+
+    Raises:
+        UserError: an argument is out of its range, or a value is NaN or infinite.
+    """
+    if variant not in _RULES:
+        raise UserError(f"variant must be one of {', '.join(_RULES)}, got {variant!r}")
+    if max_distance is not None and not 0 <= max_distance < 1:
+        raise UserError(
+            f"max_distance must be from 0 to below 1, got {max_distance!r}; leave it out to store "
+            "every distance below 1"
+        )
+    check_metric(metric)
+    rule = KReciprocal(k1, k2, variant=_RULES[variant])
+    start = time.perf_counter()
+    items = Items([feature_rows(features, "features")], metric)
+    n = len(items)
+    k = rule.neighbours_needed(n)
+    tiles = None
+    certified = exact_order(items, exact) == "certified"
+    if certified:
+        tiles = cheapest_tiles(items, k, farthest=rule.divides)
+        certified = exact is not None or tiles is not None
+    if certified:
+        size = tile_for(n) if tiles is None else None
+        neighbours = certified_neighbours(
+            items, k, progress, tiles, tile=size, farthest=rule.divides
+        )
+    else:
+        neighbours = neighbours_within(items, k, progress, tile=tile_for(n))
+    found = time.perf_counter()
+    rows = encode(neighbours, rule, items.pair_distances)
+    encoded = time.perf_counter()
+    matrix = _all_rows(rows, n, max_distance, progress)
+    _LOG.info(
+        "Jaccard distances of %d items: neighbours %.2f s, encoding %.2f s, distances %.2f s, "
+        "%d stored",
+        *(n, found - start, encoded - found, time.perf_counter() - encoded, len(matrix.values)),
+    )
+    wide = torch.int64 if len(matrix.values) > torch.iinfo(torch.int32).max else torch.int32
+    with warnings.catch_warnings():
+        # torch says once that its sparse CSR tensors are in beta, which is no news to the caller.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            matrix.offsets.to(wide),
+            matrix.columns.to(wide),
+            matrix.values,
+            (n, n),
+            check_invariants=False,
+        )
+
+
+def to_scipy(matrix: Tensor) -> csr_matrix:
+    """Return a torch sparse CSR matrix as SciPy's, which shares its memory.
+
+    Stored zeros stay stored, columns ascend within a row.
+
+    Args:
+        matrix: torch sparse CSR on the CPU, as `jaccard_distance` gives it.
+
+    Raises:
+        UserError: it is no such matrix, or SciPy is not installed.
+    """
+    try:
+        from scipy.sparse import csr_matrix
+    except ImportError as error:
+        raise UserError("SciPy is not installed: pip install 'mmga[mat]'") from error
+    if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
+        raise UserError(f"matrix must be a torch sparse CSR tensor, got {type(matrix).__name__}")
+    parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
+    return csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(matrix.shape))
+
+
+def _all_rows(
+    rows: ops.Rows, n: int, max_distance: float | None, progress: Progress | None
+) -> ops.Rows:
+    # Half of all pairs where few are kept; mirroring many would cost what it saves.
+    upper = max_distance is not None
+    kernel = has_kernel("near_rows", rows.offsets.device.type.upper())
+    if max_distance is not None and max_distance <= _NEAR and kernel:
+        some = ops.NearPairs(rows, max_distance).upper
+    else:
+        inverted = ops.transpose_rows(rows)
+
+        def some(chosen: Tensor) -> ops.Rows:
+            return ops.jaccard_rows(rows, inverted, chosen, max_distance, upper=upper)
+
+    pieces = []
+    for begin in range(0, n, _ROWS):
+        chosen = torch.arange(begin, min(begin + _ROWS, n), device=rows.offsets.device)
+        pieces.append(some(chosen))
+        if progress is not None:
+            progress("Jaccard distances", int(chosen[-1]) + 1, n)
+    whole = pieces.pop() if len(pieces) == 1 else _joined(pieces)
+    return ops.mirror_rows(whole) if upper else whole
+
+
+def _joined(pieces: list[ops.Rows]) -> ops.Rows:
+    """Return rows one after the other, and leave none behind."""
+    counts = torch.cat([piece.offsets.diff() for piece in pieces])
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    columns = torch.empty(int(offsets[-1]), dtype=torch.int32, device=counts.device)
+    values = torch.empty(len(columns), dtype=torch.float64, device=counts.device)
+    done = 0
+    while pieces:  # each is freed when it is copied: the peak stays near one copy
+        piece = pieces.pop(0)
+        end = done + len(piece.values)
+        columns[done:end], values[done:end] = piece.columns, piece.values
+        done = end
+    return ops.Rows(offsets, columns, values)

@@ -1,0 +1,247 @@
+"""k-reciprocal re-ranking, exact and sparse: given matrices, or features of any number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmga.common.errors import UserError
+from mmga.common.progress import Progress
+from mmga.ops.neighbours import Neighbours, nearest_in_rows
+from mmga.ops.precision import float32_products
+from mmga.retrieval.neighbours.knn import feature_rows
+from mmga.retrieval.reranking.distances import Reranking
+from mmga.retrieval.reranking.encode import encode, jaccard, mix
+from mmga.retrieval.reranking.settings import KReciprocal
+
+Matrix = TypeVar("Matrix", Tensor, np.ndarray)
+
+_BLOCK = 256  # rows of a given matrix looked at together
+
+
+def rerank_distances(
+    q_g: Matrix,
+    q_q: Matrix,
+    g_g: Matrix,
+    rerank: KReciprocal | None = None,
+    *,
+    squared: bool,
+) -> Matrix:
+    """Return re-ranked distances of queries to gallery from given distance matrices.
+
+    Beside the three matrices and the result this takes memory for some hundred entries an item;
+    arithmetic is float64. Of `q_q` and `g_g` the upper triangle is read, the diagonal counts as 0,
+    distances below 0 as 0.
+
+    Args:
+        q_g: [Q, G] distances of queries to gallery, tensor or array.
+        q_q: [Q, Q] among queries.
+        g_g: [G, G] among the gallery.
+        rerank: settings, `KReciprocal()` if None.
+        squared: True where the matrices hold squared Euclidean distances (or 2 - 2 cos, or any
+            other that is not to be squared), False where they hold Euclidean ones, which the
+            published rule squares. The variant `torchreid` squares once more.
+
+    Returns:
+        [Q, G] float64, a tensor for tensors and an array for arrays.
+
+    Raises:
+        UserError: shapes do not fit, a distance is NaN or infinite, or a matrix is not symmetric.
+    """
+    rule = rerank or KReciprocal()
+    matrices = _Matrices(q_g, q_q, g_g, squared)
+    queries = matrices.queries
+    neighbours = matrices.neighbours(rule)
+    rows = encode(neighbours, rule, matrices.pairs)
+    overlaps = jaccard(rows, torch.arange(queries, device=rows.offsets.device), queries)
+    original = matrices.block(0, queries)[:, queries:]
+    final = mix(original, neighbours.maxima[:queries], overlaps, queries, rule)
+    return final if isinstance(q_g, Tensor) else final.numpy()
+
+
+@float32_products()
+def rerank(
+    query: Any,
+    gallery: Any,
+    rerank: KReciprocal | None = None,
+    *,
+    metric: str = "cosine",
+    topk: int | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Return re-ranked distances of queries to gallery from features.
+
+    Args:
+        query: `Features`, or a tensor or array [Q, D].
+        gallery: likewise, [G, D]. Junk (pid -1) takes no part in the neighbour graph: its distance
+            is infinite, and it is never among the nearest.
+        rerank: settings, `KReciprocal()` if None.
+        metric: "cosine" or "euclidean".
+        topk: give only the nearest so many of each query.
+        progress: called as (phase, done, total).
+
+    Returns:
+        [Q, G] float64 without `topk`. With it (distances float64 [Q, topk], indices int64
+        [Q, topk]), in the order of (distance, index). Arrays if `query` is an array.
+
+    Raises:
+        UserError: the matrix does not fit the free memory, `topk` is out of range, widths differ,
+            or a value is NaN or infinite.
+    """
+    sides = feature_rows(query, "query"), feature_rows(gallery, "gallery")
+    query_rows, gallery_rows = _not_junk(query), _not_junk(gallery)
+    shape = len(sides[0]), len(sides[1])
+    if topk is None:
+        _check_room(*shape)
+    places = torch.arange(shape[1]) if gallery_rows is None else gallery_rows
+    if topk is not None and not 1 <= topk <= len(places):
+        junk = shape[1] - len(places)
+        left_out = f" ({junk} junk items are left out)" if junk else ""
+        raise UserError(
+            f"topk must be from 1 to the {len(places)} gallery items{left_out}, got {topk}"
+        )
+    reranking = Reranking(
+        *sides,
+        rerank or KReciprocal(),
+        metric,
+        query_rows=query_rows,
+        gallery_rows=gallery_rows,
+        progress=progress,
+    )
+    rows = torch.arange(shape[0]) if query_rows is None else query_rows
+    width = shape[1] if topk is None else topk
+    distances = torch.full((shape[0], width), torch.inf, dtype=torch.float64)
+    index = torch.full((shape[0], topk or 0), -1, dtype=torch.int64)
+    for part, block in reranking.blocks(torch.arange(reranking.queries)):
+        if topk is None:
+            distances[rows[part, None], places] = block.cpu()
+        else:
+            near, which = (one.cpu() for one in nearest_in_rows(block, topk))
+            distances[rows[part]], index[rows[part]] = near, places[which.long()]
+        if progress is not None:
+            progress("re-ranking", part.stop, reranking.queries)
+    as_array = isinstance(query, np.ndarray)
+    if topk is None:
+        return distances.numpy() if as_array else distances
+    return (distances.numpy(), index.numpy()) if as_array else (distances, index)
+
+
+def _not_junk(value: Any) -> Tensor | None:
+    """Return the rows of `Features` that are somebody, None for all."""
+    pids = getattr(value, "pids", None)
+    if pids is None or not (pids == -1).any():
+        return None
+    return torch.from_numpy(np.flatnonzero(pids != -1))
+
+
+def _check_room(queries: int, gallery: int) -> None:
+    """Raise where a matrix of distances is larger than the memory that is free."""
+    needed = 8 * queries * gallery
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:  # not Linux: the allocation itself will tell
+        return
+    free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    if needed > free:
+        raise UserError(
+            f"a matrix of {queries} x {gallery} distances takes {needed / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free; pass topk= for the nearest of each query"
+        )
+
+
+class _Matrices:
+    """The [N, N] matrix of squared distances that three given ones make up, by blocks of rows."""
+
+    def __init__(self, q_g: Matrix, q_q: Matrix, g_g: Matrix, squared: bool) -> None:
+        self.q_g, self.q_q, self.g_g = (
+            _matrix(name, value) for name, value in (("q_g", q_g), ("q_q", q_q), ("g_g", g_g))
+        )
+        self.squared = squared
+        self.queries, self.gallery = self.q_g.shape
+        for name, side, count in (("q_q", "Q", self.queries), ("g_g", "G", self.gallery)):
+            shape = tuple(getattr(self, name).shape)
+            if shape != (count, count):
+                raise UserError(
+                    f"{name} must be [{side}, {side}] = {[count, count]} to go with q_g "
+                    f"{list(self.q_g.shape)}, got {list(shape)}"
+                )
+            _check_symmetric(name, getattr(self, name))
+        self.items = self.queries + self.gallery
+
+    def block(self, begin: int, end: int) -> Tensor:
+        """Return rows [begin, end), which lie on one side of the border: [R, N] float64."""
+        if begin < self.queries:
+            parts = [_symmetric_rows(self.q_q, begin, end), self.q_g[begin:end].double()]
+        else:
+            low, high = begin - self.queries, end - self.queries
+            parts = [self.q_g[:, low:high].t().double(), _symmetric_rows(self.g_g, low, high)]
+        block = torch.cat(parts, 1).clamp_(min=0)
+        return block if self.squared else block.square_()
+
+    def neighbours(self, rule: KReciprocal) -> Neighbours:
+        k = rule.neighbours_needed(self.items)
+        distances, index, maxima = [], [], []
+        for low, high in ((0, self.queries), (self.queries, self.items)):
+            for begin in range(low, high, _BLOCK):
+                block = self.block(begin, min(begin + _BLOCK, high))
+                near, which = nearest_in_rows(block, k)
+                distances.append(near)
+                index.append(which)
+                maxima.append(block.amax(1))
+        return Neighbours(torch.cat(index), torch.cat(distances), torch.cat(maxima))
+
+    def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return the squared distances of pairs of items, float64 [P]."""
+        low, high = torch.minimum(rows, columns), torch.maximum(rows, columns)
+        q = self.queries
+        result = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for matrix, chosen, shift_low, shift_high in (
+            (self.q_q, high < q, 0, 0),
+            (self.q_g, (low < q) & (high >= q), 0, q),
+            (self.g_g, low >= q, q, q),
+        ):
+            result[chosen] = matrix[low[chosen] - shift_low, high[chosen] - shift_high].double()
+        result = result.masked_fill_(rows == columns, 0).clamp_(min=0)
+        return result if self.squared else result.square_()
+
+
+def _matrix(name: str, value: Tensor | np.ndarray) -> Tensor:
+    matrix = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+    if matrix.ndim != 2 or not matrix.is_floating_point() or matrix.requires_grad:
+        raise UserError(
+            f"{name} must be a two-dimensional matrix of floating-point distances without a "
+            f"gradient, got {matrix.dtype} {list(matrix.shape)}"
+        )
+    for begin in range(0, len(matrix), _BLOCK):
+        if not matrix[begin : begin + _BLOCK].isfinite().all():
+            raise UserError(f"{name} must be finite, got NaN or infinity in its rows {begin} ff.")
+    if not matrix.numel():
+        raise UserError(f"{name} must not be empty, got {list(matrix.shape)}")
+    return matrix
+
+
+def _check_symmetric(name: str, matrix: Tensor) -> None:
+    """Rounding may tell the two triangles apart, more may not."""
+    for begin in range(0, len(matrix), _BLOCK):
+        rows, columns = matrix[begin : begin + _BLOCK], matrix[:, begin : begin + _BLOCK].t()
+        if ((rows - columns).abs() > 1e-3 * rows.abs().amax()).any():
+            raise UserError(
+                f"{name} must be symmetric, got distances that differ from their transposed ones "
+                f"in rows {begin} to {begin + len(rows) - 1}; pass distances, not scores, of one "
+                "set against itself"
+            )
+
+
+def _symmetric_rows(matrix: Tensor, begin: int, end: int) -> Tensor:
+    """Return rows of a square matrix, all from its upper triangle and with a diagonal of 0."""
+    rows = matrix[begin:end].double()
+    if rows.data_ptr() == matrix[begin:end].data_ptr():
+        rows = rows.clone()
+    rows[:, :begin] = matrix[:begin, begin:end].t()
+    square = rows[:, begin:end].triu(1)
+    rows[:, begin:end] = square + square.t()
+    return rows

@@ -1,0 +1,259 @@
+"""One training step: forward, the losses of all processes' images, gradients, and a guard.
+
+Legend: `W` processes. Losses and gradients are those of one process that has the whole batch (but
+for batch normalisation, whose statistics are each process' own unless synced).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmga.common.distributed import Group, gather, gather_with_gradient
+from mmga.common.errors import UserError
+from mmga.config import Config
+from mmga.data.loader import Batch
+from mmga.models import MMGA, Output
+from mmga.training.losses import strangers, total_loss
+
+SYNC_BELOW = 32
+"""Images of a process below which statistics of batch normalisation are synced over processes."""
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Make batch normalisation use its running statistics and leave them as they are."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def synced(config: Config, device: torch.device, world: int) -> bool:
+    """Return whether batch normalisation is to be synced over processes.
+
+    Raises:
+        UserError: it is asked for on a CPU, where torch has none.
+    """
+    norm = config.run.norm
+    if norm == "synced" and device.type != "cuda":
+        raise UserError(
+            f"--norm synced needs CUDA devices, this run is on {device.type}; use local or frozen"
+        )
+    few = config.batch.p * config.batch.k / world < SYNC_BELOW
+    return world > 1 and device.type == "cuda" and (norm == "synced" or (norm == "auto" and few))
+
+
+def wrap(network: MMGA, config: Config, device: torch.device, group: Group) -> Any:
+    """Return what a step calls: the network, wrapped for its process group and compiled.
+
+    The wrapper shares the network's parameters.
+    """
+    forward: Any = network
+    if group.world > 1:
+        # An unguided auxiliary map has no gradient; everything else has one.
+        unused = config.model.attention == "auxiliary" and not config.loss.mask_weight
+        forward = nn.parallel.DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=unused,
+        )
+    if config.run.compile:
+        forward = torch.compile(forward)
+    return forward
+
+
+def group_losses(
+    output: Output, batch: Batch, config: Config, group: Group, prior: Tensor | None = None
+) -> tuple[dict[str, Tensor], list[int]]:
+    """Return this process' losses, whose mean over processes is the loss of the whole batch.
+
+    Args:
+        output: of the network for this process' images.
+        batch: those images.
+        config: weights of the losses.
+        group: the processes.
+        prior: float [3, H, W], the mean mask, where that guides every image.
+
+    Returns:
+        The losses of `mmga.training.losses.total_loss`, and the number of images of each process.
+    """
+    weights = config.loss
+    whole = batch.has_mask.sum().item()
+    halves = (batch.has_mask & batch.parts).sum().item()
+    table = group.table([len(batch), whole, halves, halves])  # [W, 4]
+    sizes = table[:, 0].long().tolist()
+    shares = (table.sum(0) / group.world).to(batch.images.device, torch.float32)
+    together: dict[str, Any] = {}
+    if group.world > 1:
+        names = list(output.embeddings)
+        wide = torch.cat([output.embeddings[name] for name in names], dim=1).float()
+        widths = [output.embeddings[name].shape[1] for name in names]
+        rows = gather_with_gradient(wide, sizes, group).split(widths, dim=1)
+        together = {
+            "gathered": dict(zip(names, rows, strict=True)),
+            "gathered_classes": gather(batch.pids, sizes, group),
+            "counts": shares[1:],
+            "images": table[:, 0].mean().item(),
+        }
+    losses = total_loss(
+        output,
+        batch.pids,
+        *guides(batch, weights.guide),
+        margin=weights.margin,
+        id_weight=weights.id_weight,
+        mask_weight=weights.mask_weight,
+        smoothing=weights.smoothing,
+        whole_only=weights.guide == "whole",
+        prior=prior,
+        **together,
+    )
+    return losses, sizes
+
+
+def guides(batch: Batch, guide: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels [B, H, W], parts [B] and has_mask [B] that guide the images of a batch.
+
+    Args:
+        batch: the images.
+        guide: of the configuration; with `other` each image is given the mask, transformed as it
+            was, of another identity's image.
+    """
+    masks = batch.labels, batch.parts, batch.has_mask
+    if guide != "other":
+        return masks
+    partners = strangers(batch.pids)
+    return masks[0][partners], masks[1][partners], masks[2][partners]
+
+
+class Step:
+    """Takes optimizer steps.
+
+    Args:
+        forward: the network as `wrap` returns it.
+        optimizer: over its parameters.
+        config: of the run.
+        group: the processes.
+        paths: path of each training image, for messages.
+        prior: float [3, H, W], the mean mask, where that guides every image.
+    """
+
+    def __init__(
+        self,
+        forward: Any,
+        optimizer: torch.optim.Optimizer,
+        config: Config,
+        group: Group,
+        paths: Sequence[str],
+        prior: Tensor | None = None,
+    ) -> None:
+        self.prior = prior
+        self.forward, self.optimizer = forward, optimizer
+        self.config, self.group, self.paths = config, group, paths
+        self.images = 0
+        """Images of all processes in the last step."""
+
+    def take(self, batch: Batch, step: int, gradients: bool = False) -> dict[str, Any]:
+        """Take one step.
+
+        Args:
+            batch: this process' images.
+            step: its number, for messages.
+            gradients: also return the gradient of each loss on each attention map.
+
+        Returns:
+            The losses of the whole batch and the norm of the gradient before clipping, as floats.
+
+        Raises:
+            UserError: the loss or the gradient is not finite; the weights are then untouched.
+        """
+        losses, output = self.losses(batch)
+        values = self.group.mean(torch.stack([v.float() for v in losses.values()])).tolist()
+        figures: dict[str, Any] = dict(zip(losses, values, strict=True))
+        if not math.isfinite(figures["loss"]):
+            self._refuse("loss", figures["loss"], step, batch)
+        if gradients:
+            figures["map_gradients"] = self._map_gradients(losses, output)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        norm = self._clip()
+        if not math.isfinite(norm):
+            self._refuse("gradient's norm", norm, step, batch)
+        self.optimizer.step()
+        return figures | {"gradient_norm": norm}
+
+    def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Output]:
+        """Return this process' losses and the network's output."""
+        run = self.config.run
+        images = batch.images
+        if run.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(
+            images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"
+        ):
+            output: Output = self.forward(images)
+            losses, sizes = group_losses(output, batch, self.config, self.group, self.prior)
+        self.images = sum(sizes)
+        return losses, output
+
+    def _clip(self) -> float:
+        """Clip the gradient where that is asked for, and return its norm before."""
+        parameters = [
+            p
+            for group in self.optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        limit = self.config.optimizer.clip_norm
+        if limit and bool(norm.isfinite()):
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm.item()
+
+    def _refuse(self, what: str, value: float, step: int, batch: Batch) -> None:
+        """Raise, naming step and images; every process of the group has met the same."""
+        own = "\n".join(self.paths[index] for index in batch.indices.tolist())
+        paths = [path for text in self.group.texts(own) for path in text.split("\n")]
+        with self.group.together():
+            raise NotFinite(what, value, step, paths)
+
+    def _map_gradients(self, losses: dict[str, Tensor], output: Output) -> dict[str, float]:
+        """Return the norm of each loss' gradient with respect to each attention map, `id/whole`.
+
+        With max pooling the identity loss reaches a map only where a channel has its maximum.
+        """
+        names = list(output.attention_logits)
+        keys, squares = [], []
+        for loss in ("triplet", "id", "mask"):
+            if not names or not losses[loss].requires_grad:
+                continue
+            gradients = torch.autograd.grad(
+                losses[loss],
+                [output.attention_logits[name] for name in names],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            for name, gradient in zip(names, gradients, strict=True):
+                keys.append(f"{loss}/{name}")
+                squares.append(0.0 if gradient is None else gradient.float().square().sum().item())
+        # Each process' losses are W times its share of the whole.
+        whole = self.group.table(squares).sum(0).sqrt() / self.group.world
+        return dict(zip(keys, whole.tolist(), strict=True))
+
+
+class NotFinite(UserError):
+    """The loss or the gradient is NaN or infinite.
+
+    Attributes:
+        step: number of the step.
+        paths: images of the batch.
+    """
+
+    def __init__(self, what: str, value: float, step: int, paths: Sequence[str]) -> None:
+        some = ", ".join(paths[:3]) + (", ..." if len(paths) > 3 else "")
+        super().__init__(
+            f"the {what} became {value} at step {step} (batch of {some}); "
+            "lower --lr or set --clip-norm; the last good checkpoint and, in metrics.jsonl, the "
+            "whole batch are in the run's folder"
+        )
+        self.step, self.paths = step, list(paths)

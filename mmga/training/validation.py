@@ -1,0 +1,115 @@
+"""What a network reaches on queries and a gallery, and the setting that the figures belong to."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from mmga.common.distributed import Group
+from mmga.common.progress import Progress
+from mmga.config import Config
+from mmga.data.dataset import DataSet, ImageSet
+from mmga.extraction.of_run import extract
+from mmga.models import MMGA
+from mmga.training import attention_metrics
+
+FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10", "num_valid_query")
+
+
+def score(
+    network: MMGA,
+    sides: Mapping[str, ImageSet],
+    config: Config,
+    *,
+    train: ImageSet | None = None,
+    protocol: str = "market1501",
+    progress: Progress | None = None,
+    group: Group | None = None,
+) -> dict[str, Any]:
+    """Return mAP, rank-1, ... of a network, and the fit of its attention maps.
+
+    In a group of processes each extracts a share of the features; the first one ranks them, which
+    takes a fraction of that time, and measures the attention maps.
+
+    Args:
+        network: left in the mode it was in.
+        sides: the sets `query` and `gallery`.
+        config: image size, mirror image and loading are taken from it.
+        train: training images, whose mean mask the attention maps are compared with; without them
+            the maps are not measured.
+        protocol: the evaluator's.
+        progress: called with (phase, images done, images in all).
+        group: the processes.
+
+    Returns:
+        The figures; empty in all processes but the first.
+    """
+    from mmga.retrieval.evaluate import evaluate
+
+    group = group or Group()
+    query, gallery = (
+        extract(network, images, config, phase=name, progress=progress, group=group)
+        for name, images in sides.items()
+    )
+    figures: dict[str, Any] = {}
+    with group.together():
+        if group.leads:
+            report = evaluate(query, gallery, protocol=protocol, progress=progress).as_dict()
+            figures = {name: report[name] for name in FIGURES}
+            if train is not None:
+                fits = attention_metrics.measure(network, train, sides["query"], config, progress)
+                figures["attention"] = {name: asdict(fit) for name, fit in fits.items()}
+            figures["setting"] = setting(network, config) | {"protocol": report["protocol"]}
+    return figures
+
+
+def score_all(
+    network: MMGA,
+    sets: Mapping[str, DataSet],
+    config: Config,
+    *,
+    train: ImageSet,
+    progress: Progress | None = None,
+    group: Group | None = None,
+) -> dict[str, Any]:
+    """Return the figures of one data set; of several their mean, and each set's own under `sets`.
+
+    Args:
+        network: left in the mode it was in.
+        sets: the data sets by name.
+        config: of the run.
+        train: training images; see `score`.
+        progress: see `score`.
+        group: the processes.
+    """
+    found = {
+        name: score(
+            network,
+            {"query": data.query, "gallery": data.gallery},
+            config,
+            train=train,
+            protocol=data.protocol,
+            progress=progress,
+            group=group,
+        )
+        for name, data in sets.items()
+    }
+    rows = list(found.values())
+    if len(rows) == 1 or not rows[0]:
+        return rows[0]
+    mean = {name: sum(row[name] for row in rows) / len(rows) for name in FIGURES[:-1]}
+    return mean | {"sets": found}
+
+
+def setting(network: MMGA, config: Config) -> dict[str, Any]:
+    """Return what must stand beside every figure of a network."""
+    model = config.model
+    weights = model.weights if model.backbone_weights is None else model.backbone_weights.name
+    return {
+        "trained_on": [config.data.data, *config.data.also],
+        "ema": config.optimizer.ema,
+        "flip": config.run.flip_test,
+        "feature": f"{len(network.head_names)} heads, {network.dim} values",
+        "size": f"{config.data.height}x{config.data.width}",
+        "backbone": model.backbone,
+        "pretrained": weights,
+    }
