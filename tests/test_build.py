@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import REPOSITORY
 
 from mmga.ops import _extension
 
-ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = sorted((ROOT / "mmga").glob("_C*.so"))
+LIBRARIES = sorted((REPOSITORY / "mmga").glob("_C*.so"))
 
 
 def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +49,7 @@ def test_the_module_tells_its_instruction_set():
 
 def test_the_cuda_library_loads_and_serves_every_operator():
     """Under a CUDA build of torch, be there a GPU or not."""
-    library = ROOT / "mmga" / "_C_cuda.so"
+    library = REPOSITORY / "mmga" / "_C_cuda.so"
     if not library.is_file() or torch.version.cuda is None:
         required = os.environ.get("MMGA_REQUIRE_KERNELS", "").split(",")
         (pytest.fail if "cuda" in required else pytest.skip)(_extension.load()["cuda"].detail)
@@ -57,7 +57,7 @@ def test_the_cuda_library_loads_and_serves_every_operator():
     from mmga.ops._library import has_kernel
 
     assert _extension.load()["cuda"].loaded, _extension.load()["cuda"].detail
-    sources = (ROOT / "csrc" / "cuda").glob("*.cpp")
+    sources = (REPOSITORY / "csrc" / "cuda").glob("*.cpp")
     names = [name for path in sources for name in re.findall(r'm\.impl\("(\w+)"', path.read_text())]
     assert len(names) > 17 and not [name for name in names if not has_kernel(name, "CUDA")]
 
@@ -89,7 +89,7 @@ def cuda_build(tmp_path_factory):
     configured = run(
         cmake,
         "-S",
-        ROOT,
+        REPOSITORY,
         "-B",
         folder,
         *generator,
@@ -115,7 +115,7 @@ def find_nvcc() -> str | None:
 def test_every_cuda_file_compiles(cuda_build):
     """sm_80 and sm_90, warnings as errors."""
     folder, _ = cuda_build
-    sources = ROOT / "csrc" / "cuda"
+    sources = REPOSITORY / "csrc" / "cuda"
     for kind in ("cu", "cpp"):
         objects = {path.name for path in folder.rglob(f"cuda/*.{kind}.o")}
         assert objects and objects == {f"{path.name}.o" for path in sources.glob(f"*.{kind}")}

@@ -4,7 +4,7 @@ import ast
 
 import import_graph
 import pytest
-from import_graph import REPOSITORY
+from paths import REPOSITORY
 
 # A file may import files of its own folder and of folders of lower rank. Nothing is said of a
 # folder's rank but by its own line: a new folder needs a line here and in ARCHITECTURE.md.

@@ -1,9 +1,8 @@
 import collections
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import SHARED_DATA
 
 from mmga.common.errors import UserError
 from mmga.data.sampler import SAMPLERS, EveryIdentity, EveryImage
@@ -101,7 +100,7 @@ def test_all_images_are_drawn_in_time():
 
 def test_steps_on_market1501():
     """The figures of the two recipes: 47 steps, and about 200."""
-    data = Path(os.environ.get("MMGA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    data = SHARED_DATA
     names = data / "market1501-lists" / "list_market_train.txt"
     if not names.is_file():
         pytest.skip(f"{names} is absent")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from attention_cases import CASES, Case, check_multiply, check_pool, check_ties
+from paths import REPOSITORY
 
 import mmga
 
@@ -115,7 +116,7 @@ def test_triton_serves_cuda_tensors(triton, kernel, monkeypatch):
 def test_kernels_compile_without_spilling(arch, layouts, count, tmp_path):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    program = Path(__file__).with_name("compile_triton_attention.py")
+    program = REPOSITORY / "tests" / "support" / "compile_triton_attention.py"
     root = Path(mmga.__file__).parents[1]
     variables = os.environ | {"PYTHONPATH": str(root), "TRITON_CACHE_DIR": str(tmp_path)}
     variables.pop("TRITON_INTERPRET", None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import REPOSITORY
 
 import mmga
 from mmga.ops import distance, reference
@@ -109,7 +110,7 @@ def test_bad_arguments_are_named(triton):
 def test_kernels_compile_without_spilling(tmp_path):
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    program = Path(__file__).with_name("compile_triton_ranking.py")
+    program = REPOSITORY / "tests" / "support" / "compile_triton_ranking.py"
     root = Path(mmga.__file__).parents[1]
     variables = os.environ | {"PYTHONPATH": str(root), "TRITON_CACHE_DIR": str(tmp_path)}
     variables.pop("TRITON_INTERPRET", None)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import naive_evaluation as naive
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from paths import SHARED_DATA
 
 import mmga
 from mmga.common.errors import UserError
@@ -19,7 +19,6 @@ from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.features import Features
 from mmga.retrieval.tiles import sources
 
-DATA = Path(os.environ.get("MMGA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 RULES = ("market1501", "market1501-matlab", "no-camera", "other-cameras")
 CASES = settings(
     max_examples=120,
@@ -385,7 +384,7 @@ def test_memory_bound_is_kept_or_refused():
 
 
 def pku():
-    path = DATA / "pku-sketch" / "pytorch_result.mat"
+    path = SHARED_DATA / "pku-sketch" / "pytorch_result.mat"
     if not path.exists():
         pytest.skip(f"{path} is absent; set MMGA_TEST_DATA")
     pytest.importorskip("scipy")

@@ -1,0 +1,153 @@
+"""The command: table, JSON, exit codes, and nothing heavy at start."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import typing
+
+import numpy as np
+import pytest
+from paths import REPOSITORY, SHARED_DATA
+
+from mmga import eval as command
+from mmga.retrieval.features import Features, load_features
+from mmga.retrieval.protocols.protocol import PROTOCOLS
+
+
+def run(capsys, *words):
+    """Run the command here; return exit code, stdout and stderr."""
+    try:
+        command.main([str(word) for word in words])
+        code = 0
+    except SystemExit as leave:
+        code = leave.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def files(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, count, camid in (("q", 6, 0), ("g", 20, 1)):
+        Features(
+            generator.standard_normal((count, 8)).astype(np.float32),
+            np.arange(count) % 3,
+            np.full(count, camid),
+        ).save(tmp_path / f"{name}.npz")
+    return tmp_path
+
+
+def test_table_json_and_csv(files, capsys):
+    code, out, _ = run(
+        capsys, "--query", files / "q.npz", "--gallery", files / "g.npz",
+        "--json", files / "out.json", "--per-query", files / "out.csv",
+    )  # fmt: skip
+    assert code == 0
+    assert "mAP" in out
+    assert "rank-10" in out
+    found = json.loads((files / "out.json").read_text())
+    assert found["num_query"] == 6
+    assert len((files / "out.csv").read_text().splitlines()) == 7
+
+
+def test_pku_sketch(capsys, tmp_path):
+    path = SHARED_DATA / "pku-sketch" / "pytorch_result.mat"
+    if not path.exists():
+        pytest.skip(f"{path} is absent; set MMGA_TEST_DATA")
+    pytest.importorskip("scipy")
+    words = ("--features", path, "--json", tmp_path / "o.json")
+    assert run(capsys, *words, "--protocol", "market1501-matlab")[0] == 0
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["mAP"] == pytest.approx(0.17799972, abs=1e-6)
+    assert (found["rank1"], found["rank5"], found["rank10"]) == pytest.approx((0.14, 0.36, 0.48))
+    assert run(capsys, *words)[0] == 0
+    assert json.loads((tmp_path / "o.json").read_text())["mAP"] == pytest.approx(0.217137, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--query", "{}/q.npz"], "--gallery is missing"),
+        (["--query", "{}/no.npz", "--gallery", "{}/g.npz"], "no such file or folder"),
+        (["--query", "{}/q.npz", "--gallery", "{}/narrow.npz"], "must come from one network"),
+        (["--query", "{}/q.npz", "--gallery", "{}/nocam.npz"], "no-camera"),
+        (["--query", "{}/q.npz", "--gallery", "{}/strangers.npz"], "no query has a match"),
+        (["--query", "{}/q.npz", "--gallery", "{}/nan.npz"], "NaN"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--memory", "10"], "at least"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--protocl", "x"], "--protocol"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--max-rank", "0"], "max_rank"),
+        (["--features", "{}/q.npz"], "holds one set of features"),
+    ],
+)
+def test_mistakes_are_one_sentence(files, capsys, words, sentence):
+    rows = np.ones((3, 8), np.float32)
+    Features(np.ones((3, 4), np.float32), [0, 1, 2], [1, 1, 1]).save(files / "narrow.npz")
+    Features(rows, [0, 1, 2]).save(files / "nocam.npz")
+    Features(rows, [7, 8, 9], [1, 1, 1]).save(files / "strangers.npz")
+    Features(np.where(np.eye(3, 8) == 1, np.nan, rows), [0, 1, 2], [1, 1, 1]).save(
+        files / "nan.npz"
+    )
+    before = set(os.listdir(files))
+    words = [word.format(files) for word in words]
+    code, out, err = run(capsys, *words, "--json", files / "out.json")
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert sentence in err
+    assert set(os.listdir(files)) == before
+
+
+def test_protocols_are_those_of_the_library():
+    assert set(typing.get_args(command.ProtocolName)) == set(PROTOCOLS)
+
+
+def test_start_is_fast_and_light():
+    begun = time.monotonic()
+    code = "import sys, mmga.eval; mmga.eval.main(['--help'])"
+    heavy = ["torch", "torchvision", "triton", "scipy", "h5py"]
+    script = (
+        f"import atexit, sys; atexit.register(lambda: print('LOADED', "
+        f"[m for m in {heavy} if m in sys.modules])); {code}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert "LOADED []" in done.stdout
+    assert "--protocol" in done.stdout
+    # One second on an idle machine; the rest is for machines that do other things too.
+    assert time.monotonic() - begun < 5
+
+
+def test_the_evaluator_imports_neither_torchvision_nor_triton():
+    script = (
+        "import sys, mmga.retrieval.evaluate, mmga.retrieval.features; "
+        "print([m for m in ('torchvision', 'triton', 'scipy', 'h5py') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_shards_one_by_one_and_two_files_to_compare(files, capsys):
+    """A shell expands a pattern that is not in quotes."""
+    whole = load_features(files / "g.npz")
+    for number, rows in enumerate((slice(0, 7), slice(7, 20))):
+        whole.select(rows).save(files / f"s-{number}.npz")
+    words = ["--query", files / "q.npz", "--json", files / "o.json"]
+    found = []
+    for gallery in ([files / "g.npz"], [files / "s-0.npz", files / "s-1.npz"], [files / "s-*.npz"]):
+        assert run(capsys, *words, "--gallery", *gallery)[0] == 0
+        found.append(json.loads((files / "o.json").read_text())["cmc"])
+    assert found[0] == found[1] == found[2]
+    words += ["--gallery", files / "g.npz"]
+    code, out, _ = run(capsys, *words, "--compare", files / "q.npz", files / "g.npz")
+    assert code == 0
+    assert "+0.00% against this" in out
+    code, _, err = run(capsys, *words, "--compare", *[files / "q.npz"] * 3)
+    assert (code, "found 3 files" in err) == (2, True)
+    code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--rerank")
+    assert (code, "leave out --rerank" in err) == (2, True)
+    assert run(capsys, "--features", files / "g.npz", "--protocol", "all-vs-all")[0] == 0

@@ -1,0 +1,249 @@
+"""Features of any images by any network: resumable, mirrored, by part."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import SIZE, write_run
+
+import mmga
+from mmga import extract
+from mmga.extraction import resumable
+from mmga.extraction.embedder import visibility
+from mmga.models import load
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Ten images named as Market-1501's, two folders deep."""
+    random = np.random.default_rng(0)
+    for index in range(10):
+        file = tmp_path / "images" / "sub" / f"{index // 2:04d}_c{index % 3 + 1}s1_{index:06d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (*SIZE, 3), dtype=np.uint8)).save(file)
+    return tmp_path / "images"
+
+
+def normalised(images):
+    from mmga.data.dataset import read_image
+    from mmga.data.transforms import normalise
+
+    files = sorted(images.rglob("*.png"))
+    return normalise(torch.stack([read_image(file) for file in files]))
+
+
+def call(*words):
+    extract.main([str(word) for word in words])
+
+
+def fails(capsys, *words):
+    with pytest.raises(SystemExit) as leave:
+        call(*words)
+    assert leave.value.code == 2
+    said = capsys.readouterr().err.splitlines()  # where time runs, progress comes first
+    assert [line for line in said if "error" in line] == said[-1:], said
+    return said[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "flip"), [((), True), (("--flip",), True), (("--no-flip",), False)]
+)
+def test_a_folder_of_images(run, images, tmp_path, flags, flip):
+    out = tmp_path / "g.npz"
+    call("--run", run, "--images", images, "--out", out, *flags)
+    features = mmga.load_features(out)
+    network = load(run)
+    with torch.inference_mode():
+        expected = network.embed(normalised(images))
+        if flip:
+            expected = expected + network.embed(normalised(images).flip(-1))
+    expected = torch.nn.functional.normalize(expected)
+    torch.testing.assert_close(features.features, expected, rtol=1e-5, atol=1e-6)
+    assert features.pids.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert features.camids.tolist() == [1, 2, 1, 3, 2, 3, 1, 2, 1, 3]
+    assert features.paths[0] == "sub/0000_c1s1_000000.png"
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_names_that_say_nothing(run, images, tmp_path):
+    (images / "sub" / "0000_c1s1_000000.png").rename(images / "me.png")
+    call("--run", run, "--images", images, "--out", tmp_path / "g.npz")
+    assert set(mmga.load_features(tmp_path / "g.npz").pids) == {-1}
+
+
+def test_a_table_of_images(run, images, tmp_path):
+    with (images / "t.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["pid", "path"])
+        writer.writerows([[7, "sub/0001_c3s1_000002.png"], [8, "sub/0000_c1s1_000000.png"]])
+    call("--run", run, "--images", images / "t.csv", "--out", tmp_path / "g.safetensors")
+    features = mmga.load_features(tmp_path / "g.safetensors")
+    assert features.pids.tolist() == [7, 8]
+    assert features.camids.tolist() == [-1, -1]
+
+
+def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys):
+    call("--run", run, "--images", images, "--out", tmp_path / "through.npz", "--batch-size", 2)
+    monkeypatch.setattr(resumable, "SHARD", 4)
+    options = extract.Options(run=run, images=images, out=tmp_path / "g.npz", batch_size=2)
+    embedder = extract.embedder_of(options)
+    from mmga.data.readers.image_list import read_images
+
+    def stop(phase, done, total):
+        assert (phase, total) == ("extract", 10)
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resumable.extract_to(
+            tmp_path / "g.npz", embedder, read_images(images), batch_size=2, progress=stop
+        )
+    assert not (tmp_path / "g.npz").exists()
+    # Another network, or another image, is not mixed in.
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.npz", "--no-flip")
+    assert "beginning of another extraction (it differs in flip)" in said
+    told = []
+    resumable.extract_to(
+        tmp_path / "g.npz",
+        embedder,
+        read_images(images),
+        batch_size=2,
+        progress=lambda phase, done, total: told.append(done),
+    )
+    assert told == [4, 6, 8, 10]  # the first shard was there
+    one, two = (mmga.load_features(tmp_path / f"{name}.npz") for name in ("through", "g"))
+    assert torch.equal(one.features, two.features)
+    assert one.paths.tolist() == two.paths.tolist()
+    assert not (tmp_path / "g.npz.partial").exists()
+
+
+@pytest.mark.parametrize("heads", [3, 8])
+def test_features_of_parts(images, tmp_path, heads):
+    run = write_run(tmp_path / "run", heads=heads)
+    out = tmp_path / "p.npz"
+    call("--run", run, "--images", images, "--out", out, "--parts", "--no-flip")
+    features = mmga.load_features(out)
+    network = load(run)
+    with torch.inference_mode():
+        output = network.outputs(normalised(images))
+    for index, name in enumerate(network.head_names):
+        row = torch.nn.functional.normalize(output.features[name])
+        torch.testing.assert_close(features.parts[:, index], row, rtol=1e-5, atol=1e-6)
+        seen = visibility(output.attention[name.split("_")[0]])
+        torch.testing.assert_close(features.visibility[:, index], seen)
+    assert features.parts.shape == (10, heads, 256)
+    assert 0 < features.visibility.min() < features.visibility.max() < 1
+
+
+def test_visibility_is_the_mean_of_the_highest_tenth():
+    maps = torch.linspace(0, 1, 40).reshape(1, 1, 8, 5)
+    assert visibility(maps).item() == pytest.approx(torch.linspace(0, 1, 40)[-4:].mean().item())
+    assert visibility(torch.full((2, 1, 1, 3), 0.25)).tolist() == [0.25, 0.25]
+
+
+class Classifying(torch.nn.Module):
+    """Like timm's networks: a classifier that can be taken off."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.body = torch.nn.Linear(3, 6)
+        self.head = torch.nn.Linear(6, classes)
+
+    def reset_classifier(self, classes):
+        self.head = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.head(self.body(x.mean((2, 3))))
+
+
+def test_any_network(images, tmp_path):
+    torch.manual_seed(1)
+    network = Classifying(classes=9)
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    name = f"{__name__}:Classifying"
+    arguments = '{"classes": 9}'
+    words = ("--model-weights", tmp_path / "w.pth", "--model-arguments", arguments)
+    out = tmp_path / "g.npz"
+    size = ("--height", SIZE[0], "--width", SIZE[1])
+    call("--model", name, *words, *size, "--images", images, "--out", out, "--no-flip")
+    network.reset_classifier(0)
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(network(normalised(images)))
+    torch.testing.assert_close(mmga.load_features(out).features, expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--model", "torch.nn:Flattn"), "--model torch.nn:Flattn cannot be imported"),
+        (("--model", "nowhere.at:all"), "--model nowhere.at:all cannot be imported"),
+        (("--model", "torch"), "--model must be package:callable"),
+        (("--model", "torch.nn:Linear"), "could not be called with {} (TypeError"),
+        (
+            ("--model", "torch:zeros", "--model-arguments", '{"size": [2]}'),
+            "return a torch.nn.Module",
+        ),
+        (("--model", "torch.nn:Identity"), "must return features [10, D] for 10 images, found [10"),
+        (("--model", "torch.nn:Flatten", "--model-arguments", "[]"), "must be a JSON object"),
+        (("--model", "torch.nn:Flatten", "--parts"), "--parts needs attention maps"),
+        ((), "either --run or --model"),
+        (("--model", "torch.nn:Flatten", "--batch-size", "0"), "--batch-size must be at least 1"),
+    ],
+)
+def test_networks_that_do_not_fit(capsys, images, tmp_path, words, sentence):
+    said = fails(capsys, "--images", images, "--out", tmp_path / "g.npz", *words)
+    assert sentence in said
+    assert not (tmp_path / "g.npz").exists()
+
+
+def test_images_that_do_not_fit(capsys, run, images, tmp_path):
+    out = ("--out", tmp_path / "g.npz")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "t.csv").write_text("file,pid\na.png,1\n")
+    (tmp_path / "u.csv").write_text("path,pid\na.png,me\n")
+    for name, sentence in (
+        ("empty", "no image file there"),
+        ("nowhere", "expected a folder or a .csv table"),
+        ("t.csv", "lacks the column path"),
+        ("u.csv", "line 2: pid must be an integer, found 'me'"),
+    ):
+        assert sentence in fails(capsys, "--run", run, "--images", tmp_path / name, *out)
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.csv")
+    assert "--out must end in" in said
+    assert "--out is missing" in fails(capsys, "--run", run, "--images", images)
+    assert "--parts needs --images" in fails(capsys, "--run", run, "--parts")
+    assert "--run is missing" in fails(capsys)
+
+
+def test_broken_images(capsys, run, images, tmp_path):
+    (images / "sub" / "0001_c3s1_000002.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    words = ("--run", run, "--images", images, "--out", tmp_path / "g.npz")
+    assert "0001_c3s1_000002.png" in fails(capsys, *words)
+    call(*words, "--skip-broken")
+    assert len(mmga.load_features(tmp_path / "g.npz")) == 9
+
+
+def test_a_run_without_parts(capsys, images, tmp_path):
+    run = write_run(tmp_path / "run", attention="first")
+    words = ("--run", run, "--images", images, "--out", tmp_path / "g.npz", "--parts")
+    assert "--parts needs attention maps of the parts" in fails(capsys, *words)
+
+
+def test_load_takes_a_run_or_a_file(run, tmp_path):
+    from mmga.common.errors import UserError
+
+    images = torch.randn(2, 3, *SIZE)
+    with torch.inference_mode():
+        first, second = (load(path)(images) for path in (run, run / "last.safetensors"))
+    assert torch.equal(first, second)
+    assert first.shape == (2, 768)
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
+    with pytest.raises(UserError, match="no checkpoint"):
+        load(tmp_path)

@@ -1,0 +1,154 @@
+"""`python -m mmga.search` over feature files."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from reranking_cases import grid
+
+import mmga
+from mmga import search
+from mmga.retrieval.reranking.rerank import rerank
+
+
+@pytest.fixture
+def files(tmp_path):
+    query = mmga.Features(
+        grid(12, 6, 5, 1), [f"p{i % 5}" for i in range(12)], paths=[f"q{i}" for i in range(12)]
+    )
+    pids = [f"p{i % 7}" for i in range(60)]
+    gallery = mmga.Features(grid(60, 6, 5, 2), pids, np.arange(60) % 3)
+    query.save(tmp_path / "q.npz")
+    gallery.save(tmp_path / "g.npz")
+    return tmp_path, query, gallery
+
+
+def run(folder, *words):
+    search.main(["--query", str(folder / "q.npz"), "--gallery", str(folder / "g.npz"), *words])
+
+
+def fails(words, capsys):
+    with pytest.raises(SystemExit) as leave:
+        search.main(words)
+    assert leave.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_csv_holds_what_nearest_finds(files):
+    folder, query, gallery = files
+    run(folder, "--topk", "4", "--metric", "euclidean", "--out", str(folder / "r.csv"))
+    rows = list(csv.DictReader((folder / "r.csv").open()))
+    distances, index = mmga.nearest(query, gallery, 4, "euclidean")
+    assert [int(row["gallery"]) for row in rows] == index.flatten().tolist()
+    np.testing.assert_allclose([float(row["distance"]) for row in rows], distances.flatten())
+    assert [int(row["rank"]) for row in rows] == [1, 2, 3, 4] * 12
+    first = rows[4]
+    assert first["query"] == "1" and first["query_pid"] == "p1" and first["query_path"] == "q1"
+    assert first["gallery_pid"] == f"p{int(first['gallery']) % 7}"
+    assert first["gallery_camid"] == str(int(first["gallery"]) % 3)
+
+
+def test_json_holds_what_rerank_finds(files):
+    folder, query, gallery = files
+    out = folder / "r.json"
+    run(folder, "--topk", "3", "--rerank", "--k1", "7", "--k2", "3", "--out", str(out))
+    result = json.loads(out.read_text())
+    rule = mmga.KReciprocal(7, 3)
+    distances, index = rerank(query, gallery, rule, topk=3)
+    assert result["schema"] == 1 and result["topk"] == 3
+    assert [row["gallery"] for row in result["results"]] == index.flatten().tolist()
+    assert [row["distance"] for row in result["results"]] == distances.flatten().tolist()
+
+
+def test_expansion_changes_what_is_compared(files):
+    folder, query, gallery = files
+    out = folder / "r.json"
+    run(folder, "--topk", "3", "--expand", "2", "--augment", "3", "--out", str(out))
+    among = mmga.retrieval.neighbours.query_expansion.augment_gallery(gallery, 3)
+    found = mmga.retrieval.neighbours.query_expansion.expand_queries(query, among, 2)
+    _, index = mmga.nearest(found, among, 3)
+    rows = json.loads(out.read_text())["results"]
+    assert [row["gallery"] for row in rows] == index.flatten().tolist()
+
+
+def test_csv_table(files, capsys):
+    run(files[0], "--topk", "2")
+    said = capsys.readouterr().out
+    assert "gallery pid" in said.replace("\n", " ") or "gallery" in said
+    assert len(said.splitlines()) >= 24
+
+
+def test_index_is_written_and_used(files):
+    folder, query, gallery = files
+    index, out = folder / "g.mmga-index", folder / "r.json"
+    search.main(["--gallery", str(folder / "g.npz"), "--save-index", str(index), "--k1", "7"])
+    search.main(
+        ["--query", str(folder / "q.npz"), "--index", str(index), "--topk", "3", "--out", str(out)]
+    )
+    rows = json.loads(out.read_text())["results"]
+    rule = mmga.KReciprocal(7)
+    for number in range(12):
+        single = rerank(query.features[number : number + 1], gallery.features, rule)
+        here = [row for row in rows if row["query"] == number]
+        np.testing.assert_allclose(
+            [row["distance"] for row in here], single.sort(dim=1).values[0, :3], atol=1e-6
+        )
+        assert here[0]["gallery_pid"] == f"p{here[0]['gallery'] % 7}"
+
+
+def test_junk_is_left_out_of_an_index(files, capsys):
+    folder, _, gallery = files
+    pids = np.where(np.arange(60) < 7, "-1", gallery.pid_names[gallery.pids])
+    mmga.Features(gallery.features, pids, paths=[f"g{i}" for i in range(60)]).save(folder / "g.npz")
+    index, out = folder / "g.mmga-index", folder / "r.json"
+    search.main(["--gallery", str(folder / "g.npz"), "--save-index", str(index)])
+    assert "7 junk items (pid -1) are left out of the index" in capsys.readouterr().err
+    search.main(["--query", str(folder / "q.npz"), "--index", str(index), "--out", str(out)])
+    rows = json.loads(out.read_text())["results"]
+    assert all(row["gallery_path"] == f"g{row['gallery'] + 7}" for row in rows)
+    words = ["--query", str(folder / "q.npz"), "--gallery", str(folder / "g.npz")]
+    said = fails([*words, "--rerank", "--topk", "60"], capsys)
+    assert "from 1 to the 53 gallery items (7 junk items are left out), got 60" in said
+
+
+def test_ids_come_from_a_table(files, capsys):
+    folder, query, gallery = files
+    for name, side in (("q", query), ("g", gallery)):
+        np.save(folder / f"{name}.npy", side.features.numpy())
+        lines = ["path,pid", *(f"{name}{i},{i % 4}" for i in range(len(side)))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    words = ["--query", str(folder / "q.npy"), "--gallery", str(folder / "g.npy")]
+    assert "--query-columns" in fails(words, capsys)
+    words += ["--query-columns", str(folder / "q.csv")]
+    words += ["--gallery-columns", str(folder / "g.csv"), "--out", str(folder / "r.json")]
+    search.main(words)
+    rows = json.loads((folder / "r.json").read_text())["results"]
+    assert all(row["gallery_path"] == f"g{row['gallery']}" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--query is missing"),
+        (["--query", "{q}"], "--gallery is missing"),
+        (["--query", "{q}", "--gallery", "{q}", "--out", "r.txt"], "must end in .csv or .json"),
+        (["--query", "{q}", "--gallery", "{g}", "--topk", "61"], "k must be from 1 to the 60"),
+        (["--features", "{q}", "--query", "{q}"], "leave out --query"),
+        (["--query", "{q}", "--index", "x.mmga-index", "--rerank"], "leave out --rerank"),
+        (["--query", "{q}", "--index", "x.mmga-index"], "is no .mmga-index folder"),
+        (
+            ["--query", "{q}", "--gallery", "{g}", "--metric", "euclidean", "--expand", "2"],
+            "use --metric cosine",
+        ),
+        (["--query", "{q}", "--gallery", "{g}", "--k1", "0", "--rerank"], "k1 must be"),
+        (["--query", "{q}", "--gallery", "{g}", "--k1", "7"], "--k1 belongs to --rerank"),
+        (["--query", "{q}", "--index", "x.mmga-index", "--metric", "euclidean"], "out --metric"),
+        (["--query", "{q}", "--index", "x.mmga-index", "--lambda-value", ".5"], "--lambda-value"),
+    ],
+)
+def test_bad_input_is_one_sentence(files, words, message, capsys):
+    names = {"q": files[0] / "q.npz", "g": files[0] / "g.npz"}
+    assert message in fails([word.format(**names) for word in words], capsys)

@@ -1,0 +1,293 @@
+"""Certified neighbour lists against brute force in float64, on features that nearly tie."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from certified_cases import decaying, nearly_tied, some_subspace
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import mmga
+from mmga.common.errors import UserError
+from mmga.ops import certified as ops
+from mmga.ops import reference
+from mmga.ops._library import has_kernel
+from mmga.ops.ranking import Tile
+from mmga.retrieval.bounds import approximation, candidates
+from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.neighbours import certified_knn as searching
+from mmga.retrieval.neighbours import cost_model, looks
+from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
+from mmga.retrieval.neighbours.cost_model import cheapest_tiles
+from mmga.retrieval.neighbours.vectors import Items
+from mmga.retrieval.reranking import distances
+
+KERNEL = mmga.ops.backends()["cpu"].startswith("active")
+
+
+@pytest.fixture(autouse=True)
+def _kernels_are_active():
+    if KERNEL:
+        assert has_kernel("open_pairs", "CPU") and has_kernel("offer_pairs", "CPU")
+
+
+def some_items(kind, seed, count=66, width=24, metric="cosine"):
+    query, gallery = nearly_tied(kind, seed, queries=6, items=count - 6, width=width)
+    return Items([query.rows, gallery.rows], metric)
+
+
+def bytes_of(items):
+    return approximation.Bytes(float(items.norms.max()) ** 0.5)
+
+
+def brute_force(items, k):
+    """The k nearest by (float64 distance, index), and the largest distance of each item."""
+    n = len(items)
+    every = torch.arange(n)
+    all_ = items.exact_distances(every.repeat_interleave(n), every.repeat(n)).view(n, n)
+    index = all_.sort(dim=1, stable=True).indices[:, :k]
+    return index.int(), all_.gather(1, index), all_.amax(1)
+
+
+@settings(
+    max_examples=100,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+@given(
+    kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
+    seed=st.integers(0, 10_000),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    directions=st.sampled_from(["none", "fitted", "random", "skewed", "bytes"]),
+    dimensions=st.sampled_from([1, 5, 12]),
+    k=st.sampled_from([1, 4, 21, 66]),
+    tile=st.sampled_from([512, 16, 40]),
+    block=st.sampled_from([256, 8]),
+    farthest=st.booleans(),
+)
+def test_lists_are_those_of_float64(
+    kind, seed, metric, directions, dimensions, k, tile, block, farthest
+):
+    items = some_items(kind, seed, width=64 if directions == "bytes" else 24, metric=metric)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(approximation, "BLOCK", block)
+        patch.setattr(approximation, "FINE_BLOCK", block)
+        for module in (searching, looks):
+            patch.setattr(module, "TILE", tile)
+        chosen = None
+        if directions == "bytes":
+            chosen = bytes_of(items)
+        elif directions != "none":
+            chosen = some_subspace(directions, 24, dimensions, seed, items.block(0, 66))
+        found = certified_neighbours(items, k, tiles=chosen, farthest=farthest)
+    index, distance, maxima = brute_force(items, k)
+    assert torch.equal(found.index, index)
+    assert torch.equal(found.distances, distance.float())
+    if not farthest:
+        assert found.maxima.isnan().all()
+    elif chosen is None:
+        torch.testing.assert_close(found.maxima, maxima.float(), rtol=1e-5, atol=1e-5)
+    else:
+        assert torch.equal(found.maxima, maxima.float())
+
+
+@pytest.mark.parametrize("planted", ["rounding", "radius", "integers", "bytes"])
+def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
+    if planted == "rounding":
+        monkeypatch.setattr(approximation, "gamma", lambda roundings: 0.0)
+        monkeypatch.setattr(approximation, "_OTHER_ROUNDINGS", 0)
+    else:
+        owner, name = {
+            "radius": (approximation.Subspace, "approximate"),
+            "integers": (looks, "as_integers"),
+            "bytes": (approximation.Bytes, "of"),
+        }[planted]
+        original = getattr(owner, name)
+
+        def too_sure(*given):
+            found = original(*given)
+            return dataclasses.replace(found, radius=found.radius * 0.1, slack=found.slack * 0.1)
+
+        monkeypatch.setattr(owner, name, too_sure)
+    caught = 0
+    for seed in range(1, 30):
+        items = some_items("flat" if planted in ("radius", "bytes") else "last bits", seed)
+        chosen = bytes_of(items) if planted == "bytes" else None
+        if planted in ("radius", "integers"):
+            chosen = approximation.Subspace.of_sample(items.block(0, 66), 8)
+        try:
+            found = certified_neighbours(items, 4, tiles=chosen)
+        except RuntimeError as error:
+            assert "a bound is too small" in str(error)
+            caught += 1
+            continue
+        caught += not torch.equal(found.index, brute_force(items, 4)[0])
+    assert caught > 0
+
+
+def test_threads_change_nothing():
+    items = Items([decaying(9000, 32).rows], "euclidean")
+    chosen = approximation.Subspace.of_sample(items.block(0, 512), 8)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        try:
+            found.append(certified_neighbours(items, 5, tiles=chosen))
+        finally:
+            torch.set_num_threads(threads)
+    assert torch.equal(found[0].index, found[1].index)
+    assert torch.equal(found[0].maxima, found[1].maxima)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("width", [1, 64, 130, 2100])
+@pytest.mark.parametrize("metric", [0, 1, 2])
+def test_open_pairs_equal_the_references(symmetric, width, metric):
+    g = torch.Generator().manual_seed(width)
+    rows = 40
+    sides = [torch.rand(n, generator=g) * 0.1 for n in (rows, width) * 3]
+    limits = [
+        torch.rand(rows, generator=g) * 0.2,
+        torch.rand(width, generator=g) * 0.2,
+        1 - torch.rand(rows, generator=g) * 0.2,
+        1 - torch.rand(width, generator=g) * 0.2,
+    ]
+    arguments = (
+        torch.rand(rows, width, generator=g),
+        torch.rand(rows, generator=g) + 0.5 if metric else torch.empty(0),
+        torch.rand(width, generator=g) + 0.5 if metric else torch.empty(0),
+        metric,
+        *sides[:4],
+        *limits,
+        30,
+        20,
+        symmetric,
+    )
+    found = torch.ops.mmga.open_pairs(*arguments)
+    assert torch.equal(found, reference.open_pairs(*arguments))
+    assert len(found) or width == 1
+
+
+def test_offered_pairs_equal_the_references():
+    g = torch.Generator().manual_seed(1)
+    pairs = torch.stack([torch.randint(0, 30, (900,), generator=g) for _ in range(2)], 1)
+    pairs = pairs.unique(dim=0).int()
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]].contiguous()
+    distances = torch.randint(0, 9, (len(pairs),), generator=g).double()
+    found = []
+    for op in (torch.ops.mmga.offer_pairs, reference.offer_pairs):
+        lists = ops.ExactLists(torch.full((40,), 7.0, dtype=torch.float64), 5)
+        lists.add_self(torch.arange(40))
+        state = lists._index, lists._distance, lists._counts, lists.maxima
+        op(*state, pairs, distances, lists._limits, 10, 10, True, 5)
+        used = torch.arange(lists._index.shape[1]) < lists._counts[:, None]
+        state[0].masked_fill_(~used, -1)
+        state[1].masked_fill_(~used, -1)
+        found.append(state)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert int(found[0][2].max()) > 5
+    if KERNEL:
+        with pytest.raises(RuntimeError, match="is of no item"):
+            torch.ops.mmga.offer_pairs(*found[0], pairs, distances, lists._limits, 30, 10, True, 5)
+
+
+def test_opcheck():
+    arguments = (torch.rand(3, 9), *(torch.rand(n) for n in (3, 9)), 1)
+    arguments += (*(torch.rand(n) for n in (3, 9) * 4), 0, 3, True)
+    torch.library.opcheck(
+        torch.ops.mmga.open_pairs.default, arguments, test_utils=("test_schema", "test_faketensor")
+    )
+    lists = ops.ExactLists(torch.ones(12, dtype=torch.float64), 2)
+    pairs = torch.tensor([[0, 1], [2, 4]], dtype=torch.int32)
+    torch.library.opcheck(
+        torch.ops.mmga.offer_pairs.default,
+        (
+            lists._index,
+            lists._distance,
+            lists._counts,
+            lists.maxima,
+            pairs,
+            torch.rand(2, dtype=torch.float64),
+            lists._limits,
+            0,
+            3,
+            True,
+            2,
+        ),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_directions_are_taken_where_they_pay(monkeypatch):
+    monkeypatch.setattr(cost_model, "_SMALL", 1e8)
+    monkeypatch.setattr(candidates, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(candidates, "_FIT_SHARE", 1.0)
+    items = Items([decaying(4000, 512).rows], "cosine")
+    chosen = cheapest_tiles(items, 6)
+    assert chosen is not None
+    again = cheapest_tiles(items, 6)
+    assert torch.equal(chosen.directions, again.directions)
+    few = certified_neighbours(items, 6, tiles=chosen)
+    assert torch.equal(few.index, certified_neighbours(items, 6).index)
+    flat = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
+    assert cheapest_tiles(Items([Rows([flat])], "cosine"), 6) is None
+    # Persons that stand apart from each other, in every direction: 8 bits find them.
+    persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
+    noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
+    items = Items([Rows([persons + 0.02 * noise])], "cosine")
+    monkeypatch.setattr(candidates, "multiplies_bytes", lambda: True)
+    tiles = cheapest_tiles(items, 5)
+    assert isinstance(tiles, approximation.Bytes) and str(tiles) == "8-bit features"
+    assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
+    found = certified_neighbours(items, 5, tiles=tiles)
+    assert torch.equal(found.index, certified_neighbours(items, 5).index)
+
+
+def test_re_ranking_is_the_same_through_directions(monkeypatch):
+    query, gallery = decaying(200, 256, persons=60), decaying(2000, 256, 1, persons=60)
+    plain = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
+    asked = []
+
+    def directions(items, k, kept, farthest):
+        asked.append(k)
+        return approximation.Subspace.of_sample(items.block(0, 512), 32)
+
+    monkeypatch.setattr(distances, "cheapest_tiles", directions)
+    few = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
+    assert asked == [21]
+    np.testing.assert_allclose(
+        few.reranked.per_query.average_precision,
+        plain.reranked.per_query.average_precision,
+        atol=1e-9,
+    )
+    assert few.reranked.mAP == pytest.approx(plain.reranked.mAP, abs=1e-12)
+
+
+def test_clusters_from_certified_neighbours():
+    features = decaying(600, 64, persons=30).features
+    plain = mmga.jaccard_distance(features, exact="float32").to_dense()
+    certain = mmga.jaccard_distance(features, exact="certified").to_dense()
+    torch.testing.assert_close(certain, plain, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_certified_is_said():
+    tiny = Items([Rows([torch.rand(20, 8) * 1e-12])], "euclidean")
+    assert exact_order(tiny, None) == "float32"
+    with pytest.raises(UserError, match="exact: certified neighbours are not found of norms"):
+        exact_order(tiny, "certified")
+    with pytest.raises(UserError, match="exact: expected certified or float32, found 'no'"):
+        mmga.jaccard_distance(torch.rand(20, 8), exact="no")
+
+
+def test_a_tile_of_keys_needs_no_terms():
+    tile = Tile.of_keys(torch.tensor([[0.1, 0.5, 0.9]]))
+    bound = ops.Bound(*(torch.zeros(n, dtype=torch.float64) for n in (1, 3, 1, 3)))
+    endless = torch.full((3,), torch.inf, dtype=torch.float64)
+    near = torch.tensor([0.2], dtype=torch.float64), -endless
+    far = torch.tensor([0.8], dtype=torch.float64), endless
+    pairs = ops.open_pairs(tile, bound, near, far, first_item=0, symmetric=False)
+    assert pairs.tolist() == [[0, 0], [0, 2]]

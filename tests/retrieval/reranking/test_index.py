@@ -1,0 +1,110 @@
+"""Single queries over a stored gallery against the full computation."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reranking_cases import assert_equal, grid
+
+import mmga
+from mmga.retrieval.reranking.index import GalleryIndex
+from mmga.retrieval.reranking.rerank import rerank
+from mmga.retrieval.reranking.settings import KReciprocal
+
+CASES = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@CASES
+@given(
+    st.integers(1, 60),
+    st.sampled_from([1, 2, 6, 30]),
+    st.sampled_from([(1, 1), (2, 3), (7, 3), (20, 6), (3, 9)]),
+    st.sampled_from(["zhong", "torchreid", "fastreid"]),
+    st.sampled_from(["python", "matlab"]),
+    st.integers(0, 2**31),
+)
+def test_equals_full_computation(count, top, k, variant, half, seed):
+    x = grid(count, 3, top, seed)
+    rule = KReciprocal(*k, variant=variant, half=half)
+    index = GalleryIndex.build(x, rule, "euclidean")
+    inside = x[count // 2] + grid(1, 3, 1, seed + 1)[0]
+    far = grid(1, 3, 3 * top + 5, seed + 2)[0]  # raises row maxima
+    for query in (inside, far, x[0]):
+        expected = rerank(query[None], x, rule, metric="euclidean")
+        assert_equal(index.rerank(query)[None], expected.numpy())
+
+
+@pytest.fixture(scope="module")
+def people():
+    generator = torch.Generator().manual_seed(2)
+    centres = torch.randint(-9, 10, (60, 12), generator=generator).float()
+    x = centres.repeat_interleave(14, 0)
+    return x + torch.randint(-3, 4, x.shape, generator=generator).float(), centres
+
+
+@pytest.fixture(scope="module")
+def index(people):
+    return GalleryIndex.build(people[0], metric="euclidean")
+
+
+def test_equals_full_computation_on_clusters(people, index):
+    x, centres = people
+    before = {name: array.copy() for name, array in index.arrays.items()}
+    for query in (*centres[:6], torch.full((12,), 60.0)):
+        expected = rerank(query[None], x, metric="euclidean")
+        assert_equal(index.rerank(query)[None], expected.numpy())
+    for name, array in index.arrays.items():  # the stored index stays as it is
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_saved_and_loaded(people, index, tmp_path):
+    path = tmp_path / "gallery.mmga-index"
+    index.save(path)
+    loaded = GalleryIndex.load(path)
+    assert loaded.rule == index.rule and loaded.metric == "euclidean" and len(loaded) == 840
+    query = people[1][3]
+    np.testing.assert_array_equal(loaded.rerank(query), index.rerank(query))
+
+
+def test_damage_is_noticed(index, tmp_path):
+    path = tmp_path / "gallery.mmga-index"
+    index.save(path)
+    file = path / "maxima.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(mmga.UserError, match=r"maxima\.npy differs from its checksum"):
+        GalleryIndex.load(path)
+    GalleryIndex.load(path, verify=False)
+    file.unlink()
+    with pytest.raises(mmga.UserError, match=r"maxima\.npy cannot be read"):
+        GalleryIndex.load(path)
+
+
+def test_versions_and_other_folders_are_refused(index, tmp_path):
+    path = tmp_path / "gallery.mmga-index"
+    index.save(path)
+    meta = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps({**meta, "version": 99}))
+    with pytest.raises(mmga.UserError, match="expected an index of version 1, found 99"):
+        GalleryIndex.load(path)
+    with pytest.raises(mmga.UserError, match=r"is no \.mmga-index folder"):
+        GalleryIndex.load(tmp_path)
+    with pytest.raises(mmga.UserError, match=r"ending in \.mmga-index"):
+        index.save(tmp_path / "gallery")
+
+
+def test_bad_queries_are_one_sentence(index):
+    with pytest.raises(mmga.UserError, match="one vector of 12 numbers"):
+        index.rerank(np.zeros(11))
+    with pytest.raises(mmga.UserError, match="finite"):
+        index.rerank(np.full(12, np.nan))
+
+
+def test_junk_is_refused(people):
+    gallery = mmga.Features(people[0], np.arange(840) - 1)
+    with pytest.raises(mmga.UserError, match="1 junk items"):
+        GalleryIndex.build(gallery)

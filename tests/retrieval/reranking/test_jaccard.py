@@ -1,0 +1,136 @@
+"""The sparse Jaccard matrix against a dense NumPy writing, and what DBSCAN makes of both."""
+
+import literal
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reranking_cases import grid, squared
+
+import mmga
+from mmga.retrieval.reranking.jaccard import jaccard_distance, to_scipy
+
+CASES = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def dense(x, k1, k2, variant):
+    d = squared(x).numpy()
+    if variant == "cluster":
+        v = literal.cluster_encoding(d, k1, k2)
+    else:
+        v, _ = literal.zhong_encoding(d if variant == "zhong" else d**2, k1, k2)
+    return literal.jaccard(v, range(len(d)))
+
+
+def filled(matrix):
+    """The dense matrix that a sparse one stands for: 1 where nothing is stored."""
+    parts = to_scipy(matrix)
+    result = np.ones(parts.shape)
+    row = np.repeat(np.arange(len(result)), np.diff(parts.indptr))
+    result[row, parts.indices] = parts.data
+    return result
+
+
+@CASES
+@given(
+    st.integers(1, 60),
+    st.sampled_from([1, 2, 6, 30]),
+    st.sampled_from([1, 2, 3, 7, 30]),
+    st.sampled_from([1, 6]),
+    st.sampled_from(["cluster", "zhong", "torchreid"]),
+    st.integers(0, 2**31),
+)
+def test_equals_dense_writing(count, top, k1, k2, variant, seed):
+    x = grid(count, 3, top, seed)
+    matrix = jaccard_distance(x, k1, k2, variant)
+    expected = dense(x, k1, k2, variant)
+    np.testing.assert_allclose(filled(matrix), expected, rtol=0, atol=1e-6)
+    values = matrix.values()
+    assert matrix.layout == torch.sparse_csr and matrix.dtype == torch.float64
+    assert ((values >= 0) & (values < 1)).all()
+    assert abs(to_scipy(matrix) - to_scipy(matrix).T).max() < 1e-12
+
+
+@pytest.fixture
+def people():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(40, 32, generator=generator), dim=1)
+    x = centres.repeat_interleave(12, 0) * 0.8 + 0.12 * torch.randn(480, 32, generator=generator)
+    x = torch.nn.functional.normalize(x, dim=1)[torch.randperm(480, generator=generator)]
+    x[7] = x[400]  # a duplicate
+    return x
+
+
+def test_zeros_stay_stored(people):
+    parts = to_scipy(jaccard_distance(people))
+    diagonal = parts[np.arange(480), np.arange(480)]
+    assert np.abs(diagonal).max() < 1e-12
+    row = slice(parts.indptr[7], parts.indptr[8])
+    assert 400 in parts.indices[row].tolist()
+    assert {7, 400} <= set(parts.indices[row][parts.data[row] < 0.2].tolist())
+
+
+@pytest.mark.parametrize("variant", ["cluster", "zhong"])
+@pytest.mark.parametrize("limit", [0.0, 0.3, 0.62])
+def test_max_distance_leaves_the_rest_out(people, variant, limit):
+    every = to_scipy(jaccard_distance(people, variant=variant))
+    some = to_scipy(jaccard_distance(people, variant=variant, max_distance=limit))
+    row = np.repeat(np.arange(480), np.diff(every.indptr))
+    kept = every.data <= limit
+    assert 0 < kept.sum() < len(kept)
+    np.testing.assert_array_equal(some.indices, every.indices[kept])
+    np.testing.assert_array_equal(some.data, every.data[kept])
+    np.testing.assert_array_equal(np.diff(some.indptr), np.bincount(row[kept], minlength=480))
+
+
+def test_max_distance_includes_itself(people):
+    """Limits that are distances of the matrix, and the numbers next to them."""
+    every = to_scipy(jaccard_distance(people))
+    values = np.unique(every.data)
+    for limit in values[np.linspace(5, len(values) - 2, 5).astype(int)]:
+        for bound in (np.nextafter(limit, 0), limit, np.nextafter(limit, 1)):
+            some = to_scipy(jaccard_distance(people, max_distance=float(bound)))
+            np.testing.assert_array_equal(some.data, every.data[every.data <= bound])
+            np.testing.assert_array_equal(some.indices, every.indices[every.data <= bound])
+
+
+@pytest.mark.parametrize("eps", [0.3, 0.5, 0.6, 0.7])
+@pytest.mark.filterwarnings("ignore:Precomputed sparse input was not sorted")
+def test_clusters_of_the_dense_matrix(people, eps):
+    cluster = pytest.importorskip("sklearn.cluster")
+    metrics = pytest.importorskip("sklearn.metrics")
+    model = cluster.DBSCAN(eps=eps, min_samples=4, metric="precomputed")
+    expected = model.fit_predict(dense(people, 30, 6, "cluster"))
+    assert len(set(expected.tolist())) > 5
+    for limit in (None, 0.71):
+        labels = model.fit_predict(to_scipy(jaccard_distance(people, max_distance=limit)))
+        assert metrics.adjusted_rand_score(expected, labels) == 1.0
+        np.testing.assert_array_equal(labels, expected)
+
+
+def test_progress_and_arrays(people):
+    phases = []
+    matrix = jaccard_distance(people.numpy(), progress=lambda phase, *_: phases.append(phase))
+    assert set(phases) == {"neighbours", "Jaccard distances"}
+    assert torch.equal(matrix.values(), jaccard_distance(people).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "dense"}, "variant must be one of cluster, zhong"),
+        ({"max_distance": 1.0}, "max_distance must be from 0 to below 1"),
+        ({"max_distance": -0.1}, "max_distance must be"),
+        ({"k1": 0}, "k1 must be"),
+        ({"metric": "l1"}, "metric must be"),
+    ],
+)
+def test_bad_options_are_one_sentence(people, options, message):
+    with pytest.raises(mmga.UserError, match=message):
+        jaccard_distance(people, **options)
+
+
+def test_to_scipy_wants_a_sparse_matrix():
+    with pytest.raises(mmga.UserError, match="sparse CSR"):
+        to_scipy(torch.eye(3))

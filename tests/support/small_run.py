@@ -1,0 +1,19 @@
+"""The folder of a run that was never trained."""
+
+import torch
+
+from mmga.config import as_dict, merged, recipe_config
+from mmga.models.checkpoint import Progress, save_checkpoint
+from mmga.models.loading import build_network
+
+SIZE = (48, 16)
+
+
+def write_run(folder, **model):
+    """A run that was never trained, as far as its weights go."""
+    values = {"model": model, "data": {"height": SIZE[0], "width": SIZE[1]}}
+    config = merged(recipe_config("synthetic"), values, where="test")
+    torch.manual_seed(0)
+    network = build_network(config.model, 5)
+    save_checkpoint(folder / "last.safetensors", network, Progress(1, 0, 9), as_dict(config), 5)
+    return folder
