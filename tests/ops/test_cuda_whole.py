@@ -19,7 +19,7 @@ def answers_of(device: str, **environment: str) -> dict:
         [sys.executable, str(PROGRAM), device],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(emulated.ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(emulated.REPOSITORY), **environment},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
