@@ -27,10 +27,10 @@ from torch import Tensor
 
 import mmga
 from mmga.common.files import atomic_path
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.certified_knn import certified_neighbours
-from mmga.retrieval.neighbours.cost_model import cheapest_tiles
-from mmga.retrieval.neighbours.vectors import Items
+from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 
 Figures = dict[str, Any]
 SPECTRA = (("decaying", 0.0), ("flat", 0.5), ("flat", 0.05))
@@ -142,7 +142,7 @@ def neighbours_of(count: int, options: argparse.Namespace) -> Figures:
         return features[:rows] @ features.T
 
     def search(directions: bool) -> Any:
-        items = Items([Rows([features])], "cosine")
+        items = VectorSet([ShardedMatrix([features])], "cosine")
         chosen = cheapest_tiles(items, NEIGHBOURS) if directions else None
         return str(chosen or "features"), certified_neighbours(items, NEIGHBOURS, tiles=chosen)
 

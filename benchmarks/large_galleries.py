@@ -37,9 +37,10 @@ from mmga.common import memory
 from mmga.common.progress import bar
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, load_features
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.metrics.rank import PAIR_LIMIT
 from mmga.retrieval.protocols.protocol import Labels, protocol_named, select
-from mmga.retrieval.tiles.problem import Context, checked_norms
+from mmga.retrieval.tiles.sources import feature_source
 
 PROVIDERS = ("mmga", "tiles", "product")
 CAMERAS = 6
@@ -129,12 +130,11 @@ def run_tiles(query: Features, gallery: Features, bound: str | None, peak: memor
     """Make the tiles of an evaluation and nothing of them."""
     labels = Labels.of(query, gallery)
     selection = select(protocol_named("market1501"), labels)
-    norms = [checked_norms(name, side.rows) for name, side in (("q", query), ("g", gallery))]
-    context = Context(
-        query, gallery, selection, labels, *norms, "cosine", gallery.rows.device,
-        memory.parse(bound), None, None, {}, peak,
-    )  # fmt: skip
-    source = context.plain()
+    queries, items = (
+        VectorSet([side.rows], "cosine", [torch.from_numpy(rows)])
+        for side, rows in ((query, selection.queries), (gallery, selection.gallery))
+    )
+    source = feature_source(queries, items, memory.parse(bound))
     begun = time.perf_counter()
     for pairs in selection.pairs(PAIR_LIMIT, source.max_rows):
         for _ in source.tiles(pairs.start, pairs.stop):

@@ -100,9 +100,10 @@ def market(options: argparse.Namespace) -> Figures:
     import mmga
     from mmga.common import memory
     from mmga.ops import k_reciprocal as ops
-    from mmga.retrieval.features.sharded_matrix import Rows
-    from mmga.retrieval.neighbours.knn import neighbours_within
-    from mmga.retrieval.neighbours.vectors import TILE, Items
+    from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+    from mmga.retrieval.features.vectors import VectorSet
+    from mmga.retrieval.neighbours.knn import float32_neighbours
+    from mmga.retrieval.neighbours.tile_sizes import TILE
     from mmga.retrieval.reranking.encode import encode
 
     memory.baseline()  # before the features are there
@@ -117,7 +118,7 @@ def market(options: argparse.Namespace) -> Figures:
         name: Stopwatch()
         for name in ("half", "tiles", "neighbours", "sparse", "plain", "evaluate", "rerank")
     }
-    half, feature_set = x[: items // 2], Items([Rows([x])], "cosine")
+    half, feature_set = x[: items // 2], VectorSet([ShardedMatrix([x])], "cosine")
     chosen = torch.arange(queries)
 
     def sparse(near: Any) -> Any:
@@ -129,7 +130,7 @@ def market(options: argparse.Namespace) -> Figures:
         say(f"round {round_number + 1} of {options.repeats}")
         watches["half"].run(lambda: half @ x.t())
         watches["tiles"].run(lambda: products_by_tiles(x, TILE))
-        near = watches["neighbours"].run(lambda: neighbours_within(feature_set, 21))
+        near = watches["neighbours"].run(lambda: float32_neighbours(feature_set, 21))
         watches["sparse"].run(lambda found=near: sparse(found), warm=round_number == 0)
         watches["plain"].run(lambda: mmga.evaluate(query, gallery))
         report = watches["evaluate"].run(lambda: mmga.evaluate(query, gallery, rerank=rule))
@@ -292,14 +293,14 @@ def shown(limit: float | None = None) -> Callable[[str, int, int], None]:
 
 def neighbour_slice(x: Tensor, k: int, seconds: float) -> Figures:
     """Run the neighbour pass for some seconds and project its total."""
-    from mmga.retrieval.features.sharded_matrix import Rows
-    from mmga.retrieval.neighbours.knn import neighbours_within
-    from mmga.retrieval.neighbours.vectors import Items
+    from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+    from mmga.retrieval.features.vectors import VectorSet
+    from mmga.retrieval.neighbours.knn import float32_neighbours
 
-    items = Items([Rows([x])], "cosine")
+    items = VectorSet([ShardedMatrix([x])], "cosine")
     begin = time.perf_counter()
     try:
-        neighbours_within(items, k, shown(seconds))
+        float32_neighbours(items, k, progress=shown(seconds))
     except EnoughError as slice_of:
         share, spent = slice_of.args
         return {"share": share, "seconds": spent, "projected total seconds": spent / share}
@@ -312,9 +313,9 @@ def bucketed(items: int, dimension: int) -> tuple[Tensor, Any]:
     The lists are exact within buckets of about 1,024 items, which hold about 60 identities.
     """
     from mmga.ops.neighbours import Neighbours
-    from mmga.retrieval.features.sharded_matrix import Rows
-    from mmga.retrieval.neighbours.knn import neighbours_within
-    from mmga.retrieval.neighbours.vectors import Items
+    from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+    from mmga.retrieval.features.vectors import VectorSet
+    from mmga.retrieval.neighbours.knn import float32_neighbours
 
     generator = torch.Generator().manual_seed(0)
     buckets = -(-items // 1024)
@@ -334,7 +335,7 @@ def bucketed(items: int, dimension: int) -> tuple[Tensor, Any]:
         noise = torch.randn(size, dimension, generator=generator) / dimension**0.5
         y = 0.5 * common + 0.35**0.5 * identities[who] + 0.4**0.5 * noise
         x[members] = torch.nn.functional.normalize(y, dim=1)
-        near = neighbours_within(Items([Rows([x[members]])], "cosine"), 21)
+        near = float32_neighbours(VectorSet([ShardedMatrix([x[members]])], "cosine"), 21)
         index[members] = members.int()[near.index.long()]
         distances[members] = near.distances
         if number % 50 == 0:
@@ -358,8 +359,8 @@ def sparse_part(x: Tensor, near: Any, queries: int) -> Figures:
     """Go from neighbour lists to the queries' Jaccard rows and return the seconds by stage."""
     from mmga import KReciprocal
     from mmga.ops import k_reciprocal as ops
-    from mmga.retrieval.features.sharded_matrix import Rows
-    from mmga.retrieval.neighbours.vectors import Items
+    from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+    from mmga.retrieval.features.vectors import VectorSet
     from mmga.retrieval.reranking.encode import (
         averaged,
         encoded_distances,
@@ -367,7 +368,7 @@ def sparse_part(x: Tensor, near: Any, queries: int) -> Figures:
         set_distances,
     )
 
-    feature_set, rule = Items([Rows([x])], "cosine"), KReciprocal()
+    feature_set, rule = VectorSet([ShardedMatrix([x])], "cosine"), KReciprocal()
     stages: dict[str, float] = {}
 
     def stage(name: str, call: Callable[[], Any]) -> Any:

@@ -21,9 +21,10 @@ from torch import Tensor
 import mmga
 from mmga.ops import backends, reference
 from mmga.ops.neighbours import Neighbours
-from mmga.retrieval.features.sharded_matrix import Rows
-from mmga.retrieval.neighbours.knn import neighbours_within
-from mmga.retrieval.neighbours.vectors import TILE, Items
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.knn import float32_neighbours
+from mmga.retrieval.neighbours.tile_sizes import TILE
 from mmga.retrieval.reranking.jaccard import to_scipy
 
 ITEMS = int(os.environ.get("MMGA_BENCHMARK_ITEMS", "2000"))
@@ -43,7 +44,7 @@ def simulated(items: int, dimension: int) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def neighbours(items: int) -> Neighbours:
-    return neighbours_within(Items([Rows([simulated(items, 256)[0]])], "cosine"), 21)
+    return float32_neighbours(VectorSet([ShardedMatrix([simulated(items, 256)[0]])], "cosine"), 21)
 
 
 def sparse_part(stages: Any, near: Neighbours, queries: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,7 +211,7 @@ def test_neighbours(benchmark, provider, dimension):
 
     calls = {
         "product": product,
-        "cpu": lambda: neighbours_within(Items([Rows([x])], "cosine"), 21),
+        "cpu": lambda: float32_neighbours(VectorSet([ShardedMatrix([x])], "cosine"), 21),
     }
     found = timed(benchmark, f"neighbours, D = {dimension}", calls[provider], provider)
     if provider == "cpu":

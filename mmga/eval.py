@@ -41,7 +41,6 @@ _PASSED_ON = (
     "trials",
     "seed",
     "pool",
-    "precision",
     "device",
     "memory",
     "verification",
@@ -97,9 +96,6 @@ class Options:
     """Seed of whatever is drawn."""
     pool: Literal["mean", "max"] = "mean"
     """How protocol multi-query pools the images of a query."""
-    precision: Literal["ieee", "tf32x3", "tf32", "bf16"] = "ieee"
-    """Precision of the products of plain ranks: IEEE float32, or on CUDA devices three or one
-    products of tf32 values, or of bfloat16 values."""
     device: str | None = None
     """Where to compute, such as cpu or cuda:0."""
     memory: str | None = None

@@ -105,7 +105,7 @@ def emulation(card: str | None, seconds: float) -> None:
     """The CUDA kernels' source and the Triton kernels on the CPU."""
     files = [*sorted((ROOT / "tests" / "ops").glob("test_cuda_*.py"))]
     files.append(ROOT / "tests" / "ops" / "test_streaming.py")
-    files.append(ROOT / "tests" / "retrieval" / "tiles" / "test_transfer.py")
+    files.append(ROOT / "tests" / "retrieval" / "features" / "test_transfer.py")
     if card is None:  # on a card Triton's kernels run there
         files += sorted((ROOT / "tests" / "ops").glob("test_*_triton.py"))
     pytest([*files, "-m", "not cuda", "-k", "not compile"], seconds)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, joined
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.metrics.report import Report
 
 
@@ -56,7 +56,7 @@ class Evaluator:
         batch = Features(features, pids, camids, source=f"{side} batch {len(kept) + 1}", **more)
         if kept and (kept[0].camids is None) != (camids is None):
             raise UserError("camids: give them in every batch or in none")
-        batch.rows = Rows([batch.rows.whole().cpu().clone()])
+        batch.rows = ShardedMatrix([batch.rows.whole().cpu().clone()])
         kept.append(batch)
 
     def compute(self) -> Report:
@@ -73,5 +73,5 @@ class Evaluator:
 
     def _side(self, side: str) -> Features:
         whole = joined(self._batches[side])
-        whole.rows = Rows([whole.rows.whole()])  # one piece is read faster than many
+        whole.rows = ShardedMatrix([whole.rows.whole()])  # one piece is read faster than many
         return whole

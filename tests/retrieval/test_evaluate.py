@@ -195,7 +195,7 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
         ((128, 192), 40, 2),
         ((64, 960), 999, 2),
     ):
-        monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", tile)
+        monkeypatch.setattr("mmga.retrieval.tiles.sources.TILE", tile)
         monkeypatch.setattr("mmga.retrieval.metrics.rank.PAIR_LIMIT", limit)
         torch.set_num_threads(count)
         try:
@@ -208,7 +208,7 @@ def test_same_integers_for_any_tiles_and_threads(monkeypatch, metric, rule):
 @pytest.mark.parametrize("rule", ["market1501", "other-cameras"])
 def test_same_integers_for_any_order_of_tiles(monkeypatch, rule):
     query, gallery = market_like(seed=4)
-    monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", (64, 64))
+    monkeypatch.setattr("mmga.retrieval.tiles.sources.TILE", (64, 64))
     expected = integers(evaluate(query, gallery, protocol=rule, exact="float32"))
     original = sources.FeatureSource.tiles
     shuffled = []
@@ -244,7 +244,7 @@ def test_same_integers_for_shards_and_half_precision(exact):
 def test_a_blas_that_rounds_by_shape_is_noticed(monkeypatch, attempts, verification):
     """Keys of matches that differ from their tiles' are computed in the tiles' shape, or read."""
     query, gallery = market_like(seed=1)
-    monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", (64, 64))
+    monkeypatch.setattr("mmga.retrieval.tiles.sources.TILE", (64, 64))
     plain = evaluate(query, gallery, exact="float32", verification=verification)
     original = sources.FeatureSource.match_keys
     calls = []

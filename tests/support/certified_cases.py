@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mmga.retrieval.bounds.approximation import Subspace
+from mmga.retrieval.bounds.approximation import Projection
 from mmga.retrieval.features import Features
 
 
@@ -41,11 +41,11 @@ def nearly_tied(kind, seed, queries=6, items=60, width=24, persons=4):
 def some_subspace(kind, width, dimensions, seed, sample):
     g = torch.Generator().manual_seed(seed)
     if kind == "fitted":
-        return Subspace.of_sample(sample, dimensions, seed)
+        return Projection.of_sample(sample, dimensions, seed)
     basis = torch.linalg.qr(torch.randn(width, dimensions, generator=g)).Q
     if kind == "skewed":  # a bound on how far it is from orthonormal must cover this
         basis = basis + 1e-3 * torch.randn(width, dimensions, generator=g)
-    return Subspace(basis)
+    return Projection(basis)
 
 
 def decaying(count, width, seed=0, persons=2000):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from mmga.retrieval.tiles import placement, transfer
+from mmga.retrieval.features import transfer
+from mmga.retrieval.tiles import placement
 
 CUDA = torch.device("cuda", 0)
 # Operations that may take tensors of both.
@@ -92,12 +93,19 @@ class PretendedDevice(TorchFunctionMode):
 
     def __init__(self, free: int = 8 << 30, total: int = 8 << 30) -> None:
         super().__init__()
-        self.transfers = 0
+        self.transfers = self.passes = 0
+        blocks = transfer.BlockTransfer.blocks
+
+        def counted(given: transfer.BlockTransfer, *read: Any) -> Iterator[torch.Tensor]:
+            self.passes += 1
+            return blocks(given, *read)
+
         self._patches = [
             mock.patch.object(placement, "free_bytes", lambda device: free),
             mock.patch.object(placement, "total_bytes", lambda device: total),
             mock.patch.object(placement, "named", self._named),
             mock.patch.object(transfer, "streams_on", self._streams),
+            mock.patch.object(transfer.BlockTransfer, "blocks", counted),
         ]
 
     @staticmethod

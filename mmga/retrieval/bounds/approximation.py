@@ -1,13 +1,14 @@
-"""What stands for features in cheap tiles, and how far inner products may be off.
+"""Cheap approximations of feature vectors and bounds on their inner-product error.
 
-Features themselves, rounded to 8 or 16 bits, or their coordinates in a few directions.
-With an orthonormal basis B (up to rounding) and coordinates x^ = B'x, an inner product differs from
+The features themselves, rounded to 8 or 16 bits, or projected on a few directions. With an
+orthonormal basis B (up to rounding) and coordinates x^ = B'x, an inner product differs from
 that of the coordinates by at most the product of the two residuals' norms, |x - Bx^|, and rounding.
 docs/certified.md derives every term.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,7 @@ def blocked_product(x: Tensor, y: Tensor, out: Tensor, block: int | None = None)
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """Rows of some width that stand for features, and how far their inner products may be off.
+    """Rows that approximate features, and bounds on the error of their inner products.
 
     The features are normalised first if the metric is cosine.
 
@@ -90,7 +91,7 @@ class Approximation:
         rows: float32 [N, K], or int16 or int8 [N, D] (`ops.certified.integer_rows`, `byte_rows`).
         radius: float64 [N], bound on the norm of what `rows` leave out.
         slack: float64 [N], this side's share of the rounding errors of a key.
-        unit: float32 [N], what one of a row's numbers of 8 bits stands for; else None.
+        unit: float32 [N], scale of a row's numbers of 8 bits; else None.
     """
 
     rows: Tensor
@@ -102,6 +103,17 @@ class Approximation:
         """Return that of some of the features."""
         unit = None if self.unit is None else self.unit[rows]
         return Approximation(self.rows[rows], self.radius[rows], self.slack[rows], unit)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Approximation]) -> Approximation:
+        """Return those of several sets of features, one set after the other."""
+        units = [part.unit for part in parts if part.unit is not None]
+        return cls(
+            torch.cat([part.rows for part in parts]),
+            torch.cat([part.radius for part in parts]),
+            torch.cat([part.slack for part in parts]),
+            torch.cat(units) if units else None,
+        )
 
 
 def tile_products(one: Approximation, other: Approximation, out: Tensor) -> Tensor:
@@ -117,8 +129,8 @@ def bound_between(query: Approximation, gallery: Approximation, metric: str) -> 
     return Bound(factor * query.radius, gallery.radius, query.slack, gallery.slack)
 
 
-def as_they_are(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
-    """Return features that stand for themselves in a `blocked_product` of float32.
+def identity(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+    """Return the exact features with the rounding bound of a float32 product.
 
     Args:
         rows: float32 [N, D].
@@ -129,8 +141,8 @@ def as_they_are(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
     return Approximation(rows, torch.zeros_like(norms), _slack(error, norms, metric))
 
 
-def as_integers(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
-    """Return features rounded to integers of 16 bits, whose products are exact.
+def int16(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
+    """Quantise features to integers of 16 bits, whose products are exact.
 
     Args:
         rows: float32 [N, D].
@@ -152,11 +164,11 @@ def as_integers(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
 
 
 @dataclass(frozen=True, slots=True)
-class Bytes:
-    """Tiles of features rounded to 8 bits, each row by a unit of its own.
+class Int8:
+    """Quantise features to 8 bits, each row by a unit of its own.
 
     Attributes:
-        longest: the largest norm of any feature; of use to squared distances.
+        longest: the largest norm of any feature, which squared distances need.
     """
 
     longest: float
@@ -164,16 +176,13 @@ class Bytes:
     def __str__(self) -> str:
         return "8-bit features"
 
-    def of(
-        self, rows: Tensor, norms: Tensor, metric: str, room: Tensor | None = None
-    ) -> Approximation:
+    def of(self, rows: Tensor, norms: Tensor, metric: str) -> Approximation:
         """Return features as numbers of 8 bits, whose products are exact.
 
         Args:
             rows: float32 [N, D].
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
-            room: not used.
         """
         numbers, unit, error = byte_rows(rows)
         length = norms.sqrt()
@@ -199,24 +208,24 @@ def _slack(error: float, norms: Tensor, metric: str) -> Tensor:
     return error * norms if metric == "euclidean" else torch.full_like(norms, error / 2)
 
 
-class Subspace:
+class Projection:
     """An orthonormal basis, up to a known defect, in which features are nearly contained.
 
     Attributes:
-        directions: float32 [D, K]; the first k of them are the best k.
+        basis: float32 [D, K]; the first k columns are the best k directions.
         defect: bound on the spectral norm of B'B - I.
     """
 
-    def __init__(self, directions: Tensor) -> None:
-        """Measure how far `directions` [D, K] are from orthonormal."""
-        self.directions = directions
-        basis = directions.double()
-        gram = basis.T @ basis
+    def __init__(self, basis: Tensor) -> None:
+        """Measure how far `basis` [D, K] is from orthonormal."""
+        self.basis = basis
+        wide = basis.double()
+        gram = wide.T @ wide
         gram.diagonal().sub_(1)
         self.defect = float(gram.norm()) * _OUTWARD + 1e-12
 
     @classmethod
-    def of_sample(cls, sample: Tensor, dimensions: int, seed: int = 0) -> Subspace:
+    def of_sample(cls, sample: Tensor, dimensions: int, seed: int = 0) -> Projection:
         """Find the directions in which a sample is largest, by a randomised subspace iteration.
 
         Source: Halko, Martinsson and Tropp, SIAM Review 2011, algorithm 4.4. Costs 8 K n D
@@ -239,43 +248,41 @@ class Subspace:
         return cls(torch.linalg.qr(ordered).Q.to(torch.float32))
 
     def __str__(self) -> str:
-        return f"{self.directions.shape[1]} coordinates"
+        return f"{self.basis.shape[1]} coordinates"
 
-    def of(
-        self, rows: Tensor, norms: Tensor, metric: str, room: Tensor | None = None
-    ) -> Approximation:
+    def of(self, rows: Tensor, norms: Tensor, metric: str) -> Approximation:
         """Return features as their coordinates.
 
         Args:
             rows: float32 [N, D].
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
-            room: float32 [N, K] for the coordinates, or None.
         """
-        if room is None:
-            room = rows.new_empty(len(rows), self.directions.shape[1])
-        return self.approximate(self.coordinates(rows, norms, metric, room), norms, metric)
+        return self.approximate(self.coordinates(rows, norms, metric), norms, metric)
 
-    def first(self, dimensions: int) -> Subspace:
-        """Return the subspace of the first directions."""
-        return Subspace(self.directions[:, :dimensions].contiguous())
+    def first(self, dimensions: int) -> Projection:
+        """Return the projection on the first directions."""
+        return Projection(self.basis[:, :dimensions].contiguous())
 
     @property
     def error(self) -> float:
         """By how much the coordinates of a feature of norm 1 may be off (epsilon)."""
-        basis = (self.directions.shape[1] * (1 + self.defect)) ** 0.5  # Frobenius norm
-        return gamma(roundings(len(self.directions), FINE_BLOCK)) * basis + 4 * UNIT
+        basis = (self.basis.shape[1] * (1 + self.defect)) ** 0.5  # Frobenius norm
+        return gamma(roundings(len(self.basis), FINE_BLOCK)) * basis + 4 * UNIT
 
-    def coordinates(self, x: Tensor, norms: Tensor, metric: str, out: Tensor) -> Tensor:
+    def coordinates(self, x: Tensor, norms: Tensor, metric: str) -> Tensor:
         """Return the coordinates of features, normalised first if the metric is cosine.
 
         Args:
             x: float32 [N, D].
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
-            out: float32 [N, K].
+
+        Returns:
+            float32 [N, K].
         """
-        blocked_product(x, self.directions.T, out, FINE_BLOCK)
+        out = x.new_empty(len(x), self.basis.shape[1])
+        blocked_product(x, self.basis.T, out, FINE_BLOCK)
         if metric == "cosine":
             out.mul_(torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)[:, None])
         return out
@@ -299,6 +306,5 @@ class Subspace:
         return Approximation(coordinates, radius, _slack(1.02 * error, norms, metric))
 
 
-Tiles = Subspace | Bytes | None
-"""What tiles come from: coordinates in some directions, features of 8 bits, or (None) the features
-themselves."""
+Approximator = Projection | Int8
+"""Approximates the vectors of tiles."""

@@ -1,52 +1,82 @@
-"""The levels through which pairs of features go until their order is certain."""
+"""Filter-and-refine stages: each decides the pairs it can bound and passes on the rest."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mmga.ops.distance import key_terms
+from mmga.ops.certified import Bound
+from mmga.ops.distance import key_terms, metric_number
+from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds.approximation import (
     Approximation,
-    Bytes,
-    Subspace,
-    Tiles,
-    as_integers,
-    as_they_are,
+    Approximator,
+    Int8,
+    Projection,
+    bound_between,
+    identity,
+    int16,
+    tile_products,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Some features at every level.
+class StagedRows:
+    """Some vectors at every stage.
 
     Attributes:
+        metric: cosine or euclidean.
         exact_term: float64 [N], norms (cosine) or squared norms (euclidean).
         tile_term: float32 [N] for the keys of the tile.
-        levels: what stands for the features at each level; at the last, they themselves.
+        stages: the approximation of each stage; at the last, the vectors themselves.
     """
 
+    metric: str
     exact_term: Tensor
     tile_term: Tensor
-    levels: list[Approximation]
+    stages: list[Approximation]
 
     def __len__(self) -> int:
         return len(self.exact_term)
 
-    def cut(self, rows: slice) -> Block:
-        """Return those of some of the features."""
-        return Block(
+    def cut(self, rows: slice) -> StagedRows:
+        """Return some of the vectors."""
+        return StagedRows(
+            self.metric,
             self.exact_term[rows],
             self.tile_term[rows],
-            [level.cut(rows) for level in self.levels],
+            [stage.cut(rows) for stage in self.stages],
         )
+
+    def tile(self, items: StagedRows, offset: int, values: Tensor) -> tuple[Tile, Bound]:
+        """Return the tile of approximate keys against `items`, and how far these may be off.
+
+        Args:
+            items: the columns.
+            offset: number of the first of them.
+            values: float32 memory for at least N x W products.
+        """
+        used = values[: len(self) * len(items)].view(len(self), len(items))
+        tile_products(self.stages[0], items.stages[0], used)
+        number = metric_number(self.metric)
+        tile = Tile(used, offset, number, self.tile_term, items.tile_term)
+        return tile, bound_between(self.stages[0], items.stages[0], self.metric)
+
+    def refinements(
+        self, items: StagedRows
+    ) -> Iterator[tuple[Approximation, Approximation, Bound | None]]:
+        """Yield both sides at each stage after the tile, and its bound: None where exact."""
+        for one, other in zip(self.stages[1:], items.stages[1:], strict=True):
+            exact = one is self.stages[-1]
+            yield one, other, None if exact else bound_between(one, other, self.metric)
 
 
 @dataclass(slots=True)
-class Level:
-    """What one level of a cascade did.
+class Stage:
+    """Pairs that one stage was given and left undecided.
 
     Attributes:
         dimensions: coordinates of a product; None for all of the features'.
@@ -67,32 +97,32 @@ class Level:
 
 
 @dataclass(slots=True)
-class Cascade:
-    """The levels through which pairs go, and what they did.
+class Stages:
+    """The stages of a pass, and an account of the pairs at each.
 
     Attributes:
-        tiles: what they come from: coordinates in some directions or features of 8 bits, both
-            before integers of 16 bits; or None for the features, which leave next to nothing.
-        levels: the tile, the integers of 16 bits unless tiles are of features, and the exact one.
+        tiles: approximates the vectors of tiles, before integers of 16 bits; None: tiles are of the
+            features themselves, which leave next to nothing.
+        stages: the tile, the integers of 16 bits unless tiles are of features, and the exact one.
     """
 
-    tiles: Tiles = None
-    levels: list[Level] = field(default_factory=list)
+    tiles: Approximator | None = None
+    stages: list[Stage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start the account of the levels."""
-        precision = "int8" if isinstance(self.tiles, Bytes) else "float32"
-        self.levels = [Level(self.dimensions or None, precision), Level(None, "float64")]
+        """Start the account."""
+        precision = "int8" if isinstance(self.tiles, Int8) else "float32"
+        self.stages = [Stage(self.dimensions or None, precision), Stage(None, "float64")]
         if self.tiles is not None:
-            self.levels.insert(1, Level(None, "int16"))
+            self.stages.insert(1, Stage(None, "int16"))
 
     @property
     def dimensions(self) -> int:
-        """Coordinates of the tile, 0 without directions."""
-        return self.tiles.directions.shape[1] if isinstance(self.tiles, Subspace) else 0
+        """Coordinates of the tile, 0 without a projection."""
+        return self.tiles.basis.shape[1] if isinstance(self.tiles, Projection) else 0
 
     def row_bytes(self, width: int) -> int:
-        """Return what one feature of so many dimensions takes at all levels."""
+        """Return the bytes of one feature of so many dimensions at all stages."""
         if self.tiles is None:
             return 4 * width
         return 4 * width + 2 * width + (4 * self.dimensions or width)
@@ -102,33 +132,35 @@ class Cascade:
         return {
             "levels": [
                 {
-                    "dimensions": level.dimensions,
-                    "precision": level.precision,
-                    "pairs": level.pairs,
-                    "undecided": level.undecided,
+                    "dimensions": stage.dimensions,
+                    "precision": stage.precision,
+                    "pairs": stage.pairs,
+                    "undecided": stage.undecided,
                 }
-                for level in self.levels
+                for stage in self.stages
             ],
-            "rescued": self.levels[-1].pairs,
+            "rescued": self.stages[-1].pairs,
         }
 
-    def block(self, features: Tensor, norms: Tensor, metric: str, coordinates: Tensor) -> Block:
-        """Return features at every level.
+    def rows(self, features: Tensor, norms: Tensor, metric: str) -> StagedRows:
+        """Return features at every stage.
 
         Args:
             features: float32 [N, D].
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
-            coordinates: float32 [N, K] with the coordinates of the tile, written.
         """
-        cosine = metric == "cosine"
-        exact_term = norms.sqrt() if cosine else norms
-        tile_term = key_terms(norms, metric)
+        exact_term = norms.sqrt() if metric == "cosine" else norms
         exact = Approximation(features, torch.zeros_like(norms), torch.zeros_like(norms))
         if self.tiles is None:
-            levels = [as_they_are(features, norms, metric), exact]
-            return Block(exact_term, tile_term, levels)
-        if cosine:  # what stands for features is of the normalised ones
-            tile_term = torch.ones_like(tile_term)
-        tile = self.tiles.of(features, norms, metric, coordinates)
-        return Block(exact_term, tile_term, [tile, as_integers(features, norms, metric), exact])
+            stages = [identity(features, norms, metric), exact]
+            return StagedRows(metric, exact_term, key_terms(norms, metric), stages)
+        tile = self.tiles.of(features, norms, metric)
+        stages = [tile, int16(features, norms, metric), exact]
+        return StagedRows(metric, exact_term, approximate_terms(norms, metric), stages)
+
+
+def approximate_terms(norms: Tensor, metric: str) -> Tensor:
+    """Return the terms of keys from approximations, which with cosine are of normalised vectors."""
+    terms = key_terms(norms, metric)
+    return torch.ones_like(terms) if metric == "cosine" else terms

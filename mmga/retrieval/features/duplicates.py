@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 _BLOCK = 4096
 
 
 def duplicated_items(
-    query: Rows, query_norms: Tensor, gallery: Rows, gallery_norms: Tensor
+    query: ShardedMatrix, query_norms: Tensor, gallery: ShardedMatrix, gallery_norms: Tensor
 ) -> np.ndarray:
     """Return the gallery rows that equal a query row value by value, ascending int64.
 
@@ -37,7 +37,7 @@ def duplicated_items(
     return items[np.array(found, dtype=bool)]
 
 
-def _contents(rows: Rows, indices: np.ndarray) -> list[list[bytes]]:
+def _contents(rows: ShardedMatrix, indices: np.ndarray) -> list[list[bytes]]:
     """Return the values of rows as bytes, -0 as 0, block by block."""
     blocks = []
     for start in range(0, len(indices), _BLOCK):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.retrieval.features import containers, csv_columns
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 JUNK = -1
 """The pid of detections that are nobody: never ranked, counted as junk."""
@@ -81,7 +81,7 @@ class Features:
                 f"{self._name('features')}: expected either features [N, D] or parts [N, P, D], "
                 f"found {'neither' if features is None else 'both'}"
             )
-        self.rows: Rows = self._rows(
+        self.rows: ShardedMatrix = self._rows(
             "features" if parts is None else "parts",
             features if parts is None else parts,
             2 if parts is None else 3,
@@ -137,7 +137,7 @@ class Features:
         """Number of values in a row (of a part)."""
         return self.rows.shape[-1]
 
-    def with_rows(self, rows: Rows) -> Features:
+    def with_rows(self, rows: ShardedMatrix) -> Features:
         """Return the same items with other rows: of other values, or lying elsewhere."""
         if rows is self.rows:
             return self
@@ -151,7 +151,7 @@ class Features:
         taken = self.rows.whole().index_select(0, torch.from_numpy(at).to(self.rows.device))
         chosen = Features.__new__(Features)
         chosen.source, chosen.notes = self.source, list(self.notes)
-        chosen.rows = Rows([taken])
+        chosen.rows = ShardedMatrix([taken])
         chosen.pids, chosen.pid_names = self.pids[at], self.pid_names
         chosen.camids = None if self.camids is None else self.camids[at]
         chosen.camid_names = self.camid_names
@@ -206,7 +206,7 @@ class Features:
                 f"features, found {found}"
             )
 
-    def _rows(self, argument: str, given: Any, dimensions: int) -> Rows:
+    def _rows(self, argument: str, given: Any, dimensions: int) -> ShardedMatrix:
         several = isinstance(given, list | tuple) and all(hasattr(part, "shape") for part in given)
         parts = given if several else [given]
         shards = [self._tensor(argument, part, dimensions) for part in parts]
@@ -222,7 +222,7 @@ class Features:
             raise UserError(
                 f"{self._name(argument)}: shards mix float16 and float32; write them in one dtype"
             )
-        rows = Rows(shards)
+        rows = ShardedMatrix(shards)
         if not len(rows) or not all(rows.shape[1:]):
             raise UserError(f"{self._name(argument)}: found no values, shape {list(rows.shape)}")
         return rows

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Rows:
+class ShardedMatrix:
     """The rows of a feature matrix that may lie in several shards.
 
     Shards stay where they are (memory-mapped files are read block by block); only what `block` and
@@ -48,12 +48,12 @@ class Rows:
         """Bytes of all rows as stored."""
         return sum(shard.nbytes for shard in self.shards)
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> ShardedMatrix:
         """Return the rows on a device, as stored and in one piece, or these if they lie there."""
         if device == self.device:
             return self
         near = torch.empty(self.shape, dtype=self.dtype, device=device)
-        return Rows([self.block(0, len(self), near)])
+        return ShardedMatrix([self.block(0, len(self), near)])
 
     def whole(self) -> Tensor:
         """All rows as one tensor; copies where there is more than one shard."""

@@ -5,7 +5,7 @@ Legend: ``Q`` queries of the query set, ``M`` matches of a run of queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
-from mmga.common.memory import Peak
+from mmga.common.monitor import Monitor
 from mmga.ops.ranking import Matches, Tile, count_preceding, read_matches
 from mmga.retrieval.protocols.protocol import Pairs, Selection
-from mmga.retrieval.tiles.sources import BlockSource, Progress, Source
+from mmga.retrieval.tiles.sources import BlockSource, Source
 
-# Matches and ignored items of the queries that are ranked together.
 PAIR_LIMIT = 1 << 21
+"""Matches and ignored items of the queries that are ranked together."""
 MASK_COLUMNS = 4096
+"""Columns of a mask of pairs that a condition leaves out."""
 
 
 @dataclass(slots=True)
@@ -65,50 +66,38 @@ class PairObserver(Protocol):
 def rank(
     source: Source,
     selection: Selection,
+    monitor: Monitor,
     *,
     observer: PairObserver | None = None,
     phase: str = "ranks",
-    progress: Progress | None = None,
-    peak: Peak | None = None,
 ) -> PerQuery:
     """Rank the matches of all selected queries and return what each query scores.
 
     Args:
         source: tiles whose rows are `selection.queries` and whose columns `selection.gallery`.
         selection: what counts for which query.
+        monitor: is told of pairs of (query, item) done and in all, after each tile.
         observer: takes every tile and all matches as well.
-        phase: name of this pass for `progress`.
-        progress: called with pairs of (query, item) done and in all.
-        peak: looks at the memory after each tile.
+        phase: name of this pass for `monitor`.
 
     Raises:
         UserError: a key is NaN.
     """
     scores = PerQuery.empty(selection.num_matches)
-    done, total = 0, len(selection.queries) * source.columns
-
-    def tile_is_done(tile: Tile) -> None:
-        nonlocal done
-        done += tile.values.numel()
-        if progress is not None:
-            progress(phase, done, total)
-        if peak is not None:
-            peak.look()
-
+    count = _Count(source, selection, monitor, observer, phase)
     most = source.max_rows if isinstance(source, BlockSource) else None
     for pairs in selection.pairs(PAIR_LIMIT, most):
-        before, observed = done, 0
+        count.observed = 0
         for matches in _attempts(source, pairs):
-            done = before
-            tiles = _count(source, selection, pairs, matches, tile_is_done, observer, observed)
+            count(pairs, matches)
             # NaN differs from itself, and is refused below.
             if not bool(matches.moved.any()) or bool(matches.nearest.isnan().any()):
                 break
-            observed = max(observed, tiles)
         else:
             raise RuntimeError("two products of the same features and shape differ on this machine")
         if observer is not None:
             observer.matches(pairs, matches)
+        count.done += pairs.count * source.columns
         score(scores, selection, pairs, matches)
     return scores
 
@@ -119,7 +108,7 @@ def _attempts(source: Source, pairs: Pairs) -> Iterator[Matches]:
     The tiles' own values hold: counting stops where a key differs from them.
     """
     if not isinstance(source, BlockSource):
-        yield _unread(pairs, source.device, source.dtype)
+        yield matches_of(pairs, torch.empty(0, dtype=source.dtype, device=source.device))
         return
     yield matches_of(pairs, source.match_keys(pairs))
     keys = source.match_keys(pairs, whole_tiles=True)
@@ -128,91 +117,101 @@ def _attempts(source: Source, pairs: Pairs) -> Iterator[Matches]:
 
 
 def matches_of(pairs: Pairs, keys: Tensor) -> Matches:
-    """Return the matches of `pairs` with their keys [M], nothing counted yet."""
-    device = keys.device
-    return Matches.of(
-        torch.from_numpy(pairs.match_start).to(device),
-        torch.from_numpy(pairs.match_item).to(device),
-        keys,
-        torch.from_numpy(pairs.ignored_start).to(device),
-        torch.from_numpy(pairs.ignored_item).to(device),
-    )
-
-
-def _unread(pairs: Pairs, device: torch.device, dtype: torch.dtype) -> Matches:
-    return Matches.unread(
-        torch.from_numpy(pairs.match_start).to(device),
-        torch.from_numpy(pairs.match_item).to(device),
-        torch.from_numpy(pairs.ignored_start).to(device),
-        torch.from_numpy(pairs.ignored_item).to(device),
-        dtype,
-    )
-
-
-def _count(
-    source: Source,
-    selection: Selection,
-    pairs: Pairs,
-    matches: Matches,
-    tile_is_done: Callable[[Tile], None],
-    observer: PairObserver | None,
-    observed: int,
-) -> int:
-    """Count the tiles of `pairs`, up to the first one whose keys of matches differ.
+    """Return the matches of `pairs`, nothing counted yet.
 
     Args:
-        source: see `rank`.
-        selection: see `rank`.
-        pairs: the queries.
-        matches: with their keys, unless tiles are whole rows, from which they are read.
-        tile_is_done: called after each tile.
-        observer: see `rank`.
-        observed: tiles at the beginning that the observer has taken already.
-
-    Returns:
-        The number of tiles that an observer has taken.
+        pairs: a run of queries.
+        keys: of the matches, [M]; empty where tiles of whole rows will give them.
     """
-    row_camera = column_camera = None
-    device = matches.match_key.device
-    if selection.query_camera is not None and selection.gallery_camera is not None:
-        row_camera = torch.from_numpy(selection.query_camera[pairs.start : pairs.stop]).to(device)
-        column_camera = torch.from_numpy(selection.gallery_camera).to(device)
-    number, last = 0, pairs.stop - pairs.start
-    for rows, whole in source.tiles(pairs.start, pairs.stop):
-        if not isinstance(source, BlockSource):
-            read_matches(whole, rows, matches)
-        # What a condition leaves out is a mask of the tile, which must not be a whole gallery wide.
-        narrow = None if selection.labels.exclusion is None else MASK_COLUMNS
-        for tile in whole.split(narrow):
-            columns = slice(tile.offset, tile.offset + tile.values.shape[1])
-            removed = None
-            if narrow is not None:
-                queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
-                removed = torch.from_numpy(selection.excludes(queries, columns)).to(device)
-            count_preceding(
-                tile,
-                rows,
-                matches,
-                None if row_camera is None else row_camera[rows],
-                None if column_camera is None else column_camera[columns],
-                removed,
-            )
-            if observer is not None and number >= observed:
-                observer.tile(pairs, rows, tile, removed)
-            number += 1
-        tile_is_done(whole)
-        if rows.stop == last and device.type == "cpu" and bool(matches.moved.any()):
-            break  # elsewhere looking would wait for the device
-    return number
+    match_start, match_item, ignored_start, ignored_item = (
+        torch.from_numpy(part).to(keys.device)
+        for part in (
+            pairs.match_start,
+            pairs.match_item,
+            pairs.ignored_start,
+            pairs.ignored_item,
+        )
+    )
+    if len(match_item) and not len(keys):
+        return Matches.unread(match_start, match_item, ignored_start, ignored_item, keys.dtype)
+    return Matches.of(match_start, match_item, keys, ignored_start, ignored_item)
+
+
+@dataclass(slots=True)
+class _Count:
+    """Count the tiles of a run of queries, up to the first one whose keys of matches differ.
+
+    Attributes:
+        source: see `rank`, as the other attributes.
+        done: pairs of the runs before.
+        observed: tiles of this run that the observer has taken already.
+    """
+
+    source: Source
+    selection: Selection
+    monitor: Monitor
+    observer: PairObserver | None
+    phase: str
+    done: int = 0
+    observed: int = 0
+
+    def __call__(self, pairs: Pairs, matches: Matches) -> None:
+        """Count for `matches`, whose keys are set unless tiles are whole rows."""
+        device, done, number = matches.match_key.device, self.done, 0
+        total = len(self.selection.queries) * self.source.columns
+        cameras = self.selection.cameras(device)
+        for rows, whole in self.source.tiles(pairs.start, pairs.stop):
+            if not isinstance(self.source, BlockSource):
+                read_matches(whole, rows, matches)
+            queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
+            for tile, masks in masked(whole, self.selection, queries, cameras):
+                count_preceding(tile, rows, matches, *masks)
+                if self.observer is not None and number >= self.observed:
+                    self.observer.tile(pairs, rows, tile, masks[2])
+                number += 1
+            done += whole.values.numel()
+            self.monitor.step(self.phase, done, total)
+            last = rows.stop == pairs.count
+            if last and device.type == "cpu" and bool(matches.moved.any()):
+                break  # elsewhere looking would wait for the device
+        self.observed = max(self.observed, number)
+
+
+Cameras = tuple[Tensor, Tensor]
+"""Camera codes of all queries and all items of a selection that leaves out whole cameras."""
+Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Which pairs of a tile are left out: camera codes of its rows [R] and columns [W], pairs of equal
+code; and bool [R, W], pairs for which a condition holds."""
+
+
+def masked(
+    whole: Tile, selection: Selection, queries: slice, cameras: Cameras | None
+) -> Iterator[tuple[Tile, Masks]]:
+    """Yield a tile in pieces, each with the pairs of it that are left out.
+
+    Args:
+        whole: [R, W], whose columns are numbered as the selection's gallery.
+        selection: what counts for which query.
+        queries: the tile's rows among the selection's queries.
+        cameras: `selection.cameras`.
+    """
+    # The mask of a condition must not be a whole gallery wide.
+    narrow = None if selection.labels.exclusion is None else MASK_COLUMNS
+    row_camera = None if cameras is None else cameras[0][queries]
+    for tile in whole.split(narrow):
+        columns = slice(tile.offset, tile.offset + tile.values.shape[1])
+        column_camera = None if cameras is None else cameras[1][columns]
+        removed = None
+        if narrow is not None:
+            removed = torch.from_numpy(selection.excludes(queries, columns)).to(tile.values.device)
+        yield tile, (row_camera, column_camera, removed)
 
 
 def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:
     """Return the keys of the matches of `pairs` as the tiles have them."""
     keys = torch.empty_like(like)
     item = torch.from_numpy(pairs.match_item).to(like.device)
-    row = torch.repeat_interleave(
-        torch.arange(pairs.stop - pairs.start), torch.from_numpy(np.diff(pairs.match_start))
-    ).to(like.device)
+    row = torch.from_numpy(pairs.match_row).to(like.device)
     for rows, tile in source.tiles(pairs.start, pairs.stop):
         inside = (row >= rows.start) & (row < rows.stop) & (item >= tile.offset)
         inside &= item < tile.offset + tile.values.shape[1]
@@ -232,7 +231,6 @@ def score(scores: PerQuery, selection: Selection, pairs: Pairs, matches: Matches
 
     rank = matches.ranks().cpu().numpy()  # [M]
     sizes = np.diff(pairs.match_start)
-    row = np.repeat(np.arange(len(queries)), sizes)
     hit = np.arange(len(rank)) - np.repeat(pairs.match_start[:-1], sizes) + 1
     precision = hit / rank
     if selection.protocol.precision == "trapezoid":
@@ -241,7 +239,7 @@ def score(scores: PerQuery, selection: Selection, pairs: Pairs, matches: Matches
     matched = sizes > 0
     first = pairs.match_start[:-1][matched]
     last = pairs.match_start[1:][matched] - 1
-    total = np.bincount(row, precision, minlength=len(queries))
+    total = np.bincount(pairs.match_row, precision, minlength=len(queries))
     of = queries[matched]
     scores.average_precision[of] = total[matched] / sizes[matched]
     scores.inverse_negative_penalty[of] = sizes[matched] / rank[last]

@@ -96,8 +96,8 @@ class Report:
         process_peak_bytes: the process' peak, everything counted.
         backend: what computed the ranks.
         exact: whose order they are: certified, float32, or given, see `mmga.evaluate`.
-        precision: of the products that gave the distances, see `mmga.evaluate`; None where these
-            were given.
+        precision: of the products that gave the distances, ieee float32; None where these were
+            given.
         pids: pid of each query, as it was given.
         camids: likewise, or None.
         counted: rows of the queries that enter the averages, or None.
@@ -107,17 +107,17 @@ class Report:
 
     figures: Figures
     protocol: str
-    metric: str | None
     num_query: int
     num_valid_query: int
     num_gallery: int
     excluded: dict[str, int]
     distractors: int
     ties: int
-    seconds: dict[str, float]
-    peak_memory_bytes: int
-    process_peak_bytes: int
     backend: str
+    metric: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    process_peak_bytes: int = 0
     exact: str = "given"
     precision: str | None = None
     reranked: Figures | None = None

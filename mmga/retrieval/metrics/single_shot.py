@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmga.common.progress import Progress
 from mmga.retrieval.protocols.protocol import Selection
-from mmga.retrieval.tiles.sources import Progress, Source
+from mmga.retrieval.tiles.sources import Source
 
 _ROWS = 256
 

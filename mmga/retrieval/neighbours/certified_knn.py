@@ -1,104 +1,83 @@
-"""The k nearest of every item in the order of float64 distances, from cheap tiles.
+"""Exact k-NN in the order of float64 distances: filter by cheap tiles, then refine.
 
-A first look at approximate distances gives each item k others; the k-th smallest of their exact
-distances is a limit that its k nearest lie within. A second look lists all pairs that may lie
-within the limit of one of their items, or be the farthest of one, and computes those exactly. Tiles
-of the features themselves are so good that nearly no item needs the second look.
+Approximate distances give each vector k others; the k-th smallest of their exact distances is a
+limit that its k nearest lie within. A second pass lists all candidates: pairs that may lie within
+the limit of one of their vectors, or be the farthest of one. It computes those exactly. Tiles of
+the features themselves are so good that only few lists must be repaired instead.
 """
 
 from __future__ import annotations
-
-import itertools
 
 import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
+from mmga.common.progress import Progress
 from mmga.ops.certified import ExactLists, narrow_pairs, nearest_of, open_pairs
-from mmga.ops.distance import metric_number
+from mmga.ops.distance import exact_keys, metric_number
 from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds.approximation import (
     EXACT,
-    Tiles,
-    as_they_are,
+    Approximation,
+    Approximator,
     beyond_bounds,
     bound_between,
+    identity,
+    int16,
     tile_products,
 )
-from mmga.retrieval.bounds.candidates import spread
-from mmga.retrieval.neighbours.cost_model import first_part
-from mmga.retrieval.neighbours.looks import Looks
-from mmga.retrieval.neighbours.vectors import TILE, Items, squared_from
-from mmga.retrieval.tiles.sources import Progress
+from mmga.retrieval.bounds.planner import spread
+from mmga.retrieval.bounds.stages import approximate_terms
+from mmga.retrieval.features.vectors import VectorSet, squared_distances
+from mmga.retrieval.neighbours.search_plan import filter_part
+from mmga.retrieval.neighbours.tile_sizes import TILE, upper_triangle
 
-# Neighbours beyond k that a first look at tiles of the features asks for: where more than these
-# nearly tie with the k-th, the item gets a second look.
+# Neighbours beyond k that a filter by tiles of the features asks for: where more than these nearly
+# tie with the k-th, the list is repaired.
 _SPARE = 8
-# Items among which each item's farthest is looked for first.
+# Vectors among which each vector's farthest is searched first.
 _SAMPLE = 1024
-# Rows of a tile of the second look, in tiles: the features of its items come through the caches for
-# exact products, and the fewer such blocks, the less often.
+# Rows of a tile of the refinement, in tiles: the features of its vectors come through the caches
+# for exact products, and the fewer such blocks, the less often.
 _ROW_TILES = 4
 
 
 def certified_neighbours(
-    items: Items,
+    vectors: VectorSet,
     k: int,
-    progress: Progress | None = None,
-    tiles: Tiles = None,
+    tiles: Approximator | None = None,
     *,
     kept: Tensor | None = None,
     tile: int | None = None,
     farthest: bool = True,
+    progress: Progress | None = None,
 ) -> Neighbours:
-    """Return the k nearest of every item among all, itself included at distance 0.
+    """Return the k nearest of every vector among all, itself included at distance 0.
 
     Args:
-        items: N items.
+        vectors: N vectors.
         k: 1 to N.
-        progress: called as (phase, done, total).
-        tiles: what they come from: coordinates in some directions, features of 8 bits, or None: the
-            features.
-        kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
+        tiles: approximates the vectors of tiles; None: tiles are of the features.
+        kept: [Q, N - Q] float32, filled with the squared distances of the first Q vectors to the
             others as tiles of the features have them; None with other tiles.
         tile: rows and columns of a tile; `TILE` if None.
-        farthest: each item's largest distance is wanted, too; else it is NaN.
+        farthest: each vector's largest distance is wanted, too; else it is NaN.
+        progress: called as (phase, done, total).
 
     Returns:
         Lists in the order of (float64 distance, index) with squared distances rounded to float32.
-        Each item's largest distance is exact unless tiles are of the features, else the tiles'.
+        Each vector's largest distance is exact unless tiles are of the features, else the tiles'.
     """
-    n = len(items)
-    looks = Looks(items, tiles, tile or TILE)
-    wanted = k if tiles is not None else min(n, k + _SPARE)
-    first = _first_look(looks, wanted, progress, kept)
-    # Exact distances of what was found, in the order that counts.
-    owner = torch.arange(n).repeat_interleave(wanted)
-    found = items.exact_distances(owner, first.index.reshape(-1).long()).view(n, wanted)
-    index, distance = nearest_of(first.index, found, k)
-    limits = distance[:, -1].contiguous()
-    if tiles is not None:
-        lists = ExactLists(limits, k)
-        lists.add_self(torch.arange(n))
-        lists.maxima.copy_(_some_far(looks) if farthest else torch.tensor(torch.inf))
-        _second_look(looks, lists, limits, progress)
-        index, distance = lists.result()
-        maxima = lists.maxima.float()
-    else:
-        maxima = first.maxima
-        if wanted < n:
-            _mend(looks, index, distance, limits, first.distances[:, -1].double(), progress)
-    if not farthest:
-        maxima = torch.full_like(maxima, torch.nan)
-    return Neighbours(index, distance.float(), maxima)
+    search = _Search(vectors, k, tiles, tile or TILE, progress)
+    return search.through_features(kept, farthest) if tiles is None else search.through(farthest)
 
 
-def exact_order(items: Items, exact: str | None) -> str:
-    """Return whose order neighbours of these items shall have: certified or float32.
+def exact_order(vectors: VectorSet, exact: str | None) -> str:
+    """Return whose order neighbours of these vectors shall have: certified or float32.
 
     Args:
-        items: what is searched.
+        vectors: the set that is searched.
         exact: one of the two, or None for certified where there are bounds: on the CPU, and for
             features of usual lengths.
 
@@ -107,176 +86,248 @@ def exact_order(items: Items, exact: str | None) -> str:
     """
     if exact not in (None, *EXACT):
         raise UserError(f"exact: expected {' or '.join(EXACT)}, found {exact!r}")
-    obstacle = beyond_bounds("the set", items.norms)
-    if items.device.type != "cpu":
-        obstacle = f"on {items.device.type} devices"
+    obstacle = beyond_bounds("the set", vectors.norms)
+    if vectors.device.type != "cpu":
+        obstacle = f"on {vectors.device.type} devices"
     if exact == "certified" and obstacle is not None:
         raise UserError(f"exact: certified neighbours are not found {obstacle}; use 'float32'")
     return "float32" if exact == "float32" or obstacle is not None else "certified"
 
 
-def _first_look(looks: Looks, k: int, progress: Progress | None, kept: Tensor | None) -> Neighbours:
-    """Return the k nearest by the tiles' distances."""
-    n, cosine = len(looks.items), looks.items.metric == "cosine"
-    lists = NearestLists(n, k)
-    lists.add_self()
-    # Products of few coordinates are small: larger tiles, of which no result depends.
-    size = looks.tile if looks.tiles is None else 2 * looks.tile
-    tile = torch.empty(size * size)
-    places = list(_places(n, size))
-    for done, (own, other) in enumerate(places, 1):
-        rows = looks.cut(own, min(own + size, n))
-        columns = looks.cut(other, min(other + size, n))
-        values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
-        tile_products(first_part(looks.tiles, rows), first_part(looks.tiles, columns), values)
-        terms, others = looks.terms[own : own + size], looks.terms[other : other + size]
-        lists.add(values, terms, others, own, other, cosine=cosine, symmetric=True, kept=kept)
-        if progress is not None:
-            progress("neighbours", done, len(places))
-    return lists.result()
+class _ExactSide:
+    """The rows or the columns of a tile as its refinement takes them.
 
-
-def _some_far(looks: Looks) -> Tensor:
-    """Return the exact distance of each item to one that seems far, float64 [N].
-
-    The one is the farthest of a sample by the tiles: the larger, the fewer pairs are in question as
-    the farthest.
+    Attributes:
+        int16: quantised to 16 bits.
+        term: float64 [N], norms (cosine) or squared norms (euclidean).
     """
-    items, n = looks.items, len(looks.items)
-    sample = spread(n, _SAMPLE)
-    far_away = looks.take(sample)
-    own = items.norms[sample].float() / 2 if items.metric == "euclidean" else 0.0
-    far = torch.empty(n, dtype=torch.int64)
-    tile = torch.empty(TILE, len(sample))
-    for begin in range(0, n, TILE):
-        end = min(begin + TILE, n)
-        near = tile_products(looks.cut(begin, end), far_away, tile[: end - begin])
-        far[begin:end] = sample[(near - own).argmin(1)]
-    return items.exact_distances(torch.arange(n), far)
+
+    def __init__(self, features: Tensor, norms: Tensor, metric: str) -> None:
+        """Quantise vectors, float32 [N, D], given their squared norms."""
+        self._features, self._norms, self._metric = features, norms, metric
+        self.int16 = int16(features, norms, metric)
+        self.term = norms.sqrt() if metric == "cosine" else norms
+
+    def distances(self, columns: _ExactSide, pairs: Tensor) -> Tensor:
+        """Return the exact squared distances of pairs of a tile, int32 [P, 2], as float64 [P]."""
+        row, column = pairs.long().unbind(1)
+        products = pair_products(self._features, columns._features, row, column)
+        keys = exact_keys(products, self._norms[row], columns._norms[column], self._metric)
+        return squared_distances(keys, self._metric)
 
 
-def _second_look(
-    looks: Looks, lists: ExactLists, limits: Tensor, progress: Progress | None
-) -> None:
-    """Offer all pairs that may lie within the limit of one of their items, or be its farthest."""
-    items, n = looks.items, len(looks.items)
-    cosine = items.metric == "cosine"
-    number, scale = metric_number(items.metric), 2.0 if cosine else 1.0
-    near, far = limits / scale, lists.maxima / scale  # as keys of the tiles
-    terms = items.norms.sqrt() if cosine else items.norms
-    size = looks.tile
-    height = _ROW_TILES * size
-    tile = torch.empty(height * size)
-    places = [(own, other) for own in range(0, n, height) for other in range(own, n, size)]
-    for done, (own, other) in enumerate(places, 1):
-        mine, theirs = slice(own, min(own + height, n)), slice(other, min(other + size, n))
-        rows, columns = looks.cut(mine.start, mine.stop), looks.cut(theirs.start, theirs.stop)
-        values = tile[: len(rows.rows) * len(columns.rows)].view(len(rows.rows), -1)
-        tile_products(rows, columns, values)
-        wanted = (near[mine], near[theirs]), (far[mine], far[theirs])
-        pairs = open_pairs(
-            Tile(values, other, number, looks.terms[mine], looks.terms[theirs]),
-            bound_between(rows, columns, items.metric),
-            *wanted,
-            first_item=own,
+class _Search:
+    """One search: the vectors, their approximations, and the passes over all pairs."""
+
+    def __init__(
+        self,
+        vectors: VectorSet,
+        k: int,
+        tiles: Approximator | None,
+        tile: int,
+        progress: Progress | None,
+    ) -> None:
+        """Approximate all vectors once; see `certified_neighbours` for the arguments."""
+        self._vectors, self._k, self._tiles, self._tile = vectors, k, tiles, tile
+        self._progress = progress or (lambda phase, done, total: None)
+        self._cosine = vectors.metric == "cosine"
+        self._metric = metric_number(vectors.metric)
+        self._scale = 2.0 if self._cosine else 1.0  # of squared distances to keys
+        self._terms = vectors.terms
+        self._approximate: Approximation | None = None
+        if tiles is not None:
+            self._terms = approximate_terms(vectors.norms, vectors.metric)
+            self._approximate = Approximation.joined(
+                [
+                    tiles.of(self._block(rows), vectors.norms[rows], vectors.metric)
+                    for rows in self._slices(TILE)
+                ]
+            )
+
+    def through_features(self, kept: Tensor | None, farthest: bool) -> Neighbours:
+        """Return the neighbours through tiles of the features."""
+        count = len(self._vectors)
+        found, index, distance = self._filter(min(count, self._k + _SPARE), kept)
+        if found.index.shape[1] < count:
+            self._repair(index, distance, found.distances[:, -1].double())
+        maxima = found.maxima if farthest else torch.full_like(found.maxima, torch.nan)
+        return Neighbours(index, distance.float(), maxima)
+
+    def through(self, farthest: bool) -> Neighbours:
+        """Return the neighbours through tiles of approximations."""
+        _, _, distance = self._filter(self._k)
+        lists = ExactLists(distance[:, -1].contiguous(), self._k)
+        lists.add_self(torch.arange(len(self._vectors)))
+        lists.maxima.copy_(self._far() if farthest else torch.tensor(torch.inf))
+        self._refine(lists, distance[:, -1].contiguous())
+        index, distance = lists.result()
+        maxima = lists.maxima.float()
+        if not farthest:
+            maxima.fill_(torch.nan)
+        return Neighbours(index, distance.float(), maxima)
+
+    def _filter(self, wanted: int, kept: Tensor | None = None) -> tuple[Neighbours, Tensor, Tensor]:
+        """Find the nearest by the tiles' distances.
+
+        Returns:
+            Those, and the k nearest of them by exact distances: int32 [N, k], float64 [N, k].
+        """
+        count = len(self._vectors)
+        lists = NearestLists(count, wanted)
+        lists.add_self()
+        # Products of few coordinates are small: larger tiles, of which no result depends.
+        size = self._tile if self._tiles is None else 2 * self._tile
+        values = torch.empty(size * size)
+        places = upper_triangle(count, size)
+        for done, (own, other) in enumerate(places, 1):
+            sides = [slice(begin, min(begin + size, count)) for begin in (own, other)]
+            rows, columns = (filter_part(self._tiles, self._cut(side)) for side in sides)
+            tile = tile_products(rows, columns, _shaped(values, rows, columns))
+            row_term, column_term = (self._terms[side] for side in sides)
+            lists.add(
+                tile,
+                row_term,
+                column_term,
+                own,
+                other,
+                cosine=self._cosine,
+                symmetric=True,
+                kept=kept,
+            )
+            self._progress("neighbours", done, len(places))
+        found = lists.result()
+        owner = torch.arange(count).repeat_interleave(wanted)
+        exact = self._vectors.exact_distances(owner, found.index.reshape(-1).long())
+        return found, *nearest_of(found.index, exact.view(count, wanted), self._k)
+
+    def _far(self) -> Tensor:
+        """Return the exact distance of each vector to one that seems far, float64 [N].
+
+        The one is the farthest of a sample by the tiles: the larger, the fewer pairs are candidates
+        for the farthest.
+        """
+        vectors = self._vectors
+        sample = spread(len(vectors), _SAMPLE)
+        far_away = self._cut(sample)
+        own = 0.0 if self._cosine else vectors.norms[sample].float() / 2
+        far = torch.empty(len(vectors), dtype=torch.int64)
+        values = torch.empty(TILE, len(sample))
+        for rows in self._slices(TILE):
+            near = tile_products(self._cut(rows), far_away, values[: rows.stop - rows.start])
+            far[rows] = sample[(near - own).argmin(1)]
+        return vectors.exact_distances(torch.arange(len(vectors)), far)
+
+    def _refine(self, lists: ExactLists, limits: Tensor) -> None:
+        """Insert all pairs that may lie within a limit of their vectors, or be the farthest."""
+        count, size = len(self._vectors), self._tile
+        near, far = limits / self._scale, lists.maxima / self._scale  # as keys of the tiles
+        height = _ROW_TILES * size
+        values = torch.empty(height * size)
+        places = [
+            (own, other) for own in range(0, count, height) for other in range(own, count, size)
+        ]
+        for done, (own, other) in enumerate(places, 1):
+            mine = slice(own, min(own + height, count))
+            theirs = slice(other, min(other + size, count))
+            if own == other:
+                rows = self._exact_side(mine)
+            columns = self._exact_side(theirs)
+            wanted = (near[mine], near[theirs]), (far[mine], far[theirs])
+            pairs = self._candidates(mine, theirs, values, *wanted)
+            pairs = narrow_pairs(
+                pairs,
+                rows.int16.rows,
+                columns.int16.rows,
+                rows.term,
+                columns.term,
+                self._metric,
+                bound_between(rows.int16, columns.int16, self._vectors.metric),
+                *wanted,
+            )
+            lists.offer(pairs, rows.distances(columns, pairs), own, other, both=True)
+            for part in (mine, theirs):
+                torch.div(lists.maxima[part], self._scale, out=far[part])
+            self._progress("certain neighbours", done, len(places))
+
+    def _candidates(
+        self, mine: slice, theirs: slice, values: Tensor, near: Sides, far: Sides
+    ) -> Tensor:
+        """Return the candidates of a tile above the diagonal, int32 [P, 2]."""
+        rows, columns = self._cut(mine), self._cut(theirs)
+        products = tile_products(rows, columns, _shaped(values, rows, columns))
+        return open_pairs(
+            Tile(products, theirs.start, self._metric, self._terms[mine], self._terms[theirs]),
+            bound_between(rows, columns, self._vectors.metric),
+            near,
+            far,
+            first_item=mine.start,
             symmetric=True,
         )
-        if own == other:
-            own_integers = looks.integers(mine)
-        integers = looks.integers(theirs)
-        pairs = narrow_pairs(
-            pairs,
-            own_integers.rows,
-            integers.rows,
-            terms[mine],
-            terms[theirs],
-            number,
-            bound_between(own_integers, integers, items.metric),
-            *wanted,
-        )
-        distances = _exact(items, mine, theirs, pairs)
-        lists.offer(pairs, distances, own, other, both=True)
-        for part in (mine, theirs):
-            torch.div(lists.maxima[part], scale, out=far[part])
-        if progress is not None:
-            progress("certain neighbours", done, len(places))
+
+    def _repair(self, index: Tensor, distance: Tensor, seen: Tensor) -> None:
+        """Recompute, in place, neighbour lists that the bound cannot certify.
+
+        Args:
+            index: int32 [N, k].
+            distance: float64 [N, k].
+            seen: float64 [N], distances by the tiles up to which every vector was seen.
+        """
+        vectors, limits = self._vectors, distance[:, -1].contiguous()
+        # The error of rows of this width depends on their norms alone.
+        error = identity(vectors.block(0, 1), vectors.norms, vectors.metric).slack
+        doubtful = torch.nonzero(seen - self._scale * (error + error.max()) <= limits).squeeze(1)
+        for begin in range(0, len(doubtful), TILE):
+            chosen = doubtful[begin : begin + TILE]
+            lists = ExactLists(limits[chosen], self._k)
+            own = self._cut(chosen)
+            nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
+            for theirs in self._slices(TILE):
+                columns = self._cut(theirs)
+                endless = torch.full((len(columns.rows),), torch.inf, dtype=torch.float64)
+                values = tile_products(own, columns, torch.empty(len(chosen), len(endless)))
+                terms = self._terms[chosen], self._terms[theirs]
+                pairs = open_pairs(
+                    Tile(values, theirs.start, self._metric, *terms),
+                    bound_between(own, columns, vectors.metric),
+                    (limits[chosen] / self._scale, -endless),
+                    (nowhere, endless),
+                    first_item=0,
+                    symmetric=False,
+                )
+                row, column = pairs.long().unbind(1)
+                exact = vectors.exact_distances(chosen[row], column + theirs.start)
+                lists.offer(pairs, exact, 0, theirs.start, both=False)
+            index[chosen], distance[chosen] = lists.result()
+            done = min(begin + TILE, len(doubtful))
+            self._progress("certain neighbours", done, len(doubtful))
+
+    def _exact_side(self, rows: slice) -> _ExactSide:
+        return _ExactSide(self._block(rows), self._vectors.norms[rows], self._vectors.metric)
+
+    def _slices(self, size: int) -> list[slice]:
+        count = len(self._vectors)
+        return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
+
+    def _block(self, rows: slice) -> Tensor:
+        return self._vectors.block(rows.start, rows.stop).contiguous()
+
+    def _cut(self, chosen: slice | Tensor) -> Approximation:
+        """Return some vectors as tiles take them."""
+        if self._approximate is not None:
+            return self._approximate.cut(chosen)
+        vectors = self._vectors
+        if isinstance(chosen, slice):
+            rows = vectors.block(chosen.start, chosen.stop)
+        else:
+            rows = vectors.take(chosen)
+        return identity(rows, vectors.norms[chosen], vectors.metric)
 
 
-def _mend(
-    looks: Looks,
-    index: Tensor,
-    distance: Tensor,
-    limits: Tensor,
-    seen: Tensor,
-    progress: Progress | None,
-) -> None:
-    """Replace the lists of items whose k nearest may be others than those found, in place.
-
-    Args:
-        looks: all items.
-        index: int32 [N, k].
-        distance: float64 [N, k].
-        limits: float64 [N], the largest of `distance`.
-        seen: float64 [N], distances by the tiles up to which every item was seen.
-        progress: called as (phase, done, total).
-    """
-    items, n = looks.items, len(looks.items)
-    scale = 2.0 if items.metric == "cosine" else 1.0
-    # What rows of this width may be off depends on their norms alone.
-    error = as_they_are(items.block(0, 1), items.norms, items.metric).slack
-    widths = scale * (error + error.max())
-    doubtful = torch.nonzero(seen - widths <= limits).squeeze(1)
-    for begin in range(0, len(doubtful), TILE):
-        chosen = doubtful[begin : begin + TILE]
-        rows = items.take(chosen)
-        own = as_they_are(rows, items.norms[chosen], items.metric)
-        lists = ExactLists(limits[chosen], index.shape[1])
-        nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
-        for other in range(0, n, TILE):
-            theirs = slice(other, min(other + TILE, n))
-            columns = looks.cut(theirs.start, theirs.stop)
-            values = tile_products(own, columns, torch.empty(len(rows), len(columns.rows)))
-            endless = torch.full((len(columns.rows),), torch.inf, dtype=torch.float64)
-            pairs = open_pairs(
-                Tile(
-                    values,
-                    other,
-                    metric_number(items.metric),
-                    looks.terms[chosen],
-                    looks.terms[theirs],
-                ),
-                bound_between(own, columns, items.metric),
-                (limits[chosen] / scale, -endless),
-                (nowhere, endless),
-                first_item=0,
-                symmetric=False,
-            )
-            row, column = pairs.long().unbind(1)
-            exact = items.exact_distances(chosen[row], column + other)
-            lists.offer(pairs, exact, 0, other, both=False)
-        index[chosen], distance[chosen] = lists.result()
-        if progress is not None:
-            progress("certain neighbours", min(begin + TILE, len(doubtful)), len(doubtful))
+Sides = tuple[Tensor, Tensor]
+"""Values of the rows and of the columns of a tile."""
 
 
-def _exact(items: Items, rows: slice, columns: slice, pairs: Tensor) -> Tensor:
-    """Return the exact squared distances of pairs of a tile, float64 [P]."""
-    row, column = pairs.long().unbind(1)
-    products = pair_products(
-        items.block(rows.start, rows.stop).contiguous(),
-        items.block(columns.start, columns.stop).contiguous(),
-        row,
-        column,
-    )
-    return squared_from(
-        products, items.norms[rows][row], items.norms[columns][column], items.metric
-    )
-
-
-def _places(n: int, size: int) -> itertools.chain[tuple[int, int]]:
-    """Return where the tiles on and above the diagonal begin, those on it first."""
-    starts = range(0, n, size)
-    return itertools.chain(
-        ((own, own) for own in starts),
-        ((own, other) for own in starts for other in range(own + size, n, size)),
-    )
+def _shaped(values: Tensor, rows: Approximation, columns: Approximation) -> Tensor:
+    """Return memory for the products of a tile."""
+    height, width = len(rows.rows), len(columns.rows)
+    return values[: height * width].view(height, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
-from mmga.retrieval.features.sharded_matrix import Rows
-from mmga.retrieval.neighbours.vectors import Items, tile_on
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
+from mmga.retrieval.neighbours.search_plan import cheapest_tiles
+from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
 from mmga.retrieval.tiles.sources import tile_height
 
 
@@ -40,14 +44,7 @@ def nearest(
     Raises:
         UserError: k is out of range, widths differ, or a value is NaN or infinite.
     """
-    check_metric(metric)
-    queries = Items([feature_rows(query, "query")], metric)
-    items = Items([feature_rows(gallery, "gallery")], metric)
-    if items.dimension != queries.dimension:
-        raise UserError(
-            f"query and gallery must have one dimension, got {queries.dimension} and "
-            f"{items.dimension}"
-        )
+    queries, items = vector_sets(query, gallery, metric)
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
     found = nearest_items(queries, items, k, progress)
@@ -58,8 +55,72 @@ def nearest(
     return distances, index
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Neighbour lists of a set, and how they were found.
+
+    Attributes:
+        neighbours: in the order of (distance, index), self at distance 0.
+        exact: whose order they have where distances nearly tie: certified or float32.
+        distances: [Q, N - Q] squared distances of the first Q vectors to the others, or None.
+    """
+
+    neighbours: Neighbours
+    exact: str
+    distances: Tensor | None
+
+
+def search(
+    vectors: VectorSet,
+    k: int,
+    *,
+    exact: str | None = None,
+    distances_of: int = 0,
+    farthest: bool = True,
+    alone: bool = False,
+    progress: Progress | None = None,
+) -> Found:
+    """Return the k nearest of every vector of a set among all, itself included.
+
+    Every pair is computed once, by the cheapest tiles that give the order asked for.
+
+    Args:
+        vectors: N vectors.
+        k: 1 to N.
+        exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic;
+            ``"float32"``: that of float32 tiles; None: certified where that can be.
+        distances_of: Q: the distances of the first Q vectors to the others are wanted, too, where
+            tiles give them at no cost; 0 for none.
+        farthest: each vector's largest distance is wanted, too; else it may be NaN.
+        alone: no distance need have the bits that it has in a larger set: tiles fit the set, and
+            None certifies only where that is cheaper.
+        progress: called as (phase, done, total).
+
+    Raises:
+        UserError: the order cannot be certified and shall be.
+    """
+    count = len(vectors)
+    kept = distances_of * (count - distances_of)
+    tiles = None
+    certified = exact_order(vectors, exact) == "certified"
+    if certified:
+        tiles = cheapest_tiles(vectors, k, kept, farthest=farthest)
+        certified = not alone or exact is not None or tiles is not None
+    distances = None
+    if kept and tiles is None:
+        distances = torch.empty(distances_of, count - distances_of, device=vectors.device)
+    size = tile_for(count) if alone and tiles is None else None
+    if certified:
+        neighbours = certified_neighbours(
+            vectors, k, tiles, kept=distances, tile=size, farthest=farthest, progress=progress
+        )
+    else:
+        neighbours = float32_neighbours(vectors, k, kept=distances, tile=size, progress=progress)
+    return Found(neighbours, "certified" if certified else "float32", distances)
+
+
 def nearest_items(
-    queries: Items, items: Items, k: int, progress: Progress | None = None
+    queries: VectorSet, items: VectorSet, k: int, progress: Progress | None = None
 ) -> Neighbours:
     """Return the k nearest items of every query, squared distances, and each query's largest."""
     lists = NearestLists(len(queries), k, queries.device)
@@ -80,38 +141,36 @@ def nearest_items(
     return lists.result()
 
 
-def neighbours_within(
-    items: Items,
+def float32_neighbours(
+    vectors: VectorSet,
     k: int,
-    progress: Progress | None = None,
+    *,
     kept: Tensor | None = None,
     tile: int | None = None,
+    progress: Progress | None = None,
 ) -> Neighbours:
-    """Return the k nearest of every item among all, itself included at distance 0.
+    """Return the k nearest of every vector among all, in the order of float32 tiles.
 
-    Every pair is computed once, in a tile on or above the diagonal, and offered to both its items.
+    Every pair is computed once, in a tile on or above the diagonal, and inserted in both lists.
 
     Args:
-        items: N items.
+        vectors: N vectors.
         k: 1 to N.
-        progress: called as (phase, done, total).
-        kept: [Q, N - Q] float32, filled with the squared distances of the first Q items to the
+        kept: [Q, N - Q] float32, filled with the squared distances of the first Q vectors to the
             others; None where they are not wanted.
-        tile: rows and columns of a tile; `TILE` if None, with which a BLAS that rounds by shape
+        tile: rows and columns of a tile; `tile_on` if None, with which a BLAS that rounds by shape
             gives one pair the same distance in sets of any size.
+        progress: called as (phase, done, total).
 
     Returns:
-        Lists in the order of (distance, index), and each item's largest distance.
+        Lists in the order of (distance, index), and each vector's largest distance.
     """
-    n = len(items)
-    size = tile or tile_on(items.device, n, items.dimension)
-    lists = NearestLists(n, k, items.device)
+    count = len(vectors)
+    size = tile or tile_on(vectors.device, count, vectors.dimension)
+    lists = NearestLists(count, k, vectors.device)
     lists.add_self()
-    starts = range(0, n, size)
-    # Tiles on the diagonal come first: they bound what the others need to offer.
-    places = [(own, own) for own in starts]
-    places += [(own, other) for own in starts for other in range(own + size, n, size)]
-    tiles = _Tiles(items, items, size, size, upper=tile is not None)
+    places = upper_triangle(count, size)
+    tiles = _Tiles(vectors, vectors, size, size, upper=tile is not None)
     for done, (own, other, products) in enumerate(tiles.along(places), 1):
         lists.add(*products, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
         if progress is not None:
@@ -119,14 +178,31 @@ def neighbours_within(
     return lists.result()
 
 
-def feature_rows(value: Any, name: str) -> Rows:
+def vector_sets(query: Any, gallery: Any, metric: str) -> tuple[VectorSet, VectorSet]:
+    """Return two sides that users give as vectors of one width.
+
+    Raises:
+        UserError: a side is no matrix of features, widths differ, or a value is not finite.
+    """
+    check_metric(metric)
+    queries = VectorSet([feature_rows(query, "query")], metric)
+    items = VectorSet([feature_rows(gallery, "gallery")], metric)
+    if items.dimension != queries.dimension:
+        raise UserError(
+            f"query and gallery must have one dimension, got {queries.dimension} and "
+            f"{items.dimension}"
+        )
+    return queries, items
+
+
+def feature_rows(value: Any, name: str) -> ShardedMatrix:
     """Return the rows of `Features`, a tensor or an array.
 
     Raises:
         UserError: it is something else, or not two-dimensional.
     """
     rows = getattr(value, "rows", None)
-    if not isinstance(rows, Rows):
+    if not isinstance(rows, ShardedMatrix):
         tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise UserError(
@@ -135,7 +211,7 @@ def feature_rows(value: Any, name: str) -> Rows:
             )
         if tensor.dtype not in (torch.float16, torch.float32):
             tensor = tensor.float()
-        rows = Rows([tensor.detach()])
+        rows = ShardedMatrix([tensor.detach()])
     if len(rows.shape) != 2:
         raise UserError(f"{name} must be [N, D], got {list(rows.shape)}")
     return rows
@@ -159,7 +235,7 @@ class _Tiles:
     """
 
     def __init__(
-        self, rows: Items, columns: Items, height: int, width: int, *, upper: bool = False
+        self, rows: VectorSet, columns: VectorSet, height: int, width: int, *, upper: bool = False
     ) -> None:
         self._rows, self._columns, self._height, self._width = rows, columns, height, width
         self._half = height // 32 * 16 if upper else 0

@@ -16,8 +16,13 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops.neighbours import Neighbours
 from mmga.ops.precision import float32_products
-from mmga.retrieval.neighbours.knn import feature_rows, nearest_items, neighbours_within
-from mmga.retrieval.neighbours.vectors import Items
+from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.knn import (
+    feature_rows,
+    float32_neighbours,
+    nearest_items,
+    vector_sets,
+)
 
 
 @float32_products()
@@ -45,13 +50,7 @@ def expand_queries(
     Raises:
         UserError: an argument is out of its range, widths differ, or a value is not finite.
     """
-    queries = Items([feature_rows(query, "query")], "cosine")
-    items = Items([feature_rows(gallery, "gallery")], "cosine")
-    if queries.dimension != items.dimension:
-        raise UserError(
-            f"query and gallery must have one dimension, got {queries.dimension} and "
-            f"{items.dimension}"
-        )
+    queries, items = vector_sets(query, gallery, "cosine")
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
         return torch.nn.functional.normalize(queries.take(torch.arange(len(queries))), dim=1)
@@ -77,11 +76,11 @@ def augment_gallery(
     Raises:
         UserError: as in `expand_queries`.
     """
-    items = Items([feature_rows(gallery, "gallery")], "cosine")
+    items = VectorSet([feature_rows(gallery, "gallery")], "cosine")
     _check(neighbours, alpha, len(items) - 1, "neighbours of database-side augmentation")
     if neighbours == 0:
         return torch.nn.functional.normalize(items.take(torch.arange(len(items))), dim=1)
-    found = neighbours_within(items, neighbours + 1, progress)
+    found = float32_neighbours(items, neighbours + 1, progress=progress)
     # Self is dropped where it stands; a duplicate of a lower index may stand before it, and among
     # many duplicates self may be missing: then the last goes instead.
     own = found.index == torch.arange(len(items))[:, None]
@@ -93,7 +92,7 @@ def augment_gallery(
     return _averaged(items, items, others, alpha)
 
 
-def _averaged(own: Items, items: Items, found: Neighbours, alpha: float) -> Tensor:
+def _averaged(own: VectorSet, items: VectorSet, found: Neighbours, alpha: float) -> Tensor:
     cosine = (1 - found.distances / 2).clamp(min=0)  # [N, K]
     weights = torch.where(cosine > 0, cosine**alpha, 0.0)
     result = own.take(torch.arange(len(own)))

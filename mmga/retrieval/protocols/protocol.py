@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
@@ -151,6 +153,16 @@ class Pairs:
     ignored_start: Array
     ignored_item: Array
 
+    @property
+    def count(self) -> int:
+        """Number of queries."""
+        return self.stop - self.start
+
+    @property
+    def match_row(self) -> Array:
+        """Query of each match, counted from `start`, int64."""
+        return np.repeat(np.arange(self.count), np.diff(self.match_start))
+
 
 @dataclass(slots=True)
 class Selection:
@@ -184,6 +196,14 @@ class Selection:
     def by_identity(self) -> bool:
         """Whether the items that no count holds are a query's identity and whole cameras alone."""
         return not self._path_items and self.labels.exclusion is None
+
+    def cameras(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Return the camera codes of queries and items on a device, None without such."""
+        if self.query_camera is None or self.gallery_camera is None:
+            return None
+        codes = self.query_camera, self.gallery_camera
+        query, gallery = (torch.from_numpy(code).to(device) for code in codes)
+        return query, gallery
 
     def pairs(self, limit: int, rows: int | None = None) -> Iterator[Pairs]:
         """Yield the queries in runs of at most `rows` whose lists hold at most `limit` items.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,16 +19,13 @@ from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features import JUNK
-from mmga.retrieval.features.sharded_matrix import Rows
-from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
-from mmga.retrieval.neighbours.cost_model import cheapest_tiles
-from mmga.retrieval.neighbours.knn import check_metric, neighbours_within
-from mmga.retrieval.neighbours.vectors import Items, tile_on
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.knn import search
+from mmga.retrieval.neighbours.tile_sizes import tile_on
 from mmga.retrieval.reranking.encode import encode, mix
 from mmga.retrieval.reranking.settings import KReciprocal
-
-if TYPE_CHECKING:
-    from mmga.retrieval.tiles.problem import Context
+from mmga.retrieval.tiles.problem import RankingProblem
 
 KEPT_BYTES = 512 << 20
 """Distances of queries to gallery are kept from the neighbour pass where they take no more."""
@@ -53,79 +49,51 @@ class Reranking:
 
     def __init__(
         self,
-        query: Rows,
-        gallery: Rows | None,
+        vectors: VectorSet,
+        queries: int | None,
         rule: KReciprocal,
-        metric: str = "cosine",
         *,
-        query_rows: Tensor | None = None,
-        gallery_rows: Tensor | None = None,
+        exact: str | None = None,
         memory: int | None = None,
         progress: Progress | None = None,
-        exact: str | None = None,
-        device: torch.device | None = None,
     ) -> None:
         """Find all neighbours and encode them.
 
         Args:
-            query: feature rows of the queries.
-            gallery: of the gallery; None: one set against itself, of which N is that one set.
+            vectors: the queries that take part, and after them the gallery.
+            queries: Q; None: one set against itself, of which N is that one set.
             rule: settings.
-            metric: "cosine" or "euclidean".
-            query_rows: rows of the queries that take part, ascending int64; None for all.
-            gallery_rows: likewise. Queries and items are numbered within these from here on.
+            exact: whose order neighbours that nearly tie have, see `neighbours.knn.search`.
             memory: bytes that kept distances may take; None for `KEPT_BYTES`.
             progress: called as (phase, done, total).
-            exact: whose order neighbours that nearly tie have: ``"certified"``, ``"float32"``, or
-                None for certified where it can be.
-            device: where to compute; where the features lie if None.
 
         Raises:
-            UserError: widths differ, a value is NaN or infinite, a side is empty, or the order
-                cannot be certified and shall be.
+            UserError: the order cannot be certified and shall be.
         """
-        check_metric(metric)
-        self._rule = rule
-        sides = [query] if gallery is None else [query, gallery]
-        chosen = [query_rows, gallery_rows][: len(sides)]
-        if any(
-            not (len(side) if at is None else len(at))
-            for side, at in zip(sides, chosen, strict=True)
-        ):
-            raise UserError("re-ranking needs at least one query and one gallery item, found none")
-        self._items = Items(sides, metric, chosen, device)
-        self.device = self._items.device
-        self._tile = tile_on(self.device, len(self._items), self._items.dimension)
-        self.queries = len(query) if query_rows is None else len(query_rows)
+        self._rule, self._vectors, self.device = rule, vectors, vectors.device
         # Of one set against itself, item g of the gallery is item g of the graph.
-        self._first = 0 if gallery is None else self.queries
-        self.gallery = len(self._items) - self._first
-        start = time.perf_counter()
-        k = rule.neighbours_needed(len(self._items))
-        certified = exact_order(self._items, exact) == "certified"
+        self._first = queries or 0
+        self.queries = len(vectors) if queries is None else queries
+        self.gallery = len(vectors) - self._first
+        self._tile = tile_on(self.device, len(vectors), vectors.dimension)
         limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
-        kept = 0 if gallery is None else self.queries * self.gallery
-        kept = kept if 4 * kept <= limit else 0
-        tiles = None
-        if certified:
-            tiles = cheapest_tiles(self._items, k, kept, farthest=rule.divides)
-        self._kept: Tensor | None = None
-        if tiles is None and kept:
-            self._kept = torch.empty((self.queries, self.gallery), device=self._items.device)
-        self.exact = "certified" if certified else "float32"
-        neighbours = (
-            certified_neighbours(
-                self._items, k, progress, tiles, kept=self._kept, farthest=rule.divides
-            )
-            if certified
-            else neighbours_within(self._items, k, progress, self._kept)
+        keep = queries is not None and 4 * self.queries * self.gallery <= limit
+        start = time.perf_counter()
+        found = search(
+            vectors,
+            rule.neighbours_needed(len(vectors)),
+            exact=exact,
+            distances_of=self.queries if keep else 0,
+            farthest=rule.divides,
+            progress=progress,
         )
-        self._maxima = neighbours.maxima[: self.queries].double()
-        found = time.perf_counter()
-        self._rows = encode(neighbours, rule, self._items.pair_distances)
+        self._kept, self.exact = found.distances, found.exact
+        self._maxima = found.neighbours.maxima[: self.queries].double()
+        searched = time.perf_counter()
+        self._rows = encode(found.neighbours, rule, vectors.pair_distances)
         self._inverted = ops.transpose_rows(self._rows, self._first)
         encoded = time.perf_counter()
-        self.seconds = {"neighbours": found - start, "encoding": encoded - found}
+        self.seconds = {"neighbours": searched - start, "encoding": encoded - searched}
 
     @property
     def group(self) -> int:
@@ -163,28 +131,23 @@ class Reranking:
             yield slice(low, high), self._mixed(squared, part, _between(overlaps, low, high))
 
     def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.Rows) -> Tensor:
-        scale = 0.5 if self._items.metric == "cosine" else 1.0
+        scale = 0.5 if self._vectors.metric == "cosine" else 1.0
         maxima = self._maxima[queries]
         return mix(squared, maxima, overlaps, self._first, self._rule, scale)
 
     def _original(self, queries: Tensor) -> Tensor:
         """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
         height, width = self.group, self._tile
-        result = torch.empty((len(queries), self.gallery), device=self._items.device)
+        vectors, count = self._vectors, len(self._vectors)
+        result = torch.empty((len(queries), self.gallery), device=self.device)
         tile = result.new_empty(height, width)
-        own = result.new_zeros(height, self._items.dimension)
-        own[: len(queries)] = self._items.take(queries)
-        count = self._first + self.gallery
+        own = vectors.take(queries, result.new_empty(height, vectors.dimension))
         runs = [(begin, min(begin + width, count)) for begin in range(self._first, count, width)]
-        for (first, last), others in zip(runs, self._items.blocks(runs, width), strict=True):
+        for (first, last), others in zip(runs, vectors.blocks(runs, width), strict=True):
             torch.mm(own, others.t(), out=tile)
             used = tile[: len(queries), : last - first]
-            squared_distances_(
-                used,
-                self._items.terms[queries],
-                self._items.terms[first:last],
-                cosine=self._items.metric == "cosine",
-            )
+            terms = vectors.terms[queries], vectors.terms[first:last]
+            squared_distances_(used, *terms, cosine=vectors.metric == "cosine")
             result[:, first - self._first : last - self._first] = used
         if self._first == 0:  # one set against itself
             result[torch.arange(len(queries)), queries] = 0
@@ -218,8 +181,8 @@ class RerankedSource:
             yield rows, Tile.of_keys(final if self._items is None else final[:, self._items])
 
 
-def reranked_source(rule: KReciprocal, context: Context) -> RerankedSource:
-    """Re-rank what an evaluation ranks.
+def reranked_source(rule: KReciprocal, problem: RankingProblem) -> RerankedSource:
+    """Return the re-ranked distances of a problem's queries and items.
 
     Junk takes no part in the neighbour graph, unless the protocol says so; images of the query's
     own camera do, and the ranking alone leaves them out.
@@ -227,35 +190,30 @@ def reranked_source(rule: KReciprocal, context: Context) -> RerankedSource:
     Raises:
         UserError: the features are of parts, which have no neighbour graph here.
     """
-    query, gallery = context.query.rows, context.gallery.rows
+    query, gallery, selection = problem.query.rows, problem.gallery.rows, problem.selection
     if len(query.shape) != 2:
         raise UserError("re-ranking needs features [N, D]; part features cannot be re-ranked")
-    labels, selection = context.labels, context.selection
-    query_rows = np.flatnonzero(labels.query_pids != JUNK)
-    gallery_rows = np.flatnonzero(labels.gallery_pids != JUNK)
+    query_rows = np.flatnonzero(selection.labels.query_pids != JUNK)
+    gallery_rows = np.flatnonzero(selection.labels.gallery_pids != JUNK)
     if selection.protocol.junk_in_graph:
-        gallery_rows = np.arange(len(labels.gallery_pids))
-
-    def watched(phase: str, done: int, total: int) -> None:
-        context.peak.look()
-        if context.progress is not None:
-            context.progress(phase, done, total)
-
-    reranking = Reranking(
+        gallery_rows = np.arange(len(gallery))
+    itself = gallery is query
+    vectors = graph_vectors(
         query,
-        None if gallery is query else gallery,
-        rule,
-        context.metric,
-        query_rows=_unless_all(query_rows, len(query)),
-        gallery_rows=_unless_all(gallery_rows, len(gallery)),
-        memory=None if context.memory is None else context.memory // 2,
-        progress=watched,
-        exact=context.exact,
-        device=context.device,
+        None if itself else gallery,
+        problem.metric,
+        rows=(query_rows, gallery_rows),
+        device=problem.device,
     )
-    context.peak.look()
-    taken = sum(reranking.seconds.values())
-    context.seconds["neighbours"] = context.seconds.get("neighbours", 0.0) + taken
+    reranking = Reranking(
+        vectors,
+        None if itself else len(query_rows),
+        rule,
+        exact=problem.exact,
+        memory=None if problem.placed.memory is None else problem.placed.memory // 2,
+        progress=problem.monitor.step,
+    )
+    problem.monitor.add("neighbours", sum(reranking.seconds.values()))
     return RerankedSource(
         reranking,
         np.searchsorted(query_rows, selection.queries),
@@ -263,8 +221,36 @@ def reranked_source(rule: KReciprocal, context: Context) -> RerankedSource:
     )
 
 
-def _unless_all(rows: np.ndarray, count: int) -> Tensor | None:
-    return None if len(rows) == count else torch.from_numpy(rows)
+def graph_vectors(
+    query: ShardedMatrix,
+    gallery: ShardedMatrix | None,
+    metric: str,
+    *,
+    rows: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
+    device: torch.device | None = None,
+) -> VectorSet:
+    """Return what takes part in a neighbour graph: the queries, and after them the gallery.
+
+    Args:
+        query: feature rows of the queries.
+        gallery: of the gallery; None: one set against itself.
+        metric: "cosine" or "euclidean".
+        rows: rows of both that take part, ascending int64; None for all.
+        device: where to compute; where the queries lie if None.
+
+    Raises:
+        UserError: widths differ, a value is NaN or infinite, or a side is empty.
+    """
+    sides = [query] if gallery is None else [query, gallery]
+    chosen = [
+        None if at is None or len(at) == len(side) else torch.from_numpy(at)
+        for side, at in zip(sides, rows, strict=False)
+    ]
+    if any(
+        not (len(side) if at is None else len(at)) for side, at in zip(sides, chosen, strict=True)
+    ):
+        raise UserError("re-ranking needs at least one query and one gallery item, found none")
+    return VectorSet(sides, metric, chosen, device=device)
 
 
 def _between(rows: ops.Rows, low: int, high: int) -> ops.Rows:

@@ -23,9 +23,9 @@ from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.precision import float32_products
-from mmga.retrieval.features.sharded_matrix import Rows
-from mmga.retrieval.neighbours.knn import check_metric, feature_rows, neighbours_within
-from mmga.retrieval.neighbours.vectors import Items
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.knn import check_metric, feature_rows, search
 from mmga.retrieval.reranking.encode import (
     averaged,
     encoded_distances,
@@ -79,7 +79,7 @@ class GalleryIndex:
         self.rule = rule
         self.metric = metric
         self.arrays = arrays
-        self._items = Items([Rows([torch.from_numpy(arrays["features"])])], metric)
+        self._vectors = VectorSet([ShardedMatrix([torch.from_numpy(arrays["features"])])], metric)
 
     def __len__(self) -> int:
         return len(self.arrays["features"])
@@ -114,13 +114,12 @@ class GalleryIndex:
                 "in re-ranking; leave them out, for example by gallery.select(gallery.pids != -1)"
             )
         rows = feature_rows(gallery, "gallery")
-        items = Items([rows], metric)
+        vectors = VectorSet([rows], metric)
         # One more item will be there: the query.
-        near = neighbours_within(
-            items, min(rule.neighbours_needed(len(items) + 1), len(items)), progress
-        )
+        k = min(rule.neighbours_needed(len(rows) + 1), len(rows))
+        near = search(vectors, k, exact="float32", progress=progress).neighbours
         sets = expanded_sets(near, rule)
-        distances = set_distances(sets, near, items.pair_distances)
+        distances = set_distances(sets, near, vectors.pair_distances)
         encoded = ops.encode(sets, *encoded_distances(distances, near.maxima, rule))
         final = averaged(encoded, near, rule)
         parts = (
@@ -226,23 +225,23 @@ class GalleryIndex:
     @float32_products()
     def squared_distances(self, vector: Tensor) -> np.ndarray:
         """Return the squared distances of a vector [D] to every item: [G] float32."""
-        probe = Items([Rows([vector[None]])], self.metric)
+        probe = VectorSet([ShardedMatrix([vector[None]])], self.metric)
         result = torch.empty(1, len(self))
         for begin in range(0, len(self), 4096):
             end = min(begin + 4096, len(self))
-            result[0, begin:end] = self._items.block(begin, end) @ vector
-        squared_distances_(result, probe.terms, self._items.terms, cosine=self.metric == "cosine")
+            result[0, begin:end] = self._vectors.block(begin, end) @ vector
+        squared_distances_(result, probe.terms, self._vectors.terms, cosine=self.metric == "cosine")
         return result[0].numpy()
 
     def pair_distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the squared distances of pairs of items: [P] float64."""
-        return self._items.pair_distances(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+        return self._vectors.pair_distances(torch.from_numpy(left), torch.from_numpy(right)).numpy()
 
     def _vector(self, query: Any) -> Tensor:
         vector = torch.as_tensor(query)
-        if vector.shape != (self._items.dimension,):
+        if vector.shape != (self._vectors.dimension,):
             raise UserError(
-                f"query must be one vector of {self._items.dimension} numbers, got "
+                f"query must be one vector of {self._vectors.dimension} numbers, got "
                 f"{list(vector.shape)}"
             )
         return vector.to(torch.float32)

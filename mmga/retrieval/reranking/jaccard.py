@@ -15,10 +15,8 @@ from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
-from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
-from mmga.retrieval.neighbours.cost_model import cheapest_tiles
-from mmga.retrieval.neighbours.knn import check_metric, feature_rows, neighbours_within
-from mmga.retrieval.neighbours.vectors import Items, tile_for
+from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.knn import check_metric, feature_rows, search
 from mmga.retrieval.reranking.encode import encode
 from mmga.retrieval.reranking.settings import KReciprocal
 
@@ -87,29 +85,30 @@ def jaccard_distance(
     check_metric(metric)
     rule = KReciprocal(k1, k2, variant=_RULES[variant])
     start = time.perf_counter()
-    items = Items([feature_rows(features, "features")], metric)
-    n = len(items)
-    k = rule.neighbours_needed(n)
-    tiles = None
-    certified = exact_order(items, exact) == "certified"
-    if certified:
-        tiles = cheapest_tiles(items, k, farthest=rule.divides)
-        certified = exact is not None or tiles is not None
-    if certified:
-        size = tile_for(n) if tiles is None else None
-        neighbours = certified_neighbours(
-            items, k, progress, tiles, tile=size, farthest=rule.divides
-        )
-    else:
-        neighbours = neighbours_within(items, k, progress, tile=tile_for(n))
-    found = time.perf_counter()
-    rows = encode(neighbours, rule, items.pair_distances)
+    vectors = VectorSet([feature_rows(features, "features")], metric)
+    n = len(vectors)
+    found = search(
+        vectors,
+        rule.neighbours_needed(n),
+        exact=exact,
+        farthest=rule.divides,
+        alone=True,
+        progress=progress,
+    )
+    searched = time.perf_counter()
+    rows = encode(found.neighbours, rule, vectors.pair_distances)
     encoded = time.perf_counter()
     matrix = _all_rows(rows, n, max_distance, progress)
     _LOG.info(
         "Jaccard distances of %d items: neighbours %.2f s, encoding %.2f s, distances %.2f s, "
         "%d stored",
-        *(n, found - start, encoded - found, time.perf_counter() - encoded, len(matrix.values)),
+        *(
+            n,
+            searched - start,
+            encoded - searched,
+            time.perf_counter() - encoded,
+            len(matrix.values),
+        ),
     )
     wide = torch.int64 if len(matrix.values) > torch.iinfo(torch.int32).max else torch.int32
     with warnings.catch_warnings():

@@ -13,8 +13,8 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
 from mmga.ops.precision import float32_products
-from mmga.retrieval.neighbours.knn import feature_rows
-from mmga.retrieval.reranking.distances import Reranking
+from mmga.retrieval.neighbours.knn import check_metric, feature_rows
+from mmga.retrieval.reranking.distances import Reranking, graph_vectors
 from mmga.retrieval.reranking.encode import encode, jaccard, mix
 from mmga.retrieval.reranking.settings import KReciprocal
 
@@ -93,26 +93,22 @@ def rerank(
             or a value is NaN or infinite.
     """
     sides = feature_rows(query, "query"), feature_rows(gallery, "gallery")
-    query_rows, gallery_rows = _not_junk(query), _not_junk(gallery)
+    check_metric(metric)
+    chosen = _not_junk(query), _not_junk(gallery)
     shape = len(sides[0]), len(sides[1])
     if topk is None:
         _check_room(*shape)
-    places = torch.arange(shape[1]) if gallery_rows is None else gallery_rows
+    places = torch.arange(shape[1]) if chosen[1] is None else torch.from_numpy(chosen[1])
     if topk is not None and not 1 <= topk <= len(places):
         junk = shape[1] - len(places)
         left_out = f" ({junk} junk items are left out)" if junk else ""
         raise UserError(
             f"topk must be from 1 to the {len(places)} gallery items{left_out}, got {topk}"
         )
-    reranking = Reranking(
-        *sides,
-        rerank or KReciprocal(),
-        metric,
-        query_rows=query_rows,
-        gallery_rows=gallery_rows,
-        progress=progress,
-    )
-    rows = torch.arange(shape[0]) if query_rows is None else query_rows
+    vectors = graph_vectors(*sides, metric, rows=chosen)
+    queries = shape[0] if chosen[0] is None else len(chosen[0])
+    reranking = Reranking(vectors, queries, rerank or KReciprocal(), progress=progress)
+    rows = torch.arange(shape[0]) if chosen[0] is None else torch.from_numpy(chosen[0])
     width = shape[1] if topk is None else topk
     distances = torch.full((shape[0], width), torch.inf, dtype=torch.float64)
     index = torch.full((shape[0], topk or 0), -1, dtype=torch.int64)
@@ -130,12 +126,12 @@ def rerank(
     return (distances.numpy(), index.numpy()) if as_array else (distances, index)
 
 
-def _not_junk(value: Any) -> Tensor | None:
-    """Return the rows of `Features` that are somebody, None for all."""
+def _not_junk(value: Any) -> np.ndarray | None:
+    """Return the rows of `Features` whose pid is not junk, None for all."""
     pids = getattr(value, "pids", None)
     if pids is None or not (pids == -1).any():
         return None
-    return torch.from_numpy(np.flatnonzero(pids != -1))
+    return np.flatnonzero(pids != -1)
 
 
 def _check_room(queries: int, gallery: int) -> None:

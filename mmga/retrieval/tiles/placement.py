@@ -8,7 +8,7 @@ import torch
 
 from mmga.common.errors import UserError
 from mmga.common.memory import spell
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 # Of the room on a device so much may go to features; tiles, lists and neighbours take the rest.
 FEATURE_SHARE = 0.75
@@ -62,14 +62,16 @@ class Placement:
         note: what was done to get there, None where nothing was.
     """
 
-    query: Rows
-    gallery: Rows
+    query: ShardedMatrix
+    gallery: ShardedMatrix
     memory: int | None
     room: int | None
     note: str | None
 
 
-def place(query: Rows, gallery: Rows, device: torch.device, memory: int | None) -> Placement:
+def place(
+    query: ShardedMatrix, gallery: ShardedMatrix, device: torch.device, memory: int | None
+) -> Placement:
     """Copy features to a device where they fit it; else they stay and are streamed in blocks.
 
     They fit a CUDA device if they take at most `FEATURE_SHARE` of what is free on it, and of

@@ -7,21 +7,19 @@ of features, a given matrix, re-ranked distances.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common import memory as memory_sizes
 from mmga.common.errors import UserError
-from mmga.ops import distance
+from mmga.common.memory import spell
+from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Tile
-from mmga.ops.reference import ranking_keys
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.protocols.protocol import Pairs
-from mmga.retrieval.tiles.transfer import BlockTransfer
 
 # At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
 # small enough for a last-level cache.
@@ -86,226 +84,172 @@ def tile_height(num_query: int, most: int = TILE[0]) -> int:
     return round_up(-(-num_query // tiles), NARROWEST)
 
 
-class FeatureBlocks:
-    """What tiles of features are made from: queries, blocks of the gallery, and their key terms.
+def rows_within(memory: int | None, fixed: int, height: int, tile_bytes: int, what: str) -> int:
+    """Return how many queries one sweep over the gallery serves: whole tiles of them.
 
-    A block that lies elsewhere is copied to the device while the one before is used.
+    Args:
+        memory: bytes that may be allocated, or None.
+        fixed: bytes of all but the queries.
+        height: queries of a tile.
+        tile_bytes: bytes of so many queries.
+        what: a tile holds, for the error.
+
+    Raises:
+        UserError: `memory` does not suffice for one tile.
+    """
+    if memory is not None and memory < fixed + tile_bytes:
+        raise UserError(
+            f"memory: {spell(memory)} cannot hold one tile of {what}; give at least "
+            f"{spell(fixed + tile_bytes)}"
+        )
+    room = QUERY_BYTES if memory is None else min(QUERY_BYTES, memory - fixed)
+    return max(1, room // tile_bytes) * height
+
+
+class FeatureBlocks:
+    """Queries and blocks of the gallery, from which tiles of features are made.
+
+    Gallery blocks are the outer loop: each is read, and widened to float32, once for as many
+    queries as fit `QUERY_BYTES`. Every product has one fixed shape.
     """
 
     dtype = torch.float32
 
     def __init__(
         self,
-        query: Rows,
-        query_rows: np.ndarray,
-        query_norms: Tensor,
-        gallery: Rows,
-        gallery_rows: np.ndarray,
-        gallery_norms: Tensor,
-        metric: str,
-        device: torch.device | None = None,
+        queries: VectorSet,
+        items: VectorSet,
         memory: int | None = None,
         tile: tuple[int, int] = TILE,
     ) -> None:
-        """Take the rows of a selection.
+        """Take both sides.
 
         Args:
-            query: the query features.
-            query_rows: the rows that are ranked, int64 [Q'].
-            query_norms: squared norms of all query rows, float64 [Q].
-            gallery: the gallery features.
-            gallery_rows: the rows that take part, ascending int64 [G'].
-            gallery_norms: float64 [G].
-            metric: cosine or euclidean.
-            device: where products are computed; where the gallery lies if None.
+            queries: the queries that are ranked.
+            items: the gallery items that take part.
             memory: bytes that may be allocated here.
             tile: queries x items of one product.
 
         Raises:
             UserError: `memory` does not suffice for one tile.
         """
-        self._query, self._query_rows = query, torch.from_numpy(query_rows)
-        self._gallery, self._gallery_rows = gallery, torch.from_numpy(gallery_rows)
-        self.device = device or gallery.device
-        self.columns = len(gallery_rows)
-        self._metric = distance.metric_number(metric)
-        self._row_term = distance.key_terms(query_norms[query_rows], metric).to(self.device)
-        self._column_term = distance.key_terms(gallery_norms[gallery_rows], metric).to(self.device)
-        self._height = tile_height(len(query_rows), tile[0])
+        self._queries, self._items = queries, items
+        self.device, self.columns = items.device, len(items)
+        self._metric = metric_number(items.metric)
+        self._height = self._tile_height(tile[0])
         self._width = min(round_up(tile[1], NARROWEST), round_up(self.columns, NARROWEST))
         self.max_rows = self._queries_within(memory)
-        self._tile: Tensor | None = None
-        self._block: Tensor | None = None
-        self._transfer: BlockTransfer | None = None
+        self._products: Tensor | None = None
         self._loaded: tuple[int, int, Tensor] | None = None
 
+    def _tile_height(self, most: int) -> int:
+        return tile_height(len(self._queries), most)
+
     def _queries_within(self, memory: int | None) -> int:
-        """Return how many queries one sweep over the gallery serves, whole tiles of them."""
-        # One gallery block (where it is streamed: two), one for the matches' items, one tile, and
-        # queries row by row.
-        dimension = self._gallery.shape[1]
-        blocks = 2 if self._gallery.device == self.device else 3
-        row_bytes = 4 * self._height * dimension
+        # One gallery block (where it is streamed: two), one for the matches' items, one tile.
+        dimension = self._items.dimension
+        blocks = 2 if self._items.near else 3
         fixed = 4 * (blocks * self._width * dimension + self._height * self._tile_width)
-        if memory is not None and memory < fixed + row_bytes:
-            raise UserError(
-                f"memory: {memory_sizes.spell(memory)} cannot hold one tile of "
-                f"{self._height} x {self._tile_width} and its features; give at least "
-                f"{memory_sizes.spell(fixed + row_bytes)}"
-            )
-        room = QUERY_BYTES if memory is None else min(QUERY_BYTES, memory - fixed)
-        return max(1, room // row_bytes) * self._height
+        what = f"{self._height} x {self._tile_width} and its features"
+        return rows_within(memory, fixed, self._height, 4 * self._height * dimension, what)
 
     @property
     def _tile_width(self) -> int:
         """Columns of the tiles that are handed out, padding included."""
         return self._width
 
-    def _tile_buffer(self) -> Tensor:
-        if self._tile is None:
-            self._tile = torch.empty(self._height, self._tile_width, device=self.device)
-        return self._tile
+    def _scratch(self, height: int, width: int) -> Tensor:
+        """Return memory for products, float32 [height, width], the same at every call."""
+        if self._products is None:
+            self._products = torch.empty(self._height * self._tile_width, device=self.device)
+        return self._products[: height * width].view(height, width)
 
-    def _queries(self, start: int, stop: int) -> Tensor:
+    def _padded(self, start: int, stop: int) -> Tensor:
         """Return queries as float32, with zero rows up to whole tiles."""
         if self._loaded is None or self._loaded[:2] != (start, stop):
             self._loaded = None
-            rows = torch.empty(
-                round_up(stop - start, self._height),
-                self._query.shape[1],
-                device=self._query.device,
-            )
-            self._query.take(self._query_rows[start:stop], rows)
-            self._loaded = (start, stop, rows.to(self.device))
+            room = (round_up(stop - start, self._height), *self._queries.shape)
+            rows = torch.empty(room, device=self.device)
+            self._loaded = (start, stop, self._queries.read(start, stop, rows))
         return self._loaded[2]
 
     def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield every block of the gallery once.
-
-        Yields:
-            The first item, the one after the last, and the items as float32 [width, D] with zero
-            rows at the end; valid for work queued before the next block is asked for.
-        """
-        ends = [
+        """Yield every block of the gallery once: its first item, the one after the last, rows."""
+        runs = [
             (left, min(left + self._width, self.columns))
             for left in range(0, self.columns, self._width)
         ]
-        if self._gallery.device == self.device:
-            for left, right in ends:
-                yield left, right, self._items(left, right)
-            return
-        if self._transfer is None:
-            self._transfer = BlockTransfer(
-                (self._width, self._gallery.shape[1]),
-                self._gallery.dtype,
-                self.device,
-                wanted=torch.float32,
-            )
-
-        def read(number: int, out: Tensor) -> int:
-            return len(self._items(*ends[number], out))
-
-        blocks = self._transfer.blocks(read, len(ends))
-        for (left, right), block in zip(ends, blocks, strict=True):
+        for (left, right), block in zip(runs, self._items.blocks(runs, self._width), strict=True):
             yield left, right, block
 
-    def _items(self, left: int, right: int, out: Tensor | None = None) -> Tensor:
-        """Return gallery items where they lie, [tile width, D], with zero rows at the end.
+    def _terms(self, values: Tensor, offset: int, rows: slice, columns: slice | Tensor) -> Tile:
+        """Return products as a tile, of which padding is cut off.
 
         Args:
-            left: first item.
-            right: item after the last.
-            out: where to put them; without it they are float32 and, where that is possible, a view.
+            values: inner products, float32 [H, W].
+            offset: number of the first column.
+            rows: the queries.
+            columns: the items.
         """
-        rows = self._gallery_rows[left:right]
-        first, last = int(rows[0]), int(rows[-1]) + 1
-        if last - first != right - left:
-            return self._gallery.take(rows, self._buffer() if out is None else out)
-        whole = right - left == self._width and self._gallery.dtype == torch.float32
-        if whole and out is None:
-            return self._gallery.block(first, last)
-        return self._gallery.block(first, last, self._buffer() if out is None else out)
-
-    def _buffer(self) -> Tensor:
-        if self._block is None:
-            self._block = torch.empty(
-                self._width, self._gallery.shape[1], device=self._gallery.device
-            )
-        return self._block
-
-    def _tile_of(self, rows: slice, left: int, right: int, values: Tensor) -> Tile:
-        """Return products of the queries `rows` of the selection with some items as a tile."""
-        count = rows.stop - rows.start
-        return Tile(
-            values[:count, : right - left],
-            left,
-            self._metric,
-            self._row_term[rows],
-            self._column_term[left:right],
-        )
+        row_term, column_term = self._queries.terms[rows], self._items.terms[columns]
+        used = values[: len(row_term), : len(column_term)]
+        return Tile(used, offset, self._metric, row_term, column_term)
 
 
 class FeatureSource(FeatureBlocks):
-    """Tiles of inner products of features, each from one product of a fixed shape.
-
-    Gallery blocks are the outer loop: each is read, and widened to float32, once for as many
-    queries as fit `QUERY_BYTES`.
-    """
+    """Tiles of inner products of features."""
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles gallery block by gallery block."""
-        queries, buffer = self._queries(start, stop), self._tile_buffer()
+        queries = self._padded(start, stop)
         for left, right, block in self._blocks():
             for top in range(0, stop - start, self._height):
                 bottom = min(top + self._height, stop - start)
-                torch.mm(queries[top : top + self._height], block.T, out=buffer)
                 rows = slice(start + top, start + bottom)
-                yield slice(top, bottom), self._tile_of(rows, left, right, buffer)
+                tall = queries[top : top + self._height]
+                yield slice(top, bottom), self._tile(tall, block, left, rows, slice(left, right))
 
     def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
-        """Compute products of each run of queries with the items that match any of them.
+        """Compute tiles of each run of queries with the items that match any of them.
 
-        Queries of one identity stand together, so these products are few. Their shape differs from
-        the tiles'; the pass checks every key against its tile and, should a BLAS round the two
-        differently, asks for products of the tiles' own shape instead.
+        Queries of one identity stand together, so these tiles are few. Their shape differs from
+        that of the pass, which checks every key against its own tile and, should a BLAS round the
+        two differently, asks for tiles of that shape instead.
         """
-        queries = self._queries(pairs.start, pairs.stop)
-        count = pairs.stop - pairs.start
+        queries, count = self._padded(pairs.start, pairs.stop), pairs.count
         height = self._height if whole_tiles else min(NARROWEST, self._height)
         item = torch.from_numpy(pairs.match_item)
-        row = torch.repeat_interleave(
-            torch.arange(count), torch.from_numpy(np.diff(pairs.match_start))
-        )
+        row = torch.from_numpy(pairs.match_row)
         # The distinct items of every run of `height` queries, and each match's place among them.
         places, place = torch.unique(row // height * self.columns + item, return_inverse=True)
-        runs = torch.arange(-(-count // height) + 1)
-        first_place = torch.searchsorted(places, runs * self.columns).tolist()
-        first_match = pairs.match_start[np.minimum(runs.numpy() * height, count)].tolist()
-        items = self._gallery_rows[places % self.columns]
-        values = torch.empty(len(item), device=self.device)
-        products = torch.empty(height, self._width, device=self.device)
+        tops = torch.arange(0, round_up(count, height) + 1, height)
+        first_place = torch.searchsorted(places, tops // height * self.columns).tolist()
+        first_match = pairs.match_start[tops.clamp_max(count).numpy()].tolist()
+        keys = torch.empty(len(item), device=self.device)
+        buffer = torch.empty((self._width, *self._items.shape), device=self.device)
         for run, top in enumerate(range(0, count, height)):
-            low, high = first_place[run], first_place[run + 1]
+            last = first_place[run + 1]
             mine = slice(first_match[run], first_match[run + 1])
-            for left in range(low, high, self._width):
-                right = min(left + self._width, high)
-                width = self._width if whole_tiles else round_up(right - left, NARROWEST)
-                block = self._gallery.take(items[left:right], self._buffer()[:width])
-                block = block.to(self.device)
-                used = products.view(-1)[: height * width].view(height, width)
-                torch.mm(queries[top : top + height], block.T, out=used)
-                at = (row[mine] - top) * width + (place[mine] - left)
-                if (low, high) == (left, right):
-                    values[mine] = used.view(-1)[at.to(self.device)]
-                else:  # more items than one product takes
-                    here = (place[mine] >= left) & (place[mine] < right)
-                    values[mine][here.to(self.device)] = used.view(-1)[at[here].to(self.device)]
-        return ranking_keys(
-            values,
-            self._row_term[pairs.start + row.to(self.device)],
-            self._column_term[item.to(self.device)],
-            self._metric,
-        )
+            rows = slice(pairs.start + top, pairs.start + min(top + height, count))
+            for left in range(first_place[run], last, self._width):
+                items = places[left : min(left + self._width, last)] % self.columns
+                width = self._width if whole_tiles else round_up(len(items), NARROWEST)
+                block = self._items.take(items, buffer[:width])
+                tile = self._tile(queries[top : top + height], block, 0, rows, items)
+                at = torch.arange(mine.start, mine.stop)
+                if len(items) < last - first_place[run]:  # more items than one product takes
+                    at = at[(place[mine] >= left) & (place[mine] < left + len(items))]
+                found = tile.at((row[at] - top).to(self.device), (place[at] - left).to(self.device))
+                keys[at.to(self.device)] = found
+        return keys
+
+    def _tile(
+        self, queries: Tensor, items: Tensor, offset: int, rows: slice, columns: slice | Tensor
+    ) -> Tile:
+        """Return the tile of padded queries [H, ...] and items [W, ...]; the rest as `_terms`."""
+        products = self._scratch(len(queries), len(items))
+        torch.mm(queries, items.T, out=products)
+        return self._terms(products, offset, rows, columns)
 
 
 class RowSource(FeatureBlocks):
@@ -317,15 +261,15 @@ class RowSource(FeatureBlocks):
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles of whole rows."""
-        buffer = self._tile_buffer()
+        buffer = self._scratch(self._height, self._tile_width)
         for top in range(start, stop, self._height):
             rows = slice(top, min(top + self._height, stop))
-            queries = self._queries(rows.start, rows.stop)
+            queries = self._padded(rows.start, rows.stop)
             for left, _, block in self._blocks():
                 torch.mm(queries, block.T, out=buffer[:, left : left + self._width])
             yield (
                 slice(rows.start - start, rows.stop - start),
-                self._tile_of(rows, 0, self.columns, buffer),
+                self._terms(buffer, 0, rows, slice(0, self.columns)),
             )
 
     @property
@@ -340,7 +284,7 @@ def tile_within(room: int, dimension: int) -> tuple[int, int]:
     tiles smaller than the CPU's.
 
     Args:
-        room: bytes, see `devices.Placement`.
+        room: bytes, see `placement.Placement`.
         dimension: width of the features.
     """
     height, width = DEVICE_TILE
@@ -350,36 +294,28 @@ def tile_within(room: int, dimension: int) -> tuple[int, int]:
 
 
 def feature_source(
-    query: Rows,
-    query_rows: np.ndarray,
-    query_norms: Tensor,
-    gallery: Rows,
-    gallery_rows: np.ndarray,
-    gallery_norms: Tensor,
-    metric: str,
-    device: torch.device,
-    memory: int | None = None,
-    room: int | None = None,
-    tile: tuple[int, int] = TILE,
+    queries: VectorSet, items: VectorSet, memory: int | None = None, room: int | None = None
 ) -> FeatureSource | RowSource:
-    """Return the tiles of features that suit a device; arguments as of `FeatureSource`.
+    """Return the tiles of features that suit a device.
 
-    `room` is that of `devices.Placement`.
-
-    On the CPU these are tiles of `tile`, which stay in the cache. Elsewhere they are whole rows if
+    On the CPU these are tiles of `TILE`, which stay in the cache. Elsewhere they are whole rows if
     `LEAST_ROWS` of these fit, else blocks: the same whether the gallery lies there or is streamed,
     for a BLAS that rounds by shape.
+
+    Args:
+        queries: see `FeatureBlocks`.
+        items: likewise.
+        memory: likewise.
+        room: bytes, see `placement.Placement`.
     """
-    sides = (query, query_rows, query_norms, gallery, gallery_rows, gallery_norms, metric, device)
     if room is None:
-        return FeatureSource(*sides, memory, tile)
-    dimension, count = gallery.shape[1], len(query_rows)
-    height, width = tile_within(room, dimension)
-    widest = max(round_up(len(gallery_rows), width), dimension)
+        return FeatureSource(queries, items, memory, TILE)
+    height, width = tile_within(room, items.dimension)
+    widest = max(round_up(len(items), width), items.dimension)
     rows = min(HELD_BYTES, room // 16) // (4 * widest)
-    if rows >= min(count, LEAST_ROWS):
-        return RowSource(*sides, memory, (rows, width))
-    return FeatureSource(*sides, memory, (height, width))
+    if rows >= min(len(queries), LEAST_ROWS):
+        return RowSource(queries, items, memory, (rows, width))
+    return FeatureSource(queries, items, memory, (height, width))
 
 
 class MatrixSource:
@@ -427,6 +363,3 @@ class MatrixSource:
                 values = values.contiguous()
             self._loaded = (start, stop, values)
         return self._loaded[2]
-
-
-Progress = Callable[[str, int, int], None]

@@ -176,7 +176,7 @@ def test_one_pass_whatever_the_tiles(monkeypatch):
     runs = len(passes)
     evaluate(query, gallery, exclude=options["exclude"], protocol="no-camera", exact="float32")
     assert len(passes) == 2 * runs, "verification must not read the tiles again"
-    monkeypatch.setattr("mmga.retrieval.tiles.problem.TILE", (64, 64))
+    monkeypatch.setattr("mmga.retrieval.tiles.sources.TILE", (64, 64))
     again = evaluate(query, gallery, **options)
     assert again.extra == expected.extra
     # Under the condition no-camera keeps what other-cameras does.

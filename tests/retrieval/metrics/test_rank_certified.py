@@ -12,18 +12,19 @@ from hypothesis import strategies as st
 
 import mmga
 from mmga.common.errors import UserError
+from mmga.common.monitor import Monitor
 from mmga.ops import certified as ops
 from mmga.ops import reference
 from mmga.ops._library import has_kernel
 from mmga.retrieval.bounds import approximation as subspaces
-from mmga.retrieval.bounds import candidates
+from mmga.retrieval.bounds import planner
 from mmga.retrieval.bounds import stages as cascades
-from mmga.retrieval.bounds.approximation import Subspace
-from mmga.retrieval.bounds.stages import Cascade
+from mmga.retrieval.bounds.approximation import Projection
+from mmga.retrieval.bounds.stages import Stages
 from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.features import Features
-from mmga.retrieval.metrics import autotune as planning
-from mmga.retrieval.metrics.rank_certified import CertifiedPass
+from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.metrics.rank_certified import CertifiedPass, plan
 from mmga.retrieval.protocols.protocol import Labels, protocol_named, select
 
 CASES = settings(
@@ -59,17 +60,23 @@ def figures(scores):
     return [scores.average_precision.tolist(), scores.inverse_negative_penalty.tolist()]
 
 
-def ranked(query, gallery, metric, cascade, protocol="market1501", **options):
+def problem(query, gallery, metric, protocol="market1501"):
     selection = select(protocol_named(protocol), Labels.of(query, gallery))
-    norms = [reference.squared_norms(side.features) for side in (query, gallery)]
-    ranking = CertifiedPass(
-        query.rows, norms[0], gallery.rows, norms[1], selection, metric, cascade, **options
-    )
-    return ranking.rank()
+    rows = (selection.queries, selection.gallery)
+    sides = [
+        VectorSet([side.rows], metric, [torch.from_numpy(chosen)])
+        for side, chosen in zip((query, gallery), rows, strict=True)
+    ]
+    return *sides, selection
+
+
+def ranked(query, gallery, metric, cascade, protocol="market1501", **options):
+    sides = problem(query, gallery, metric, protocol)
+    return CertifiedPass(*sides, cascade, **options).rank(Monitor())
 
 
 def bytes_of(*sides):
-    return subspaces.Bytes(max(float(side.features.norm(dim=1).max()) for side in sides))
+    return subspaces.Int8(max(float(side.features.norm(dim=1).max()) for side in sides))
 
 
 @CASES
@@ -94,48 +101,48 @@ def test_ranks_are_those_of_float64(
         ).per_query
     except UserError:  # no query has a match
         return
-    cascade = Cascade()
+    cascade = Stages()
     if directions == "bytes":
-        cascade = Cascade(bytes_of(query, gallery))
+        cascade = Stages(bytes_of(query, gallery))
     elif directions != "none":
-        cascade = Cascade(some_subspace(directions, 24, dimensions, seed, gallery.features))
+        cascade = Stages(some_subspace(directions, 24, dimensions, seed, gallery.features))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subspaces, "BLOCK", block)
         patch.setattr(subspaces, "FINE_BLOCK", block)
         scores = ranked(query, gallery, metric, cascade, protocol, tile=tile)
     assert integers(scores) == integers(expected)
     np.testing.assert_array_equal(figures(scores), figures(expected))
-    assert cascade.levels[0].pairs > 0
-    assert cascade.levels[-1].undecided == 0
+    assert cascade.stages[0].pairs > 0
+    assert cascade.stages[-1].undecided == 0
 
 
 @pytest.mark.parametrize("planted", ["radius", "rounding", "integers", "bytes"])
 def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     """The cases above tell a wrong bound from a right one."""
     if planted == "radius":
-        original = Subspace.approximate
+        original = Projection.approximate
 
         def approximate(self, *given):
             whole = original(self, *given)
             return dataclasses.replace(whole, radius=whole.radius * 0.3)
 
-        monkeypatch.setattr(Subspace, "approximate", approximate)
+        monkeypatch.setattr(Projection, "approximate", approximate)
     elif planted == "bytes":
-        of_bytes = subspaces.Bytes.of
+        of_bytes = subspaces.Int8.of
 
         def too_sure(self, *given):
             whole = of_bytes(self, *given)
             return dataclasses.replace(whole, radius=whole.radius * 0.1, slack=whole.slack * 0.1)
 
-        monkeypatch.setattr(subspaces.Bytes, "of", too_sure)
+        monkeypatch.setattr(subspaces.Int8, "of", too_sure)
     elif planted == "integers":
         exactly = torch.zeros(1, dtype=torch.float64)
 
-        def as_integers(rows, norms, metric):
+        def int16(rows, norms, metric):
             nothing = exactly.expand(len(rows)).contiguous()
             return subspaces.Approximation(ops.integer_rows(rows, norms)[0], nothing, nothing)
 
-        monkeypatch.setattr(cascades, "as_integers", as_integers)
+        monkeypatch.setattr(cascades, "int16", int16)
     else:
         monkeypatch.setattr(subspaces, "gamma", lambda roundings: 0.0)
         monkeypatch.setattr(subspaces, "_OTHER_ROUNDINGS", 0)
@@ -149,8 +156,8 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         ).per_query
         tile = bytes_of(query, gallery) if planted == "bytes" else None
         if planted in ("radius", "integers"):
-            tile = Subspace.of_sample(gallery.features, 12)
-        cascade = Cascade(tile)
+            tile = Projection.of_sample(gallery.features, 12)
+        cascade = Stages(tile)
         wrong += figures(ranked(query, gallery, "cosine", cascade)) != figures(expected)
     assert wrong > 0
 
@@ -172,8 +179,8 @@ def test_threads_and_shards_change_nothing():
 
 def test_a_query_with_many_matches():
     query, gallery = nearly_tied("rotated", 4, queries=5, items=500, width=40, persons=1)
-    tiles = None, Subspace.of_sample(gallery.features, 8), bytes_of(query, gallery)
-    for cascade in map(Cascade, tiles):
+    tiles = None, Projection.of_sample(gallery.features, 8), bytes_of(query, gallery)
+    for cascade in map(Stages, tiles):
         expected = evaluate_distances(
             float64_keys(query, gallery, "euclidean"), query, gallery, "other-cameras"
         ).per_query
@@ -199,30 +206,19 @@ def test_half_precision_is_widened():
 
 
 def planned(monkeypatch, query, gallery, multiplies_bytes):
-    """The plan where a pair's product takes as long as it has dimensions, a quarter of 8 bits."""
-
-    def product_seconds(self, cascade):
-        return 512.0 if cascade.tiles is None else 128.0
-
-    original = planning.Pilot.count
+    """The plan with and without 8-bit products."""
     with monkeypatch.context() as patch:
-        patch.setattr(candidates, "multiplies_bytes", lambda: multiplies_bytes)
-        patch.setattr(planning.Pilot, "product_seconds", product_seconds)
-        # An exact product costs some times a tile's.
-        patch.setattr(planning.Pilot, "settle_seconds", lambda self, pairs, cascade: 8.0 * 512)
-        patch.setattr(planning.Pilot, "count", lambda self, way: (8.0, original(self, way)[1]))
-        norms = [reference.squared_norms(side.features) for side in (query, gallery)]
-        selection = select(protocol_named("market1501"), Labels.of(query, gallery))
-        return planning.plan(query.rows, norms[0], gallery.rows, norms[1], selection, "cosine")
+        patch.setattr(planner, "multiplies_bytes", lambda: multiplies_bytes)
+        return plan(*problem(query, gallery, "cosine"))
 
 
 def test_the_plan_takes_few_directions_where_they_pay(monkeypatch):
     query, gallery = decaying(1000, 512), decaying(20000, 512, 1)
     cascade = planned(monkeypatch, query, gallery, False)
-    assert isinstance(cascade.tiles, Subspace)
-    plain, few = (ranked(query, gallery, "cosine", one) for one in (Cascade(), cascade))
+    assert isinstance(cascade.tiles, Projection)
+    plain, few = (ranked(query, gallery, "cosine", one) for one in (Stages(), cascade))
     assert figures(few) == figures(plain)
-    assert cascade.levels[0].undecided < 0.5 * cascade.levels[0].pairs
+    assert cascade.stages[0].undecided < 0.5 * cascade.stages[0].pairs
     flat = torch.randn(21000, 512, generator=torch.Generator().manual_seed(0))
     query = Features(flat[:1000], query.pids, query.camids)
     gallery = Features(flat[1000:], gallery.pids, gallery.camids)
@@ -243,11 +239,11 @@ def test_the_plan_takes_bytes_where_they_pay(monkeypatch):
     query, gallery = sides
     assert planned(monkeypatch, query, gallery, False).tiles is None
     cascade = planned(monkeypatch, query, gallery, True)
-    assert isinstance(cascade.tiles, subspaces.Bytes)
-    plain, few = (ranked(query, gallery, "cosine", one) for one in (Cascade(), cascade))
+    assert isinstance(cascade.tiles, subspaces.Int8)
+    plain, few = (ranked(query, gallery, "cosine", one) for one in (Stages(), cascade))
     assert figures(few) == figures(plain)
-    assert [level.precision for level in cascade.levels] == ["int8", "int16", "float64"]
-    assert cascade.levels[0].undecided < 0.01 * cascade.levels[0].pairs
+    assert [stage.precision for stage in cascade.stages] == ["int8", "int16", "float64"]
+    assert cascade.stages[0].undecided < 0.01 * cascade.stages[0].pairs
     # Where every match lies among the others, 8 bits decide nothing.
     lost = Features(torch.randn(count, 512, generator=g), gallery.pids, gallery.camids)
     assert planned(monkeypatch, query, lost, True).tiles is None
@@ -259,7 +255,7 @@ def test_bounds_hold_what_bytes_leave_out(metric):
     x = torch.nn.functional.normalize(decaying(300, 200).features) * lengths
     x[0], x[1] = 0, torch.eye(200)[3]
     norms = reference.squared_norms(x)
-    found = subspaces.Bytes(float(norms.max()) ** 0.5).of(x, norms, metric)
+    found = subspaces.Int8(float(norms.max()) ** 0.5).of(x, norms, metric)
     inner = subspaces.tile_products(found, found, torch.empty(300, 300)).double()
     bound = subspaces.bound_between(found, found, metric)
     width = bound.row_radius[:, None] * bound.column_radius
@@ -273,15 +269,15 @@ def test_bounds_hold_what_bytes_leave_out(metric):
 
 def test_radii_hold_what_coordinates_leave_out():
     gallery = decaying(500, 256).features
-    subspace = Subspace.of_sample(gallery[:200], 48)
+    subspace = Projection.of_sample(gallery[:200], 48)
     norms = reference.squared_norms(gallery)
     for metric in ("cosine", "euclidean"):
         x = gallery.double() / (norms.sqrt()[:, None] if metric == "cosine" else 1)
         for k in (16, 48):
             few = subspace.first(k)
-            coordinates = few.coordinates(gallery, norms, metric, torch.empty(500, k))
+            coordinates = few.coordinates(gallery, norms, metric)
             found = few.approximate(coordinates, norms, metric)
-            rest = x - found.rows.double() @ few.directions.double().T
+            rest = x - found.rows.double() @ few.basis.double().T
             assert (rest.norm(dim=1) <= found.radius).all()
             assert (found.radius**2 <= rest.norm(dim=1) ** 2 + 1e-3 * x.norm(dim=1) ** 2).all()
             # The bound covers every pair, and is not a trivial one.
@@ -300,7 +296,7 @@ def test_bounds_hold_what_integers_leave_out(metric, length):
     x = torch.nn.functional.normalize(decaying(300, 200).features) * length
     x[0], x[1] = 0, torch.eye(200)[3] * length  # the largest integer is below the length
     norms = reference.squared_norms(x)
-    found = subspaces.as_integers(x, norms, metric)
+    found = subspaces.int16(x, norms, metric)
     bound = subspaces.bound_between(found, found, metric)
     width = bound.row_radius[:, None] * bound.column_radius
     width = width + bound.row_slack[:, None] + bound.column_slack
@@ -327,13 +323,13 @@ def test_the_report_tells_what_settled_the_pairs():
     )
     assert values["certified"]["rescued"] == last["pairs"] == first["undecided"]
     assert "pairs by features in float32" in report.table()
-    cascade = Cascade(Subspace.of_sample(gallery.features, 12))
+    cascade = Stages(Projection.of_sample(gallery.features, 12))
     ranked(query, gallery, "cosine", cascade)
-    assert [level.precision for level in cascade.levels] == ["float32", "int16", "float64"]
-    assert [level.dimensions for level in cascade.levels] == [12, None, None]
-    for one, after in itertools.pairwise(cascade.levels):
+    assert [stage.precision for stage in cascade.stages] == ["float32", "int16", "float64"]
+    assert [level.dimensions for level in cascade.stages] == [12, None, None]
+    for one, after in itertools.pairwise(cascade.stages):
         assert one.undecided == after.pairs
-    assert cascade.levels[1].undecided < 0.1 * cascade.levels[1].pairs
+    assert cascade.stages[1].undecided < 0.1 * cascade.stages[1].pairs
     assert evaluate(query, gallery, exact="float32").as_dict()["exact"] == "float32"
     given = evaluate_distances(float64_keys(query, gallery, "cosine"), query, gallery)
     assert given.as_dict()["exact"] == "given"

@@ -15,14 +15,13 @@ from mmga.ops import certified as ops
 from mmga.ops import reference
 from mmga.ops._library import has_kernel
 from mmga.ops.ranking import Tile
-from mmga.retrieval.bounds import approximation, candidates
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.bounds import approximation, planner
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours import certified_knn as searching
-from mmga.retrieval.neighbours import cost_model, looks
+from mmga.retrieval.neighbours import knn, search_plan
 from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
-from mmga.retrieval.neighbours.cost_model import cheapest_tiles
-from mmga.retrieval.neighbours.vectors import Items
-from mmga.retrieval.reranking import distances
+from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 
 KERNEL = mmga.ops.backends()["cpu"].startswith("active")
 
@@ -35,11 +34,11 @@ def _kernels_are_active():
 
 def some_items(kind, seed, count=66, width=24, metric="cosine"):
     query, gallery = nearly_tied(kind, seed, queries=6, items=count - 6, width=width)
-    return Items([query.rows, gallery.rows], metric)
+    return VectorSet([query.rows, gallery.rows], metric)
 
 
 def bytes_of(items):
-    return approximation.Bytes(float(items.norms.max()) ** 0.5)
+    return approximation.Int8(float(items.norms.max()) ** 0.5)
 
 
 def brute_force(items, k):
@@ -75,8 +74,7 @@ def test_lists_are_those_of_float64(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(approximation, "BLOCK", block)
         patch.setattr(approximation, "FINE_BLOCK", block)
-        for module in (searching, looks):
-            patch.setattr(module, "TILE", tile)
+        patch.setattr(searching, "TILE", tile)
         chosen = None
         if directions == "bytes":
             chosen = bytes_of(items)
@@ -101,9 +99,9 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         monkeypatch.setattr(approximation, "_OTHER_ROUNDINGS", 0)
     else:
         owner, name = {
-            "radius": (approximation.Subspace, "approximate"),
-            "integers": (looks, "as_integers"),
-            "bytes": (approximation.Bytes, "of"),
+            "radius": (approximation.Projection, "approximate"),
+            "integers": (searching, "int16"),
+            "bytes": (approximation.Int8, "of"),
         }[planted]
         original = getattr(owner, name)
 
@@ -117,7 +115,7 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         items = some_items("flat" if planted in ("radius", "bytes") else "last bits", seed)
         chosen = bytes_of(items) if planted == "bytes" else None
         if planted in ("radius", "integers"):
-            chosen = approximation.Subspace.of_sample(items.block(0, 66), 8)
+            chosen = approximation.Projection.of_sample(items.block(0, 66), 8)
         try:
             found = certified_neighbours(items, 4, tiles=chosen)
         except RuntimeError as error:
@@ -129,8 +127,8 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
 
 
 def test_threads_change_nothing():
-    items = Items([decaying(9000, 32).rows], "euclidean")
-    chosen = approximation.Subspace.of_sample(items.block(0, 512), 8)
+    items = VectorSet([decaying(9000, 32).rows], "euclidean")
+    chosen = approximation.Projection.of_sample(items.block(0, 512), 8)
     threads, found = torch.get_num_threads(), []
     for count in (1, 3):
         torch.set_num_threads(count)
@@ -223,25 +221,25 @@ def test_opcheck():
 
 
 def test_directions_are_taken_where_they_pay(monkeypatch):
-    monkeypatch.setattr(cost_model, "_SMALL", 1e8)
-    monkeypatch.setattr(candidates, "multiplies_bytes", lambda: False)
-    monkeypatch.setattr(candidates, "_FIT_SHARE", 1.0)
-    items = Items([decaying(4000, 512).rows], "cosine")
+    monkeypatch.setattr(search_plan, "_SMALL", 1e8)
+    monkeypatch.setattr(planner, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(planner, "_FIT_SHARE", 1.0)
+    items = VectorSet([decaying(4000, 512).rows], "cosine")
     chosen = cheapest_tiles(items, 6)
     assert chosen is not None
     again = cheapest_tiles(items, 6)
-    assert torch.equal(chosen.directions, again.directions)
+    assert torch.equal(chosen.basis, again.basis)
     few = certified_neighbours(items, 6, tiles=chosen)
     assert torch.equal(few.index, certified_neighbours(items, 6).index)
     flat = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
-    assert cheapest_tiles(Items([Rows([flat])], "cosine"), 6) is None
+    assert cheapest_tiles(VectorSet([ShardedMatrix([flat])], "cosine"), 6) is None
     # Persons that stand apart from each other, in every direction: 8 bits find them.
     persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
     noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
-    items = Items([Rows([persons + 0.02 * noise])], "cosine")
-    monkeypatch.setattr(candidates, "multiplies_bytes", lambda: True)
+    items = VectorSet([ShardedMatrix([persons + 0.02 * noise])], "cosine")
+    monkeypatch.setattr(planner, "multiplies_bytes", lambda: True)
     tiles = cheapest_tiles(items, 5)
-    assert isinstance(tiles, approximation.Bytes) and str(tiles) == "8-bit features"
+    assert isinstance(tiles, approximation.Int8) and str(tiles) == "8-bit features"
     assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
     found = certified_neighbours(items, 5, tiles=tiles)
     assert torch.equal(found.index, certified_neighbours(items, 5).index)
@@ -254,9 +252,9 @@ def test_re_ranking_is_the_same_through_directions(monkeypatch):
 
     def directions(items, k, kept, farthest):
         asked.append(k)
-        return approximation.Subspace.of_sample(items.block(0, 512), 32)
+        return approximation.Projection.of_sample(items.block(0, 512), 32)
 
-    monkeypatch.setattr(distances, "cheapest_tiles", directions)
+    monkeypatch.setattr(knn, "cheapest_tiles", directions)
     few = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
     assert asked == [21]
     np.testing.assert_allclose(
@@ -275,7 +273,7 @@ def test_clusters_from_certified_neighbours():
 
 
 def test_what_cannot_be_certified_is_said():
-    tiny = Items([Rows([torch.rand(20, 8) * 1e-12])], "euclidean")
+    tiny = VectorSet([ShardedMatrix([torch.rand(20, 8) * 1e-12])], "euclidean")
     assert exact_order(tiny, None) == "float32"
     with pytest.raises(UserError, match="exact: certified neighbours are not found of norms"):
         exact_order(tiny, "certified")

@@ -1,5 +1,7 @@
 """`evaluate(rerank=...)` against the figures of the re-ranked matrix."""
 
+import types
+
 import literal
 import numpy as np
 import pytest
@@ -117,5 +119,5 @@ def test_part_features_are_refused():
     query = mmga.Features(parts=parts, pids=np.arange(20) % 5, camids=np.arange(20) % 3)
     with pytest.raises(mmga.UserError, match="part features"):
         distances.reranked_source(
-            mmga.KReciprocal(), type("Context", (), {"query": query, "gallery": query})
+            mmga.KReciprocal(), types.SimpleNamespace(query=query, gallery=query, selection=None)
         )

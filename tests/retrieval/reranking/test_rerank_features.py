@@ -10,11 +10,11 @@ from reranking_cases import assert_equal, grid, split, squared
 
 import mmga
 from mmga.ops import reference
-from mmga.retrieval.features.sharded_matrix import Rows
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours import certified_knn as certified_neighbours
-from mmga.retrieval.neighbours import vectors
-from mmga.retrieval.neighbours.knn import nearest, neighbours_within
-from mmga.retrieval.neighbours.vectors import Items
+from mmga.retrieval.neighbours import tile_sizes
+from mmga.retrieval.neighbours.knn import float32_neighbours, nearest
 from mmga.retrieval.reranking.distances import Reranking
 from mmga.retrieval.reranking.rerank import rerank, rerank_distances
 from mmga.retrieval.reranking.settings import KReciprocal
@@ -24,7 +24,7 @@ CASES = settings(max_examples=25, deadline=None, derandomize=True)
 
 @pytest.fixture(params=[512, 64], ids=["one tile", "many tiles"])
 def tile(request, monkeypatch):
-    for module in (vectors, certified_neighbours):
+    for module in (tile_sizes, certified_neighbours):
         monkeypatch.setattr(module, "TILE", request.param)
     return request.param
 
@@ -36,8 +36,8 @@ def test_neighbours_within_equal_a_sort(tile, count, dtype):
     k = min(count, 21)
     first = count // 3
     kept = torch.full((first, count - first), -1.0)
-    sides = Rows([x[: count // 2].to(dtype), x[count // 2 :].to(dtype)])
-    found = neighbours_within(Items([sides], "euclidean"), k, kept=kept)
+    sides = ShardedMatrix([x[: count // 2].to(dtype), x[count // 2 :].to(dtype)])
+    found = float32_neighbours(VectorSet([sides], "euclidean"), k, kept=kept)
     d = squared(x).float()
     expected, order = reference.nearest_in_rows(d, k)
     assert torch.equal(found.index, order)
@@ -48,7 +48,8 @@ def test_neighbours_within_equal_a_sort(tile, count, dtype):
 
 def test_neighbours_within_report_progress(tile):
     calls = []
-    neighbours_within(Items([Rows([grid(150, 3, 9, 0)])], "cosine"), 5, lambda *c: calls.append(c))
+    vectors = VectorSet([ShardedMatrix([grid(150, 3, 9, 0)])], "cosine")
+    float32_neighbours(vectors, 5, progress=lambda *call: calls.append(call))
     total = 6 if tile == 64 else 1
     assert calls == [("neighbours", done, total) for done in range(1, total + 1)]
 
@@ -76,7 +77,7 @@ def test_neighbour_order_is_equal_for_any_number_of_threads():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            outcomes.append(neighbours_within(Items([Rows([x])], "cosine"), 21))
+            outcomes.append(float32_neighbours(VectorSet([ShardedMatrix([x])], "cosine"), 21))
     finally:
         torch.set_num_threads(before)
     for other in outcomes[1:]:
@@ -121,8 +122,10 @@ def test_distances_of_pairs_in_place_equal_copied_ones(metric):
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(90, 24, generator=generator)
     kept = torch.arange(0, 50, 2)
-    items = Items([Rows([x[:40]]), Rows([x[40:]])], metric, [None, kept])
-    copied = Items([Rows([x[:9], x[9:40]]), Rows([x[40:60], x[60:]])], metric, [None, kept])
+    items = VectorSet([ShardedMatrix([x[:40]]), ShardedMatrix([x[40:]])], metric, [None, kept])
+    copied = VectorSet(
+        [ShardedMatrix([x[:9], x[9:40]]), ShardedMatrix([x[40:60], x[60:]])], metric, [None, kept]
+    )
     pairs = torch.randint(0, len(items), (2, 500), generator=generator)
     found = items.pair_distances(*pairs)
     assert torch.equal(found, copied.pair_distances(*pairs))
@@ -180,8 +183,8 @@ def test_cosine_is_squared_euclidean_of_normalised_features(variant):
 def test_blocks_are_rows_of_the_matrix(tile, memory):
     x = grid(330, 4, 6, 8)
     expected = rerank_distances(*split(squared(x), 130), squared=True)
-    sides = Rows([x[:130]]), Rows([x[130:]])
-    graph = Reranking(*sides, KReciprocal(), "euclidean", memory=memory)
+    vectors = VectorSet([ShardedMatrix([x[:130]]), ShardedMatrix([x[130:]])], "euclidean")
+    graph = Reranking(vectors, 130, KReciprocal(), memory=memory)
     chosen = torch.randperm(130, generator=torch.Generator().manual_seed(0))[:100]
     found = torch.full((100, 200), torch.nan, dtype=torch.float64)
     for rows, block in graph.blocks(chosen):
@@ -193,7 +196,7 @@ def test_blocks_are_rows_of_the_matrix(tile, memory):
 def test_one_set_against_itself(tile):
     x = grid(140, 4, 6, 8)
     d = squared(x)
-    graph = Reranking(Rows([x]), None, KReciprocal(), "euclidean")
+    graph = Reranking(VectorSet([ShardedMatrix([x])], "euclidean"), None, KReciprocal())
     found = torch.cat([block for _, block in graph.blocks(torch.arange(140))])
     v, dn = literal.zhong_encoding(d.numpy(), 20, 6)
     expected = 0.7 * literal.jaccard(v, range(140)) + 0.3 * dn

@@ -16,6 +16,7 @@ from mmga.ops.parts import part_keys
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.evaluator import Evaluator
 from mmga.retrieval.features import Features, load_features, save_both
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.protocols.preflight import check
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import parts as module
@@ -110,19 +111,14 @@ def test_distances_of_tiles(metric, given_visibility):
         made(count, seed=count, given_visibility=given_visibility) for count in (70, 230)
     )
     matrix = distances_written_out(query, gallery, metric)
-    norms = [
-        distance.squared_norms(side.parts.flatten(0, 1)).reshape(len(side), 5)
-        for side in (query, gallery)
-    ]
     rows = np.arange(69, -1, -2), np.arange(3, 230)
-    source = module.PartSource(
-        *(
-            module.PartSide(side.rows, side.visibility, norm, chosen, metric)
-            for side, norm, chosen in zip((query, gallery), norms, rows, strict=True)
-        ),
-        metric,
-        tile=(64, 64),
-    )
+    sides, seen_parts = [], []
+    for side, chosen in zip((query, gallery), rows, strict=True):
+        norms = distance.squared_norms(side.parts.flatten(0, 1)).reshape(len(side), 5)
+        at = torch.from_numpy(chosen)
+        sides.append(VectorSet([side.rows], metric, [at], norms=norms[at]))
+        seen_parts.append(side.visibility[at])
+    source = module.PartSource(*sides, tuple(seen_parts), tile=(64, 64))
     seen = torch.full((35, 227), torch.nan)
     for span, tile in source.tiles(0, 35):
         seen[span, tile.offset : tile.offset + tile.values.shape[1]] = tile.keys()

@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 import torch
 
-from mmga.retrieval.tiles.transfer import BlockTransfer
+from mmga.retrieval.features.transfer import BlockTransfer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 

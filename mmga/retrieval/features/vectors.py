@@ -1,0 +1,278 @@
+"""Vectors of one or more feature matrices under one numbering, with their norms."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mmga.common.errors import UserError
+from mmga.ops.distance import exact_keys, key_terms, squared_norms
+from mmga.ops.neighbours import pair_products
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.transfer import BlockTransfer
+
+_BLOCK = 512  # rows that are read together for their norms
+_PAIR_NUMBERS = 1 << 22  # numbers of the rows of pairs that are copied together
+
+
+class VectorSet:
+    """Chosen rows of feature matrices, one matrix after the other.
+
+    Attributes:
+        metric: "cosine" or "euclidean".
+        shape: of one vector: (D,), or (P, D) for parts.
+        norms: squared norms, float64 [N], of parts [N, P].
+        terms: float32, the same shape, see `ops.distance.key_terms`.
+        device: where blocks are handed out; the matrices may lie elsewhere.
+    """
+
+    def __init__(
+        self,
+        sides: Sequence[ShardedMatrix],
+        metric: str,
+        chosen: Sequence[Tensor | None] | None = None,
+        *,
+        norms: Tensor | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Number the rows of `sides`.
+
+        Args:
+            sides: feature rows of one shape, float16 or float32.
+            metric: "cosine" or "euclidean".
+            chosen: for each side the rows that count, int64 in the order that counts, or None for
+                all.
+            norms: squared norms of the vectors; None: the vectors are read once for them.
+            device: where blocks are handed out; where the first side lies if None.
+
+        Raises:
+            UserError: shapes differ, a side has no rows, or a value is NaN or infinite.
+        """
+        self._sides = list(sides)
+        self.metric, self.shape = metric, self._sides[0].shape[1:]
+        self.device = device or self._sides[0].device
+        self._chosen: list[Tensor | None] = []
+        self._ascending: list[bool] = []
+        self._starts = [0]
+        for side, rows in zip(self._sides, chosen or [None] * len(self._sides), strict=True):
+            if side.shape[1:] != self.shape:
+                raise UserError(
+                    f"features must have one dimension, got {self.dimension} and {side.shape[-1]}"
+                )
+            self._chosen.append(None if rows is None else rows.to(side.device))
+            self._ascending.append(rows is None or bool((rows.diff() > 0).all()))
+            self._starts.append(self._starts[-1] + (len(side) if rows is None else len(rows)))
+        if not len(self):
+            raise UserError("features: expected at least one row, found none")
+        self._transfers: dict[int, BlockTransfer] = {}
+        if norms is None:
+            norms = self._read_norms()
+        self.norms = norms.to(self.device)
+        self.terms = key_terms(norms, metric).to(self.device)
+
+    def _read_norms(self) -> Tensor:
+        norms = torch.empty(len(self), dtype=torch.float64, device=self.device)
+        for begin in range(0, len(self), _BLOCK):
+            end = min(begin + _BLOCK, len(self))
+            norms[begin:end] = squared_norms(self.block(begin, end))
+        if not norms.isfinite().all():
+            bad = int((~norms.isfinite()).nonzero()[0])
+            raise UserError(f"features must be finite, got NaN or infinity in row {bad}")
+        return norms
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def dimension(self) -> int:
+        """Width of a vector."""
+        return self.shape[-1]
+
+    @property
+    def near(self) -> bool:
+        """Whether all matrices lie where blocks are handed out."""
+        return all(side.device == self.device for side in self._sides)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the matrices, float32 where they differ."""
+        kinds = {side.dtype for side in self._sides}
+        return kinds.pop() if len(kinds) == 1 else torch.float32
+
+    def block(self, begin: int, end: int, out: Tensor | None = None) -> Tensor:
+        """Return vectors [begin, end) as float32 [S, ...], a view where that is possible.
+
+        Args:
+            begin: first vector.
+            end: vector after the last.
+            out: float32 with S >= end - begin rows: where the vectors go if they cannot be viewed,
+                followed by zero rows; None for a block without padding.
+        """
+        parts = self._parts(begin, end)
+        if len(parts) == 1 and (out is None or len(out) == end - begin):
+            side, rows = parts[0]
+            if (
+                isinstance(rows, slice)
+                and side.dtype == torch.float32
+                and side.device == self.device
+            ):
+                return side.block(rows.start, rows.stop)
+        if out is None:
+            out = torch.empty((end - begin, *self.shape), device=self.device)
+        return self.read(begin, end, out)
+
+    def read(self, begin: int, end: int, out: Tensor) -> Tensor:
+        """Write vectors [begin, end) to `out` [S, ...], of any dtype on any device, and zeros."""
+        done = 0
+        for side, rows in self._parts(begin, end):
+            count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+            target = out[done : done + count]
+            if isinstance(rows, slice):
+                side.block(rows.start, rows.stop, target)
+            else:
+                side.take(rows, target)
+            done += count
+        out[done:].zero_()
+        return out
+
+    def blocks(self, runs: Sequence[tuple[int, int]], height: int) -> Iterator[Tensor]:
+        """Yield runs of vectors as float32 [height, ...] with zero rows at the end.
+
+        Where they lie elsewhere the next run is copied while the one before is used. A block is
+        valid for work queued before the next one is asked for.
+
+        Args:
+            runs: first vector and the one after the last, at most `height` of them.
+            height: rows of a block.
+        """
+        if self.near:
+            buffer = torch.empty((height, *self.shape), device=self.device)
+            for begin, end in runs:
+                yield self.block(begin, end, buffer)
+            return
+        if height not in self._transfers:
+            shape = (height, *self.shape)
+            transfer = BlockTransfer(shape, self.dtype, self.device, wanted=torch.float32)
+            self._transfers[height] = transfer
+
+        def read(number: int, out: Tensor) -> int:
+            return len(self.read(*runs[number], out))
+
+        yield from self._transfers[height].blocks(read, len(runs))
+
+    def take(self, vectors: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the vectors of these numbers, int64 [K], as float32.
+
+        Args:
+            vectors: numbers in any order.
+            out: float32 with at least K rows on the set's device, which is filled and followed by
+                zero rows; [K, ...] if None.
+        """
+        count, vectors = len(vectors), vectors.to(self.device)
+        if out is None:
+            out = torch.empty((count, *self.shape), device=self.device)
+        for number, side in enumerate(self._sides):
+            low, high = self._starts[number : number + 2]
+            if len(self._sides) == 1:
+                rows = self._rows_of(number, vectors)
+                if side.device == self.device:
+                    return side.take(rows, out)
+                out[:count] = side.take(rows).to(out)
+            else:
+                at = ((vectors >= low) & (vectors < high)).nonzero()[:, 0]
+                if len(at):
+                    out[at] = side.take(self._rows_of(number, vectors[at] - low)).to(out)
+        out[count:].zero_()
+        return out
+
+    def exact_distances(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the squared distances of pairs of vectors (int64 [P] each), float64 [P].
+
+        The same on every machine; exactly 0 between a vector and itself.
+        """
+        distances = squared_distances(exact_pair_keys(self, left, self, right), self.metric)
+        return distances.masked_fill_(left == right, 0)
+
+    def pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return `exact_distances` rounded to float32, as those of tiles are: float64 [P]."""
+        return self.exact_distances(left, right).float().double()
+
+    def _parts(self, begin: int, end: int) -> list[tuple[ShardedMatrix, slice | Tensor]]:
+        """Return which rows of which sides vectors [begin, end) are, a slice where consecutive."""
+        parts: list[tuple[ShardedMatrix, slice | Tensor]] = []
+        for number, side in enumerate(self._sides):
+            low, high = self._starts[number : number + 2]
+            first, last = max(begin, low) - low, min(end, high) - low
+            if first >= last:
+                continue
+            chosen = self._chosen[number]
+            rows: slice | Tensor = slice(first, last)
+            if chosen is not None:
+                rows = chosen[first:last]
+                start, stop = int(rows[0]), int(rows[-1]) + 1
+                if self._ascending[number] and stop - start == last - first:
+                    rows = slice(start, stop)
+            parts.append((side, rows))
+        return parts
+
+    def _rows_of(self, number: int, vectors: Tensor) -> Tensor:
+        """Return the rows of a side, given places among its chosen ones."""
+        chosen = self._chosen[number]
+        return vectors if chosen is None else chosen[vectors.to(chosen.device)]
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether rows can be read where they lie: one contiguous float32 tensor for each side."""
+        return self.near and all(
+            len(side.shards) == 1 and side.dtype == torch.float32 and side.shards[0].is_contiguous()
+            for side in self._sides
+        )
+
+
+def squared_distances(keys: Tensor, metric: str) -> Tensor:
+    """Return squared distances from exact keys: with cosine those of normalised vectors."""
+    return keys if metric == "euclidean" else (2 * keys).clamp_min(0)
+
+
+def exact_pair_keys(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Tensor:
+    """Return the keys of pairs of vectors of two sets, the same on every machine.
+
+    Args:
+        x: a set.
+        rows: its vectors, int64 [P].
+        y: a set of the same metric and device, perhaps `x` itself.
+        columns: its vectors, int64 [P].
+
+    Returns:
+        float64 [P]: 1 - <x, y> / (|x| |y|), 1 for a zero vector; or the squared distance >= 0.
+    """
+    keys = torch.empty(len(rows), dtype=torch.float64, device=x.device)
+    step = max(1, _PAIR_NUMBERS // x.dimension)
+    for begin in range(0, len(rows), step):
+        i, j = rows[begin : begin + step], columns[begin : begin + step]
+        products = _pair_products(x, i, y, j)
+        keys[begin : begin + step] = exact_keys(products, x.norms[i], y.norms[j], x.metric)
+    return keys
+
+
+def _pair_products(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Tensor:
+    """Return inner products of pairs, float64 [P]; vectors are copied only if they must be."""
+    if not (x._in_place and y._in_place):
+        places = torch.arange(len(rows), device=x.device)
+        return pair_products(x.take(rows), y.take(columns), places, places)
+    products = torch.empty(len(rows), dtype=torch.float64, device=x.device)
+    row_side = torch.bucketize(rows, torch.tensor(x._starts[1:], device=x.device), right=True)
+    column_side = torch.bucketize(columns, torch.tensor(y._starts[1:], device=x.device), right=True)
+    for a, b in itertools.product(range(len(x._sides)), range(len(y._sides))):
+        at = ((row_side == a) & (column_side == b)).nonzero()[:, 0]
+        if len(at):
+            products[at] = pair_products(
+                x._sides[a].shards[0],
+                y._sides[b].shards[0],
+                x._rows_of(a, rows[at] - x._starts[a]),
+                y._rows_of(b, columns[at] - y._starts[b]),
+            )
+    return products

@@ -1,0 +1,144 @@
+"""Options of an evaluation, checked one by one and against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from mmga.common.errors import UserError
+from mmga.ops import distance
+from mmga.retrieval.bounds.approximation import EXACT
+from mmga.retrieval.features import Features
+from mmga.retrieval.protocols.protocol import Protocol as Rules
+from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.tiles.problem import RankingProblem
+from mmga.retrieval.tiles.sources import Source
+
+POOLS = ("mean", "max")
+
+
+class Reranker(Protocol):
+    """A re-ranking of one's own, passed as ``rerank=``."""
+
+    def source(self, problem: RankingProblem) -> Source:
+        """Return tiles of the re-ranked distances of `problem.selection`."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the parameters as the report shows them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationOptions:
+    """Options of `mmga.evaluate`, which describes each; `protocol` is looked up."""
+
+    metric: str
+    protocol: Rules
+    rerank: KReciprocal | Reranker | None
+    exact: str | None
+    max_rank: int
+    trials: int
+    seed: int
+    pool: str
+    memory: int | None
+    verification: bool
+    cross_camera: bool
+    fpr: float | None
+    strangers: float | None
+    exclude: str | None
+
+    def check(self, query: Features, gallery: Features, device: torch.device) -> None:
+        """Raise a `UserError` where options do not fit each other, the features or the device."""
+        check_choice("metric", self.metric, distance.METRICS)
+        if self.exact is not None:
+            check_choice("exact", self.exact, EXACT)
+        check_choice("pool", self.pool, POOLS)
+        check_max_rank(self.max_rank)
+        for refused, why in self._refusals(query, gallery, device):
+            if refused:
+                raise UserError(why)
+
+    def _refusals(
+        self, query: Features, gallery: Features, device: torch.device
+    ) -> list[tuple[bool, str]]:
+        """Return what is refused, each with whether it is the case here."""
+        parts, rules, reranked = (
+            query.visibility is not None,
+            self.protocol,
+            self.rerank is not None,
+        )
+        of_verification = self.cross_camera or self.fpr is not None or self.strangers is not None
+        return [
+            (
+                parts != (gallery.visibility is not None),
+                f"query has {'parts' if parts else 'features'}, gallery the other; both must come "
+                "from one network",
+            ),
+            (
+                parts and reranked,
+                "rerank: part features have no neighbour graph; evaluate them plainly",
+            ),
+            (
+                parts and device.type != "cpu",
+                "device: part features are ranked on the CPU; move them there",
+            ),
+            (
+                reranked and self.exact == "certified" and device.type != "cpu",
+                "exact: certified neighbours are found on the CPU; use exact='float32'",
+            ),
+            (
+                reranked and (rules.splits or rules.single_shot),
+                f"rerank: protocol {rules.name} reports plain figures only",
+            ),
+            (
+                self.trials < 0 or (self.trials > 0 and not rules.single_shot),
+                "trials: expected a number of draws under protocol cuhk03-single-shot",
+            ),
+            (
+                self.verification and rules.splits,
+                f"verification: protocol {rules.name} has no single gallery",
+            ),
+            (
+                not self.verification and of_verification,
+                "cross_camera, fpr and strangers belong to verification, which is off",
+            ),
+            (
+                self.fpr is not None and not 0 < self.fpr < 1,
+                f"fpr: expected a rate between 0 and 1, found {self.fpr}",
+            ),
+            (
+                not rules.splits and query.rows.shape[1:] != gallery.rows.shape[1:],
+                f"query has rows of {query.rows.shape[1:]} values, gallery of "
+                f"{gallery.rows.shape[1:]}; both must come from one network",
+            ),
+        ]
+
+
+def check_kinds(query: Any, gallery: Any, rerank: Any) -> None:
+    """Raise a `UserError` where an argument of `mmga.evaluate` is of another kind than it takes."""
+    for name, side in (("query", query), ("gallery", gallery)):
+        if side is not None and not isinstance(side, Features):
+            raise UserError(
+                f"{name}: expected mmga.Features, found {type(side).__name__}; wrap it as "
+                "mmga.Features(features, pids, camids)"
+            )
+    if rerank is not None and not isinstance(rerank, KReciprocal) and not hasattr(rerank, "source"):
+        raise UserError(
+            f"rerank: expected mmga.KReciprocal(...) or None, found {rerank!r}; "
+            "mmga.KReciprocal() has the published settings"
+        )
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise a `UserError` unless a value is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name}: expected {' or '.join(choices)}, found {value!r}")
+
+
+def check_max_rank(max_rank: int) -> None:
+    """Raise a `UserError` unless CMC has a length."""
+    if max_rank < 1:
+        raise UserError(f"max_rank: expected at least 1, found {max_rank}")
