@@ -39,7 +39,8 @@ from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, load_features
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.metrics.rank import PAIR_LIMIT
-from mmga.retrieval.protocols.protocol import Labels, protocol_named, select
+from mmga.retrieval.protocols.protocol import protocol_named
+from mmga.retrieval.protocols.selection import Labels, select
 from mmga.retrieval.tiles.sources import feature_source
 
 PROVIDERS = ("mmga", "tiles", "product")

@@ -28,8 +28,9 @@ from mmga.retrieval.metrics.report import Figures, Report
 from mmga.retrieval.metrics.single_shot import single_shot
 from mmga.retrieval.metrics.verification import TARGETS, PairCounter, figures
 from mmga.retrieval.options import EvaluationOptions, Reranker, check_kinds, check_max_rank
-from mmga.retrieval.protocols.protocol import Labels, Selection, protocol_named, select
 from mmga.retrieval.protocols.protocol import Protocol as Rules
+from mmga.retrieval.protocols.protocol import protocol_named
+from mmga.retrieval.protocols.selection import Labels, Selection, select
 from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
@@ -75,8 +76,8 @@ def evaluate(
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
             ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
             None: certified, but float32 for part features, verification, single-shot galleries,
-            devices other than the CPU and norms outside 2^-20 to 2^20. The report says which. CUDA
-            devices certify where asked to, unless the features exceed them.
+            norms outside 2^-20 to 2^20, and devices other than the CPU (CUDA certifies if asked to,
+            unless the features exceed it). The report says which.
         max_rank: length of the CMC curve.
         trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
         seed: seed of whatever is drawn.
@@ -99,35 +100,23 @@ def evaluate(
         UserError: the features or options do not fit, or no query has a match.
     """
     check_kinds(query, gallery, rerank)
-    rules = protocol_named(protocol)
     options = EvaluationOptions(
-        metric=metric,
-        protocol=rules,
-        rerank=rerank,
-        exact=exact,
-        max_rank=max_rank,
-        trials=trials,
-        seed=seed,
-        pool=pool,
-        memory=memory_sizes.parse(memory),
-        verification=verification,
-        cross_camera=cross_camera,
-        fpr=fpr,
-        strangers=strangers,
-        exclude=exclude,
+        metric,
+        protocol_named(protocol),
+        rerank,
+        exact,
+        max_rank,
+        trials,
+        seed,
+        pool,
+        memory_sizes.parse(memory),
+        verification,
+        cross_camera,
+        fpr,
+        strangers,
+        exclude,
     )
-    gallery = _gallery_of(rules, query, gallery)
-    where = placement.named(device, gallery.rows.device)
-    options.check(query, gallery, where)
-    if rules.splits:
-        shared = {"metric": metric, "device": device, "memory": memory, "exclude": exclude}
-        shared |= {"exact": exact, "max_rank": max_rank}
-        return evaluate_halves(evaluate, query, gallery, progress, shared)
-    if rules.pools:
-        query = pooled(query, pool)
-    begun = time.perf_counter()
-    monitor = Monitor(progress)
-    return _finish(_evaluate(query, gallery, options, where, monitor), begun, monitor)
+    return _evaluate(query, gallery, options, device, progress)
 
 
 def evaluate_distances(
@@ -181,6 +170,27 @@ def evaluate_distances(
 
 
 def _evaluate(
+    query: Features,
+    gallery: Features | None,
+    options: EvaluationOptions,
+    device: str | torch.device | None,
+    progress: Progress | None,
+) -> Report:
+    """Check options and features, and evaluate as the protocol asks."""
+    rules = options.protocol
+    gallery = _gallery_of(rules, query, gallery)
+    where = placement.named(device, gallery.rows.device)
+    options.check(query, gallery, where)
+    if rules.splits:
+        shared = {**options.of_a_half(), "device": where}
+        return evaluate_halves(evaluate, (query, gallery), shared, progress)
+    if rules.pools:
+        query = pooled(query, options.pool)
+    begun, monitor = time.perf_counter(), Monitor(progress)
+    return _finish(_ranked(query, gallery, options, where, monitor), begun, monitor)
+
+
+def _ranked(
     query: Features,
     gallery: Features,
     options: EvaluationOptions,

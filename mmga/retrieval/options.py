@@ -31,7 +31,7 @@ class Reranker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationOptions:
     """Options of `mmga.evaluate`, which describes each; `protocol` is looked up."""
 
@@ -49,6 +49,11 @@ class EvaluationOptions:
     fpr: float | None
     strangers: float | None
     exclude: str | None
+
+    def of_a_half(self) -> dict[str, Any]:
+        """Return what holds for each half of VIPeR's persons, as arguments of `mmga.evaluate`."""
+        names = ("metric", "exact", "max_rank", "memory", "exclude")
+        return {name: getattr(self, name) for name in names}
 
     def check(self, query: Features, gallery: Features, device: torch.device) -> None:
         """Raise a `UserError` where options do not fit each other, the features or the device."""

@@ -11,7 +11,7 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.metrics.report import Figures, Report
-from mmga.retrieval.protocols.protocol import Labels
+from mmga.retrieval.protocols.selection import Labels
 
 SPLITS = 10
 
@@ -35,23 +35,22 @@ def summary(values: list[float]) -> dict[str, float]:
 
 def evaluate_halves(
     evaluate: Callable[..., Report],
-    query: Features,
-    gallery: Features,
-    progress: Progress | None,
+    sides: tuple[Features, Features],
     options: dict[str, Any],
+    progress: Progress | None,
 ) -> Report:
     """Average the halves of VIPeR's persons in both directions.
 
     Args:
-        evaluate: evaluates two sides under the plain rule, given `options`.
-        query: features of camera a.
-        gallery: of camera b.
+        evaluate: `mmga.evaluate`.
+        sides: features of camera a and of camera b.
+        options: of the evaluation of one half, max_rank among them.
         progress: called as (phase, done, total).
-        options: among them max_rank.
 
     Raises:
         UserError: the sides share fewer than two persons.
     """
+    query, gallery = sides
     labels = Labels.of(query, gallery)
     persons = np.intersect1d(labels.query_pids, labels.gallery_pids)
     persons = persons[persons != JUNK]
@@ -63,12 +62,12 @@ def evaluate_halves(
     reports = []
     for split in range(SPLITS):
         tested = half_of(persons, split)
-        sides = [
-            one.select(np.flatnonzero(np.isin(pids, tested)))
-            for one, pids in ((query, labels.query_pids), (gallery, labels.gallery_pids))
-        ]
-        for one, other in (sides, sides[::-1]):
-            reports.append(evaluate(one, other, **options))
+        one, other = (
+            side.select(np.flatnonzero(np.isin(pids, tested)))
+            for side, pids in ((query, labels.query_pids), (gallery, labels.gallery_pids))
+        )
+        for asked, among in ((one, other), (other, one)):
+            reports.append(evaluate(asked, among, **options))
         if progress is not None:
             progress("splits", split + 1, SPLITS)
     figures = {
@@ -79,22 +78,8 @@ def evaluate_halves(
             if r <= options["max_rank"]
         },
     }
-    whole = reports[0]
-    whole.figures = Figures(
-        float(np.mean([one.mAP for one in reports])),
-        float(np.mean([one.mINP for one in reports])),
-        np.mean([one.cmc for one in reports], axis=0),
-        None,
-    )
-    whole.protocol = "viper"
+    whole = _mean(reports)
     whole.num_query, whole.num_gallery = len(query), len(gallery)
-    whole.num_valid_query = sum(one.num_valid_query for one in reports)
-    whole.ties = sum(one.ties for one in reports)
-    whole.distractors = sum(one.distractors for one in reports)
-    for name in whole.excluded:
-        whole.excluded[name] = sum(one.excluded[name] for one in reports)
-    for name in whole.seconds:
-        whole.seconds[name] = sum(one.seconds[name] for one in reports)
     # The two directions of a split share its persons: its mean is one observation.
     halves = {
         name: [float(np.mean(values[i : i + 2])) for i in range(0, len(values), 2)]
@@ -111,4 +96,24 @@ def evaluate_halves(
         f"mean of {SPLITS} splits of {len(persons) // 2} persons in both directions; counts are "
         f"sums over them; standard error of mAP {error:.2%}"
     )
+    return whole
+
+
+def _mean(reports: list[Report]) -> Report:
+    """Return the mean of the figures and the sums of the counts, in the first report."""
+    whole = reports[0]
+    whole.protocol = "viper"
+    whole.figures = Figures(
+        float(np.mean([one.mAP for one in reports])),
+        float(np.mean([one.mINP for one in reports])),
+        np.mean([one.cmc for one in reports], axis=0),
+        None,
+    )
+    whole.num_valid_query = sum(one.num_valid_query for one in reports)
+    whole.ties = sum(one.ties for one in reports)
+    whole.distractors = sum(one.distractors for one in reports)
+    for name in whole.excluded:
+        whole.excluded[name] = sum(one.excluded[name] for one in reports)
+    for name in whole.seconds:
+        whole.seconds[name] = sum(one.seconds[name] for one in reports)
     return whole

@@ -1,13 +1,10 @@
-"""Features of one set of images: the rows, whose they are, which camera saw them."""
+"""The class of feature sets: rows, identities, cameras, paths, further columns."""
 
 from __future__ import annotations
 
 import copy
-import glob
 import os
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,19 +12,14 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
-from mmga.retrieval.features import containers, csv_columns
+from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 JUNK = -1
-"""The pid of detections that are nobody: never ranked, counted as junk."""
+"""The pid of junk detections: never ranked, counted as junk."""
 
-_OWN = ("features", "pids", "camids", "paths", "parts", "visibility")
-# layumi's names for a file that holds both sides: query_f, query_label, query_cam, ...
-_TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
-SIDES = ("query", "gallery", "mquery")
-COLUMNS = "columns.csv"
-# Names of arrays that a message lists.
-_SHOWN_NAMES = 12
+TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
+"""layumi's names for a file that holds both sides: query_f, query_label, query_cam, ..."""
 
 
 class Features:
@@ -169,7 +161,7 @@ class Features:
         arrays.update(self.arrays_without_rows())
         if side is None:
             return arrays
-        short = {long: name for name, long in _TWO_SIDED.items()}
+        short = {long: name for name, long in TWO_SIDED.items()}
         return {f"{side}_{short.get(name, name)}": value for name, value in arrays.items()}
 
     def arrays_without_rows(self) -> dict[str, Any]:
@@ -332,13 +324,6 @@ def _named(codes: np.ndarray, names: np.ndarray | None) -> np.ndarray:
     return named
 
 
-def _listed(names: Mapping[str, Any]) -> str:
-    """Return some names, sorted, and how many more there are."""
-    shown = sorted(names)[:_SHOWN_NAMES]
-    more = len(names) - len(shown)
-    return (", ".join(shown) or "nothing") + (f" and {more} more" if more else "")
-
-
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
@@ -368,115 +353,6 @@ def common_labels(
         np.append(np.searchsorted(union, names), JUNK) for names in (query_names, gallery_names)
     ]
     return places[0][query], places[1][gallery]
-
-
-def load_features(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    side: str | None = None,
-    columns: str | os.PathLike[str] | None = None,
-) -> Features:
-    """Read features from a file, a folder of .npy files, or several shards.
-
-    Args:
-        path: .npz, .safetensors, .mat, .h5, .pt, or a folder of .npy files (memory-mapped), or one
-            .npy file of features or parts alone, whose pids come from `columns`. A
-            pattern such as ``shard-*.npz`` is expanded in natural order (2 before 10); a list keeps
-            its order. Row i of the whole is row i of the shards one after the other.
-        side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
-            ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
-        columns: a CSV table of further columns, and of pid, camid and path where the file has none;
-            its lines belong to the rows by path if both have paths, by their order if not. A
-            folder of .npy files may hold one itself, as columns.csv.
-
-    Raises:
-        UserError: the file is absent, damaged, or does not hold what is expected.
-    """
-    if side is not None and side not in SIDES:
-        raise UserError(f"side: expected query or gallery, found {side!r}")
-    paths = _expand(path)
-    if columns is not None and len(paths) > 1:
-        raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
-    loaded = [_load_one(one, side, columns) for one in paths]
-    if len(loaded) == 1:
-        return loaded[0]
-    return joined(loaded)
-
-
-def save_both(path: str | os.PathLike[str], query: Features, gallery: Features) -> None:
-    """Write two sets to one file under layumi's names; read it with ``side=``.
-
-    Raises:
-        UserError: the suffix is unknown, or the file cannot be written.
-    """
-    containers.write(path, {**query.arrays("query"), **gallery.arrays("gallery")})
-
-
-def _expand(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    if not isinstance(path, str | os.PathLike):
-        if not len(path):
-            raise UserError("features: the list of shards is empty")
-        return [found for one in path for found in _expand(one)]
-    text = os.fspath(path)
-    if os.path.exists(text) or not glob.has_magic(text):
-        return [Path(text)]
-    found = sorted(glob.glob(text), key=_natural)
-    if not found:
-        raise UserError(f"{text}: no file matches this pattern")
-    return [Path(one) for one in found]
-
-
-def _natural(text: str) -> list[tuple[int, int | str]]:
-    return [
-        (0, int(piece)) if piece.isdigit() else (1, piece) for piece in re.split(r"(\d+)", text)
-    ]
-
-
-def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | None) -> Features:
-    arrays = containers.read(path)
-    if path.suffix.lower() == ".npy" and not path.is_dir():
-        rows = arrays["array"]
-        arrays = {"parts" if rows.ndim == 3 else "features": rows}
-    if columns is None and path.is_dir() and (path / COLUMNS).exists():
-        columns = path / COLUMNS
-    sides = [name for name in SIDES if f"{name}_f" in arrays or f"{name}_parts" in arrays]
-    if sides:
-        if side is None:
-            raise UserError(
-                f"{path} holds {' and '.join(sides)}: say which with side=, or --features on the "
-                "command line"
-            )
-        if side not in sides:
-            raise UserError(f"{path}: expected {side}_f, found {_listed(arrays)}")
-        prefix = f"{side}_"
-        arrays = {
-            _TWO_SIDED.get(name.removeprefix(prefix), name.removeprefix(prefix)): value
-            for name, value in arrays.items()
-            if name.startswith(prefix)
-        }
-    elif side is not None and ("features" in arrays or "parts" in arrays):
-        raise UserError(
-            f"{path} holds one set of features, not both sides; give it as --query or --gallery"
-        )
-    if "features" not in arrays and "parts" not in arrays:
-        raise UserError(
-            f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
-            f"gallery_label; found {_listed(arrays)}"
-        )
-    if columns is not None:
-        arrays = csv_columns.merged(
-            arrays, csv_columns.read_columns(columns), str(path), str(columns)
-        )
-    if "pids" not in arrays:
-        raise UserError(
-            f"{path}: pids are missing; found {_listed(arrays)}; add them, "
-            "or give a CSV table of them (columns=, --query-columns, --gallery-columns)"
-        )
-    own = {name: arrays[name] for name in _OWN if name in arrays}
-    return Features(
-        **own,
-        columns={name: value for name, value in arrays.items() if name not in _OWN},
-        source=str(path),
-    )
 
 
 def joined(loaded: Sequence[Features]) -> Features:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
 from mmga.ops.ranking import Matches, Tile, count_preceding, read_matches
-from mmga.retrieval.protocols.protocol import Pairs, Selection
+from mmga.retrieval.protocols.selection import Pairs, Selection
 from mmga.retrieval.tiles.sources import BlockSource, Source
 
 PAIR_LIMIT = 1 << 21

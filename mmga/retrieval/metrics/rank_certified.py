@@ -39,7 +39,7 @@ from mmga.retrieval.metrics.rank import (
     matches_of,
     score,
 )
-from mmga.retrieval.protocols.protocol import Pairs, Selection
+from mmga.retrieval.protocols.selection import Pairs, Selection
 from mmga.retrieval.tiles.sources import rows_within, tile_height
 
 # Queries x items of one product: after one of few coordinates the features of its items should stay

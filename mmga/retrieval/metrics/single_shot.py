@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmga.common.progress import Progress
-from mmga.retrieval.protocols.protocol import Selection
+from mmga.retrieval.protocols.selection import Selection
 from mmga.retrieval.tiles.sources import Source
 
 _ROWS = 256

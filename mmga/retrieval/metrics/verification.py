@@ -17,7 +17,7 @@ from torch import Tensor
 from mmga.common.errors import UserError
 from mmga.ops.ranking import Matches, Tile
 from mmga.ops.verification import Impostors, count_impostors
-from mmga.retrieval.protocols.protocol import Pairs, Selection
+from mmga.retrieval.protocols.selection import Pairs, Selection
 
 BINS = 1 << 16
 TARGETS = (1e-4, 1e-3, 1e-2)

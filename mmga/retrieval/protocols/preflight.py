@@ -11,7 +11,7 @@ from mmga.common.errors import UserError
 from mmga.ops.distance import squared_norms
 from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.features.duplicates import duplicated_items
-from mmga.retrieval.protocols.protocol import Labels
+from mmga.retrieval.protocols.selection import Labels
 
 # Ids beyond this lose digits in every tool that holds them as float64 (MATLAB, JSON readers).
 _FLOAT64_IDS = 2**53

@@ -75,41 +75,40 @@ def jaccard_distance(
     Raises:
         UserError: an argument is out of its range, or a value is NaN or infinite.
     """
-    if variant not in _RULES:
-        raise UserError(f"variant must be one of {', '.join(_RULES)}, got {variant!r}")
+    rule = _rule(k1, k2, variant)
     if max_distance is not None and not 0 <= max_distance < 1:
         raise UserError(
             f"max_distance must be from 0 to below 1, got {max_distance!r}; leave it out to store "
             "every distance below 1"
         )
     check_metric(metric)
-    rule = KReciprocal(k1, k2, variant=_RULES[variant])
     start = time.perf_counter()
     vectors = VectorSet([feature_rows(features, "features")], metric)
     n = len(vectors)
-    found = search(
-        vectors,
-        rule.neighbours_needed(n),
-        exact=exact,
-        farthest=rule.divides,
-        alone=True,
-        progress=progress,
-    )
+    k, farthest = rule.neighbours_needed(n), rule.divides
+    found = search(vectors, k, exact=exact, farthest=farthest, alone=True, progress=progress)
     searched = time.perf_counter()
     rows = encode(found.neighbours, rule, vectors.pair_distances)
     encoded = time.perf_counter()
     matrix = _all_rows(rows, n, max_distance, progress)
+    seconds = searched - start, encoded - searched, time.perf_counter() - encoded
     _LOG.info(
         "Jaccard distances of %d items: neighbours %.2f s, encoding %.2f s, distances %.2f s, "
         "%d stored",
-        *(
-            n,
-            searched - start,
-            encoded - searched,
-            time.perf_counter() - encoded,
-            len(matrix.values),
-        ),
+        *(n, *seconds, len(matrix.values)),
     )
+    return _to_torch(matrix)
+
+
+def _rule(k1: int, k2: int, variant: str) -> KReciprocal:
+    if variant not in _RULES:
+        raise UserError(f"variant must be one of {', '.join(_RULES)}, got {variant!r}")
+    return KReciprocal(k1, k2, variant=_RULES[variant])
+
+
+def _to_torch(matrix: ops.Rows) -> Tensor:
+    """Return square sparse rows as torch's CSR, with int32 indices where these suffice."""
+    count = len(matrix.offsets) - 1
     wide = torch.int64 if len(matrix.values) > torch.iinfo(torch.int32).max else torch.int32
     with warnings.catch_warnings():
         # torch says once that its sparse CSR tensors are in beta, which is no news to the caller.
@@ -118,7 +117,7 @@ def jaccard_distance(
             matrix.offsets.to(wide),
             matrix.columns.to(wide),
             matrix.values,
-            (n, n),
+            (count, count),
             check_invariants=False,
         )
 

@@ -13,7 +13,7 @@ from mmga.ops import distance
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
-from mmga.retrieval.protocols.protocol import Selection
+from mmga.retrieval.protocols.selection import Selection
 from mmga.retrieval.tiles.parts import PartSource, visible
 from mmga.retrieval.tiles.placement import Placement
 from mmga.retrieval.tiles.sources import Source, feature_source

@@ -19,7 +19,7 @@ from mmga.common.memory import spell
 from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
-from mmga.retrieval.protocols.protocol import Pairs
+from mmga.retrieval.protocols.selection import Pairs
 
 # At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
 # small enough for a last-level cache.

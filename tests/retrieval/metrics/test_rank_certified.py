@@ -25,7 +25,8 @@ from mmga.retrieval.evaluate import evaluate, evaluate_distances
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.metrics.rank_certified import CertifiedPass, plan
-from mmga.retrieval.protocols.protocol import Labels, protocol_named, select
+from mmga.retrieval.protocols.protocol import protocol_named
+from mmga.retrieval.protocols.selection import Labels, select
 
 CASES = settings(
     max_examples=150,
