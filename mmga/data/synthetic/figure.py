@@ -9,7 +9,8 @@ import numpy as np
 from mmga.data.synthetic.garment import Bag
 from mmga.data.synthetic.person import Person
 from mmga.data.synthetic.pose import Point, Pose, joints
-from mmga.data.synthetic.render import BOTTOM, NOT_BODY, OTHER, UPPER, Solid
+from mmga.data.masks import BACKGROUND as NOT_BODY, BOTTOM, OTHER, UPPER
+from mmga.data.synthetic.render import Solid
 
 _PERSPECTIVE = 0.1
 

@@ -97,7 +97,6 @@ def board(
         tile,
         rows=(0.0, max((bottom - top) / (texel * TILE_HEIGHT), 0.05)),
         caps=(0.02, 0.02),
-        curved=False,
         span=half / texel * (2 * np.pi / 64),
         folds=0.06,
         crease=crease,
