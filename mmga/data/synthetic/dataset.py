@@ -6,12 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.data.dataset import DataSet, ImageSet
 from mmga.data.masks import PartMask
-from mmga.data.synthetic.challenge import check_challenge
-from mmga.data.synthetic.world import Picture, Shot, World
+from mmga.data.synthetic.world import Picture, Shot, World, WorldOptions, require
 
 
 class SyntheticImages:
@@ -132,37 +130,26 @@ def synthetic(
     Raises:
         UserError: an argument is out of range.
     """
-    check_challenge(challenge, severity)
-    check_challenge(train_challenge, train_severity)
-    _check(num_train >= 0, "num_train", "0 or more", num_train)
-    _check(num_val >= 0, "num_val", "0 or more", num_val)
-    _check(num_test >= 0, "num_test", "0 or more", num_test)
-    _check(len(size) == 2 and min(size) >= 16, "size", "(height, width) of 16 or more", size)
-    _check(images_per_camera >= 2, "images_per_camera", "2 or more", images_per_camera)
-    _check(cameras >= 2, "cameras", "2 or more", cameras)
-    _check(share >= 1, "share", "1 or more", share)
-    _check(schemes >= 0, "schemes", "0 or more", schemes)
-    _check(0.0 <= rho <= 1.0, "rho", "0 to 1", rho)
+    for name, count in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
+        require(count >= 0, name, "0 or more", count)
+    require(images_per_camera >= 2, "images_per_camera", "2 or more", images_per_camera)
+    hard = WorldOptions(cameras, size, rho, challenge, severity, share, schemes, population)
+    mild = dataclasses.replace(hard, challenge=train_challenge, severity=train_severity)
 
-    def world(split: str, persons: int) -> World:
-        setting = (train_challenge, train_severity) if split == "train" else (challenge, severity)
-        return World(seed, split, persons, cameras, size, rho, *setting, share, schemes, population)
-
-    def pair(split: str, persons: int, first_pid: int) -> tuple[SyntheticImages, SyntheticImages]:
-        there = world(split, persons)
-        shots = _shots(there, images_per_camera)
-        prefix = "" if split == "test" else f"{split}_"
+    def pair(split: str, prefix: str, persons: int, first_pid: int) -> tuple[SyntheticImages, SyntheticImages]:
+        world = World(seed, split, persons, hard)
+        shots = _shots(world, images_per_camera)
         first = [shot for shot in shots if shot.frame == 0]
         others = [shot for shot in shots if shot.frame > 0]
         return (
-            SyntheticImages(f"{prefix}query", there, first, first_pid, progress),
-            SyntheticImages(f"{prefix}gallery", there, others, first_pid, progress),
+            SyntheticImages(f"{prefix}query", world, first, first_pid, progress),
+            SyntheticImages(f"{prefix}gallery", world, others, first_pid, progress),
         )
 
-    there = world("train", num_train)
-    train = SyntheticImages("train", there, _shots(there, images_per_camera), 1, progress)
-    val = pair("val", num_val, 1 + num_train) if num_val else None
-    query, gallery = pair("test", num_test, 1 + num_train + num_val)
+    world = World(seed, "train", num_train, mild)
+    train = SyntheticImages("train", world, _shots(world, images_per_camera), 1, progress)
+    val = pair("val", "val_", num_val, 1 + num_train) if num_val else None
+    query, gallery = pair("test", "", num_test, 1 + num_train + num_val)
     return SyntheticData("synthetic", train, query, gallery, val)
 
 
@@ -173,8 +160,3 @@ def _shots(world: World, images_per_camera: int) -> list[Shot]:
         for camera in world.seen_by(person)
         for frame in range(images_per_camera)
     ]
-
-
-def _check(right: bool, name: str, expected: str, found: object) -> None:
-    if not right:
-        raise UserError(f"{name} must be {expected}, got {found}")

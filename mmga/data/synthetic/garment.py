@@ -30,7 +30,7 @@ class Top:
     Attributes:
         body: its tile around the trunk, row 0 at the hem, float32; persons add their print to it.
         sleeve: number of the sleeves' tile.
-        length: how far sleeves reach: 0 none, 1 to the elbow, 2 to the wrist.
+        long: whether sleeves reach to the wrist, not to the elbow.
         hem: how far it hangs below the hips, as a share of the body's height.
         loose: what it adds to the body's thickness, as a share of the body's height.
         hood: whether a hood lies on the back.
@@ -38,7 +38,7 @@ class Top:
 
     body: np.ndarray
     sleeve: int
-    length: float
+    long: bool
     hem: float
     loose: float
     hood: bool
@@ -143,7 +143,7 @@ def draw_top(rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.n
     return Top(
         body=body.astype(np.float32),
         sleeve=atlas.add(sleeve),
-        length=1.0 if kind == "tee" else 2.0,
+        long=kind != "tee",
         hem={"tee": 0.02, "shirt": 0.025, "hoodie": 0.03, "coat": 0.14}.get(kind, 0.03)
         + rng.uniform(-0.01, 0.02),
         loose={"tee": 0.003, "shirt": 0.004, "vest": 0.008}.get(kind, 0.01) + rng.uniform(0, 0.004),
