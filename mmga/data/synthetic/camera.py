@@ -182,22 +182,20 @@ def _blur(frame: np.ndarray, sigma: float) -> np.ndarray:
     radius = max(1, int(np.ceil(2.2 * sigma)))
     weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
     weights = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
-    planes, height, width = frame.shape
-    padded = np.empty((planes, height + 2 * radius, width), np.float32)
-    padded[:, radius:-radius] = frame
-    padded[:, :radius], padded[:, -radius:] = frame[:, :1], frame[:, -1:]
-    rows = weights[0] * frame
+    return _filter(_filter(frame, weights, 1), weights, 2)
+
+
+def _filter(frame: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Filter planes along an axis with the symmetric kernel that `weights` are one half of."""
+    radius, size = len(weights) - 1, frame.shape[axis]
+    margins = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
+    padded = np.moveaxis(np.pad(frame, margins, mode="edge"), axis, 0)
+    filtered = weights[0] * frame
+    total = np.moveaxis(filtered, axis, 0)  # a view
     for i in range(1, radius + 1):
-        before = padded[:, radius - i : radius - i + height]
-        rows += weights[i] * (before + padded[:, radius + i : radius + i + height])
-    padded = np.empty((planes, height, width + 2 * radius), np.float32)
-    padded[..., radius:-radius] = rows
-    padded[..., :radius], padded[..., -radius:] = rows[..., :1], rows[..., -1:]
-    blurred = weights[0] * rows
-    for i in range(1, radius + 1):
-        before = padded[..., radius - i : radius - i + width]
-        blurred += weights[i] * (before + padded[..., radius + i : radius + i + width])
-    return blurred
+        before = padded[radius - i : radius - i + size]
+        total += weights[i] * (before + padded[radius + i : radius + i + size])
+    return filtered
 
 
 _LUMINANCE = np.array(

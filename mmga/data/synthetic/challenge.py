@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from mmga.common.errors import UserError
-
 CHALLENGES = ("pose", "misalignment", "occlusion", "clutter")
 """What can be turned up."""
 
@@ -26,14 +24,6 @@ class Levels:
     misalignment: float = 0.0
     occlusion: float = 0.0
     clutter: float = 0.0
-
-
-def check_challenge(challenge: str, severity: int) -> None:
-    """Raise a UserError unless the setting and the severity exist."""
-    if challenge not in SETTINGS:
-        raise UserError(f"challenge must be one of {', '.join(SETTINGS)}, got {challenge!r}")
-    if severity not in SEVERITIES:
-        raise UserError(f"severity must be 1, 2 or 3, got {severity!r}")
 
 
 def draw_levels(rng: np.random.Generator, challenge: str, severity: int) -> Levels:

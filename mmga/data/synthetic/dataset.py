@@ -3,29 +3,26 @@
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from mmga.common.progress import Progress
-from mmga.data.dataset import DataSet, ImageSet
+from mmga.data.dataset import DataSet, ImageSet, ImageTensors
 from mmga.data.masks import PartMask
 from mmga.data.synthetic.world import Picture, Shot, World, WorldOptions, require
 
 
-class SyntheticImages:
+class SyntheticImages(ImageTensors):
     """Pictures of a world, rendered once into memory.
 
     Attributes:
-        pids: int64 [N].
-        camids: int64 [N], from 1.
-        paths: relative paths such as `train/0001_c2_003.png`.
+        labels: label maps, uint8 [N, H, W].
         world: renders them.
-        shots: which pictures of the world they are.
+        shots: person, camera and number of each picture.
 
     Args:
-        name: first part of the paths.
+        name: first part of the paths, which are such as `train/0001_c2_003.png`.
         world: the world.
-        shots: which pictures.
+        shots: person, camera and number of each picture.
         first_pid: identity of person 0.
         progress: told how many are rendered.
     """
@@ -38,36 +35,27 @@ class SyntheticImages:
         first_pid: int,
         progress: Progress | None = None,
     ) -> None:
-        self.world, self.shots = world, list(shots)
-        self.pids = np.array([first_pid + shot.person for shot in shots], np.int64)
-        self.camids = np.array([1 + shot.camera for shot in shots], np.int64)
-        self.paths = [
+        self.world, self.shots = world, shots
+        pids = [first_pid + shot.person for shot in shots]
+        camids = [1 + shot.camera for shot in shots]
+        paths = [
             f"{name}/{pid:04d}_c{camid}_{shot.frame:03d}.png"
-            for pid, camid, shot in zip(self.pids, self.camids, shots, strict=True)
+            for pid, camid, shot in zip(pids, camids, shots, strict=True)
         ]
-        count, (height, width) = len(shots), world.size
-        self._images = torch.empty((count, 3, height, width), dtype=torch.uint8)
-        self._labels = torch.empty((count, height, width), dtype=torch.uint8)
-        images, labels = self._images.numpy(), self._labels.numpy()
+        count = len(shots)
+        images = torch.empty((count, 3, *world.size), dtype=torch.uint8)
+        self.labels = torch.empty((count, *world.size), dtype=torch.uint8)
         for i, shot in enumerate(shots):
             picture = world.picture(shot)
-            images[i], labels[i] = picture.image, picture.labels
+            images[i] = torch.from_numpy(picture.image)
+            self.labels[i] = torch.from_numpy(picture.labels)
             if progress is not None and (i % 32 == 31 or i + 1 == count):
                 progress(f"drawing {name}", i + 1, count)
-
-    def __len__(self) -> int:
-        return len(self.shots)
-
-    def image(self, index: int) -> torch.Tensor:
-        """Return image `index`, uint8 [3, H, W]."""
-        return self._images[index]
-
-    def mask(self, index: int) -> PartMask:
-        """Return the exact mask of image `index`."""
-        return PartMask(self._labels[index])
+        masks = [PartMask(labels) for labels in self.labels]
+        super().__init__(list(images), pids, camids, paths, masks)
 
     def picture(self, index: int, with_person: bool = True) -> Picture:
-        """Render image `index` anew with all that is known about it, or its scene alone."""
+        """Render image `index` anew with its truth, or its scene alone."""
         return self.world.picture(self.shots[index], with_person)
 
 
@@ -136,7 +124,9 @@ def synthetic(
     hard = WorldOptions(cameras, size, rho, challenge, severity, share, schemes, population)
     mild = dataclasses.replace(hard, challenge=train_challenge, severity=train_severity)
 
-    def pair(split: str, prefix: str, persons: int, first_pid: int) -> tuple[SyntheticImages, SyntheticImages]:
+    def pair(
+        split: str, prefix: str, persons: int, first_pid: int
+    ) -> tuple[SyntheticImages, SyntheticImages]:
         world = World(seed, split, persons, hard)
         shots = _shots(world, images_per_camera)
         first = [shot for shot in shots if shot.frame == 0]

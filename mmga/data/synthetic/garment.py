@@ -210,19 +210,16 @@ def draw_print(rng: np.random.Generator, colour: np.ndarray) -> Print:
     if rng.random() < 0.4:
         columns = (columns + TILE_WIDTH) % TILE_WIDTH - TILE_WIDTH // 2
     y, x = (_ROWS - 20) / 7.0, columns / 9.0
-    shape = rng.integers(6)
-    if shape == 0:
-        where = y**2 + x**2 < 0.8
-    elif shape == 1:
-        where = (abs(y) < 0.75) & (abs(x) < 0.85)
-    elif shape == 2:
-        where = abs(y) + abs(x) < 1.0
-    elif shape == 3:
-        where = (abs(y) < 0.9) & (abs(x) < 0.9) & ((abs(y) < 0.28) | (abs(x) < 0.28))
-    elif shape == 4:
-        where = (abs(x) < 0.9) & (abs(y) < 0.9) & (np.floor(y * 3) % 2 == 0)
-    else:
-        where = (abs(x) < 0.9) & (abs(y) < 0.95) & (y > abs(x) * 1.6 - 0.9)
+    inside = (abs(x) < 0.9) & (abs(y) < 0.9)
+    shapes = (
+        y**2 + x**2 < 0.8,
+        (abs(y) < 0.75) & (abs(x) < 0.85),
+        abs(y) + abs(x) < 1.0,
+        inside & ((abs(y) < 0.28) | (abs(x) < 0.28)),
+        inside & (np.floor(y * 3) % 2 == 0),
+        (abs(x) < 0.9) & (abs(y) < 0.95) & (y > abs(x) * 1.6 - 0.9),
+    )
+    where = shapes[rng.integers(len(shapes))]
     return Print(np.broadcast_to(where, TILE_SHAPE[:2]), colour)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from mmga.common.errors import UserError
 from mmga.data.synthetic.textures import PATTERNS
 
 
@@ -50,14 +49,3 @@ POPULATIONS = {
     ),
 }
 """Populations by name; `varied` is the built-in data set's."""
-
-
-def population_named(name: str) -> Population:
-    """Return a population.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name not in POPULATIONS:
-        raise UserError(f"population must be one of {', '.join(POPULATIONS)}, got {name!r}")
-    return POPULATIONS[name]

@@ -167,11 +167,6 @@ def patterned(pattern: str, colours: np.ndarray, rng: np.random.Generator) -> np
     return np.where(np.broadcast_to(where, shape)[..., None], second, first)
 
 
-def finish(tile: np.ndarray) -> np.ndarray:
-    """Round a tile to what the atlas stores, uint8 [TILE_HEIGHT, TILE_WIDTH, 3]."""
-    return np.clip(np.rint(tile), 0, 255).astype(np.uint8)
-
-
 class Atlas:
     """All tiles of a split, addressed by number."""
 
@@ -180,8 +175,8 @@ class Atlas:
         self._stacked: np.ndarray | None = None
 
     def add(self, tile: np.ndarray) -> int:
-        """Store a tile and return its number."""
-        self._tiles.append(finish(tile))
+        """Round a tile to uint8, store it and return its number."""
+        self._tiles.append(np.clip(np.rint(tile), 0, 255).astype(np.uint8))
         self._stacked = None
         return len(self._tiles) - 1
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from mmga.common.errors import UserError
-from mmga.data.synthetic.camera import Camera, develop, draw_camera, draw_exposure
-from mmga.data.synthetic.challenge import Levels, check_challenge, draw_levels
 from mmga.data.synthetic.body import Spot, View, body_solids, extent
+from mmga.data.synthetic.camera import Camera, develop, draw_camera, draw_exposure
+from mmga.data.synthetic.challenge import SETTINGS, SEVERITIES, Levels, draw_levels
 from mmga.data.synthetic.garment import Fashion
 from mmga.data.synthetic.person import draw_persons
-from mmga.data.synthetic.population import population_named
+from mmga.data.synthetic.population import POPULATIONS
 from mmga.data.synthetic.pose import draw_pose
 from mmga.data.synthetic.render import Box, Canvas, Solid
 from mmga.data.synthetic.scene import (
@@ -113,7 +113,11 @@ class WorldOptions:
 
     def __post_init__(self) -> None:
         """Raise a UserError where a value is out of range."""
-        check_challenge(self.challenge, self.severity)
+        known = ("challenge", SETTINGS), ("population", POPULATIONS)
+        for name, values in known:
+            value = getattr(self, name)
+            require(value in values, name, f"one of {', '.join(values)}", repr(value))
+        require(self.severity in SEVERITIES, "severity", "1, 2 or 3", repr(self.severity))
         size = len(self.size) == 2 and min(self.size) >= 16
         require(size, "size", "(height, width) of 16 or more", self.size)
         require(self.cameras >= 2, "cameras", "2 or more", self.cameras)
@@ -143,10 +147,8 @@ class World:
         options: sizes, challenge and population.
     """
 
-    def __init__(
-        self, seed: int, split: str, persons: int, options: WorldOptions = WorldOptions()
-    ) -> None:
-        population = population_named(options.population)
+    def __init__(self, seed: int, split: str, persons: int, options: WorldOptions) -> None:
+        population = POPULATIONS[options.population]
         self.seed, self.split, self.options, self.size = seed, split, options, options.size
         self.unit = options.size[0] / 128
         self.loudness = population.loudness
