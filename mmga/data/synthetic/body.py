@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from mmga.data.masks import BACKGROUND, BOTTOM, OTHER, UPPER
+from mmga.data.synthetic.appearance import Appearance
 from mmga.data.synthetic.garment import Bag
-from mmga.data.synthetic.person import Person
 from mmga.data.synthetic.pose import Point, Pose, joints
 from mmga.data.synthetic.render import Box, Solid
 
@@ -76,7 +76,7 @@ class _Projection:
         return 1.0 / (1.0 - _PERSPECTIVE * towards) * self.spot.scale
 
 
-def extent(person: Person, pose: Pose, view: View) -> Box:
+def extent(person: Appearance, pose: Pose, view: View) -> Box:
     """Return the box of a person one pixel high with feet at (0, 0)."""
     project = _Projection(view, Spot(0.0, 0.0, 1.0))
     points = np.array([project(point) for point in joints(pose, person.build).values()])
@@ -104,7 +104,7 @@ class _Segment:
 
     start: Point
     end: Point
-    widths: Sequence[float]
+    widths: Sequence[float] | np.ndarray
     tile: int
     label: int
     caps: tuple[float, float] = (1.0, 1.0)
@@ -120,7 +120,7 @@ _carried = functools.partial(_Segment, label=OTHER)
 
 
 def body_solids(
-    person: Person, pose: Pose, view: View, spot: Spot, crease: int, labelled: bool = True
+    person: Appearance, pose: Pose, view: View, spot: Spot, crease: int, labelled: bool = True
 ) -> list[Solid]:
     """Return the solids of a person, back to front.
 
@@ -156,7 +156,7 @@ def body_solids(
 
 
 class _Body:
-    def __init__(self, person: Person, pose: Pose, view: View, project: _Projection) -> None:
+    def __init__(self, person: Appearance, pose: Pose, view: View, project: _Projection) -> None:
         self.person, self.pose, self.view, self.project = person, pose, view, project
         self.joints = joints(pose, person.build)
         self.sin, self.cos = math.sin(view.yaw), math.cos(view.yaw)
@@ -314,9 +314,8 @@ class _Body:
         if person.top.hood:
             nape = chest.moved(0, -0.02, -0.035)
             wide = self._across(0.058, 0.04)
-            widths = wide, 0.75 * wide
-            sleeve = person.top.sleeve
-            back.append(_upper(nape, nape.moved(0, 0.05, 0.01), widths, sleeve, folds=0.1))
+            fold, sleeve = nape.moved(0, 0.05, 0.01), person.top.sleeve
+            back.append(_upper(nape, fold, (wide, 0.75 * wide), sleeve, folds=0.1))
         return [*back, neck, head] if self.cos > 0 else [neck, head, *back]
 
     def _bag(self, bag: Bag) -> list[tuple[_Segment, bool]]:

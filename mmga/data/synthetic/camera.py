@@ -59,7 +59,7 @@ class Exposure:
     grain: int
 
 
-def draw_camera(number: int, *key: int | str) -> Camera:
+def sample_camera(number: int, *key: int | str) -> Camera:
     """Draw camera `number` of the world that `key` names."""
     rng = stream(*key, "camera", number)
     cast = np.exp(np.clip(rng.normal(0, 0.1, 3), -0.14, 0.14))
@@ -84,7 +84,7 @@ def draw_camera(number: int, *key: int | str) -> Camera:
     )
 
 
-def draw_exposure(rng: np.random.Generator, camera: Camera) -> Exposure:
+def sample_exposure(rng: np.random.Generator, camera: Camera) -> Exposure:
     """Draw the light and the exposure of one picture."""
     usual = camera.light
     ambient, right, up, front = rng.normal(0, 0.1, 4).tolist()

@@ -26,7 +26,7 @@ class Levels:
     clutter: float = 0.0
 
 
-def draw_levels(rng: np.random.Generator, challenge: str, severity: int) -> Levels:
+def sample_levels(rng: np.random.Generator, challenge: str, severity: int) -> Levels:
     """Draw the levels of an image.
 
     A single challenge stands at `severity` in every image; in a mixture each is on in four images

@@ -94,7 +94,7 @@ ACTIONS = ("run", "reach", "bend", "crouch", "phone", "star", "carry")
 """What people do at pose challenges beyond walking and standing."""
 
 
-def draw_build(rng: np.random.Generator) -> Build:
+def sample_build(rng: np.random.Generator) -> Build:
     """Draw the proportions of a person."""
     return Build(
         legs=rng.normal(0.5, 0.008),
@@ -106,7 +106,7 @@ def draw_build(rng: np.random.Generator) -> Build:
     )
 
 
-def draw_pose(rng: np.random.Generator, level: float = 0.0) -> Pose:
+def sample_pose(rng: np.random.Generator, level: float = 0.0) -> Pose:
     """Draw a pose.
 
     Args:

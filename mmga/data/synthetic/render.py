@@ -99,7 +99,7 @@ _TABLE = np.dtype(
 )
 """Solids as the rows of an array; the fields are those of `Solid`."""
 
-_as_row = operator.attrgetter(*_TABLE.fields)
+_as_row = operator.attrgetter(*(field.name for field in dataclasses.fields(Solid)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

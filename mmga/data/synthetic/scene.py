@@ -11,19 +11,19 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mmga.data.synthetic.appearance import Appearance
 from mmga.data.synthetic.body import Spot, View, body_solids
 from mmga.data.synthetic.camera import Camera
 from mmga.data.synthetic.garment import Fashion
-from mmga.data.synthetic.person import Person
-from mmga.data.synthetic.pose import draw_pose
+from mmga.data.synthetic.pose import sample_pose
 from mmga.data.synthetic.render import Box, Canvas, Light, Solid
 from mmga.data.synthetic.streams import stream
 from mmga.data.synthetic.textures import (
     PATTERNS,
     TILE_HEIGHT,
     Atlas,
-    draw_colours,
     patterned,
+    sample_colours,
     smooth_noise,
 )
 
@@ -48,7 +48,7 @@ class Assets:
 
     texels: np.ndarray
     tiles: list[int]
-    bystanders: list[Person]
+    bystanders: list[Appearance]
 
     def tile(self, rng: np.random.Generator) -> int:
         """Sample a tile."""
@@ -59,7 +59,7 @@ class Assets:
         half = len(self.tiles) // 2
         return self.tiles[rng.integers(half if rng.random() < 0.8 else 0, len(self.tiles))]
 
-    def bystander(self, rng: np.random.Generator) -> Person:
+    def bystander(self, rng: np.random.Generator) -> Appearance:
         """Sample a bystander."""
         return self.bystanders[rng.integers(len(self.bystanders))]
 
@@ -69,10 +69,10 @@ def add_tiles(atlas: Atlas, fashion: Fashion, rng: np.random.Generator, count: i
     bold, faint = [], []
     for i in range(count // 2):
         # Every other tile has the colours of the split's clothes.
-        colours = rng.permutation(fashion.colours(rng)) if i % 2 else draw_colours(rng, 2)
+        colours = rng.permutation(fashion.colours(rng)) if i % 2 else sample_colours(rng, 2)
         pattern = PATTERNS[rng.integers(len(PATTERNS))] if rng.random() < 0.8 else "plain"
         bold.append(atlas.add(patterned(pattern, colours[:2], rng)))
-        colours = fashion.colours(rng).copy() if i % 2 else draw_colours(rng, 2)
+        colours = fashion.colours(rng).copy() if i % 2 else sample_colours(rng, 2)
         colours[0] += 0.4 * (colours[0].mean() - colours[0])
         colours[1] = 0.75 * colours[0] + 0.25 * colours[1]
         pattern = PATTERNS[rng.integers(len(PATTERNS))]
@@ -306,7 +306,7 @@ class Objects:
 
     def _bystander(self, spot: Spot, crease: int) -> list[Solid]:
         view = View(self.rng.uniform(0, 2 * math.pi), self.pitch)
-        pose = draw_pose(self.rng, self.rng.choice([0.0, 1.5]))
+        pose = sample_pose(self.rng, self.rng.choice([0.0, 1.5]))
         person = self.assets.bystander(self.rng)
         return body_solids(person, pose, view, spot, crease, labelled=False)
 

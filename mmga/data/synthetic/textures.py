@@ -69,17 +69,17 @@ FRONT = np.abs(_COLUMNS - TILE_WIDTH // 2)
 """Distance of each column from the front, in columns [1, TILE_WIDTH]."""
 
 
-def draw_colour(rng: np.random.Generator) -> np.ndarray:
+def sample_colour(rng: np.random.Generator) -> np.ndarray:
     """Draw a colour near one of the palette's, float32 [3]."""
     base = PALETTE[rng.choice(len(PALETTE), p=_WEIGHTS / _WEIGHTS.sum())]
     return np.clip(base + rng.normal(0, 5, 3), 8, 247).astype(np.float32)
 
 
-def draw_colours(rng: np.random.Generator, count: int) -> np.ndarray:
+def sample_colours(rng: np.random.Generator, count: int) -> np.ndarray:
     """Draw colours that can be told apart from their predecessor, float32 [count, 3]."""
-    colours = [draw_colour(rng)]
+    colours = [sample_colour(rng)]
     while len(colours) < count:
-        colour = draw_colour(rng)
+        colour = sample_colour(rng)
         if np.abs(colour - colours[-1]).sum() > 90:
             colours.append(colour)
     return np.stack(colours)
@@ -90,7 +90,7 @@ _LIGHT = np.array([(228, 226, 220), (210, 200, 170), (200, 215, 230)], np.float3
 _BRIGHT = np.array([(196, 36, 40), (36, 150, 64), (40, 72, 196), (222, 190, 44)], np.float32)
 
 
-def draw_contrast(rng: np.random.Generator) -> np.ndarray:
+def sample_contrast(rng: np.random.Generator) -> np.ndarray:
     """Draw a dark and a light colour, in any order, and a bright one, float32 [3, 3]."""
     dark, light = _DARK[rng.integers(len(_DARK))], _LIGHT[rng.integers(len(_LIGHT))]
     first, second = (light, dark) if rng.random() < 0.5 else (dark, light)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from mmga.common.errors import UserError
+from mmga.data.synthetic.appearance import sample_appearances
 from mmga.data.synthetic.body import Spot, View, body_solids, extent
-from mmga.data.synthetic.camera import Camera, develop, draw_camera, draw_exposure
-from mmga.data.synthetic.challenge import SETTINGS, SEVERITIES, Levels, draw_levels
+from mmga.data.synthetic.camera import Camera, develop, sample_camera, sample_exposure
+from mmga.data.synthetic.challenge import SETTINGS, SEVERITIES, Levels, sample_levels
 from mmga.data.synthetic.garment import Fashion
-from mmga.data.synthetic.person import draw_persons
 from mmga.data.synthetic.population import POPULATIONS
-from mmga.data.synthetic.pose import draw_pose
+from mmga.data.synthetic.pose import sample_pose
 from mmga.data.synthetic.render import Box, Canvas, Solid
 from mmga.data.synthetic.scene import (
     GROUND,
@@ -152,7 +152,7 @@ class World:
         self.seed, self.split, self.options, self.size = seed, split, options, options.size
         self.unit = options.size[0] / 128
         self.loudness = population.loudness
-        self.cameras = [draw_camera(i, seed) for i in range(options.cameras)]
+        self.cameras = [sample_camera(i, seed) for i in range(options.cameras)]
         atlas = Atlas()
         schemes = options.schemes or population.schemes or max(3, persons // (10 * options.share))
         key = (seed,) if population.common else (seed, split)
@@ -160,8 +160,9 @@ class World:
             stream(*key, "fashion"), schemes, population.patterns, population.contrast
         )
         bystanders = max(20, persons // 4)
-        self.persons, passing = draw_persons(
-            atlas, fashion, persons, bystanders, seed, split, share=options.share
+        wardrobe = stream(seed, split, "wardrobe")
+        self.persons, passing = sample_appearances(
+            wardrobe, atlas, fashion, persons, bystanders, options.share
         )
         tiles = add_tiles(atlas, fashion, stream(seed, split, "tiles"), 120)
         self.assets = Assets(atlas.texels, tiles, passing)
@@ -203,7 +204,7 @@ class World:
         person, camera = self.persons[shot.person], self.cameras[shot.camera]
         key = (self.seed, self.split, shot.person, shot.camera, shot.frame)
         challenge, severity = self.options.challenge, self.options.severity
-        levels = draw_levels(stream(*key, "levels"), challenge, severity)
+        levels = sample_levels(stream(*key, "levels"), challenge, severity)
         walk = uniform(self.seed, self.split, shot.person, shot.camera, "walk")
         rng = stream(*key, "view")
         view = View(
@@ -213,8 +214,8 @@ class World:
         )
         fill, aside, raised = rng.uniform(0.8, 0.93), rng.normal(0, 0.04), rng.normal(0, 0.015)
         crease = int(rng.integers(4096))
-        exposure = draw_exposure(rng, camera)
-        pose = draw_pose(stream(*key, "pose"), levels.pose)
+        exposure = sample_exposure(rng, camera)
+        pose = sample_pose(stream(*key, "pose"), levels.pose)
         framing = self._framed(extent(person, pose, view), fill, aside, raised)
         if levels.misalignment:
             framing = self._misaligned(stream(*key, "misalignment"), levels.misalignment, framing)

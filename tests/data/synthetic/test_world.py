@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmga.data.synthetic.challenge import CHALLENGES
-from mmga.data.synthetic.garment import deal
+from mmga.data.synthetic.garment import assign_garments
 from mmga.data.synthetic.render import Canvas, Light, Solid
 from mmga.data.synthetic.streams import stream
 from mmga.data.synthetic.world import Shot, World
@@ -73,7 +73,7 @@ def test_upper_lies_above_bottom(clean):
 
 @pytest.mark.parametrize("count", [25, 48, 150, 300])
 def test_every_garment_is_shared(count):
-    tops, bottoms, garments = deal(stream("deal", count), count, 5)
+    tops, bottoms, garments = assign_garments(stream("assign_garments", count), count, 5)
     for worn in (tops, bottoms):
         shares = collections.Counter(worn.tolist())
         assert len(shares) == garments and min(shares.values()) >= 5
