@@ -75,14 +75,7 @@ def body(options: Options) -> int:
         if options.tune:
             from benchmarks.ablation.tuning import tune
 
-            found = tune(
-                plan,
-                pictures,
-                options.out,
-                options.results,
-                threads=options.threads,
-                progress=progress,
-            )
+            found = tune(pictures, options.out, options.results, threads=options.threads)
             for rate, value in found.items():
                 print(f"lr {rate}: validation mAP {100 * value:.2f}%")
             return 0
@@ -92,14 +85,7 @@ def body(options: Options) -> int:
             for seed in options.seeds:
                 for name in options.rows:
                     done = run(
-                        name,
-                        seed,
-                        plan,
-                        pictures,
-                        options.out,
-                        options.results,
-                        threads=options.threads,
-                        progress=progress,
+                        name, seed, pictures, options.out, options.results, threads=options.threads
                     )
                     report, _ = result_files(options.results, name, seed)
                     print(f"row {name} seed {seed}: {'' if done else 'there already: '}{report}")

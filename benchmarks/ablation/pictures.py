@@ -2,14 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import mmga.data.synthetic
-from benchmarks.ablation.plan import SETTINGS, Plan
+from benchmarks.ablation.plan import TESTS, Plan
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
@@ -49,8 +48,8 @@ class Pictures:
         return self._pair("validation", {"num_val": plan.validation_persons})
 
     def test(self, name: str) -> Pair:
-        """Return queries and gallery of a test of SETTINGS."""
-        challenge, severity = SETTINGS[name]
+        """Return queries and gallery of a test of TESTS."""
+        challenge, severity = TESTS[name]
         options = {"num_test": self.plan.test_persons, "severity": severity}
         return self._pair(name, {**options, "challenge": challenge})
 
@@ -66,7 +65,7 @@ class Pictures:
         """Render everything that is not there yet."""
         self.train()
         self.validation()
-        for name in SETTINGS:
+        for name in TESTS:
             self.test(name)
 
     def _read(
@@ -101,24 +100,24 @@ class Pictures:
             progress=self.progress,
             **sizes,  # type: ignore[arg-type]
         )
-        sides: Sequence[ImageSet] = (data.query, data.gallery)
+        sides: Pair | tuple[ImageSet] = data.val or (data.query, data.gallery)
         if sizes["num_train"]:
             sides = (data.train,)
-        elif data.val is not None:
-            sides = data.val
-        arrays: dict[str, list[np.ndarray]] = {"images": [], "labels": [], "queries": []}
-        arrays |= {"pids": [], "camids": []}
-        for i, side in enumerate(sides):
+        parts = []
+        for side in sides:
             assert isinstance(side, SyntheticImages)
-            arrays["images"].append(np.stack([side.image(j).numpy() for j in range(len(side))]))
-            arrays["labels"].append(
-                np.stack([side.mask(j).labels.numpy() for j in range(len(side))])
+            parts.append(
+                {
+                    "images": torch.stack(list(side.images)).numpy(),
+                    "labels": side.labels.numpy(),
+                    "queries": np.full(len(side), side is not sides[-1]),
+                    "pids": side.pids,
+                    "camids": side.camids,
+                }
             )
-            arrays["queries"].append(np.full(len(side), len(sides) == 2 and i == 0))
-            arrays["pids"].append(side.pids)
-            arrays["camids"].append(side.camids)
+        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         with atomic_path(file) as temporary, temporary.open("wb") as out:
-            np.savez(out, **{key: np.concatenate(parts) for key, parts in arrays.items()})  # type: ignore[arg-type]
+            np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def digest(plan: Plan) -> str:

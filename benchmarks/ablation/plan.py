@@ -9,7 +9,7 @@ SEVERITIES = (1, 2, 3)
 Setting = tuple[str, int]
 """A challenge and its severity."""
 
-SETTINGS: dict[str, Setting] = {"clean": ("clean", 1)} | {
+TESTS: dict[str, Setting] = {"clean": ("clean", 1)} | {
     f"{challenge}-{severity}": (challenge, severity)
     for challenge in CHALLENGES
     for severity in SEVERITIES

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation.plan import CHALLENGES, QUARTERS, SETTINGS, SEVERITIES
+from benchmarks.ablation.plan import CHALLENGES, QUARTERS, SEVERITIES, TESTS
 from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.trial import SCALE, result_files
 from mmga.common.errors import UserError
 
-HARD = tuple(name for name in SETTINGS if name != "clean")
+HARD = tuple(name for name in TESTS if name != "clean")
 """The challenges at all severities: what rows are compared on."""
 
 FLAT = 0.005
@@ -100,8 +100,8 @@ def read(results: Path) -> list[Outcome]:
                     report["row"],
                     report["seed"],
                     report,
-                    {name: stored[name] / SCALE for name in SETTINGS},
-                    {name: stored[f"{name}/pids"].astype(np.int64) for name in SETTINGS},
+                    {name: stored[name] / SCALE for name in TESTS},
+                    {name: stored[f"{name}/pids"].astype(np.int64) for name in TESTS},
                 )
             )
     for outcome in outcomes:

@@ -9,11 +9,12 @@ from mmga.data.synthetic.challenge import CHALLENGES
 from mmga.data.synthetic.garment import assign_garments
 from mmga.data.synthetic.render import Canvas, Light, Solid
 from mmga.data.synthetic.streams import stream
-from mmga.data.synthetic.world import Shot, World
+from mmga.data.synthetic.world import Shot, World, WorldOptions
 
 
 def world(split="test", challenge="clean", severity=3, persons=12, **options):
-    return World(7, split, persons, cameras=3, challenge=challenge, severity=severity, **options)
+    options |= {"cameras": 3, "challenge": challenge, "severity": severity}
+    return World(7, split, persons, WorldOptions(**options))
 
 
 SHOTS = [Shot(person, camera, 0) for person in range(6) for camera in range(2)]
@@ -97,7 +98,7 @@ def test_splits_have_places_and_clothes_of_their_own():
     assert np.array_equal(camera.gains, test.cameras[0].gains)
     places = [w.panorama(camera, i).tobytes() for w in (train, test) for i in range(2)]
     assert len(set(places)) == 4
-    assert not np.array_equal(train.stock.texels[: 32 * 64], test.stock.texels[: 32 * 64])
+    assert not np.array_equal(train.assets.texels[: 32 * 64], test.assets.texels[: 32 * 64])
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])
