@@ -1,4 +1,4 @@
-"""The pictures of the experiment: rendered once, kept as uint8 arrays, read by every run."""
+"""The pictures of the experiment: rendered once, stored as uint8 arrays, read by every run."""
 
 import dataclasses
 import hashlib
@@ -58,11 +58,11 @@ class Pictures:
         return Subset(whole, np.flatnonzero(queries)), Subset(whole, np.flatnonzero(~queries))
 
     def data_set(self, train: ImageSet) -> DataSet:
-        """Return what a run trains on, with the clean test."""
+        """Return the data set of a run: its training images and the clean test."""
         return DataSet("synthetic", train, *self.test("clean"))
 
     def prepare(self) -> None:
-        """Render everything that is not there yet."""
+        """Render all sets that are missing."""
         self.train()
         self.validation()
         for name in TESTS:
@@ -71,7 +71,7 @@ class Pictures:
     def _read(
         self, name: str, options: dict[str, object], images: int
     ) -> tuple[ImageTensors, np.ndarray]:
-        """Return the images of a set and which of them are queries; render them if need be."""
+        """Return the images of a set and whether each is a query; render them where missing."""
         file = self.folder / f"{name}.npz"
         if not file.is_file():
             self._render(file, options, images)
@@ -121,7 +121,7 @@ class Pictures:
 
 
 def digest(plan: Plan) -> str:
-    """Return what tells the pictures of a plan from others: sizes and the renderer's sources."""
+    """Return a digest that identifies a plan's pictures: of sizes and the renderer's sources."""
     found = hashlib.sha256()
     sizes = dataclasses.asdict(plan)
     for name in ("p", "k", "pad", "epochs", "least_steps", "lr", "log_every"):

@@ -34,7 +34,7 @@ SCALE = 10_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scores:
-    """What a network scored on one test.
+    """Scores of a network on one test.
 
     Attributes:
         precisions: average precision of each query, float64 [Q].
@@ -173,7 +173,7 @@ class _Trial:
         return self.folder / f"test-{share}.npz"
 
     def _note(self) -> None:
-        """Write the time of this sitting down, so that a kill loses an epoch of it at most."""
+        """Write the time of this sitting, so that a kill loses an epoch of it at most."""
         wall, process = self._began
         self._sittings[-1] |= {
             "seconds": round(time.perf_counter() - wall, 1),
@@ -183,7 +183,7 @@ class _Trial:
             temporary.write_text(json.dumps(self._sittings, indent=1))
 
     def finish(self, report: Path, precisions: Path) -> None:
-        """Write the results; the JSON file last, so that where it is, all is."""
+        """Write the results; the JSON file last, so that its presence marks a finished run."""
         figures: dict[str, dict[str, Any]] = {}
         kept: dict[str, np.ndarray] = {}
         for share in QUARTERS:
@@ -227,7 +227,7 @@ class _Trial:
 
 
 def sitting(pictures: str) -> dict[str, Any]:
-    """Return where and with what a run, or a part of it, is computed."""
+    """Return sources, machine and settings of one part of a run."""
     return {
         "commit": commit(),
         "machine": machine(),

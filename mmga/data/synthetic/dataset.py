@@ -55,7 +55,7 @@ class SyntheticImages(ImageTensors):
         super().__init__(list(images), pids, camids, paths, masks)
 
     def picture(self, index: int, with_person: bool = True) -> Picture:
-        """Render image `index` anew with its truth, or its scene alone."""
+        """Render image `index` again with its ground truth, or its scene alone."""
         return self.world.picture(self.shots[index], with_person)
 
 
@@ -95,7 +95,8 @@ def synthetic(
     common. A test person's first picture in each camera is a query, the others are the gallery.
 
     Args:
-        seed: of everything; the same arguments make the same pictures, bit for bit on one machine.
+        seed: of persons, places and pictures; the same arguments make the same pictures, bit for
+            bit on one machine.
         num_train: training identities; 0 renders no training set.
         num_val: validation identities; 0 for none.
         num_test: test identities; 0 renders no test set.
@@ -108,7 +109,7 @@ def synthetic(
         severity: of that, 1 to 3.
         train_challenge: setting of training.
         train_severity: of that.
-        share: how many persons at least wear each top, and each bottom; more is harder.
+        share: least number of persons who wear each top, and each bottom; more is harder.
         schemes: number of colour schemes of a split's clothes; fewer is harder. 0 for as many
             as the population has.
         population: `varied`, or `uniform`, whose colours tell little; see

@@ -91,11 +91,11 @@ SWING, SPREAD, BEND = range(3)
 """Columns of a table of limbs, in the order of `Limb`."""
 
 ACTIONS = ("run", "reach", "bend", "crouch", "phone", "star", "carry")
-"""What people do at pose challenges beyond walking and standing."""
+"""Actions of the pose challenge, beyond walking and standing."""
 
 
 def sample_build(rng: np.random.Generator) -> Build:
-    """Draw the proportions of a person."""
+    """Sample the proportions of a person."""
     return Build(
         legs=rng.normal(0.5, 0.008),
         shoulders=rng.normal(0.09, 0.004),
@@ -107,7 +107,7 @@ def sample_build(rng: np.random.Generator) -> Build:
 
 
 def sample_pose(rng: np.random.Generator, level: float = 0.0) -> Pose:
-    """Draw a pose.
+    """Sample a pose.
 
     Args:
         rng: the stream of poses.

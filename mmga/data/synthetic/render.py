@@ -1,8 +1,8 @@
-"""The one renderer: shaded, textured, anti-aliased solids of revolution, painted back to front.
+"""The renderer paints shaded, textured, anti-aliased solids of revolution, back to front.
 
-Persons, bystanders, hung clothes, bags, walls and poles are all lists of `Solid`, so that nothing
-but what they show tells a person from the scene: textures, palette, shading and edge softness are
-the same code.
+Persons, bystanders, hung clothes, bags, walls and poles are all lists of `Solid`, so that no
+artefact separates a person from the scene: textures, palette, shading and edge softness are the
+same code.
 
 A solid has a straight axis and a half-width that varies along it. A pixel is located by its share t
 along the axis and its signed offset s across; s over the half-width gives the angle around the

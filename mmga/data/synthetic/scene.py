@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -33,6 +34,9 @@ GROUND = 200
 PANORAMA = (288, 448)
 """Rows and columns of a panorama, in pixels at 128 high."""
 
+Kind: TypeAlias = "Callable[[Spot, int], list[Solid]]"
+"""A kind of object: makes its solids at a spot, with an offset into the map of creases."""
+
 OCCLUDERS = ("bystander", "post", "low", "side", "plants", "railing")
 
 
@@ -49,10 +53,6 @@ class Assets:
     texels: np.ndarray
     tiles: list[int]
     bystanders: list[Appearance]
-
-    def tile(self, rng: np.random.Generator) -> int:
-        """Sample a tile."""
-        return self.tiles[rng.integers(len(self.tiles))]
 
     def wall(self, rng: np.random.Generator) -> int:
         """Sample a tile for a wall or a floor, mostly a faint one."""
@@ -103,7 +103,7 @@ def paint_panorama(assets: Assets, camera: Camera, unit: float, *key: int | str)
 
     Args:
         assets: textures and bystanders.
-        camera: decides how much of the ground is seen.
+        camera: the camera; its pitch sets how much of the ground is visible.
         unit: pixels per pixel of a picture 128 high.
         key: key of the stream.
 
@@ -121,24 +121,23 @@ def paint_panorama(assets: Assets, camera: Camera, unit: float, *key: int | str)
         board(assets.wall(rng), (-2, -2, width + 2, bottom), texel, objects.crease(), gain)
         for bottom, gain in ((height + 2, 1.0), (horizon, 0.95))
     ]
-
     for _ in range(rng.integers(3, 7)):
         middle, half = rng.uniform(0, width), rng.uniform(10, 40) * unit
         box = middle - half, horizon - rng.uniform(40, 130) * unit, middle + half, horizon
-        tile, texel = assets.tile(rng), rng.uniform(0.8, 2.0) * unit
+        tile, texel = objects.tile(), rng.uniform(0.8, 2.0) * unit
         solids.append(board(tile, box, texel, objects.crease(), rng.uniform(0.7, 1.1)))
     for _ in range(rng.integers(3, 8)):
         middle, base = rng.uniform(0, width), horizon - rng.uniform(5, 90) * unit
         half, tall = rng.uniform(4, 18) * unit, rng.uniform(8, 40) * unit
         box = middle - half, base - tall, middle + half, base
-        tile, texel = assets.tile(rng), rng.uniform(0.6, 1.5) * unit
+        tile, texel = objects.tile(), rng.uniform(0.6, 1.5) * unit
         solids.append(board(tile, box, texel, objects.crease(), rng.uniform(0.6, 1.15)))
     # Markings on the ground.
     for _ in range(rng.integers(2, 6)):
         middle, row = rng.uniform(0, width), rng.uniform(horizon, height)
         half, tall = rng.uniform(20, 160) * unit, rng.uniform(2, 14) * unit
         box = middle - half, row, middle + half, row + tall
-        solids.append(board(assets.tile(rng), box, 2 * unit, objects.crease(), 0.95))
+        solids.append(board(objects.tile(), box, 2 * unit, objects.crease(), 0.95))
     feet = np.sort(rng.uniform(horizon, (GROUND + 10) * unit, rng.integers(5, 12)))
     for foot in feet.tolist():
         kind = objects.kind()
@@ -205,7 +204,7 @@ class Objects:
 
     def __init__(self, rng: np.random.Generator, assets: Assets, pitch: float) -> None:
         self.rng, self.assets, self.pitch = rng, assets, pitch
-        self._kinds: tuple[Callable[[Spot, int], list[Solid]], ...] = (
+        self._kinds: tuple[Kind, ...] = (
             self._top,
             self._trousers,
             self._bag,
@@ -219,8 +218,12 @@ class Objects:
         """Sample an offset into the map of creases."""
         return int(self.rng.integers(128))
 
-    def kind(self) -> Callable[[Spot, int], list[Solid]]:
-        """Sample a kind of object, bystanders apart: a function of place and crease."""
+    def tile(self) -> int:
+        """Sample a tile."""
+        return self.assets.tiles[self.rng.integers(len(self.assets.tiles))]
+
+    def kind(self) -> Kind:
+        """Sample a kind of object other than a bystander."""
         return self._kinds[self.rng.integers(len(self._kinds))]
 
     def clutter(self, level: float, spot: Spot) -> list[Solid]:
@@ -260,7 +263,7 @@ class Objects:
         width, height = right - left, bottom - top
         share = 0.15 * level * rng.uniform(0.8, 1.2)
         kind = OCCLUDERS[rng.integers(len(OCCLUDERS))]
-        side, crease, tile = int(rng.choice([-1, 1])), self.crease(), self.assets.tile(rng)
+        side, crease, tile = int(rng.choice([-1, 1])), self.crease(), self.tile()
         edge = left if side < 0 else right
         low = bottom + scale
         if kind == "low":
@@ -321,14 +324,14 @@ class Objects:
         top = person.top
         wide, tall = rng.uniform(0.07, 0.11) * scale, (0.34 + top.hem) * scale
         cloth = functools.partial(Solid, angle=self._hanging_angle(), folds=0.12)
+        widths = 0.026 * scale, 0.034 * scale
+        sleeve = functools.partial(cloth, widths=widths, tile=top.sleeve, caps=(0.2, 0.8))
         drop = rng.uniform(0.1, 0.3) if top.long else rng.uniform(0.05, 0.12)
         solids = []
         for sign in (-1, 1):
             shoulder = x + sign * 0.9 * wide, low - 0.88 * tall
             cuff = shoulder[0] + sign * rng.uniform(0.02, 0.1) * scale, shoulder[1] + drop * scale
-            widths = 0.026 * scale, 0.034 * scale
-            sleeve = cloth(cuff, shoulder, widths, top.sleeve, caps=(0.2, 0.8))
-            solids.append(dataclasses.replace(sleeve, crease=crease + sign))
+            solids.append(sleeve(cuff, shoulder, crease=crease + sign))
         profile = tuple(wide * w for w in (1, 1, 0.97, 0.97, 1, 1.02, 1.02, 0.9, 0.3))
         axis, caps = ((x, low), (x, low - tall)), (0.15, 0.4)
         solids.append(cloth(*axis, profile, person.torso_tile, caps=caps, crease=crease))
@@ -346,59 +349,46 @@ class Objects:
         high = low - (0.48 if bottom.length >= 2 else 0.26) * scale
         solids = []
         for sign in (-1, 1):
-            axis = (
-                (x + sign * rng.uniform(0.03, 0.07) * scale, low),
-                (x + sign * 0.035 * scale, high),
-            )
-            solids.append(leg(*axis, folds=0.12, crease=crease + sign))
+            hem = x + sign * rng.uniform(0.03, 0.07) * scale, low
+            hip = x + sign * 0.035 * scale, high
+            solids.append(leg(hem, hip, folds=0.12, crease=crease + sign))
         return solids
 
     def _bag(self, spot: Spot, crease: int) -> list[Solid]:
         rng, (x, y, scale) = self.rng, spot
         half, tall = rng.uniform(0.05, 0.1) * scale, rng.uniform(0.12, 0.26) * scale
         base = y - rng.choice([0.0, 0.4]) * scale
-        bag = Solid(
-            (x, base),
-            (x, base - tall),
-            (half, half, 0.85 * half),
-            self.assets.tile(rng),
-            angle=rng.uniform(-1, 1),
-            caps=(0.4, 0.5),
-            folds=0.06,
-            crease=crease,
-        )
-        axis, widths = ((x, base - tall), (x, base - 1.5 * tall)), (0.3 * half, 0.1 * half)
-        return [Solid(*axis, widths, self.assets.tile(rng)), bag]
+        tile, angle, widths = self.tile(), rng.uniform(-1, 1), (half, half, 0.85 * half)
+        shape = functools.partial(Solid, angle=angle, caps=(0.4, 0.5), folds=0.06, crease=crease)
+        bag = shape((x, base), (x, base - tall), widths, tile)
+        strap = (x, base - tall), (x, base - 1.5 * tall)
+        return [Solid(*strap, (0.3 * half, 0.1 * half), self.tile()), bag]
 
     def _pole(self, spot: Spot, crease: int) -> list[Solid]:
         x, y, scale = spot
         half = self.rng.uniform(0.015, 0.045) * scale
-        tile = self.assets.tile(self.rng)
-        pole = Solid((x, y), (x, y - 2.5 * scale), (half, half), tile, caps=(0.2, 0.2))
-        return [dataclasses.replace(pole, rows=(0.0, 4.0), folds=0.04, crease=crease)]
+        axis, caps = ((x, y), (x, y - 2.5 * scale)), (0.2, 0.2)
+        shape = functools.partial(Solid, rows=(0.0, 4.0), folds=0.04, crease=crease)
+        return [shape(*axis, (half, half), self.tile(), caps=caps)]
 
     def _bin(self, spot: Spot, crease: int) -> list[Solid]:
         rng, (x, y, scale) = self.rng, spot
         half, tall = rng.uniform(0.08, 0.2) * scale, rng.uniform(0.25, 0.5) * scale
-        tile, angle = self.assets.tile(rng), rng.uniform(-3, 3)
-        axis, caps = ((x, y), (x, y - tall)), (0.25, 0.25)
-        return [
-            Solid(
-                *axis, (0.9 * half, half), tile, angle=angle, caps=caps, folds=0.06, crease=crease
-            )
-        ]
+        tile, angle, widths = self.tile(), rng.uniform(-3, 3), (0.9 * half, half)
+        shape = functools.partial(Solid, angle=angle, caps=(0.25, 0.25), folds=0.06, crease=crease)
+        return [shape((x, y), (x, y - tall), widths, tile)]
 
     def _sign(self, spot: Spot, crease: int) -> list[Solid]:
         rng, (x, y, scale) = self.rng, spot
         half, tall = rng.uniform(0.08, 0.25) * scale, rng.uniform(0.2, 0.6) * scale
         base = y - rng.choice([0.0, 0.5]) * scale
         box = x - half, base - tall, x + half, base
-        return [board(self.assets.tile(rng), box, scale / 112, crease)]
+        return [board(self.tile(), box, scale / 112, crease)]
 
     def _plant(self, spot: Spot, crease: int) -> list[Solid]:
         rng, (x, y, scale) = self.rng, spot
         widths = 0.02 * scale, 0.06 * scale, 0.02 * scale
-        tile = self.assets.tile(rng)
+        tile = self.tile()
         leaves = []
         for i in range(rng.integers(3, 6)):
             tip = x + rng.normal(0, 0.1) * scale, y - rng.uniform(0.2, 0.7) * scale

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures of some identities above the same with their masks."""
+"""A contact sheet: pictures of some identities, and below each the same with its mask."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Colours and the tiles that every surface wears: clothes, skin, bags, walls, furniture.
+"""Colours, and the tiles that texture all surfaces: clothes, skin, bags, walls, furniture.
 
 A tile is a small uint8 picture [TILE_HEIGHT, TILE_WIDTH, 3]. On a body part its columns run once
 around the part (column TILE_WIDTH / 2 is the front, larger columns lie to the wearer's left) and
@@ -61,7 +61,7 @@ PATTERNS = (
     "block",
 )
 """Patterns of cloth. All but `plain` show both colours on half of the cloth, so that the share of a
-colour does not give the pattern away."""
+colour does not reveal the pattern."""
 
 _ROWS = np.arange(TILE_HEIGHT)[:, None]
 _COLUMNS = np.arange(TILE_WIDTH)[None, :]
@@ -70,13 +70,13 @@ FRONT = np.abs(_COLUMNS - TILE_WIDTH // 2)
 
 
 def sample_colour(rng: np.random.Generator) -> np.ndarray:
-    """Draw a colour near one of the palette's, float32 [3]."""
+    """Sample a colour near one of the palette's, float32 [3]."""
     base = PALETTE[rng.choice(len(PALETTE), p=_WEIGHTS / _WEIGHTS.sum())]
     return np.clip(base + rng.normal(0, 5, 3), 8, 247).astype(np.float32)
 
 
 def sample_colours(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw colours that can be told apart from their predecessor, float32 [count, 3]."""
+    """Sample colours, each distinguishable from its predecessor, float32 [count, 3]."""
     colours = [sample_colour(rng)]
     while len(colours) < count:
         colour = sample_colour(rng)
@@ -91,7 +91,7 @@ _BRIGHT = np.array([(196, 36, 40), (36, 150, 64), (40, 72, 196), (222, 190, 44)]
 
 
 def sample_contrast(rng: np.random.Generator) -> np.ndarray:
-    """Draw a dark and a light colour, in any order, and a bright one, float32 [3, 3]."""
+    """Sample a dark and a light colour, in any order, and a bright one, float32 [3, 3]."""
     dark, light = _DARK[rng.integers(len(_DARK))], _LIGHT[rng.integers(len(_LIGHT))]
     first, second = (light, dark) if rng.random() < 0.5 else (dark, light)
     colours = np.stack((first, second, _BRIGHT[rng.integers(len(_BRIGHT))]))
@@ -107,7 +107,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: int) -
     """Return periodic smooth noise of unit deviation, float32 [height, width].
 
     Args:
-        rng: the stream to draw from.
+        rng: the stream to sample from.
         height: rows.
         width: columns.
         cell: size of a blob in pixels.
@@ -127,7 +127,7 @@ def patterned(pattern: str, colours: np.ndarray, rng: np.random.Generator) -> np
     Args:
         pattern: one of PATTERNS.
         colours: two colours [2, 3]; the first covers more.
-        rng: draws positions.
+        rng: the stream of positions.
 
     Returns:
         float32 [TILE_HEIGHT, TILE_WIDTH, 3].

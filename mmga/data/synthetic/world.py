@@ -33,7 +33,7 @@ PLACES = 3
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shot:
-    """Which picture: a person, a camera and a running number.
+    """The key of a picture: a person, a camera and a running number.
 
     Attributes:
         person: number of the person in the world, from 0.
@@ -48,14 +48,14 @@ class Shot:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A rendered picture with its truth.
+    """A rendered picture with its ground truth.
 
     Attributes:
         image: uint8 [3, H, W].
         labels: uint8 [H, W], 0 scene, 1 upper, 2 bottom, 3 carried.
-        levels: how far each challenge was turned up.
+        levels: level of each challenge.
         backdrop: key of the scene behind the person; equal keys are the same scene.
-        box: of the body before occlusion, pixels (left, top, right, bottom); may leave the frame.
+        box: of the body before occlusion, pixels (left, top, right, bottom); may exceed the frame.
         scene: frame before the person was painted, float32 [H, W, 3].
         composed: frame before the camera's sensor, float32 [H, W, 3].
         cover: share of upper, bottom and carried in each pixel, float32 [H, W, 3].
@@ -113,8 +113,7 @@ class WorldOptions:
 
     def __post_init__(self) -> None:
         """Raise a UserError where a value is out of range."""
-        known = ("challenge", SETTINGS), ("population", POPULATIONS)
-        for name, values in known:
+        for name, values in (("challenge", SETTINGS), ("population", POPULATIONS)):
             value = getattr(self, name)
             require(value in values, name, f"one of {', '.join(values)}", repr(value))
         require(self.severity in SEVERITIES, "severity", "1, 2 or 3", repr(self.severity))
@@ -135,12 +134,12 @@ def require(right: bool, name: str, expected: str, found: object) -> None:
 class World:
     """Persons of one split and the places where cameras see them.
 
-    A picture depends on the seed, the split and its `Shot` alone: every choice is drawn from a
-    stream keyed by these and by what it decides, so that a challenge changes nothing but what it
+    A picture depends on the seed, the split and its `Shot` alone: every choice is sampled from
+    a stream keyed by these and by its purpose, so that a challenge changes nothing but what it
     names, and neither order nor workers matter.
 
     Args:
-        seed: of everything.
+        seed: of persons, places and pictures.
         split: `train`, `val` or `test`; persons and places of different splits are unrelated,
             cameras are the same.
         persons: number of identities.
@@ -151,7 +150,7 @@ class World:
         population = POPULATIONS[options.population]
         self.seed, self.split, self.options, self.size = seed, split, options, options.size
         self.unit = options.size[0] / 128
-        self.loudness = population.loudness
+        self.scene_contrast = population.scene_contrast
         self.cameras = [sample_camera(i, seed) for i in range(options.cameras)]
         atlas = Atlas()
         schemes = options.schemes or population.schemes or max(3, persons // (10 * options.share))
@@ -159,13 +158,12 @@ class World:
         fashion = Fashion(
             stream(*key, "fashion"), schemes, population.patterns, population.contrast
         )
-        bystanders = max(20, persons // 4)
         wardrobe = stream(seed, split, "wardrobe")
-        self.persons, passing = sample_appearances(
-            wardrobe, atlas, fashion, persons, bystanders, options.share
+        self.persons, bystanders = sample_appearances(
+            wardrobe, atlas, fashion, persons, max(20, persons // 4), options.share
         )
         tiles = add_tiles(atlas, fashion, stream(seed, split, "tiles"), 120)
-        self.assets = Assets(atlas.texels, tiles, passing)
+        self.assets = Assets(atlas.texels, tiles, bystanders)
         self._panoramas: dict[tuple[int, int], np.ndarray] = {}
 
     def panorama(self, camera: Camera, place: int) -> np.ndarray:
@@ -175,9 +173,9 @@ class World:
             painted = paint_panorama(
                 self.assets, camera, self.unit, self.seed, self.split, "panorama", *name
             )
-            if self.loudness != 1:
+            if self.scene_contrast != 1:
                 mean = painted.mean((0, 1))
-                painted = (mean + self.loudness * (painted - mean)).astype(painted.dtype)
+                painted = (mean + self.scene_contrast * (painted - mean)).astype(painted.dtype)
             self._panoramas[name] = painted
         return self._panoramas[name]
 
@@ -189,7 +187,7 @@ class World:
         return sorted(rng.choice(count, few, replace=False).tolist())
 
     def backdrop(self, shot: Shot) -> tuple[int, ...]:
-        """Return the key of the scene behind a shot; shots of a tracklet share it at times."""
+        """Return the key of the scene behind a shot: the tracklet's, with probability rho."""
         tracklet = (shot.person, shot.camera)
         own = uniform(self.seed, self.split, *tracklet, shot.frame, "tracklet")
         return tracklet if own < self.options.rho else (*tracklet, shot.frame)
@@ -198,8 +196,8 @@ class World:
         """Render a shot.
 
         Args:
-            shot: which.
-            with_person: False leaves the person out and everything else as it is.
+            shot: key of the picture.
+            with_person: False omits the person and changes nothing else.
         """
         person, camera = self.persons[shot.person], self.cameras[shot.camera]
         key = (self.seed, self.split, shot.person, shot.camera, shot.frame)
@@ -233,23 +231,16 @@ class World:
         solids += in_front.occluders(levels.occlusion, framing.box, framing.height)
         canvas.paint(solids, self.assets.texels, exposure.light)
         image = develop(canvas.colour, camera, exposure)
-        return Picture(
-            image,
-            canvas.labels(),
-            levels,
-            backdrop,
-            framing.box,
-            scene,
-            canvas.colour,
-            canvas.cover,
-        )
+        composed, cover = canvas.colour, canvas.cover
+        box, labels = framing.box, canvas.labels()
+        return Picture(image, labels, levels, backdrop, box, scene, composed, cover)
 
     def _framed(self, outline: Box, fill: float, aside: float, raised: float) -> _Framing:
         """Frame a person.
 
         Args:
             outline: its box at a height of one pixel with feet at (0, 0).
-            fill: share of the frame's height that it fills, unless too wide or crouching.
+            fill: share of the frame's height that it fills; less for wide or crouching poses.
             aside: how far right of the frame's centre, as a share of the width.
             raised: how far below it, as a share of the height.
         """
@@ -291,12 +282,9 @@ class World:
         )
 
     def _scene(
-        self,
-        backdrop: tuple[int, ...],
-        camera: Camera,
-        framing: _Framing,
-        rng: np.random.Generator,
+        self, backdrop: tuple[int, ...], camera: Camera, framing: _Framing, rng: np.random.Generator
     ) -> np.ndarray:
+        """Cut the scene behind a person out of one of the camera's panoramas."""
         place = stream(self.seed, self.split, "backdrop", *backdrop)
         panorama = self.panorama(camera, int(place.integers(PLACES)))
         column = place.uniform(32, PANORAMA[1] - 32) + rng.normal(0, 1.5)
