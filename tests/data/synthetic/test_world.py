@@ -81,7 +81,7 @@ def test_every_garment_is_shared(count):
     assert len(set(zip(tops.tolist(), bottoms.tolist(), strict=True))) == count
 
 
-def test_persons_wear_what_was_dealt():
+def test_persons_wear_what_was_assigned():
     there = world(persons=30)
     for number in ("top_number", "bottom_number"):
         shares = collections.Counter(getattr(person, number) for person in there.persons)
