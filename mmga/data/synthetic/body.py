@@ -156,6 +156,8 @@ def body_solids(
 
 
 class _Body:
+    """Builds the segments of one person, as ordered for one view."""
+
     def __init__(self, person: Appearance, pose: Pose, view: View, project: _Projection) -> None:
         self.person, self.pose, self.view, self.project = person, pose, view, project
         self.joints = joints(pose, person.build)
