@@ -2,11 +2,12 @@
 
     python -m benchmarks.ablation                     # the main rows, seeds 0 1 2; hours on a CPU
     python -m benchmarks.ablation --rows 2 3 5 C E    # further rows
-    python -m benchmarks.ablation --summary           # table and figure of the runs there are
-    python -m benchmarks.ablation --audit             # what the pictures give away
+    python -m benchmarks.ablation --summary           # table and figure of the finished runs
+    python -m benchmarks.ablation --audit             # fairness of the pictures
     python -m benchmarks.ablation --tune              # the learning rate of all rows
 
-Stopped at any time it goes on where it was when called again; finished runs are not repeated.
+Start it from the repository's root. A stopped command resumes when called again; finished runs are
+not repeated.
 """
 
 import sys
@@ -22,7 +23,7 @@ from mmga.common.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Train and test the rows of the ablation, or show what they gave."""
+    """Train and test the rows of the ablation, or show their results."""
 
     rows: tuple[str, ...] = MAIN
     """Rows and controls: 0 to 6, A to E."""
@@ -35,18 +36,18 @@ class Options:
     threads: int = 1
     """CPU threads of torch."""
     prepare: bool = False
-    """Render the pictures and leave."""
+    """Render the pictures and exit."""
     audit: bool = False
-    """Print what the pictures give away, and leave with 1 if a limit breaks."""
+    """Audit the pictures and exit, with 1 if a limit breaks."""
     tune: bool = False
-    """Print the validation mAP of each learning rate, and leave."""
+    """Print the validation mAP of each learning rate and exit."""
     summary: bool = False
-    """Print the tables of the finished runs, write summary.md and ablation.png beside them, and
-    leave."""
+    """Print the tables of the finished runs, write summary.md and ablation.png beside them and
+    exit."""
 
 
 def body(options: Options) -> int:
-    """Do what the options ask for."""
+    """Run the requested step; return the exit code."""
     for name in options.rows:
         row_named(name)
     if options.threads < 1:
@@ -75,14 +76,7 @@ def body(options: Options) -> int:
         if options.tune:
             from benchmarks.ablation.tuning import tune
 
-            found = tune(
-                plan,
-                pictures,
-                options.out,
-                options.results,
-                threads=options.threads,
-                progress=progress,
-            )
+            found = tune(pictures, options.out, options.results, threads=options.threads)
             for rate, value in found.items():
                 print(f"lr {rate}: validation mAP {100 * value:.2f}%")
             return 0
@@ -92,14 +86,7 @@ def body(options: Options) -> int:
             for seed in options.seeds:
                 for name in options.rows:
                     done = run(
-                        name,
-                        seed,
-                        plan,
-                        pictures,
-                        options.out,
-                        options.results,
-                        threads=options.threads,
-                        progress=progress,
+                        name, seed, pictures, options.out, options.results, threads=options.threads
                     )
                     report, _ = result_files(options.results, name, seed)
                     print(f"row {name} seed {seed}: {'' if done else 'there already: '}{report}")

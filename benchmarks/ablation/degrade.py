@@ -1,4 +1,4 @@
-"""Control E: masks as a human parser might get them wrong."""
+"""Control E: masks with errors as of a human parser."""
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class DegradedMasks(Labelled):
 def degrade(mask: PartMask | None, grown: bool, iou: float = IOU) -> PartMask | None:
     """Erode or dilate a mask, a pixel a step, as often as brings its body's IoU nearest to `iou`.
 
-    A body that would vanish, or that fills the frame, stays as it is before that.
+    It stops before a body would vanish, and where one fills the frame.
     """
     if mask is None or not mask.labels.any():
         return mask
@@ -73,7 +73,7 @@ def _dilated(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _eroded(labels: torch.Tensor) -> torch.Tensor:
-    """Take the body's pixels that touch the scene away; the frame's edge is no scene."""
+    """Remove the body's pixels that touch the scene; the frame's edge does not count as scene."""
     scene = (labels == 0)[None, None].float()
     touched = torch.nn.functional.max_pool2d(scene, 3, 1, 1)[0, 0] > 0
     return torch.where(touched, torch.zeros_like(labels), labels)

@@ -1,7 +1,7 @@
-"""Whether the pictures are a fair test: what retrieves persons without looking at persons.
+"""Audit the pictures: how well persons are retrieved by something other than the person.
 
-The limits of `mmga.data.synthetic.audit`, and three that hang on what row 1 reached: colours alone,
-with and without the true mask, must stay below half of its mAP, and that mAP on the clean test must
+The limits are those of `mmga.data.synthetic.audit`, and three that depend on row 1's mAP on the
+clean test: colours alone, with and without the true mask, must stay below half of it, and it must
 be neither near chance nor near perfect.
 """
 
@@ -14,19 +14,19 @@ from benchmarks.ablation.plan import Plan
 from mmga.common.progress import Progress
 from mmga.data.synthetic import audit as synthetic_audit
 from mmga.data.synthetic import synthetic
-from mmga.data.synthetic.audit import Figure, table
+from mmga.data.synthetic.audit import ProbeResult, table
 
 __all__ = ["audit", "bounds", "table"]
 
 LEAST, MOST = 0.40, 0.75
-"""What row 1 must reach on the clean test, mAP."""
+"""Allowed range of row 1's mAP on the clean test."""
 
 PROBE_PERSONS = 60
 """Training identities that the patch probe learns from."""
 
 
-def audit(plan: Plan, results: Path, progress: Progress | None = None) -> list[Figure]:
-    """Audit the clean test of a plan, beside row 1's figures where a run of it is finished.
+def audit(plan: Plan, results: Path, progress: Progress | None = None) -> list[ProbeResult]:
+    """Audit the clean test of a plan, with limits from row 1 where a run of it is finished.
 
     Args:
         plan: of the experiment.
@@ -43,29 +43,29 @@ def audit(plan: Plan, results: Path, progress: Progress | None = None) -> list[F
         population=plan.population,
         progress=progress,
     )
-    figures = synthetic_audit.audit(data, progress)
+    probes = synthetic_audit.audit(data, progress)
     reached = [
         json.loads(file.read_text())["figures"]["100"]["tests"]["clean"]["mAP"]
         for file in sorted(results.glob("1-seed*.json"))
     ]
-    return bounds(figures, float(np.mean(reached))) if reached else figures
+    return bounds(probes, float(np.mean(reached))) if reached else probes
 
 
-def bounds(figures: list[Figure], row1: float) -> list[Figure]:
-    """Return the figures with the limits that row 1's mAP on the clean test sets.
+def bounds(probes: list[ProbeResult], row1: float) -> list[ProbeResult]:
+    """Return the results with the limits that row 1's mAP on the clean test sets.
 
     Args:
-        figures: of `mmga.data.synthetic.audit.audit`.
+        probes: of `mmga.data.synthetic.audit.audit`.
         row1: mAP, a fraction, mean over the finished seeds.
     """
     limited = [
-        Figure(figure.name, figure.value, row1 / 2)
-        if figure.name.startswith("colour stripes")
-        else figure
-        for figure in figures
+        ProbeResult(probe.name, probe.value, row1 / 2)
+        if probe.name.startswith("colour stripes")
+        else probe
+        for probe in probes
     ]
     return [
         *limited,
-        Figure("row 1, clean, at most", row1, MOST),
-        Figure("row 1, clean, short of 40", max(0.0, LEAST - row1), 0.0),
+        ProbeResult("row 1, clean, at most", row1, MOST),
+        ProbeResult("row 1, clean, short of 40", max(0.0, LEAST - row1), 0.0),
     ]

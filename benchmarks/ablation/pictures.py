@@ -1,15 +1,14 @@
-"""The pictures of the experiment: rendered once, kept as uint8 arrays, read by every run."""
+"""The pictures of the experiment: rendered once, stored as uint8 arrays, read by every run."""
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import mmga.data.synthetic
-from benchmarks.ablation.plan import SETTINGS, Plan
+from benchmarks.ablation.plan import TESTS, Plan
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
@@ -49,8 +48,8 @@ class Pictures:
         return self._pair("validation", {"num_val": plan.validation_persons})
 
     def test(self, name: str) -> Pair:
-        """Return queries and gallery of a test of SETTINGS."""
-        challenge, severity = SETTINGS[name]
+        """Return queries and gallery of a test of TESTS."""
+        challenge, severity = TESTS[name]
         options = {"num_test": self.plan.test_persons, "severity": severity}
         return self._pair(name, {**options, "challenge": challenge})
 
@@ -59,20 +58,20 @@ class Pictures:
         return Subset(whole, np.flatnonzero(queries)), Subset(whole, np.flatnonzero(~queries))
 
     def data_set(self, train: ImageSet) -> DataSet:
-        """Return what a run trains on, with the clean test."""
+        """Return the data set of a run: its training images and the clean test."""
         return DataSet("synthetic", train, *self.test("clean"))
 
     def prepare(self) -> None:
-        """Render everything that is not there yet."""
+        """Render all sets that are missing."""
         self.train()
         self.validation()
-        for name in SETTINGS:
+        for name in TESTS:
             self.test(name)
 
     def _read(
         self, name: str, options: dict[str, object], images: int
     ) -> tuple[ImageTensors, np.ndarray]:
-        """Return the images of a set and which of them are queries; render them if need be."""
+        """Return the images of a set and whether each is a query; render them where missing."""
         file = self.folder / f"{name}.npz"
         if not file.is_file():
             self._render(file, options, images)
@@ -101,28 +100,28 @@ class Pictures:
             progress=self.progress,
             **sizes,  # type: ignore[arg-type]
         )
-        sides: Sequence[ImageSet] = (data.query, data.gallery)
+        sides: Pair | tuple[ImageSet] = data.val or (data.query, data.gallery)
         if sizes["num_train"]:
             sides = (data.train,)
-        elif data.val is not None:
-            sides = data.val
-        arrays: dict[str, list[np.ndarray]] = {"images": [], "labels": [], "queries": []}
-        arrays |= {"pids": [], "camids": []}
-        for i, side in enumerate(sides):
+        parts = []
+        for side in sides:
             assert isinstance(side, SyntheticImages)
-            arrays["images"].append(np.stack([side.image(j).numpy() for j in range(len(side))]))
-            arrays["labels"].append(
-                np.stack([side.mask(j).labels.numpy() for j in range(len(side))])
+            parts.append(
+                {
+                    "images": torch.stack(list(side.images)).numpy(),
+                    "labels": side.labels.numpy(),
+                    "queries": np.full(len(side), side is not sides[-1]),
+                    "pids": side.pids,
+                    "camids": side.camids,
+                }
             )
-            arrays["queries"].append(np.full(len(side), len(sides) == 2 and i == 0))
-            arrays["pids"].append(side.pids)
-            arrays["camids"].append(side.camids)
+        arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         with atomic_path(file) as temporary, temporary.open("wb") as out:
-            np.savez(out, **{key: np.concatenate(parts) for key, parts in arrays.items()})  # type: ignore[arg-type]
+            np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def digest(plan: Plan) -> str:
-    """Return what tells the pictures of a plan from others: sizes and the renderer's sources."""
+    """Return a digest that identifies a plan's pictures: of sizes and the renderer's sources."""
     found = hashlib.sha256()
     sizes = dataclasses.asdict(plan)
     for name in ("p", "k", "pad", "epochs", "least_steps", "lr", "log_every"):

@@ -9,12 +9,12 @@ SEVERITIES = (1, 2, 3)
 Setting = tuple[str, int]
 """A challenge and its severity."""
 
-SETTINGS: dict[str, Setting] = {"clean": ("clean", 1)} | {
+TESTS: dict[str, Setting] = {"clean": ("clean", 1)} | {
     f"{challenge}-{severity}": (challenge, severity)
     for challenge in CHALLENGES
     for severity in SEVERITIES
 }
-"""Tests by name: the same persons, cameras and shots, one challenge turned up in each."""
+"""Tests by name: the same persons, cameras and shots, one challenge raised in each."""
 
 QUARTERS = (25, 50, 75, 100)
 """Shares of the steps, in percent, after which a run is tested."""
@@ -31,7 +31,7 @@ class Plan:
         train_images: pictures of a training identity in each camera that sees it.
         test_images: pictures of any other identity in each camera; the first one is a query.
         size: (H, W) of the pictures.
-        population: which persons, see `mmga.data.synthetic.population`.
+        population: of the persons, see `mmga.data.synthetic.population`.
         seed: of the pictures, the same for every run.
         p: identities in a batch.
         k: images of each.
@@ -71,7 +71,7 @@ SMOKE = Plan(
     epochs=4,
     least_steps=1,
 )
-"""With MMGA_SMOKE=1 everything runs, at a size that shows nothing but that it runs."""
+"""Sizes under MMGA_SMOKE=1: they show that everything runs, and nothing else."""
 
 
 def current_plan() -> Plan:

@@ -1,4 +1,4 @@
-"""What is compared: rows and controls, each a few changes of one configuration."""
+"""Rows and controls to compare, each a few changes of one configuration."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +13,8 @@ class Row:
     """A row of the table.
 
     Attributes:
-        what: it is.
-        values: what it changes of row 6, as nested mappings.
+        what: short description.
+        values: changes from row 6, as nested mappings.
         degraded: whether it is trained with degraded masks.
     """
 

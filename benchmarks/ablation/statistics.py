@@ -1,4 +1,4 @@
-"""From the results of runs to statements: means, spread over seeds, paired intervals, flatness."""
+"""Statistics of finished runs: means, spread over seeds, paired intervals, flatness."""
 
 import dataclasses
 import json
@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation.plan import CHALLENGES, QUARTERS, SETTINGS, SEVERITIES
+from benchmarks.ablation.plan import CHALLENGES, QUARTERS, SEVERITIES, TESTS
 from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.trial import SCALE, result_files
 from mmga.common.errors import UserError
 
-HARD = tuple(name for name in SETTINGS if name != "clean")
-"""The challenges at all severities: what rows are compared on."""
+HARD = tuple(name for name in TESTS if name != "clean")
+"""The tests on which rows are compared: the challenges at all severities."""
 
 FLAT = 0.005
 """mAP gained in the last quarter of the steps below which a row has flattened."""
@@ -30,7 +30,7 @@ class Outcome:
     Attributes:
         row: its name.
         seed: of the run.
-        report: what its JSON file holds.
+        report: content of its JSON file.
         precisions: average precision of each query, by test, float64 [Q].
         pids: identity of each query, by test, int64 [Q].
     """
@@ -70,7 +70,7 @@ class Difference:
     flat: bool
 
     def verdict(self, aim: float = 0.03) -> str:
-        """Return in words what the difference shows."""
+        """Describe the difference in words."""
         gain = "ends higher" if self.flat else "converges sooner"
         if self.low > 0:
             size = (
@@ -100,8 +100,8 @@ def read(results: Path) -> list[Outcome]:
                     report["row"],
                     report["seed"],
                     report,
-                    {name: stored[name] / SCALE for name in SETTINGS},
-                    {name: stored[f"{name}/pids"].astype(np.int64) for name in SETTINGS},
+                    {name: stored[name] / SCALE for name in TESTS},
+                    {name: stored[f"{name}/pids"].astype(np.int64) for name in TESTS},
                 )
             )
     for outcome in outcomes:
@@ -165,7 +165,7 @@ def interval(shares: np.ndarray, pids: np.ndarray, draws: int = DRAWS) -> tuple[
     """Return the 95% bootstrap interval of a sum of shares, resampled by identity.
 
     Args:
-        shares: what each query adds to the figure, float64 [Q].
+        shares: contribution of each query to the figure, float64 [Q].
         pids: identity of each query, int64 [Q].
         draws: number of resamplings.
     """

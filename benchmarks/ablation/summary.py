@@ -1,4 +1,4 @@
-"""The table, the statements and the figure that finished runs give."""
+"""Report finished runs as tables, statements and a figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def summary(outcomes: Sequence[Outcome], seeds: Sequence[int] = (0, 1, 2)) -> st
 
     Args:
         outcomes: finished runs.
-        seeds: that the experiment asks for; what is missing of them in the main rows is said.
+        seeds: of the experiment; those missing in the main rows are listed.
     """
     if not outcomes:
         return "No run is finished.\n"

@@ -14,16 +14,19 @@ import torch
 
 from benchmarks.ablation.degrade import DegradedMasks
 from benchmarks.ablation.pictures import Pair, Pictures
-from benchmarks.ablation.plan import QUARTERS, SETTINGS, Plan
+from benchmarks.ablation.plan import QUARTERS, TESTS
 from benchmarks.ablation.rows import configuration, row_named
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
-from mmga.common.progress import Progress
 from mmga.config import Config, as_dict, load_config
 from mmga.extraction.of_run import extract
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.training import trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("mmga", "csrc", "benchmarks/ablation")
+"""Folders that a run's figures depend on; its results are written elsewhere."""
 
 SCALE = 10_000
 """Average precisions are stored as integers of this fraction."""
@@ -31,7 +34,7 @@ SCALE = 10_000
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scores:
-    """What a network scored on one test.
+    """Scores of a network on one test.
 
     Attributes:
         precisions: average precision of each query, float64 [Q].
@@ -68,27 +71,17 @@ def result_files(results: Path, name: str, seed: int) -> tuple[Path, Path]:
 
 
 def run(
-    name: str,
-    seed: int,
-    plan: Plan,
-    pictures: Pictures,
-    out: Path,
-    results: Path,
-    *,
-    threads: int = 1,
-    progress: Progress | None = None,
+    name: str, seed: int, pictures: Pictures, out: Path, results: Path, *, threads: int = 1
 ) -> bool:
     """Train and test a row with a seed, from where an earlier sitting stopped.
 
     Args:
         name: of the row.
         seed: of the run.
-        plan: sizes.
         pictures: of the plan.
         out: folder for checkpoints.
         results: folder for results; a run that has one is finished.
         threads: of torch.
-        progress: told of steps.
 
     Returns:
         Whether there was anything to do.
@@ -100,20 +93,18 @@ def run(
     report, precisions = result_files(results, name, seed)
     if report.is_file() and precisions.is_file():
         return False
-    config = configuration(name, seed, plan, threads)
-    trial = _Trial(name, seed, plan, pictures, config, out / f"{name}-seed{seed}")
-    trial.train(progress)
+    config = configuration(name, seed, pictures.plan, threads)
+    trial = _Trial(name, pictures, config, out / f"{name}-seed{seed}")
+    trial.train()
     trial.finish(report, precisions)
     return True
 
 
 class _Trial:
-    """A run on its way: its folder, its sittings and what it scored so far."""
+    """A run in progress: its folder, its sittings and its scores so far."""
 
-    def __init__(
-        self, name: str, seed: int, plan: Plan, pictures: Pictures, config: Config, folder: Path
-    ) -> None:
-        self.name, self.seed, self.plan, self.pictures = name, seed, plan, pictures
+    def __init__(self, name: str, pictures: Pictures, config: Config, folder: Path) -> None:
+        self.name, self.plan, self.pictures = name, pictures.plan, pictures
         self.config, self.folder = config, folder
         self.steps = 0
         self._sittings: list[dict[str, Any]] = self._earlier()
@@ -138,7 +129,7 @@ class _Trial:
             )
         return found
 
-    def train(self, progress: Progress | None) -> None:
+    def train(self) -> None:
         """Train to the end, testing at every quarter."""
         self._sittings.append(sitting(self.pictures.digest))
         self._note()
@@ -150,7 +141,7 @@ class _Trial:
             self.folder,
             resume=(self.folder / "last.safetensors").is_file(),
             data=self.pictures.data_set(train),
-            progress=progress,
+            progress=self.pictures.progress,
             observe=self._observe,
         )
         self.steps = result.steps
@@ -169,11 +160,11 @@ class _Trial:
         if share not in QUARTERS or self._quarter(int(share)).is_file():
             return
         arrays: dict[str, Any] = {"steps": position.step}
-        for setting in SETTINGS:
-            scores = score(network, self.pictures.test(setting), self.config)
-            arrays[f"{setting}/precisions"] = scores.precisions
-            arrays[f"{setting}/first"] = scores.first
-            arrays[f"{setting}/pids"] = scores.pids
+        for test in TESTS:
+            scores = score(network, self.pictures.test(test), self.config)
+            arrays[f"{test}/precisions"] = scores.precisions
+            arrays[f"{test}/first"] = scores.first
+            arrays[f"{test}/pids"] = scores.pids
         with atomic_path(self._quarter(int(share))) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
         self._note()
@@ -182,7 +173,7 @@ class _Trial:
         return self.folder / f"test-{share}.npz"
 
     def _note(self) -> None:
-        """Write the time of this sitting down, so that a kill loses an epoch of it at most."""
+        """Write the time of this sitting, so that a kill loses an epoch of it at most."""
         wall, process = self._began
         self._sittings[-1] |= {
             "seconds": round(time.perf_counter() - wall, 1),
@@ -192,23 +183,23 @@ class _Trial:
             temporary.write_text(json.dumps(self._sittings, indent=1))
 
     def finish(self, report: Path, precisions: Path) -> None:
-        """Write the results; the JSON file last, so that where it is, all is."""
+        """Write the results; the JSON file last, so that its presence marks a finished run."""
         figures: dict[str, dict[str, Any]] = {}
         kept: dict[str, np.ndarray] = {}
         for share in QUARTERS:
             with np.load(self._quarter(share), allow_pickle=False) as stored:
                 tests = {}
-                for setting in SETTINGS:
+                for test in TESTS:
                     scores = Scores(
-                        stored[f"{setting}/precisions"],
-                        stored[f"{setting}/first"],
-                        stored[f"{setting}/pids"],
+                        stored[f"{test}/precisions"],
+                        stored[f"{test}/first"],
+                        stored[f"{test}/pids"],
                     )
-                    tests[setting] = {k: round(v, 5) for k, v in scores.figures().items()}
+                    tests[test] = {k: round(v, 5) for k, v in scores.figures().items()}
                     if share == QUARTERS[-1]:
                         scaled = np.rint(scores.precisions * SCALE).astype(np.uint16)
-                        kept[setting] = scaled
-                        kept[f"{setting}/pids"] = scores.pids.astype(np.int16)
+                        kept[test] = scaled
+                        kept[f"{test}/pids"] = scores.pids.astype(np.int16)
                 figures[str(share)] = {"steps": int(stored["steps"]), "tests": tests}
         with atomic_path(precisions) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **kept)  # type: ignore[arg-type]
@@ -216,7 +207,7 @@ class _Trial:
             "schema": 1,
             "row": self.name,
             "what": row_named(self.name).what,
-            "seed": self.seed,
+            "seed": self.config.run.seed,
             "steps": self.steps,
             "images_per_step": self.plan.p * self.plan.k,
             "pictures": self.pictures.digest,
@@ -236,7 +227,7 @@ class _Trial:
 
 
 def sitting(pictures: str) -> dict[str, Any]:
-    """Return where and with what a run, or a part of it, is computed."""
+    """Return sources, machine and settings of one part of a run."""
     return {
         "commit": commit(),
         "machine": machine(),
@@ -248,16 +239,15 @@ def sitting(pictures: str) -> dict[str, Any]:
 
 def commit() -> str:
     """Return the commit of the sources, with `+` where they differ from it; `unknown` without."""
-    folder = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        run = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
 
     try:
-        head = git("rev-parse", "--short=12", "HEAD")
-        return f"{head}{'+' * bool(git('status', '--porcelain', '--', '../../mmga'))}" or "unknown"
-    except OSError:  # no git here
+        changed = git("status", "--porcelain", "--", *SOURCES)
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
         return "unknown"
 
 

@@ -11,10 +11,8 @@ import shutil
 from pathlib import Path
 
 from benchmarks.ablation.pictures import Pictures
-from benchmarks.ablation.plan import Plan
 from benchmarks.ablation.rows import configuration
 from mmga.common.files import atomic_path
-from mmga.common.progress import Progress
 from mmga.config import merged
 from mmga.data.dataset import DataSet
 from mmga.training import trainer
@@ -25,19 +23,12 @@ TUNING_SEED = 100
 """A seed that no run of the table has."""
 
 
-def tune(
-    plan: Plan,
-    pictures: Pictures,
-    out: Path,
-    results: Path,
-    *,
-    threads: int = 1,
-    progress: Progress | None = None,
-) -> dict[str, float]:
+def tune(pictures: Pictures, out: Path, results: Path, *, threads: int = 1) -> dict[str, float]:
     """Return validation mAP by learning rate, and keep it in `results`/tuning.json."""
     file = results / "tuning.json"
     found: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
-    short = dataclasses.replace(plan, epochs=min(TUNING_EPOCHS, plan.epochs))
+    epochs = min(TUNING_EPOCHS, pictures.plan.epochs)
+    short = dataclasses.replace(pictures.plan, epochs=epochs)
     for rate in RATES:
         if f"{rate:g}" in found:
             continue
@@ -49,7 +40,7 @@ def tune(
             where="tuning",
         )
         data = DataSet("synthetic", pictures.train(), *pictures.validation())
-        figures = trainer.train(config, folder, data=data, progress=progress).figures
+        figures = trainer.train(config, folder, data=data, progress=pictures.progress).figures
         found[f"{rate:g}"] = round(figures["mAP"], 5)
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from benchmarks.ablation.__main__ import main
 from benchmarks.ablation.degrade import DegradedMasks, degrade
 from benchmarks.ablation.fairness import audit, bounds
 from benchmarks.ablation.pictures import Pictures, digest
-from benchmarks.ablation.plan import QUARTERS, SETTINGS, SMOKE, Plan
+from benchmarks.ablation.plan import QUARTERS, SMOKE, TESTS, Plan
 from benchmarks.ablation.rows import MAIN, ROWS, configuration
 from benchmarks.ablation.statistics import HARD, Outcome, difference, gain, interval, read
 from benchmarks.ablation.summary import draw, summary
@@ -24,13 +25,13 @@ from mmga.common.errors import UserError
 from mmga.config import as_dict, check
 from mmga.data.dataset import ImageTensors
 from mmga.data.masks import PartMask
-from mmga.data.synthetic.audit import Figure
+from mmga.data.synthetic.audit import ProbeResult
 from mmga.training import trainer
 
 PLAN = dataclasses.replace(SMOKE, epochs=4)
 
 
-FEW = {name: SETTINGS[name] for name in ("clean", "pose-1", "pose-2", "pose-3")}
+FEW = {name: TESTS[name] for name in ("clean", "pose-1", "pose-2", "pose-3")}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def pictures(tmp_path_factory):
 def few(monkeypatch):
     """Test on one challenge out of four, to save time."""
     for module in (trial, statistics, rendering):
-        monkeypatch.setattr(module, "SETTINGS", FEW)
+        monkeypatch.setattr(module, "TESTS", FEW)
     for module in (statistics, report):
         monkeypatch.setattr(module, "HARD", tuple(FEW)[1:])
         monkeypatch.setattr(module, "CHALLENGES", ("pose",))
@@ -71,7 +72,7 @@ def test_the_plan_is_what_was_asked_for():
     plan = Plan()
     assert (plan.train_persons, plan.validation_persons, plan.test_persons) == (300, 50, 150)
     assert plan.epochs % 4 == 0 and plan.p * plan.k == 64 and plan.least_steps >= 1500
-    assert len(SETTINGS) == 13 and len(HARD) == 12
+    assert len(TESTS) == 13 and len(HARD) == 12
 
 
 def test_pictures_are_rendered_once_and_never_taken_for_others(pictures):
@@ -126,7 +127,7 @@ def test_degraded_masks_overlap_by_three_quarters():
 
 def test_a_run_is_tested_at_every_quarter_and_not_repeated(pictures, tmp_path, few):
     out, results = tmp_path / "out", tmp_path / "results"
-    assert trial.run("B", 0, PLAN, pictures, out, results)
+    assert trial.run("B", 0, pictures, out, results)
     found = json.loads((results / "B-seed0.json").read_text())
     assert list(found["figures"]) == [str(share) for share in QUARTERS]
     steps = [found["figures"][str(share)]["steps"] for share in QUARTERS]
@@ -141,14 +142,14 @@ def test_a_run_is_tested_at_every_quarter_and_not_repeated(pictures, tmp_path, f
         figures = found["figures"]["100"]["tests"][test]
         assert outcome.precisions[test].mean() == pytest.approx(figures["mAP"], abs=1e-4)
     before = (results / "B-seed0.json").stat().st_mtime_ns
-    assert not trial.run("B", 0, PLAN, pictures, out, results)
+    assert not trial.run("B", 0, pictures, out, results)
     assert (results / "B-seed0.json").stat().st_mtime_ns == before
 
 
 def test_a_stopped_run_ends_as_one_that_ran_through(pictures, tmp_path, monkeypatch, few):
     """Stopped after the second quarter was tested, and within the third."""
     through, stopped = tmp_path / "through", tmp_path / "stopped"
-    trial.run("A", 0, PLAN, pictures, through / "out", through)
+    trial.run("A", 0, pictures, through / "out", through)
     real, taken = trainer.Step.take, []
 
     def take(self, *arguments, **options):
@@ -161,17 +162,40 @@ def test_a_stopped_run_ends_as_one_that_ran_through(pictures, tmp_path, monkeypa
     per_epoch = json.loads((through / "A-seed0.json").read_text())["figures"]["25"]["steps"]
     limit = 2 * per_epoch + 2
     with pytest.raises(KeyboardInterrupt):
-        trial.run("A", 0, PLAN, pictures, stopped / "out", stopped)
+        trial.run("A", 0, pictures, stopped / "out", stopped)
     assert not (stopped / "A-seed0.json").exists()
     tested = stopped / "out" / "A-seed0" / "test-50.npz"
     before = tested.stat().st_mtime_ns
     limit = -1
-    trial.run("A", 0, PLAN, pictures, stopped / "out", stopped)
+    trial.run("A", 0, pictures, stopped / "out", stopped)
     assert tested.stat().st_mtime_ns == before
     one, other = (json.loads((f / "A-seed0.json").read_text()) for f in (through, stopped))
     assert len(other["sittings"]) == 2 and len(one["sittings"]) == 1
     for key in ("figures", "attention", "steps", "config"):
         assert one[key] == other[key]
+
+
+def test_the_commit_is_marked_where_sources_differ(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.example"]
+        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(trial, "ROOT", tmp_path)
+    assert trial.commit() == "unknown"
+    git("init")
+    for name in ("mmga", "csrc", "benchmarks/ablation", "benchmarks/results/ablation"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").touch()
+    git("add", ".")
+    git("commit", "-m", "first")
+    clean = trial.commit()
+    assert re.fullmatch("[0-9a-f]{12}", clean)
+    (tmp_path / "benchmarks/results/ablation/6-seed0.json").touch()
+    assert trial.commit() == clean
+    for name in ("mmga", "csrc", "benchmarks/ablation"):
+        (tmp_path / name / "file").write_text("changed")
+        assert trial.commit() == f"{clean}+", name
+        git("checkout", "--", name)
 
 
 def test_another_configuration_is_not_gone_on_with(pictures, tmp_path):
@@ -181,13 +205,13 @@ def test_another_configuration_is_not_gone_on_with(pictures, tmp_path):
 
     save_config(dataclasses.replace(config, recipe="mgn"), tmp_path / "1-seed0" / "config.yaml")
     with pytest.raises(UserError, match="holds a run with another configuration"):
-        trial.run("1", 0, PLAN, pictures, tmp_path, tmp_path / "results")
+        trial.run("1", 0, pictures, tmp_path, tmp_path / "results")
 
 
 def outcome(row, seed, level, rise=0.0, queries=40):
     random = np.random.default_rng(seed + 10)
     base = random.uniform(0.2, 0.6, queries)
-    precisions = {name: base + level for name in SETTINGS}
+    precisions = {name: base + level for name in TESTS}
     tests = {name: {"mAP": float(v.mean()), "rank1": 0.5} for name, v in precisions.items()}
     earlier = {k: {"mAP": v["mAP"] - rise, "rank1": 0.4} for k, v in tests.items()}
     figures = {"25": earlier, "50": earlier, "75": earlier, "100": tests}
@@ -199,7 +223,7 @@ def outcome(row, seed, level, rise=0.0, queries=40):
         "sittings": [{"commit": "abc", "machine": "m"}],
     }
     pids = np.arange(queries) // 2
-    return Outcome(row, seed, found, precisions, dict.fromkeys(SETTINGS, pids))
+    return Outcome(row, seed, found, precisions, dict.fromkeys(TESTS, pids))
 
 
 def test_differences_are_paired_over_seeds_and_queries():
@@ -255,7 +279,7 @@ def test_the_audit_hangs_on_row_one(tmp_path):
     figures = {figure.name: figure for figure in audit(PLAN, tmp_path)}
     assert figures["linear probe on patches, IoU"].limit == 0.6
     assert figures["colour stripes, true mask"].limit is None
-    stripes = [Figure("colour stripes", 0.1), Figure("colour stripes, true mask", 0.3)]
+    stripes = [ProbeResult("colour stripes", 0.1), ProbeResult("colour stripes, true mask", 0.3)]
     limits = {figure.name: figure for figure in bounds(stripes, 0.5)}
     assert limits["colour stripes"].passed and not limits["colour stripes, true mask"].passed
     assert limits["row 1, clean, at most"].passed and limits["row 1, clean, short of 40"].passed

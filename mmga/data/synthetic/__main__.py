@@ -26,13 +26,13 @@ class Options:
     challenge: str = "mixed"
     """clean, mixed, pose, misalignment, occlusion or clutter."""
     severity: int = 1
-    """1 to 3."""
+    """Severity of the challenge, 1 to 3."""
     seed: int = 0
-    """Of everything."""
+    """Seed of persons, places and pictures."""
 
 
 def body(options: Options) -> int:
-    """Do what the options ask for; 1 if the audit fails."""
+    """Run the audit, draw the sheet, or both; return 1 if the audit fails."""
     from mmga.common.errors import UserError
     from mmga.common.progress import bar
     from mmga.data.synthetic.audit import audit, table

@@ -1,11 +1,12 @@
-"""The audit: what finds persons without looking at persons, and how well.
+"""The audit: how well persons are retrieved by something other than the person.
 
 A synthetic test is fair only if its persons cannot be found by what is not them. Each probe below
-describes test pictures by one thing alone and ranks the gallery under the Market rule (pictures of
-the query's person in the query's camera are left out); the first three must stay at chance.
+describes test pictures by one property alone and ranks the gallery under the Market rule (pictures
+of the query's person in the query's camera are excluded); the first three must stay at chance.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -25,13 +26,13 @@ Describe = Callable[[SyntheticImages, int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Figure:
+class ProbeResult:
     """One line of the audit.
 
     Attributes:
-        name: what was looked at.
+        name: property that the probe describes.
         value: mAP or IoU, a fraction.
-        limit: what it must not exceed, None for figures to be judged by the reader.
+        limit: largest value allowed, None for values to be judged by the reader.
     """
 
     name: str
@@ -40,11 +41,11 @@ class Figure:
 
     @property
     def passed(self) -> bool:
-        """Whether the figure keeps its limit."""
+        """Whether the value is within its limit."""
         return self.limit is None or self.value <= self.limit
 
 
-def audit(data: SyntheticData, progress: Progress | None = None) -> list[Figure]:
+def audit(data: SyntheticData, progress: Progress | None = None) -> list[ProbeResult]:
     """Audit the test split of a synthetic data set.
 
     Args:
@@ -60,7 +61,7 @@ def audit(data: SyntheticData, progress: Progress | None = None) -> list[Figure]
     labels = query.pids, query.camids, gallery.pids, gallery.camids
     chance = mean_average_precision(np.zeros((len(query), len(gallery))), *labels, draws=20)
     limit = chance + MARGIN
-    figures = [Figure("chance", chance)]
+    results = [ProbeResult("chance", chance)]
 
     def add(name: str, describe: Describe, limit: float | None) -> None:
         sides = []
@@ -72,43 +73,39 @@ def audit(data: SyntheticData, progress: Progress | None = None) -> list[Figure]
                     progress(f"{name}, {side}", i + 1, len(images))
             sides.append(np.stack(rows).astype(np.float32))
         value = mean_average_precision(_squared_distances(*sides), *labels)
-        figures.append(Figure(name, value, limit))
+        results.append(ProbeResult(name, value, limit))
 
-    scenes: dict[tuple[int, int], np.ndarray] = {}
-
+    @functools.cache
     def scene(images: SyntheticImages, index: int) -> np.ndarray:
-        key = id(images), index
-        if key not in scenes:
-            scenes[key] = images.picture(index, with_person=False).image
-        return scenes[key]
+        return images.picture(index, with_person=False).image
 
     add("background, layout", lambda images, i: _layout(scene(images, i)), limit)
-    add("background, colours", lambda images, i: _colours(scene(images, i)), limit)
+    add("background, colours", lambda images, i: _histograms(scene(images, i)), limit)
     camera = (query.camids[:, None] == gallery.camids[None]).astype(np.float64)
     for name, distance in (("camera, nearest first", -camera), ("camera, farthest first", camera)):
         value = mean_average_precision(distance, *labels, draws=20)
-        figures.append(Figure(name, value, limit))
+        results.append(ProbeResult(name, value, limit))
     add("silhouette, in place", _silhouette, limit)
     add("silhouette, aligned", _aligned_silhouette, limit)
     add("upper and bottom silhouettes", _part_silhouettes, None)
-    add("colour stripes", lambda images, i: _stripes(images, i, False), None)
-    add("colour stripes, true mask", lambda images, i: _stripes(images, i, True), None)
+    add("colour stripes", lambda images, i: _histograms(images.image(i).numpy()), None)
+    add("colour stripes, true mask", _masked_stripes, None)
     if len(data.train):
         assert isinstance(data.train, SyntheticImages)
         everything, probe = _patch_probe(data.train, gallery)
-        figures.append(Figure("all pixels called person, IoU", everything))
-        figures.append(Figure("linear probe on patches, IoU", probe, PATCH_LIMIT))
-    return figures
+        results.append(ProbeResult("all pixels called person, IoU", everything))
+        results.append(ProbeResult("linear probe on patches, IoU", probe, PATCH_LIMIT))
+    return results
 
 
-def table(figures: list[Figure]) -> str:
-    """Return the figures as a table for the terminal."""
-    width = max(len(figure.name) for figure in figures)
+def table(results: list[ProbeResult]) -> str:
+    """Return the results as a table for the terminal."""
+    width = max(len(result.name) for result in results)
     lines = [f"{'':{width}}  percent  limit"]
-    for figure in figures:
-        limit = "" if figure.limit is None else f"  {100 * figure.limit:5.2f}"
-        verdict = "" if figure.limit is None else "  kept" if figure.passed else "  EXCEEDED"
-        lines.append(f"{figure.name:{width}}  {100 * figure.value:7.2f}{limit}{verdict}")
+    for result in results:
+        limit = "" if result.limit is None else f"  {100 * result.limit:5.2f}"
+        verdict = "" if result.limit is None else "  kept" if result.passed else "  EXCEEDED"
+        lines.append(f"{result.name:{width}}  {100 * result.value:7.2f}{limit}{verdict}")
     return "\n".join(lines)
 
 
@@ -168,25 +165,23 @@ def _layout(frame: np.ndarray) -> np.ndarray:
     return (small / (small.std() + 1e-3)).reshape(-1)
 
 
-def _colours(frame: np.ndarray) -> np.ndarray:
-    """Describe a picture by colour histograms of stripes."""
-    return _histograms(frame, np.ones(frame.shape[1:], bool))
+def _body(images: SyntheticImages, index: int) -> np.ndarray:
+    return images.labels[index].numpy() > 0
 
 
 def _silhouette(images: SyntheticImages, index: int) -> np.ndarray:
-    """Describe the true mask as it lies in the frame."""
-    body = (images.mask(index).labels.numpy() > 0).astype(np.float32)
-    return _shrink(body[None], 32, 16).reshape(-1)
+    """Describe the position and shape of the true mask in the frame."""
+    return _shrink(_body(images, index)[None].astype(np.float32), 32, 16).reshape(-1)
 
 
 def _aligned_silhouette(images: SyntheticImages, index: int) -> np.ndarray:
     """Describe the true mask cut to its own box."""
-    return _aligned(images.mask(index).labels.numpy()[None] > 0)
+    return _aligned(_body(images, index)[None])
 
 
 def _part_silhouettes(images: SyntheticImages, index: int) -> np.ndarray:
     """Describe the true masks of both halves, cut to the box of the whole."""
-    labels = images.mask(index).labels.numpy()
+    labels = images.labels[index].numpy()
     return _aligned(np.stack((labels > 0, labels == 1, labels == 2)))
 
 
@@ -202,20 +197,18 @@ def _aligned(planes: np.ndarray) -> np.ndarray:
 _STRIPES = 8
 
 
-def _stripes(images: SyntheticImages, index: int, masked: bool) -> np.ndarray:
-    """Describe a picture, or its person alone, by colour histograms of horizontal stripes."""
-    frame = images.image(index).numpy()
-    where = np.ones(frame.shape[1:], bool)
-    if masked:
-        where = images.mask(index).labels.numpy() > 0
-    return _histograms(frame, where)
+def _masked_stripes(images: SyntheticImages, index: int) -> np.ndarray:
+    """Describe the pixels of the person alone by colour histograms."""
+    return _histograms(images.image(index).numpy(), _body(images, index))
 
 
-def _histograms(frame: np.ndarray, where: np.ndarray) -> np.ndarray:
+def _histograms(frame: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
     """Return the roots of 6 x 6 x 6 colour histograms of each stripe (Hellinger's distance).
 
-    Colours are divided by the mean of `where` first, so that light and cast count less.
+    Colours are divided by the mean of the pixels `where` first, so that light and cast count less.
     """
+    if where is None:
+        where = np.ones(frame.shape[1:], bool)
     if not where.any():
         return np.zeros(_STRIPES * 216, np.float32)
     mean = frame[:, where].mean(1)[:, None, None]
@@ -254,12 +247,11 @@ def _patches(images: SyntheticImages, pictures: int, each: int) -> tuple[np.ndar
     half = PATCH // 2
     for i in chosen.tolist():
         frame = images.image(i).numpy().astype(np.float32) / 255
-        labels = images.mask(i).labels.numpy()
         windows = np.lib.stride_tricks.sliding_window_view(frame, (PATCH, PATCH), axis=(1, 2))
         rows = rng.integers(windows.shape[1], size=each)
         columns = rng.integers(windows.shape[2], size=each)
         xs.append(windows[:, rows, columns].transpose(1, 0, 2, 3).reshape(each, -1))
-        ys.append(labels[rows + half, columns + half] > 0)
+        ys.append(_body(images, i)[rows + half, columns + half])
     x = np.concatenate(xs)
     x = np.concatenate((x - x.mean(1, keepdims=True), x.mean(1, keepdims=True)), axis=1)
     ones = np.ones((len(x), 1), np.float32)

@@ -1,4 +1,4 @@
-"""Cameras: where they look from, and what their sensors and encoders do to a picture."""
+"""Cameras: viewpoint, and the effects of optics, sensor and encoder on a picture."""
 
 import dataclasses
 import functools
@@ -40,15 +40,15 @@ class Camera:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exposure:
-    """What varies from picture to picture of a camera.
+    """Conditions of one picture of a camera.
 
     Attributes:
         light: the light of the moment.
         gain: brightness.
         warmth: drift of the colour cast, from blue (negative) to red.
         blur: factor on the camera's blur.
-        shadow: where a shadow falls across the scene, see `_shade`; depth 0 for none.
-        grain: which noise.
+        shadow: where a shadow falls across the scene, see `_shadow`; depth 0 for none.
+        grain: offset of the noise.
     """
 
     light: Light
@@ -59,8 +59,8 @@ class Exposure:
     grain: int
 
 
-def draw_camera(number: int, *key: int | str) -> Camera:
-    """Draw camera `number` of the world that `key` names."""
+def sample_camera(number: int, *key: int | str) -> Camera:
+    """Sample camera `number` of the world that `key` names."""
     rng = stream(*key, "camera", number)
     cast = np.exp(np.clip(rng.normal(0, 0.1, 3), -0.14, 0.14))
     return Camera(
@@ -84,8 +84,8 @@ def draw_camera(number: int, *key: int | str) -> Camera:
     )
 
 
-def draw_exposure(rng: np.random.Generator, camera: Camera) -> Exposure:
-    """Draw the light and the exposure of one picture."""
+def sample_exposure(rng: np.random.Generator, camera: Camera) -> Exposure:
+    """Sample the light and the exposure of one picture."""
     usual = camera.light
     ambient, right, up, front = rng.normal(0, 0.1, 4).tolist()
     return Exposure(
@@ -130,7 +130,7 @@ def develop(colour: np.ndarray, camera: Camera, exposure: Exposure) -> np.ndarra
     np.maximum(frame, 0.0, out=frame)
     frame *= np.float32(1 / 255)
     if exposure.shadow[0]:
-        frame *= _shade(exposure.shadow, height, width).reshape(-1)
+        frame *= _shadow(exposure.shadow, height, width).reshape(-1)
     bent = frame * frame if camera.tone > 0 else np.sqrt(frame)
     frame += np.float32(abs(camera.tone)) * (bent - frame)
     frame *= np.float32(255 * (1 - camera.haze))
@@ -143,8 +143,8 @@ def develop(colour: np.ndarray, camera: Camera, exposure: Exposure) -> np.ndarra
     return jpeg(np.clip(frame, 0, 255), camera.quality)
 
 
-def _shade(shadow: tuple[float, float, float, float], height: int, width: int) -> np.ndarray:
-    """Return how much light a shadow leaves to each pixel, float32 [H, W].
+def _shadow(shadow: tuple[float, float, float, float], height: int, width: int) -> np.ndarray:
+    """Return the share of light that a shadow passes to each pixel, float32 [H, W].
 
     Args:
         shadow: depth, direction of its edge's normal, distance of the edge from the centre and
@@ -168,7 +168,7 @@ def _all_grain() -> np.ndarray:
 
 
 def _grain(start: int, count: int) -> np.ndarray:
-    """Return `count` values of unit noise from a long stock of it, which costs no drawing."""
+    """Return `count` values of unit noise, cut from one precomputed array."""
     if count > _GRAINS // 2:
         return stream("grain", start).standard_normal(count, dtype=np.float32)
     start %= _GRAINS - count
@@ -182,22 +182,20 @@ def _blur(frame: np.ndarray, sigma: float) -> np.ndarray:
     radius = max(1, int(np.ceil(2.2 * sigma)))
     weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
     weights = (weights / (2 * weights.sum() - weights[0])).astype(np.float32)
-    planes, height, width = frame.shape
-    padded = np.empty((planes, height + 2 * radius, width), np.float32)
-    padded[:, radius:-radius] = frame
-    padded[:, :radius], padded[:, -radius:] = frame[:, :1], frame[:, -1:]
-    rows = weights[0] * frame
+    return _filter(_filter(frame, weights, 1), weights, 2)
+
+
+def _filter(frame: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Filter planes along an axis with the symmetric kernel that `weights` are one half of."""
+    radius, size = len(weights) - 1, frame.shape[axis]
+    margins = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
+    padded = np.moveaxis(np.pad(frame, margins, mode="edge"), axis, 0)
+    filtered = weights[0] * frame
+    total = np.moveaxis(filtered, axis, 0)  # a view
     for i in range(1, radius + 1):
-        before = padded[:, radius - i : radius - i + height]
-        rows += weights[i] * (before + padded[:, radius + i : radius + i + height])
-    padded = np.empty((planes, height, width + 2 * radius), np.float32)
-    padded[..., radius:-radius] = rows
-    padded[..., :radius], padded[..., -radius:] = rows[..., :1], rows[..., -1:]
-    blurred = weights[0] * rows
-    for i in range(1, radius + 1):
-        before = padded[..., radius - i : radius - i + width]
-        blurred += weights[i] * (before + padded[..., radius + i : radius + i + width])
-    return blurred
+        before = padded[radius - i : radius - i + size]
+        total += weights[i] * (before + padded[radius + i : radius + i + size])
+    return filtered
 
 
 _LUMINANCE = np.array(
@@ -229,10 +227,10 @@ _DCT = np.array(
 
 
 def jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
-    """Lose what JPEG with 4:2:0 chroma loses (ITU-T T.81, tables of annex K).
+    """Apply the losses of JPEG with 4:2:0 chroma (ITU-T T.81, tables of annex K).
 
-    Entropy coding loses nothing, so quantising the cosine coefficients is all there is; done here,
-    the pictures do not hang on the version of a codec.
+    Entropy coding is lossless, so only the quantisation of cosine coefficients is computed; done
+    here, pictures do not depend on the version of a codec.
 
     Args:
         frame: float32 [3, H, W], 0 to 255.

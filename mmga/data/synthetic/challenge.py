@@ -1,16 +1,14 @@
-"""The challenges of a test, each of which can be turned up alone."""
+"""Challenges of a test; each can be raised alone."""
 
 import dataclasses
 
 import numpy as np
 
-from mmga.common.errors import UserError
-
 CHALLENGES = ("pose", "misalignment", "occlusion", "clutter")
-"""What can be turned up."""
+"""Difficulties of a picture."""
 
 SETTINGS = ("clean", "mixed", *CHALLENGES)
-"""Values of `challenge`: nothing turned up, a random mixture, or one challenge alone."""
+"""Values of `challenge`: none raised, a random mixture, or one challenge alone."""
 
 SEVERITIES = (1, 2, 3)
 
@@ -20,7 +18,7 @@ _MIXED = 0.4
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Levels:
-    """How far each challenge is turned up in one image: 0 not at all, 3 most."""
+    """Level of each challenge in one image: 0 for none, at most 3."""
 
     pose: float = 0.0
     misalignment: float = 0.0
@@ -28,16 +26,8 @@ class Levels:
     clutter: float = 0.0
 
 
-def check_challenge(challenge: str, severity: int) -> None:
-    """Raise a UserError unless the setting and the severity exist."""
-    if challenge not in SETTINGS:
-        raise UserError(f"challenge must be one of {', '.join(SETTINGS)}, got {challenge!r}")
-    if severity not in SEVERITIES:
-        raise UserError(f"severity must be 1, 2 or 3, got {severity!r}")
-
-
-def draw_levels(rng: np.random.Generator, challenge: str, severity: int) -> Levels:
-    """Draw the levels of an image.
+def sample_levels(rng: np.random.Generator, challenge: str, severity: int) -> Levels:
+    """Sample the levels of an image.
 
     A single challenge stands at `severity` in every image; in a mixture each is on in four images
     of ten, at any level up to `severity`.

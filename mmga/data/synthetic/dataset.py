@@ -3,31 +3,26 @@
 import dataclasses
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.data.dataset import DataSet, ImageSet
+from mmga.data.dataset import DataSet, ImageSet, ImageTensors
 from mmga.data.masks import PartMask
-from mmga.data.synthetic.challenge import check_challenge
-from mmga.data.synthetic.world import Picture, Shot, World
+from mmga.data.synthetic.world import Picture, Shot, World, WorldOptions, require
 
 
-class SyntheticImages:
+class SyntheticImages(ImageTensors):
     """Pictures of a world, rendered once into memory.
 
     Attributes:
-        pids: int64 [N].
-        camids: int64 [N], from 1.
-        paths: relative paths such as `train/0001_c2_003.png`.
+        labels: label maps, uint8 [N, H, W].
         world: renders them.
-        shots: which pictures of the world they are.
+        shots: person, camera and number of each picture.
 
     Args:
-        name: first part of the paths.
+        name: first part of the paths, which are such as `train/0001_c2_003.png`.
         world: the world.
-        shots: which pictures.
+        shots: person, camera and number of each picture.
         first_pid: identity of person 0.
         progress: told how many are rendered.
     """
@@ -40,36 +35,27 @@ class SyntheticImages:
         first_pid: int,
         progress: Progress | None = None,
     ) -> None:
-        self.world, self.shots = world, list(shots)
-        self.pids = np.array([first_pid + shot.person for shot in shots], np.int64)
-        self.camids = np.array([1 + shot.camera for shot in shots], np.int64)
-        self.paths = [
+        self.world, self.shots = world, shots
+        pids = [first_pid + shot.person for shot in shots]
+        camids = [1 + shot.camera for shot in shots]
+        paths = [
             f"{name}/{pid:04d}_c{camid}_{shot.frame:03d}.png"
-            for pid, camid, shot in zip(self.pids, self.camids, shots, strict=True)
+            for pid, camid, shot in zip(pids, camids, shots, strict=True)
         ]
-        count, (height, width) = len(shots), world.size
-        self._images = torch.empty((count, 3, height, width), dtype=torch.uint8)
-        self._labels = torch.empty((count, height, width), dtype=torch.uint8)
-        images, labels = self._images.numpy(), self._labels.numpy()
+        count = len(shots)
+        images = torch.empty((count, 3, *world.size), dtype=torch.uint8)
+        self.labels = torch.empty((count, *world.size), dtype=torch.uint8)
         for i, shot in enumerate(shots):
             picture = world.picture(shot)
-            images[i], labels[i] = picture.image, picture.labels
+            images[i] = torch.from_numpy(picture.image)
+            self.labels[i] = torch.from_numpy(picture.labels)
             if progress is not None and (i % 32 == 31 or i + 1 == count):
                 progress(f"drawing {name}", i + 1, count)
-
-    def __len__(self) -> int:
-        return len(self.shots)
-
-    def image(self, index: int) -> torch.Tensor:
-        """Return image `index`, uint8 [3, H, W]."""
-        return self._images[index]
-
-    def mask(self, index: int) -> PartMask:
-        """Return the exact mask of image `index`."""
-        return PartMask(self._labels[index])
+        masks = [PartMask(labels) for labels in self.labels]
+        super().__init__(list(images), pids, camids, paths, masks)
 
     def picture(self, index: int, with_person: bool = True) -> Picture:
-        """Render image `index` anew with all that is known about it, or its scene alone."""
+        """Render image `index` again with its ground truth, or its scene alone."""
         return self.world.picture(self.shots[index], with_person)
 
 
@@ -109,7 +95,8 @@ def synthetic(
     common. A test person's first picture in each camera is a query, the others are the gallery.
 
     Args:
-        seed: of everything; the same arguments make the same pictures, bit for bit on one machine.
+        seed: of persons, places and pictures; the same arguments make the same pictures, bit for
+            bit on one machine.
         num_train: training identities; 0 renders no training set.
         num_val: validation identities; 0 for none.
         num_test: test identities; 0 renders no test set.
@@ -122,7 +109,7 @@ def synthetic(
         severity: of that, 1 to 3.
         train_challenge: setting of training.
         train_severity: of that.
-        share: how many persons at least wear each top, and each bottom; more is harder.
+        share: least number of persons who wear each top, and each bottom; more is harder.
         schemes: number of colour schemes of a split's clothes; fewer is harder. 0 for as many
             as the population has.
         population: `varied`, or `uniform`, whose colours tell little; see
@@ -132,37 +119,28 @@ def synthetic(
     Raises:
         UserError: an argument is out of range.
     """
-    check_challenge(challenge, severity)
-    check_challenge(train_challenge, train_severity)
-    _check(num_train >= 0, "num_train", "0 or more", num_train)
-    _check(num_val >= 0, "num_val", "0 or more", num_val)
-    _check(num_test >= 0, "num_test", "0 or more", num_test)
-    _check(len(size) == 2 and min(size) >= 16, "size", "(height, width) of 16 or more", size)
-    _check(images_per_camera >= 2, "images_per_camera", "2 or more", images_per_camera)
-    _check(cameras >= 2, "cameras", "2 or more", cameras)
-    _check(share >= 1, "share", "1 or more", share)
-    _check(schemes >= 0, "schemes", "0 or more", schemes)
-    _check(0.0 <= rho <= 1.0, "rho", "0 to 1", rho)
+    for name, count in (("num_train", num_train), ("num_val", num_val), ("num_test", num_test)):
+        require(count >= 0, name, "0 or more", count)
+    require(images_per_camera >= 2, "images_per_camera", "2 or more", images_per_camera)
+    hard = WorldOptions(cameras, size, rho, challenge, severity, share, schemes, population)
+    mild = dataclasses.replace(hard, challenge=train_challenge, severity=train_severity)
 
-    def world(split: str, persons: int) -> World:
-        setting = (train_challenge, train_severity) if split == "train" else (challenge, severity)
-        return World(seed, split, persons, cameras, size, rho, *setting, share, schemes, population)
-
-    def pair(split: str, persons: int, first_pid: int) -> tuple[SyntheticImages, SyntheticImages]:
-        there = world(split, persons)
-        shots = _shots(there, images_per_camera)
-        prefix = "" if split == "test" else f"{split}_"
+    def pair(
+        split: str, prefix: str, persons: int, first_pid: int
+    ) -> tuple[SyntheticImages, SyntheticImages]:
+        world = World(seed, split, persons, hard)
+        shots = _shots(world, images_per_camera)
         first = [shot for shot in shots if shot.frame == 0]
         others = [shot for shot in shots if shot.frame > 0]
         return (
-            SyntheticImages(f"{prefix}query", there, first, first_pid, progress),
-            SyntheticImages(f"{prefix}gallery", there, others, first_pid, progress),
+            SyntheticImages(f"{prefix}query", world, first, first_pid, progress),
+            SyntheticImages(f"{prefix}gallery", world, others, first_pid, progress),
         )
 
-    there = world("train", num_train)
-    train = SyntheticImages("train", there, _shots(there, images_per_camera), 1, progress)
-    val = pair("val", num_val, 1 + num_train) if num_val else None
-    query, gallery = pair("test", num_test, 1 + num_train + num_val)
+    world = World(seed, "train", num_train, mild)
+    train = SyntheticImages("train", world, _shots(world, images_per_camera), 1, progress)
+    val = pair("val", "val_", num_val, 1 + num_train) if num_val else None
+    query, gallery = pair("test", "", num_test, 1 + num_train + num_val)
     return SyntheticData("synthetic", train, query, gallery, val)
 
 
@@ -173,8 +151,3 @@ def _shots(world: World, images_per_camera: int) -> list[Shot]:
         for camera in world.seen_by(person)
         for frame in range(images_per_camera)
     ]
-
-
-def _check(right: bool, name: str, expected: str, found: object) -> None:
-    if not right:
-        raise UserError(f"{name} must be {expected}, got {found}")

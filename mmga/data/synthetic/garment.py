@@ -1,4 +1,4 @@
-"""Clothes, what people carry, and the wardrobe they share."""
+"""Clothes and bags, and the wardrobe that persons share."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from mmga.data.synthetic.textures import (
     TILE_SHAPE,
     TILE_WIDTH,
     Atlas,
-    draw_colours,
-    draw_contrast,
     patterned,
     plain,
+    sample_colours,
+    sample_contrast,
 )
 
 _ROWS = np.arange(TILE_HEIGHT)[:, None]
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -30,15 +30,15 @@ class Top:
     Attributes:
         body: its tile around the trunk, row 0 at the hem, float32; persons add their print to it.
         sleeve: number of the sleeves' tile.
-        length: how far sleeves reach: 0 none, 1 to the elbow, 2 to the wrist.
+        long: whether sleeves reach to the wrist, not to the elbow.
         hem: how far it hangs below the hips, as a share of the body's height.
-        loose: what it adds to the body's thickness, as a share of the body's height.
+        loose: thickness that it adds to the body, as a share of the body's height.
         hood: whether a hood lies on the back.
     """
 
     body: np.ndarray
     sleeve: int
-    length: float
+    long: bool
     hem: float
     loose: float
     hood: bool
@@ -46,13 +46,13 @@ class Top:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Bottom:
-    """A garment of the bottom body.
+    """A garment of the lower body.
 
     Attributes:
         tile: number of its tile, row 0 at the hem.
         skirt: True for a skirt, False for legs.
         length: how far it reaches: 1 to the knee, 2 to the ankle.
-        loose: what it adds to the legs' thickness, as a share of the body's height.
+        loose: thickness that it adds to the legs, as a share of the body's height.
     """
 
     tile: int
@@ -63,11 +63,11 @@ class Bottom:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bag:
-    """Something carried, to be seen from one side only.
+    """A bag, worn on one side.
 
     Attributes:
         kind: `backpack`, `shoulder` or `hand`.
-        side: 1 left, -1 right; of no meaning for a backpack.
+        side: 1 left, -1 right; ignored for a backpack.
         tile: number of its tile.
         strap: number of its straps' tile.
         size: factor on its size.
@@ -81,10 +81,10 @@ class Bag:
 
 
 class Fashion:
-    """The colour schemes that a split's clothes and bags keep to.
+    """Colour schemes and patterns of a split's clothes and bags.
 
     Few schemes and many patterns make garments that have their colours in common with many others,
-    so that persons are told apart by what colours form and where, not by colours alone.
+    so that persons are told apart by shapes and places of colours, not by colours alone.
 
     Args:
         rng: the stream of fashions.
@@ -102,7 +102,7 @@ class Fashion:
     ) -> None:
         self.patterns = patterns
         self.schemes = [
-            draw_contrast(rng) if contrast else draw_colours(rng, 3) for _ in range(count)
+            sample_contrast(rng) if contrast else sample_colours(rng, 3) for _ in range(count)
         ]
         self._orders = [rng.permutation(len(patterns)) for _ in range(2 * count)]
 
@@ -114,16 +114,16 @@ class Fashion:
         return pattern, self.schemes[scheme]
 
     def pattern(self, rng: np.random.Generator) -> str:
-        """Draw a pattern, for what is not a garment."""
+        """Sample a pattern for anything but a garment."""
         return self.patterns[rng.integers(len(self.patterns))]
 
     def colours(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw a scheme [3, 3], for what is not a garment."""
+        """Sample a scheme [3, 3] for anything but a garment."""
         return self.schemes[rng.integers(len(self.schemes))]
 
 
-def draw_top(rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.ndarray) -> Top:
-    """Draw a garment of the upper body and put its sleeves' tile into the atlas."""
+def sample_top(rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.ndarray) -> Top:
+    """Sample a garment of the upper body and put its sleeves' tile into the atlas."""
     kind = str(rng.choice(["tee", "shirt", "hoodie", "jacket", "coat", "vest"]))
     body = patterned(pattern, colours, rng)
     sleeve = body if rng.random() < 0.6 else plain(colours[rng.integers(2)])
@@ -143,7 +143,7 @@ def draw_top(rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.n
     return Top(
         body=body.astype(np.float32),
         sleeve=atlas.add(sleeve),
-        length=1.0 if kind == "tee" else 2.0,
+        long=kind != "tee",
         hem={"tee": 0.02, "shirt": 0.025, "hoodie": 0.03, "coat": 0.14}.get(kind, 0.03)
         + rng.uniform(-0.01, 0.02),
         loose={"tee": 0.003, "shirt": 0.004, "vest": 0.008}.get(kind, 0.01) + rng.uniform(0, 0.004),
@@ -151,10 +151,10 @@ def draw_top(rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.n
     )
 
 
-def draw_bottom(
+def sample_bottom(
     rng: np.random.Generator, atlas: Atlas, pattern: str, colours: np.ndarray
 ) -> Bottom:
-    """Draw a garment of the bottom body and put its tile into the atlas."""
+    """Sample a garment of the lower body and put its tile into the atlas."""
     kind = str(rng.choice(["trousers", "wide", "shorts", "skirt"], p=[0.5, 0.2, 0.18, 0.12]))
     tile = patterned(pattern, colours, rng)
     if not rng.integers(4):
@@ -170,11 +170,10 @@ def draw_bottom(
     )
 
 
-def draw_bag(
-    rng: np.random.Generator, atlas: Atlas, kind: str, pattern: str, colours: np.ndarray
-) -> Bag:
-    """Draw something to carry and put its tiles into the atlas."""
-    tile = patterned(pattern, colours[1:], rng)
+def sample_bag(rng: np.random.Generator, atlas: Atlas, kind: str, fashion: Fashion) -> Bag:
+    """Sample a bag and put its tiles into the atlas."""
+    colours = fashion.colours(rng)
+    tile = patterned(fashion.pattern(rng), colours[1:], rng)
     # A pocket, so that a bag is not a patch of cloth.
     pocket = (_ROWS > 4) & (_ROWS < 14) & (FRONT < 9)
     tile = np.where(pocket[..., None], tile * 0.78, tile)
@@ -204,40 +203,40 @@ class Print:
         return np.where(self.where[..., None], self.colour, body)
 
 
-def draw_print(rng: np.random.Generator, colour: np.ndarray) -> Print:
-    """Draw a motif, in front or on the back."""
+def sample_print(rng: np.random.Generator, fashion: Fashion) -> Print:
+    """Sample a motif, in front or on the back."""
+    colour = fashion.colours(rng)[1]
     columns = np.arange(TILE_WIDTH)[None, :] - TILE_WIDTH // 2
     if rng.random() < 0.4:
         columns = (columns + TILE_WIDTH) % TILE_WIDTH - TILE_WIDTH // 2
     y, x = (_ROWS - 20) / 7.0, columns / 9.0
-    shape = rng.integers(6)
-    if shape == 0:
-        where = y**2 + x**2 < 0.8
-    elif shape == 1:
-        where = (abs(y) < 0.75) & (abs(x) < 0.85)
-    elif shape == 2:
-        where = abs(y) + abs(x) < 1.0
-    elif shape == 3:
-        where = (abs(y) < 0.9) & (abs(x) < 0.9) & ((abs(y) < 0.28) | (abs(x) < 0.28))
-    elif shape == 4:
-        where = (abs(x) < 0.9) & (abs(y) < 0.9) & (np.floor(y * 3) % 2 == 0)
-    else:
-        where = (abs(x) < 0.9) & (abs(y) < 0.95) & (y > abs(x) * 1.6 - 0.9)
+    inside = (abs(x) < 0.9) & (abs(y) < 0.9)
+    shapes = (
+        y**2 + x**2 < 0.8,
+        (abs(y) < 0.75) & (abs(x) < 0.85),
+        abs(y) + abs(x) < 1.0,
+        inside & ((abs(y) < 0.28) | (abs(x) < 0.28)),
+        inside & (np.floor(y * 3) % 2 == 0),
+        (abs(x) < 0.9) & (abs(y) < 0.95) & (y > abs(x) * 1.6 - 0.9),
+    )
+    where = shapes[rng.integers(len(shapes))]
     return Print(np.broadcast_to(where, TILE_SHAPE[:2]), colour)
 
 
-def deal(rng: np.random.Generator, count: int, share: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Deal tops and bottoms so that at least `share` persons wear each.
+def assign_garments(
+    rng: np.random.Generator, count: int, share: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Assign tops and bottoms so that at least `share` persons wear each.
 
-    No two persons wear the same pair where there are pairs enough (count >= 6 * share).
+    No two persons wear the same pair where there are enough pairs (count >= 6 * share).
 
     Args:
         rng: the stream of outfits.
         count: number of persons.
-        share: how many persons at least wear the same garment.
+        share: least number of persons who wear the same garment.
 
     Returns:
-        top and bottom of each person, int64 [count]; number of tops, which is that of bottoms.
+        top and bottom of each person, int64 [count]; number of tops, and as many bottoms.
     """
     garments = max(1, count // share)
     place = np.arange(count)
@@ -253,12 +252,10 @@ def deal(rng: np.random.Generator, count: int, share: int) -> tuple[np.ndarray, 
     )
 
 
-def deal_shared(
-    rng: np.random.Generator, count: int, things: Sequence[Thing], share: float
-) -> list[Thing | None]:
-    """Deal things of a small stock to a share of the persons; the others get None."""
-    dealt: list[Thing | None] = (
-        [things[i % len(things)] for i in range(round(count * share))] if things else []
-    )
-    dealt += [None] * (count - len(dealt))
-    return [dealt[i] for i in rng.permutation(count)]
+def assign_shared(
+    rng: np.random.Generator, count: int, stock: Sequence[Item], share: float
+) -> list[Item | None]:
+    """Assign the items of a small stock to a share of the persons; the others get None."""
+    items: list[Item | None] = [stock[i % len(stock)] for i in range(round(count * share))]
+    items += [None] * (count - len(items))
+    return [items[i] for i in rng.permutation(count)]

@@ -1,14 +1,13 @@
-"""Populations: what persons have in common, so that it tells them apart the less."""
+"""Populations: how similarly persons dress, and how much contrast places have."""
 
 import dataclasses
 
-from mmga.common.errors import UserError
 from mmga.data.synthetic.textures import PATTERNS
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Population:
-    """How persons dress, and how loud the places are where they are seen.
+    """Clothes of the persons, and contrast of the places behind them.
 
     Attributes:
         schemes: number of colour schemes of the clothes; 0 for one to ten tops, at least three.
@@ -17,14 +16,15 @@ class Population:
         contrast: whether a scheme is a dark, a light and a bright colour; otherwise three colours
             of cloth that can be told apart.
         patterns: of clothes and bags.
-        loudness: factor on the contrast of places; things and bystanders in them keep theirs.
+        scene_contrast: factor on the contrast of places; objects and bystanders in front of them
+            are not affected.
     """
 
     schemes: int = 0
     common: bool = False
     contrast: bool = False
     patterns: tuple[str, ...] = PATTERNS
-    loudness: float = 1.0
+    scene_contrast: float = 1.0
 
 
 POPULATIONS = {
@@ -46,18 +46,7 @@ POPULATIONS = {
             "camouflage",
             "wide stripes",
         ),
-        loudness=0.25,
+        scene_contrast=0.25,
     ),
 }
 """Populations by name; `varied` is the built-in data set's."""
-
-
-def population_named(name: str) -> Population:
-    """Return a population.
-
-    Raises:
-        UserError: there is none of that name.
-    """
-    if name not in POPULATIONS:
-        raise UserError(f"population must be one of {', '.join(POPULATIONS)}, got {name!r}")
-    return POPULATIONS[name]

@@ -1,15 +1,33 @@
-"""Poses as joint angles, and where they put the joints of a skeleton.
+"""Poses as joint angles, and the positions of a skeleton's joints.
 
 The body's own frame: left is to the wearer's left, up, and forward; the unit is the body's height.
 """
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-Point = tuple[float, float, float]
-"""(left, up, forward)."""
+
+class Point(NamedTuple):
+    """A point of the body's frame, or a direction."""
+
+    left: float
+    up: float
+    forward: float
+
+    def moved(self, left: float = 0.0, up: float = 0.0, forward: float = 0.0) -> "Point":
+        """Return the point after a shift."""
+        return Point(self.left + left, self.up + up, self.forward + forward)
+
+    def along(self, direction: "Point", length: float) -> "Point":
+        """Return the point at a distance in a direction."""
+        return self.moved(*(length * part for part in direction))
+
+    def towards(self, other: "Point", share: float) -> "Point":
+        """Return the point at a share of the way to another one."""
+        return Point(*(a + (b - a) * share for a, b in zip(self, other, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,12 +87,15 @@ class Build:
     head: float = 1.0
 
 
+SWING, SPREAD, BEND = range(3)
+"""Columns of a table of limbs, in the order of `Limb`."""
+
 ACTIONS = ("run", "reach", "bend", "crouch", "phone", "star", "carry")
-"""What people do at pose challenges beyond walking and standing."""
+"""Actions of the pose challenge, beyond walking and standing."""
 
 
-def draw_build(rng: np.random.Generator) -> Build:
-    """Draw the proportions of a person."""
+def sample_build(rng: np.random.Generator) -> Build:
+    """Sample the proportions of a person."""
     return Build(
         legs=rng.normal(0.5, 0.008),
         shoulders=rng.normal(0.09, 0.004),
@@ -85,8 +106,8 @@ def draw_build(rng: np.random.Generator) -> Build:
     )
 
 
-def draw_pose(rng: np.random.Generator, level: float = 0.0) -> Pose:
-    """Draw a pose.
+def sample_pose(rng: np.random.Generator, level: float = 0.0) -> Pose:
+    """Sample a pose.
 
     Args:
         rng: the stream of poses.
@@ -107,51 +128,39 @@ def draw_pose(rng: np.random.Generator, level: float = 0.0) -> Pose:
         stride = max(stride, 0.35) + 0.45 * strength
     swing = stride * math.sin(phase)
     lift = 0.06 + 1.1 * stride * np.maximum(0, [math.cos(phase), -math.cos(phase)])
-    legs = [[swing, 0.02, lift[0]], [-swing, 0.02, lift[1]]]
-    arms = [[-0.8 * swing, spread[0], bends[0]], [0.8 * swing, spread[1], bends[1]]]
-    near = int(sides[0])
-    if not strength:
-        pass
-    elif action == "run":
+    # A row for the left and one for the right limb.
+    legs = np.array([[swing, 0.02, lift[0]], [-swing, 0.02, lift[1]]])
+    arms = np.array([[-0.8 * swing, spread[0], bends[0]], [0.8 * swing, spread[1], bends[1]]])
+    near = sides[0]
+    if action == "run":
         lean += 0.3 * strength
-        for arm in arms:
-            arm[2] += 1.1 * strength
+        arms[:, BEND] += 1.1 * strength
     elif action == "reach":
-        arms[near][0] += 2.6 * strength * reach
-        arms[near][2] *= 1 - 0.5 * strength
+        arms[near, SWING] += 2.6 * strength * reach
+        arms[near, BEND] *= 1 - 0.5 * strength
     elif action == "bend":
         lean += 1.15 * strength
-        for arm in arms:
-            arm[0] += 1.3 * strength
-        for leg in legs:
-            leg[2] += 0.3 * strength
+        arms[:, SWING] += 1.3 * strength
+        legs[:, BEND] += 0.3 * strength
     elif action == "crouch":
         lean += 0.35 * strength
-        for leg in legs:
-            leg[0] += 1.35 * strength
-            leg[2] += 2.0 * strength
+        legs[:, SWING] += 1.35 * strength
+        legs[:, BEND] += 2.0 * strength
     elif action == "phone":
-        arms[near][0] += 0.6 * strength
-        arms[near][2] += 2.0 * strength
+        arms[near, SWING] += 0.6 * strength
+        arms[near, BEND] += 2.0 * strength
         nod += 0.4 * strength
     elif action == "star":
-        for limb in (*arms, *legs):
-            limb[1] += 0.22 * strength
-        for arm in arms:
-            arm[1] += 1.2 * strength * reach
+        arms[:, SPREAD] += 0.22 * strength
+        arms[:, SPREAD] += 1.2 * strength * reach
+        legs[:, SPREAD] += 0.22 * strength
     elif action == "carry":
-        for arm in arms:
-            arm[0] += 0.5 * strength
-            arm[2] += 1.2 * strength
+        arms[:, SWING] += 0.5 * strength
+        arms[:, BEND] += 1.2 * strength
         lean -= 0.12 * strength
-    return Pose(
-        lean,
-        sway + tilt,
-        turn * (1 + strength),
-        nod,
-        (Limb(*legs[0]), Limb(*legs[1])),
-        (Limb(*arms[0]), Limb(*arms[1])),
-    )
+    left_leg, right_leg, left_arm, right_arm = (Limb(*limb.tolist()) for limb in (*legs, *arms))
+    turn *= 1 + strength
+    return Pose(lean, sway + tilt, turn, nod, (left_leg, right_leg), (left_arm, right_arm))
 
 
 UPPER_ARM, FOREARM, HAND = 0.165, 0.15, 0.05
@@ -166,47 +175,43 @@ def joints(pose: Pose, build: Build) -> dict[str, Point]:
         points by name: hips, chest (base of the neck), chin, crown, and with the suffixes
         `_left`, `_right`: shoulder, elbow, wrist, finger, hip, knee, ankle, toe.
     """
-    found: dict[str, Point] = {"hips": (0.0, 0.0, 0.0)}
+    hips = Point(0.0, 0.0, 0.0)
     trunk = _direction(pose.lean, pose.sway)
-    chest = _along((0.0, 0.0, 0.0), trunk, TRUNK)
-    found["chest"] = chest
-    found["chin"] = _along(chest, _direction(0.5 * pose.lean + 0.5 * pose.nod, pose.sway), NECK)
+    chest = hips.along(trunk, TRUNK)
+    chin = chest.along(_direction(0.5 * pose.lean + 0.5 * pose.nod, pose.sway), NECK)
     upright = _direction(0.5 * pose.lean + pose.nod, 0.5 * pose.sway)
-    found["crown"] = _along(found["chin"], upright, HEAD * build.head)
-    thigh = build.legs - SHIN - ANKLE
+    crown = chin.along(upright, HEAD * build.head)
+    found = {"hips": hips, "chest": chest, "chin": chin, "crown": crown}
     lowest = 0.0
-    for side, sign, leg, arm in (
-        ("left", 1.0, pose.legs[0], pose.arms[0]),
-        ("right", -1.0, pose.legs[1], pose.arms[1]),
-    ):
-        base = _along((0.0, 0.0, 0.0), trunk, TRUNK - 0.048)
-        shoulder = (
-            base[0] + sign * build.shoulders * math.cos(pose.sway),
-            base[1] - sign * build.shoulders * math.sin(pose.sway),
-            base[2],
+    for i, (side, sign) in enumerate((("left", 1.0), ("right", -1.0))):
+        arm, leg = pose.arms[i], pose.legs[i]
+        aside = sign * build.shoulders
+        shoulder = hips.along(trunk, TRUNK - 0.048).moved(
+            aside * math.cos(pose.sway), -aside * math.sin(pose.sway)
         )
-        elbow = _along(shoulder, _hanging(arm.swing, sign * arm.spread), UPPER_ARM)
+        elbow = shoulder.along(_hanging(arm.swing, sign * arm.spread), UPPER_ARM)
         fore = _hanging(arm.swing + arm.bend, sign * arm.spread * 0.6)
-        wrist = _along(elbow, fore, FOREARM)
-        found[f"shoulder_{side}"], found[f"elbow_{side}"] = shoulder, elbow
-        found[f"wrist_{side}"], found[f"finger_{side}"] = wrist, _along(wrist, fore, HAND)
-        hip = (sign * build.hips, 0.0, 0.0)
-        knee = _along(hip, _hanging(leg.swing, sign * leg.spread), thigh)
+        wrist = elbow.along(fore, FOREARM)
+        hip = hips.moved(sign * build.hips)
+        knee = hip.along(_hanging(leg.swing, sign * leg.spread), build.legs - SHIN - ANKLE)
         shin = leg.swing - leg.bend
-        ankle = _along(knee, _hanging(shin, sign * leg.spread * 0.5), SHIN)
-        toe = (
-            ankle[0] + sign * 0.015,
-            ankle[1] + FOOT * math.sin(0.45 * shin) - 0.5 * ANKLE,
-            ankle[2] + FOOT * math.cos(0.45 * shin),
+        ankle = knee.along(_hanging(shin, sign * leg.spread * 0.5), SHIN)
+        toe = Point(
+            ankle.left + sign * 0.015,
+            ankle.up + FOOT * math.sin(0.45 * shin) - 0.5 * ANKLE,
+            ankle.forward + FOOT * math.cos(0.45 * shin),
         )
-        found[f"hip_{side}"], found[f"knee_{side}"] = hip, knee
-        found[f"ankle_{side}"], found[f"toe_{side}"] = ankle, toe
-        lowest = min(lowest, ankle[1] - ANKLE, toe[1] - 0.5 * ANKLE)
-    return {name: (left, up - lowest, front) for name, (left, up, front) in found.items()}
+        limbs = {"shoulder": shoulder, "elbow": elbow, "wrist": wrist}
+        limbs |= {"finger": wrist.along(fore, HAND), "hip": hip, "knee": knee}
+        limbs |= {"ankle": ankle, "toe": toe}
+        found |= {f"{name}_{side}": point for name, point in limbs.items()}
+        lowest = min(lowest, ankle.up - ANKLE, toe.up - 0.5 * ANKLE)
+    return {name: point.moved(up=-lowest) for name, point in found.items()}
 
 
 def _direction(forward: float, left: float) -> Point:
-    return (
+    """Return the direction upright, leant forward and to the left."""
+    return Point(
         math.sin(left) * math.cos(forward),
         math.cos(left) * math.cos(forward),
         math.sin(forward),
@@ -214,16 +219,6 @@ def _direction(forward: float, left: float) -> Point:
 
 
 def _hanging(forward: float, left: float) -> Point:
-    return (
-        math.sin(left) * math.cos(forward) if abs(forward) < 1.5 else math.sin(left),
-        -math.cos(left) * math.cos(forward),
-        math.sin(forward),
-    )
-
-
-def _along(start: Point, direction: Point, length: float) -> Point:
-    return (
-        start[0] + direction[0] * length,
-        start[1] + direction[1] * length,
-        start[2] + direction[2] * length,
-    )
+    """Return the direction straight down, swung forward and to the left."""
+    sideways, down, ahead = _direction(forward, left)
+    return Point(sideways if abs(forward) < 1.5 else math.sin(left), -down, ahead)

@@ -1,4 +1,4 @@
-"""A contact sheet: pictures of some identities above the same with their masks."""
+"""A contact sheet: pictures of some identities, and below each the same with its mask."""
 
 import os
 
@@ -8,15 +8,18 @@ import torch
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.data.dataset import ImageSet
+from mmga.data.masks import PartMask
 
 _COLOURS = torch.tensor([(0, 0, 0), (235, 70, 60), (60, 100, 245), (250, 220, 40)])
 
 
-def overlay(image: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return an image [3, H, W] with its labels [H, W] in colours over it, uint8."""
-    colours = _COLOURS[labels.long()].permute(2, 0, 1)
+def overlay(image: torch.Tensor, mask: PartMask | None) -> torch.Tensor:
+    """Return an image [3, H, W] with the labels of its mask in colours over it, uint8."""
+    if mask is None:
+        return image
+    colours = _COLOURS[mask.labels.long()].permute(2, 0, 1)
     mixed = 0.45 * image + 0.55 * colours
-    return torch.where(labels > 0, mixed, image.float()).to(torch.uint8)
+    return torch.where(mask.labels > 0, mixed, image.float()).to(torch.uint8)
 
 
 def write_sheet(
@@ -41,17 +44,7 @@ def write_sheet(
     for pid in np.unique(images.pids)[:identities]:
         own = np.flatnonzero(images.pids == pid)
         chosen = own[np.linspace(0, len(own) - 1, each).round().astype(int)].tolist()
-        pictures = [images.image(i) for i in chosen]
-        masks = [images.mask(i) for i in chosen]
-        rows.append(torch.cat(pictures, dim=2))
-        rows.append(
-            torch.cat(
-                [
-                    picture if mask is None else overlay(picture, mask.labels)
-                    for picture, mask in zip(pictures, masks, strict=True)
-                ],
-                dim=2,
-            )
-        )
+        overlays = [overlay(images.image(i), images.mask(i)) for i in chosen]
+        rows += [torch.cat([images.image(i) for i in chosen], 2), torch.cat(overlays, 2)]
     with atomic_path(path) as temporary:
         Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy()).save(temporary, "PNG")

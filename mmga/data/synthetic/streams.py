@@ -1,4 +1,4 @@
-"""Random streams keyed by what they are for, so that nothing depends on the order of drawing."""
+"""Random streams keyed by their purpose, so that nothing depends on the order of sampling."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""Colours and the tiles that every surface wears: clothes, skin, bags, walls, furniture.
+"""Colours, and the tiles that texture all surfaces: clothes, skin, bags, walls, furniture.
 
 A tile is a small uint8 picture [TILE_HEIGHT, TILE_WIDTH, 3]. On a body part its columns run once
 around the part (column TILE_WIDTH / 2 is the front, larger columns lie to the wearer's left) and
@@ -61,7 +61,7 @@ PATTERNS = (
     "block",
 )
 """Patterns of cloth. All but `plain` show both colours on half of the cloth, so that the share of a
-colour does not give the pattern away."""
+colour does not reveal the pattern."""
 
 _ROWS = np.arange(TILE_HEIGHT)[:, None]
 _COLUMNS = np.arange(TILE_WIDTH)[None, :]
@@ -69,17 +69,17 @@ FRONT = np.abs(_COLUMNS - TILE_WIDTH // 2)
 """Distance of each column from the front, in columns [1, TILE_WIDTH]."""
 
 
-def draw_colour(rng: np.random.Generator) -> np.ndarray:
-    """Draw a colour near one of the palette's, float32 [3]."""
+def sample_colour(rng: np.random.Generator) -> np.ndarray:
+    """Sample a colour near one of the palette's, float32 [3]."""
     base = PALETTE[rng.choice(len(PALETTE), p=_WEIGHTS / _WEIGHTS.sum())]
     return np.clip(base + rng.normal(0, 5, 3), 8, 247).astype(np.float32)
 
 
-def draw_colours(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw colours that can be told apart from their predecessor, float32 [count, 3]."""
-    colours = [draw_colour(rng)]
+def sample_colours(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Sample colours, each distinguishable from its predecessor, float32 [count, 3]."""
+    colours = [sample_colour(rng)]
     while len(colours) < count:
-        colour = draw_colour(rng)
+        colour = sample_colour(rng)
         if np.abs(colour - colours[-1]).sum() > 90:
             colours.append(colour)
     return np.stack(colours)
@@ -90,8 +90,8 @@ _LIGHT = np.array([(228, 226, 220), (210, 200, 170), (200, 215, 230)], np.float3
 _BRIGHT = np.array([(196, 36, 40), (36, 150, 64), (40, 72, 196), (222, 190, 44)], np.float32)
 
 
-def draw_contrast(rng: np.random.Generator) -> np.ndarray:
-    """Draw a dark and a light colour, in any order, and a bright one, float32 [3, 3]."""
+def sample_contrast(rng: np.random.Generator) -> np.ndarray:
+    """Sample a dark and a light colour, in any order, and a bright one, float32 [3, 3]."""
     dark, light = _DARK[rng.integers(len(_DARK))], _LIGHT[rng.integers(len(_LIGHT))]
     first, second = (light, dark) if rng.random() < 0.5 else (dark, light)
     colours = np.stack((first, second, _BRIGHT[rng.integers(len(_BRIGHT))]))
@@ -107,7 +107,7 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: int) -
     """Return periodic smooth noise of unit deviation, float32 [height, width].
 
     Args:
-        rng: the stream to draw from.
+        rng: the stream to sample from.
         height: rows.
         width: columns.
         cell: size of a blob in pixels.
@@ -127,7 +127,7 @@ def patterned(pattern: str, colours: np.ndarray, rng: np.random.Generator) -> np
     Args:
         pattern: one of PATTERNS.
         colours: two colours [2, 3]; the first covers more.
-        rng: draws positions.
+        rng: the stream of positions.
 
     Returns:
         float32 [TILE_HEIGHT, TILE_WIDTH, 3].
@@ -167,11 +167,6 @@ def patterned(pattern: str, colours: np.ndarray, rng: np.random.Generator) -> np
     return np.where(np.broadcast_to(where, shape)[..., None], second, first)
 
 
-def finish(tile: np.ndarray) -> np.ndarray:
-    """Round a tile to what the atlas stores, uint8 [TILE_HEIGHT, TILE_WIDTH, 3]."""
-    return np.clip(np.rint(tile), 0, 255).astype(np.uint8)
-
-
 class Atlas:
     """All tiles of a split, addressed by number."""
 
@@ -180,8 +175,8 @@ class Atlas:
         self._stacked: np.ndarray | None = None
 
     def add(self, tile: np.ndarray) -> int:
-        """Store a tile and return its number."""
-        self._tiles.append(finish(tile))
+        """Round a tile to uint8, store it and return its number."""
+        self._tiles.append(np.clip(np.rint(tile), 0, 255).astype(np.uint8))
         self._stacked = None
         return len(self._tiles) - 1
 

@@ -10,32 +10,32 @@ from mmga.data.synthetic.camera import jpeg
 
 
 @pytest.fixture(scope="module")
-def figures():
+def results():
     data = synthetic(seed=1, num_train=8, num_test=40, images_per_camera=3, cameras=4)
-    return {figure.name: figure for figure in audit(data)}
+    return {result.name: result for result in audit(data)}
 
 
-def test_what_is_not_the_person_retrieves_at_chance(figures):
-    chance = figures["chance"].value
-    probes = [name for name in figures if name.startswith(("background", "camera", "silhouette"))]
+def test_what_is_not_the_person_retrieves_at_chance(results):
+    chance = results["chance"].value
+    probes = [name for name in results if name.startswith(("background", "camera", "silhouette"))]
     assert len(probes) == 6
     for name in probes:
-        assert figures[name].limit == pytest.approx(chance + MARGIN)
-        assert figures[name].passed, f"{name}: {figures[name].value}, chance {chance}"
+        assert results[name].limit == pytest.approx(chance + MARGIN)
+        assert results[name].passed, f"{name}: {results[name].value}, chance {chance}"
 
 
-def test_patches_do_not_tell_person_from_scene(figures):
-    assert figures["linear probe on patches, IoU"].passed
+def test_patches_do_not_tell_person_from_scene(results):
+    assert results["linear probe on patches, IoU"].passed
 
 
-def test_colours_of_the_person_do_retrieve(figures):
+def test_colours_of_the_person_do_retrieve(results):
     """The probes can find what is there: colours under the true mask are no chance."""
-    assert figures["colour stripes, true mask"].value > figures["chance"].value + 5 * MARGIN
+    assert results["colour stripes, true mask"].value > results["chance"].value + 5 * MARGIN
 
 
-def test_table_names_every_figure(figures):
-    text = table(list(figures.values()))
-    assert all(name in text for name in figures)
+def test_table_names_every_result(results):
+    text = table(list(results.values()))
+    assert all(name in text for name in results)
     assert "EXCEEDED" not in text
 
 

@@ -8,7 +8,7 @@ import pytest
 from mmga.common.errors import UserError
 from mmga.data.synthetic import synthetic
 from mmga.data.synthetic.population import POPULATIONS
-from mmga.data.synthetic.world import World
+from mmga.data.synthetic.world import World, WorldOptions
 
 
 def test_varied_is_the_default():
@@ -25,7 +25,7 @@ def test_varied_is_the_default():
 
 def test_all_splits_of_uniform_wear_the_same_colours():
     def colours(split, population):
-        world = World(1, split, 30, population=population)
+        world = World(1, split, 30, WorldOptions(population=population))
         tops = {person.top_number: person.top.body for person in world.persons}
         return np.concatenate([body.reshape(-1, 3) for body in tops.values()])
 
@@ -46,9 +46,10 @@ def test_patterns_of_uniform_show_both_colours_on_every_height():
 
 
 def test_places_of_uniform_are_faint():
-    loud = World(1, "train", 6, population="varied")
-    faint = World(1, "train", 6, population="uniform")
-    places = [there.panorama(there.cameras[0], 0).astype(float) for there in (loud, faint)]
+    places = []
+    for population in ("varied", "uniform"):
+        there = World(1, "train", 6, WorldOptions(population=population))
+        places.append(there.panorama(there.cameras[0], 0).astype(float))
     contrasts = [place.std((0, 1)).mean() for place in places]
     assert contrasts[1] < 0.6 * contrasts[0]
 

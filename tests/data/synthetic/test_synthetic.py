@@ -6,7 +6,7 @@ import torch
 
 from mmga.common.errors import UserError
 from mmga.data.synthetic import synthetic
-from mmga.data.synthetic.world import World
+from mmga.data.synthetic.world import World, WorldOptions
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def test_identities_are_disjoint_and_queries_have_matches(data):
 
 def test_a_picture_depends_on_its_shot_alone(data):
     order = np.random.default_rng(0).permutation(len(data.train))
-    world = World(3, "train", 8)
+    world = World(3, "train", 8, WorldOptions())
     for i in order[:12].tolist():
         picture = world.picture(data.train.shots[i])
         assert np.array_equal(picture.image, data.train.image(i).numpy())
         assert np.array_equal(picture.labels, data.train.mask(i).labels.numpy())
-    other = World(4, "train", 8).picture(data.train.shots[0])
+    other = World(4, "train", 8, WorldOptions()).picture(data.train.shots[0])
     assert not np.array_equal(other.image, data.train.image(0).numpy())
 
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from mmga.data.synthetic.challenge import CHALLENGES
-from mmga.data.synthetic.garment import deal
+from mmga.data.synthetic.garment import assign_garments
 from mmga.data.synthetic.render import Canvas, Light, Solid
 from mmga.data.synthetic.streams import stream
-from mmga.data.synthetic.world import Shot, World
+from mmga.data.synthetic.world import Shot, World, WorldOptions
 
 
 def world(split="test", challenge="clean", severity=3, persons=12, **options):
-    return World(7, split, persons, cameras=3, challenge=challenge, severity=severity, **options)
+    options |= {"cameras": 3, "challenge": challenge, "severity": severity}
+    return World(7, split, persons, WorldOptions(**options))
 
 
 SHOTS = [Shot(person, camera, 0) for person in range(6) for camera in range(2)]
@@ -73,14 +74,14 @@ def test_upper_lies_above_bottom(clean):
 
 @pytest.mark.parametrize("count", [25, 48, 150, 300])
 def test_every_garment_is_shared(count):
-    tops, bottoms, garments = deal(stream("deal", count), count, 5)
+    tops, bottoms, garments = assign_garments(stream("assign_garments", count), count, 5)
     for worn in (tops, bottoms):
         shares = collections.Counter(worn.tolist())
         assert len(shares) == garments and min(shares.values()) >= 5
     assert len(set(zip(tops.tolist(), bottoms.tolist(), strict=True))) == count
 
 
-def test_persons_wear_what_was_dealt():
+def test_persons_wear_what_was_assigned():
     there = world(persons=30)
     for number in ("top_number", "bottom_number"):
         shares = collections.Counter(getattr(person, number) for person in there.persons)
@@ -97,7 +98,7 @@ def test_splits_have_places_and_clothes_of_their_own():
     assert np.array_equal(camera.gains, test.cameras[0].gains)
     places = [w.panorama(camera, i).tobytes() for w in (train, test) for i in range(2)]
     assert len(set(places)) == 4
-    assert not np.array_equal(train.stock.texels[: 32 * 64], test.stock.texels[: 32 * 64])
+    assert not np.array_equal(train.assets.texels[: 32 * 64], test.assets.texels[: 32 * 64])
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])

@@ -1,4 +1,4 @@
-"""Identities: a build, a head and an outfit each."""
+"""The appearance of a person: build, head and outfit."""
 
 import dataclasses
 
@@ -9,23 +9,22 @@ from mmga.data.synthetic.garment import (
     Bottom,
     Fashion,
     Top,
-    deal,
-    deal_shared,
-    draw_bag,
-    draw_bottom,
-    draw_print,
-    draw_top,
+    assign_garments,
+    assign_shared,
+    sample_bag,
+    sample_bottom,
+    sample_print,
+    sample_top,
 )
-from mmga.data.synthetic.pose import Build, draw_build
-from mmga.data.synthetic.streams import stream
+from mmga.data.synthetic.pose import Build, sample_build
 from mmga.data.synthetic.textures import (
     FRONT,
     HAIR,
     SKIN,
     TILE_HEIGHT,
     Atlas,
-    draw_colour,
     plain,
+    sample_colour,
 )
 
 _SHOES = np.array([(30, 30, 34), (70, 56, 46), (120, 122, 124), (222, 220, 214)], np.float32)
@@ -34,8 +33,8 @@ _ROWS = np.arange(TILE_HEIGHT)[:, None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Person:
-    """Everything that makes an identity.
+class Appearance:
+    """Build, head and outfit of one person.
 
     Attributes:
         build: proportions.
@@ -47,9 +46,9 @@ class Person:
         torso_tile: the top with this person's print.
         top: the top.
         bottom: the bottom.
-        top_number: which top of the wardrobe it is.
-        bottom_number: which bottom of the wardrobe it is.
-        bags: what is carried.
+        top_number: number of the top in the wardrobe.
+        bottom_number: number of the bottom in the wardrobe.
+        bags: carried.
     """
 
     build: Build
@@ -66,74 +65,63 @@ class Person:
     bags: tuple[Bag, ...]
 
 
-def draw_persons(
-    atlas: Atlas, fashion: Fashion, count: int, passers: int, *key: int | str, share: int = 5
-) -> tuple[list[Person], list[Person]]:
-    """Draw persons who share a wardrobe.
+def sample_appearances(
+    rng: np.random.Generator,
+    atlas: Atlas,
+    fashion: Fashion,
+    count: int,
+    bystanders: int,
+    share: int,
+) -> tuple[list[Appearance], list[Appearance]]:
+    """Sample persons who share a wardrobe.
 
     Args:
+        rng: the stream of outfits.
         atlas: takes their tiles.
-        fashion: what they dress in.
+        fashion: colour schemes and patterns of their clothes.
         count: number of identities.
-        passers: number of bystanders.
-        key: key of the stream.
-        share: how many identities at least wear each top, and each bottom.
+        bystanders: number of bystanders.
+        share: least number of identities who wear each top, and each bottom.
 
     Returns:
         the identities, and bystanders who wear the same garments in other combinations.
     """
-    rng = stream(*key, "wardrobe")
-    top_of, bottom_of, garments = deal(rng, count, share)
-    top_of = np.concatenate((top_of, rng.integers(garments, size=passers)))
-    bottom_of = np.concatenate((bottom_of, rng.integers(garments, size=passers)))
-    count += passers
-    tops = [draw_top(rng, atlas, *fashion.cloth(i, False)) for i in range(garments)]
-    bottoms = [draw_bottom(rng, atlas, *fashion.cloth(i, True)) for i in range(garments)]
-    stock = max(1, garments // 3)
-    prints = deal_shared(
-        rng, count, [draw_print(rng, fashion.colours(rng)[1]) for _ in range(stock)], 0.35
-    )
+    top_of, bottom_of, garments = assign_garments(rng, count, share)
+    top_of = np.concatenate((top_of, rng.integers(garments, size=bystanders)))
+    bottom_of = np.concatenate((bottom_of, rng.integers(garments, size=bystanders)))
+    count += bystanders
+    tops = [sample_top(rng, atlas, *fashion.cloth(i, False)) for i in range(garments)]
+    bottoms = [sample_bottom(rng, atlas, *fashion.cloth(i, True)) for i in range(garments)]
+    stock = range(max(1, garments // 3))
+    prints = assign_shared(rng, count, [sample_print(rng, fashion) for _ in stock], 0.35)
     bags = [
-        deal_shared(
-            rng,
-            count,
-            [_draw_bag(rng, atlas, kind, fashion) for _ in range(stock)],
-            portion,
-        )
+        assign_shared(rng, count, [sample_bag(rng, atlas, kind, fashion) for _ in stock], portion)
         for kind, portion in (("backpack", 0.25), ("shoulder", 0.25), ("hand", 0.15))
     ]
     shoes = [atlas.add(_shoe(rng)) for _ in range(3)]
-    heads = [_draw_head(rng, atlas) for _ in range(max(4, garments // 4))]
+    heads = [_sample_head(rng, atlas) for _ in range(max(4, garments // 4))]
     plain_torsos = [atlas.add(top.body) for top in tops]
     persons = []
-    for i in range(count):
-        top, bottom = tops[top_of[i]], bottoms[bottom_of[i]]
-        motif = prints[i]
+    for i, motif in enumerate(prints):
+        top, torso = tops[top_of[i]], plain_torsos[top_of[i]]
         hair, head_tile, hair_tile, skin_tile = heads[rng.integers(len(heads))]
         persons.append(
-            Person(
-                build=draw_build(rng),
+            Appearance(
+                build=sample_build(rng),
                 hair=hair,
                 head_tile=head_tile,
                 hair_tile=hair_tile,
                 skin_tile=skin_tile,
                 shoe_tile=shoes[rng.integers(len(shoes))],
-                torso_tile=(
-                    plain_torsos[top_of[i]] if motif is None else atlas.add(motif.on(top.body))
-                ),
+                torso_tile=torso if motif is None else atlas.add(motif.on(top.body)),
                 top=top,
-                bottom=bottom,
+                bottom=bottoms[bottom_of[i]],
                 top_number=int(top_of[i]),
                 bottom_number=int(bottom_of[i]),
                 bags=tuple(bag for kind in bags if (bag := kind[i]) is not None),
             )
         )
-    return persons[:-passers], persons[-passers:]
-
-
-def _draw_bag(rng: np.random.Generator, atlas: Atlas, kind: str, fashion: Fashion) -> Bag:
-    colours = fashion.colours(rng)
-    return draw_bag(rng, atlas, kind, fashion.pattern(rng), colours)
+    return persons[:-bystanders], persons[-bystanders:]
 
 
 def _shoe(rng: np.random.Generator) -> np.ndarray:
@@ -141,12 +129,12 @@ def _shoe(rng: np.random.Generator) -> np.ndarray:
     return np.where((_ROWS < 8)[..., None], tile * 0.6, tile)
 
 
-def _draw_head(rng: np.random.Generator, atlas: Atlas) -> tuple[str, int, int, int]:
+def _sample_head(rng: np.random.Generator, atlas: Atlas) -> tuple[str, int, int, int]:
     skin = SKIN[rng.choice(len(SKIN), p=[0.3, 0.3, 0.2, 0.12, 0.08])] + rng.normal(0, 5, 3)
     hair = HAIR[rng.choice(len(HAIR), p=[0.35, 0.3, 0.17, 0.08, 0.1])] + rng.normal(0, 4, 3)
     style = str(rng.choice(HAIR_STYLES, p=[0.08, 0.42, 0.28, 0.1, 0.12]))
     if style == "cap":
-        hair = draw_colour(rng)
+        hair = sample_colour(rng)
     side = FRONT > 11
     covered = ((_ROWS > 21) | (side & (_ROWS > 11)) | ((FRONT > 20) & (_ROWS > 6))) & (
         style != "bald"
