@@ -12,10 +12,6 @@ from collections.abc import Iterator
 
 import torch
 
-PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
-"""How products of float32 features are formed: in float32; by three, or one, products of tf32
-values (10 bits), or of bf16 values (7 bits); always added in float32."""
-
 # Where torch keeps the new settings, above those that inherit from them. By torch's own functions:
 # `torch.backends.mkldnn.fp32_precision` reads one place and writes another (2.11 to 2.15).
 _PLACES = (
