@@ -12,7 +12,7 @@ from torch import Tensor
 from mmga.ops import _library, reference
 
 
-class Rows(NamedTuple):
+class CsrRows(NamedTuple):
     """Sparse rows: `values[offsets[i] : offsets[i + 1]]` belong to `columns[...]` of row i."""
 
     offsets: Tensor
@@ -153,7 +153,7 @@ def listed_distances(sets: tuple[Tensor, Tensor], neighbours: Tensor, distances:
     return listed
 
 
-def encode(sets: tuple[Tensor, Tensor], distances: Tensor, maxima: Tensor | None) -> Rows:
+def encode(sets: tuple[Tensor, Tensor], distances: Tensor, maxima: Tensor | None) -> CsrRows:
     """Return V: exp(-d) over each set, divided by its sum (step 4).
 
     Args:
@@ -165,10 +165,10 @@ def encode(sets: tuple[Tensor, Tensor], distances: Tensor, maxima: Tensor | None
         V as sparse rows.
     """
     _library.refuse_gradient("encode", distances)
-    return Rows(*sets, _encode(sets[0], distances, maxima))
+    return CsrRows(*sets, _encode(sets[0], distances, maxima))
 
 
-def average_rows(rows: Rows, neighbours: Tensor, k2: int) -> Rows:
+def average_rows(rows: CsrRows, neighbours: Tensor, k2: int) -> CsrRows:
     """Return the mean of the rows of each item's first k2 neighbours (step 5).
 
     Args:
@@ -177,27 +177,27 @@ def average_rows(rows: Rows, neighbours: Tensor, k2: int) -> Rows:
         k2: rows averaged, 1 to K.
     """
     _check_lists(neighbours, k2, "k2")
-    return Rows(*_average_rows(*rows, neighbours, k2))
+    return CsrRows(*_average_rows(*rows, neighbours, k2))
 
 
-def transpose_rows(rows: Rows, first: int = 0) -> Rows:
+def transpose_rows(rows: CsrRows, first: int = 0) -> CsrRows:
     """Return the inverted index of the rows from `first` on.
 
     Args:
         rows: V, [N, N].
         first: rows before it are left out.
     """
-    return Rows(*_transpose_rows(*rows, first))
+    return CsrRows(*_transpose_rows(*rows, first))
 
 
 def jaccard_rows(
-    rows: Rows,
-    inverted: Rows,
+    rows: CsrRows,
+    inverted: CsrRows,
     chosen: Tensor,
     max_distance: float | None = None,
     *,
     upper: bool = False,
-) -> Rows:
+) -> CsrRows:
     """Return the Jaccard distances of chosen rows to those in the inverted index (step 6).
 
     Args:
@@ -210,7 +210,7 @@ def jaccard_rows(
     Returns:
         [M, N] sparse rows.
     """
-    return Rows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
+    return CsrRows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
 
 
 class NearPairs:
@@ -219,7 +219,7 @@ class NearPairs:
     Faster than `jaccard_rows`, which adds up every overlap there is, where few pairs are that near.
     """
 
-    def __init__(self, rows: Rows, max_distance: float) -> None:
+    def __init__(self, rows: CsrRows, max_distance: float) -> None:
         """Prepare the index.
 
         Args:
@@ -227,24 +227,24 @@ class NearPairs:
             max_distance: of the pairs that are wanted, in [0, 1).
         """
         self._rows, self._limit = rows, max_distance
-        self._heavy = Rows(*_heavy_rows(*rows, max_distance))
+        self._heavy = CsrRows(*_heavy_rows(*rows, max_distance))
         self._index = transpose_rows(self._heavy)
 
-    def upper(self, chosen: Tensor) -> Rows:
+    def upper(self, chosen: Tensor) -> CsrRows:
         """Return the distances of rows [M] int64 to the items from each one's own on, [M, N]."""
         near = _near_rows(*self._rows, *self._heavy, *self._index, chosen, self._limit)
-        return Rows(*near)
+        return CsrRows(*near)
 
 
-def mirror_rows(rows: Rows) -> Rows:
+def mirror_rows(rows: CsrRows) -> CsrRows:
     """Return the symmetric matrix [N, N] of which rows hold the upper half, diagonal included."""
-    return Rows(*_mirror_rows(*rows))
+    return CsrRows(*_mirror_rows(*rows))
 
 
 def mix_distances(
     squared: Tensor,
     maxima: Tensor | None,
-    overlaps: Rows,
+    overlaps: CsrRows,
     first: int,
     lambda_value: float,
     *,

@@ -145,8 +145,8 @@ def to_scipy(matrix: Tensor) -> csr_matrix:
 
 
 def _all_rows(
-    rows: ops.Rows, n: int, max_distance: float | None, progress: Progress | None
-) -> ops.Rows:
+    rows: ops.CsrRows, n: int, max_distance: float | None, progress: Progress | None
+) -> ops.CsrRows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
     kernel = has_kernel("near_rows", rows.offsets.device.type.upper())
@@ -155,7 +155,7 @@ def _all_rows(
     else:
         inverted = ops.transpose_rows(rows)
 
-        def some(chosen: Tensor) -> ops.Rows:
+        def some(chosen: Tensor) -> ops.CsrRows:
             return ops.jaccard_rows(rows, inverted, chosen, max_distance, upper=upper)
 
     pieces = []
@@ -168,7 +168,7 @@ def _all_rows(
     return ops.mirror_rows(whole) if upper else whole
 
 
-def _joined(pieces: list[ops.Rows]) -> ops.Rows:
+def _joined(pieces: list[ops.CsrRows]) -> ops.CsrRows:
     """Return rows one after the other, and leave none behind."""
     counts = torch.cat([piece.offsets.diff() for piece in pieces])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -180,4 +180,4 @@ def _joined(pieces: list[ops.Rows]) -> ops.Rows:
         end = done + len(piece.values)
         columns[done:end], values[done:end] = piece.columns, piece.values
         done = end
-    return ops.Rows(offsets, columns, values)
+    return ops.CsrRows(offsets, columns, values)
