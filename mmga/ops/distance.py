@@ -104,10 +104,43 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
     return keys.sqrt() if metric == "euclidean" else keys
 
 
+def part_keys(
+    products: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    row_weight: Tensor,
+    column_weight: Tensor,
+    metric: int,
+    keys: Tensor,
+) -> None:
+    """Write the distances of a tile to `keys` (`reference.part_keys`).
+
+    Args:
+        products: float32 [P, R, W], inner products of every part.
+        row_term: float32 [P, R], see `distance.key_terms`.
+        column_term: float32 [P, W].
+        row_weight: float32 [P, R], visibility.
+        column_weight: float32 [P, W].
+        metric: place in `reference.METRICS`, cosine or euclidean.
+        keys: float32 [R, W].
+
+    Raises:
+        ValueError: a gradient is required.
+    """
+    refuse_gradient("part_keys", products)
+    _PART_KEYS(products, row_term, column_term, row_weight, column_weight, metric, keys)
+
+
 def _squared_norms_fake(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.float64)
 
 
 _SQUARED_NORMS = define(
     "squared_norms(Tensor x) -> Tensor", reference.squared_norms, _squared_norms_fake
+)
+_PART_KEYS = define(
+    "part_keys(Tensor products, Tensor row_term, Tensor column_term, Tensor row_weight, "
+    "Tensor column_weight, int metric, Tensor(a!) keys) -> ()",
+    reference.part_keys,
+    lambda *inputs: None,
 )

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mmga.ops import reference
-from mmga.ops.ranking import Tile
-from mmga.ops.verification import Impostors, count_impostors
+from mmga.ops.ranking import Impostors, Tile, count_impostors
 
 
 def case(rows=6, items=2500, dtype=torch.float32, metric=0, seed=0, infinite=False):

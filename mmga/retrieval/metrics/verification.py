@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
-from mmga.ops.ranking import Matches, Tile
-from mmga.ops.verification import Impostors, count_impostors
+from mmga.ops.ranking import Impostors, Matches, Tile, count_impostors
 from mmga.retrieval.protocols.protocol import Pairs, Selection
 
 BINS = 1 << 16
