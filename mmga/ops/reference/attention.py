@@ -1,6 +1,19 @@
 """Attention applied to a feature map, and its gradients.
 
 Legend: ``B`` batch, ``C`` channels, ``h w`` feature map, ``P`` parts.
+
+Arguments that recur:
+    x: feature map [B, C, h, w].
+    spatial: logits of the spatial parts [B, P, h, w]; [B, 1, h, w] to multiply.
+    channel: logits of the channel parts [B, P, C]; [B, C] to multiply.
+    combine: ``"product"`` gives x * S * C, ``"residual"`` gives x * (1 + S) * C, where S and C are
+        the sigmoids.
+    mode: ``"max"`` or ``"avg"``. Pooling runs over x * S or x * (1 + S) and its result is
+        multiplied by C.
+    stripes: number of horizontal stripes, split by `stripe_rows`.
+    grad: gradient of the (first) result, in its shape.
+
+Every gradient has the shape and dtype of its input.
 """
 
 from __future__ import annotations
@@ -10,7 +23,7 @@ from torch import Tensor
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:
-    """Arithmetic is float64 for a float64 feature map and float32 for every other."""
+    """Return the dtype of the arithmetic: float64 for a float64 map, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -33,13 +46,6 @@ def attention_multiply(
 ) -> Tensor:
     """Multiply a feature map by one attention (PAPER: element-wise product of both parts).
 
-    Args:
-        x: feature map [B, C, h, w].
-        spatial: logits of the spatial part [B, 1, h, w].
-        channel: logits of the channel part [B, C].
-        combine: ``"product"`` gives x * S * C, ``"residual"`` gives x * (1 + S) * C, where S and C
-            are the sigmoids.
-
     Returns:
         [B, C, h, w] in the dtype of ``x``, rounded once.
     """
@@ -54,18 +60,7 @@ def attention_multiply(
 def attention_multiply_backward(
     grad: Tensor, x: Tensor, spatial: Tensor, channel: Tensor, combine: str = "product"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `attention_multiply`.
-
-    Args:
-        grad: gradient of the result [B, C, h, w].
-        x: as given to the forward function, like the three arguments that follow.
-        spatial: logits [B, 1, h, w].
-        channel: logits [B, C].
-        combine: ``"product"`` or ``"residual"``.
-
-    Returns:
-        Gradients of ``x``, ``spatial`` and ``channel``, each in the shape and dtype of its input.
-    """
+    """Return the gradients of `attention_multiply` for its three tensors."""
     dtype = _working_dtype(x)
     s = torch.sigmoid(spatial.to(dtype))  # [B, 1, h, w]
     c = torch.sigmoid(channel.to(dtype))  # [B, C]
@@ -90,13 +85,7 @@ def attention_pool(
     """Multiply a feature map by P attentions and pool each product over horizontal stripes.
 
     Args:
-        x: feature map [B, C, h, w].
-        spatial: logits of the spatial parts [B, P, h, w].
-        channel: logits of the channel parts [B, P, C].
-        mode: ``"max"``, ``"avg"`` or ``"gem"`` (generalised mean, values clamped from below at
-            1e-6). Pooling runs over x * S or x * (1 + S) and its result is multiplied by C.
-        combine: ``"product"`` or ``"residual"``.
-        stripes: number of horizontal stripes, split by `stripe_rows`.
+        mode: also ``"gem"``, the generalised mean of values clamped from below at 1e-6.
         exponent: exponent of the generalised mean; unused by the other modes.
 
     Returns:
@@ -125,15 +114,7 @@ def attention_pool_with_argmax(
     combine: str = "product",
     stripes: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Do what `attention_pool` does, and say where each maximum stood.
-
-    Args:
-        x: feature map [B, C, h, w].
-        spatial: logits [B, P, h, w].
-        channel: logits [B, P, C].
-        mode: ``"max"`` or ``"avg"``.
-        combine: ``"product"`` or ``"residual"``.
-        stripes: number of horizontal stripes.
+    """Compute `attention_pool` and the position of each maximum.
 
     Returns:
         The pooled features [B, P, stripes, C] and, for ``"max"``, the index row * w + column of
@@ -174,20 +155,10 @@ def attention_pool_backward(
     combine: str = "product",
     stripes: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `attention_pool_with_argmax`; the maximum's place takes the whole gradient.
+    """Return the gradients of `attention_pool_with_argmax` for ``x``, ``spatial`` and ``channel``.
 
     Args:
-        grad: gradient of the pooled features [B, P, stripes, C].
-        x: as given to the forward function, like all that follow but ``argmax``.
-        spatial: logits [B, P, h, w].
-        channel: logits [B, P, C].
-        argmax: second result of the forward function.
-        mode: ``"max"`` or ``"avg"``.
-        combine: ``"product"`` or ``"residual"``.
-        stripes: number of horizontal stripes.
-
-    Returns:
-        Gradients of ``x``, ``spatial`` and ``channel``, each in the shape and dtype of its input.
+        argmax: second result of the forward function; each position takes the whole gradient.
     """
     dtype = _working_dtype(x)
     width = x.shape[3]

@@ -1,4 +1,21 @@
-"""Ranks and neighbours from approximate tiles with a bound on their error."""
+"""Ranks and neighbours from approximate tiles with a bound on their error.
+
+The key of row i and column j may be off by
+row_radius[i] * column_radius[j] + (row_slack[i] + column_slack[j]).
+
+Arguments that recur, beside `ranking`'s (tiles are float32):
+    row_radius: [R], with `column_radius` [W], `row_slack` [R] and `column_slack` [W]; float32 for
+        keys of a tile, float64 for keys of pairs.
+    x: features of the tile's rows, float32 [R, D], or their `integer_rows`.
+    y: features of the tile's columns, [W, D], likewise. With them, `row_term` float64 [R] and
+        `column_term` float64 [W] are norms (cosine) or squared norms (euclidean).
+    pairs: int32 [P, 2], rows and columns of a tile.
+    near_row: [R], with `near_column` [W], in the dtype of the bound: a pair is wanted if its key
+        may be at most one of the two.
+    far_row: [R], with `far_column` [W]: a pair is also wanted if its key may be at least one.
+    first_item: item number of the tile's first row.
+    first_other: item number of the tile's first column.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +23,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops.reference.distance import METRICS, pair_products, ranking_keys
-from mmga.ops.reference.ranking import counted_items
+from mmga.ops.reference.ranking import counted_items, row_keys
 
 
 def count_certain(
@@ -31,42 +48,23 @@ def count_certain(
 ) -> Tensor:
     """Count, for every match, the items of a tile that certainly rank before it.
 
-    A key of the tile is known up to row_radius[i] * column_radius[j] + column_slack[j]; what else
-    row i may be wrong by is in its thresholds.
-
     Args:
-        values: float32 [R, W], see `ranking_keys`.
-        row_term: float32 [R].
-        column_term: float32 [W].
-        metric: place in `METRICS`.
-        offset: item number of the tile's first column.
-        row_radius: float32 [R].
-        column_radius: float32 [W].
-        column_slack: float32 [W].
-        match_start: int64 [R + 1].
-        match_item: int64 [M].
-        lower: float32 [M]: an item whose key is at most something below it precedes the match.
-            Ascending in each row, as are the keys of the matches.
-        upper: float32 [M]: an item whose key is at least something above it does not.
-        ignored_start: int64 [R + 1], see `count_preceding`.
-        ignored_item: int64.
-        row_camera: int32 [R], or None.
-        column_camera: int32 [W], or None.
-        removed: bool [R, W], or None.
-        preceding: int64 [M], increased by the counts.
+        lower: float32 [M], the match's key less the row's slack, rounded down: an item precedes
+            the match if its key, with radius and column slack added, is below it.
+        upper: float32 [M], the match's key plus the row's slack, rounded up: an item does not
+            precede the match if its key, with radius and column slack taken off, is above it.
 
     Returns:
         The undecided pairs, int32 [P, 4], ascending: row, column, and the first and the end of the
-        row's matches for which it is open whether the column's item precedes them.
+        row's matches of which it is unknown whether the column's item precedes them.
     """
+    cameras = row_camera, column_camera
     columns = torch.arange(values.shape[1], device=values.device)
     undecided = []
     for row in range(values.shape[0]):
-        keys = values[row]  # [W]
-        if metric != METRICS.index("given"):
-            keys = ranking_keys(keys, row_term[row], column_term, metric)
+        keys = row_keys(row, values, row_term, column_term, metric)  # [W]
         counted = counted_items(
-            row, len(keys), offset, ignored_start, ignored_item, row_camera, column_camera, removed
+            row, offset, len(keys), ignored_start, ignored_item, cameras, removed
         )
 
         mine = slice(int(match_start[row]), int(match_start[row + 1]))
@@ -97,7 +95,7 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         norms: their squared norms, float64 [N]; rows of norm 0 become 0.
 
     Returns:
-        int16 [N, D] and float64 [N], the length of what rounding left, in the integers' unit.
+        int16 [N, D] and float64 [N], the length of the rounding error, in the integers' unit.
     """
     scale = torch.where(norms > 0, INTEGER_LENGTH / norms.sqrt(), 0.0).float()
     scaled = x * scale[:, None]
@@ -106,19 +104,13 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mixed(x: Tensor) -> Tensor:
-    """Spread each entry of a row over others, as an orthogonal map times a power of two.
+    """Spread each entry of a row [N, D] over others, by an orthogonal map times a power of two.
 
-    Rows are taken as [count, D / count], their entries multiplied by signs (the last bits of
-    SplitMix64 of their places) and the rows of that combined by sums and differences, a Hadamard
-    matrix: a few entries that are much larger than the others, as transformers have them, would
-    else leave the others next to no bits. Inner products grow by `count`, the largest power of four
-    up to 64 that divides D and leaves 16 columns or more (1: nothing is mixed).
-
-    Args:
-        x: float32 [N, D].
-
-    Returns:
-        float32 [N, D].
+    Rows are viewed as [count, D / count], their entries multiplied by signs (the last bits of
+    SplitMix64 of their places) and these rows combined by a Hadamard matrix. Without it, a few
+    entries that are much larger than the others, as transformers have them, would leave the others
+    next to no bits. Inner products grow by `count`, the largest power of four up to 64 that divides
+    D and leaves 16 columns or more (1: nothing is mixed).
     """
     width = x.shape[1]
     count = mixed_entries(width)
@@ -148,12 +140,9 @@ def mixed_entries(width: int) -> int:
 def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Round `mixed` rows to multiples of a 127th of their largest entry.
 
-    Args:
-        x: float32 [N, D].
-
     Returns:
         int8 [N, D]; the float32 unit [N] of each row's numbers, with which their inner products are
-        about those of x; and float64 [N], the length of what rounding left.
+        about those of x; and float64 [N], the length of the rounding error.
     """
     rows, shrink = mixed(x), mixed_entries(x.shape[1]) ** -0.5
     largest = rows.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
@@ -166,11 +155,11 @@ def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def floats_of_integers_(values: Tensor, row_unit: Tensor, column_unit: Tensor) -> None:
-    """Replace inner products of `byte_rows` by the bits of the float32 that they stand for.
+    """Convert inner products of `byte_rows` to float32 in place.
 
     Args:
         values: int32 [R, W], columns contiguous; float32 afterwards (`values.view(float32)`).
-        row_unit: float32 [R].
+        row_unit: float32 [R], unit of each row's numbers.
         column_unit: float32 [W].
     """
     floats = (values.to(torch.float32) * row_unit[:, None]) * column_unit
@@ -190,17 +179,13 @@ def pair_keys(
 
     From float32: 1 - <x, y> / (row_term * column_term), 1 where that divisor is 0, or
     max(0, (row_term + column_term) - 2 <x, y>), with `pair_products`' inner product.
-    From `integer_rows`: the same with the exact product of the integers in units of 2^-30, which
-    stands for the cosine.
+    From `integer_rows`: the same with the exact product of the integers in units of 2^-30, an
+    approximation of the cosine.
 
     Args:
-        x: float32 or int16 [N, D].
-        y: the same [M, D].
-        row_term: float64 [N], norms (cosine) or squared norms (euclidean).
-        column_term: float64 [M].
         rows: int64 [P].
         columns: int64 [P].
-        metric: place in `METRICS`, cosine or euclidean.
+        metric: cosine or euclidean.
 
     Returns:
         float64 [P].
@@ -238,27 +223,14 @@ def settle_pairs(
     preceding: Tensor,
     tied: Tensor,
 ) -> Tensor:
-    """Settle pairs that `count_certain` left open by products in float64.
+    """Refine the undecided pairs of `count_certain` by keys in float64.
 
     Args:
-        undecided: int32 [P, 4], of a tile, see `count_certain`.
-        x: [R, D], of the tile's rows, see `pair_keys`.
-        y: [W, D], of its columns.
-        row_term: float64 [R], see `pair_keys`.
-        column_term: float64 [W].
-        metric: place in `METRICS`, cosine or euclidean.
-        row_radius: float64 [R], or None where x and y are the features themselves: the keys are
-            then exact, and equal ones ordered by item.
-        column_radius: float64 [W]; a key may be wrong by row_radius * column_radius + (row_slack +
-            column_slack).
-        row_slack: float64 [R].
-        column_slack: float64 [W].
-        offset: item number of the tile's first column.
-        match_start: int64 [R + 1].
-        match_item: int64 [M].
-        match_key: float64 [M], ascending by (key, item) in each row.
-        preceding: int64 [M], increased by the pairs that precede.
-        tied: int64 [R], increased by the pairs of a match and an item with equal exact keys.
+        undecided: int32 [P, 4], of a tile.
+        metric: cosine or euclidean.
+        row_radius: None where x and y are the features themselves: the keys are then exact, and
+            equal ones ordered by item.
+        match_key: float64 [M].
 
     Returns:
         The pairs that are still undecided, int32 [P', 4].
@@ -308,27 +280,11 @@ def open_pairs(
 ) -> Tensor:
     """List the pairs of a tile that may be near enough, or far enough, for one of their items.
 
-    A key is known up to row_radius[i] * column_radius[j] + (row_slack[i] + column_slack[j]).
-
     Args:
-        values: float32 [R, W], see `ranking_keys`.
-        row_term: float32 [R].
-        column_term: float32 [W].
-        metric: place in `METRICS`.
-        row_radius: float32 [R].
-        column_radius: float32 [W].
-        row_slack: float32 [R].
-        column_slack: float32 [W].
-        near_row: float32 [R], keys up to which a pair is wanted for its row.
-        near_column: float32 [W], likewise for its column.
-        far_row: float32 [R], keys from which it is wanted.
-        far_column: float32 [W].
-        first_item: item of the first row.
-        first_other: item of the first column.
         symmetric: leave out pairs whose row item is not below the column's.
 
     Returns:
-        int32 [P, 2], rows and columns, ascending.
+        int32 [P, 2], ascending.
     """
     keys = values
     if metric != METRICS.index("given"):  # which has no terms
@@ -361,26 +317,10 @@ def narrow_pairs(
     far_row: Tensor,
     far_column: Tensor,
 ) -> Tensor:
-    """Return those of the pairs that may still be near or far enough, by better keys.
+    """Return the pairs that may still be near or far enough by better keys, int32 [P', 2].
 
     Args:
-        pairs: int32 [P, 2], rows and columns of a tile.
-        x: [R, D], of the tile's rows, see `pair_keys`.
-        y: [W, D], of its columns.
-        row_term: float64 [R], see `pair_keys`.
-        column_term: float64 [W].
-        metric: place in `METRICS`, cosine or euclidean.
-        row_radius: float64 [R]; bounds and limits are those of `open_pairs`.
-        column_radius: float64 [W].
-        row_slack: float64 [R].
-        column_slack: float64 [W].
-        near_row: float64 [R].
-        near_column: float64 [W].
-        far_row: float64 [R].
-        far_column: float64 [W].
-
-    Returns:
-        int32 [P', 2].
+        metric: cosine or euclidean.
     """
     row, column = pairs.long().unbind(1)
     keys = pair_keys(x, y, row_term, column_term, row, column, metric)
@@ -404,22 +344,19 @@ def offer_pairs(
     both: bool,
     k: int,
 ) -> None:
-    """Offer exact distances of pairs to the lists of their items.
+    """Insert exact distances of pairs into the lists of their items.
 
-    A list holds the offered candidates within its item's limit; when all its slots are taken, it
-    keeps the k nearest by (distance, index).
+    A list holds the candidates within its item's limit; once all its slots are taken, it keeps the
+    k nearest by (distance, index).
 
     Args:
         index: int32 [N, S], S > k, the candidates of each item; the first `counts` are in use.
         distance: float64 [N, S].
         counts: int32 [N].
-        maxima: float64 [N], raised to the largest distance offered.
-        pairs: int32 [P, 2], see `open_pairs`.
+        maxima: float64 [N], raised to the largest distance of each item.
         distances: float64 [P].
         limits: float64 [N], distances up to which candidates are kept.
-        first_item: item of row 0.
-        first_other: item of column 0.
-        both: offer to the item of the column, too.
+        both: insert into the list of the column's item, too.
         k: candidates that each list must keep.
     """
     for (row, column), value in zip(pairs.tolist(), distances.tolist(), strict=True):

@@ -1,4 +1,17 @@
-"""Norms, inner products in float64 and distances."""
+"""Norms, inner products in float64 and distances.
+
+Arguments that recur, here and in the files that import this one:
+    values: tile of inner products [R, W] of R rows and W columns, or of keys if the metric is
+        ``given``.
+    row_term: [R], contribution of each row to its keys: 1 / norm (0 for a zero vector) for cosine,
+        the squared norm for euclidean; unused for ``given``.
+    column_term: [W], likewise of each column.
+    metric: index into `METRICS`.
+    cosine: squared distances of the normalised vectors, 2 - 2 cos, instead of those of the vectors.
+    x: float32 [N, D], rows of features.
+    y: float32 [M, D].
+    rows: int64 [P], with `columns` int64 [P]: pairs of rows of `x` and of `y`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +38,7 @@ def interleaved_sum(products: Tensor) -> Tensor:
 
 
 def squared_norms(x: Tensor) -> Tensor:
-    """Return s(x, x) of every row.
+    """Return the squared norm of every row.
 
     Args:
         x: float32 or float16 [N, D].
@@ -37,14 +50,9 @@ def squared_norms(x: Tensor) -> Tensor:
 
 
 def ranking_keys(values: Tensor, row_term: Tensor, column_term: Tensor, metric: int) -> Tensor:
-    """Turn inner products into ranking keys, in the dtype of `values`.
+    """Turn inner products of any shape into ranking keys, in the dtype of `values`.
 
-    Args:
-        values: inner products [...], or the keys themselves for metric ``given``.
-        row_term: cosine: 1 / norm of the query (0 for a zero vector); euclidean: its squared norm.
-            Shaped to broadcast against `values`.
-        column_term: the same of the gallery item.
-        metric: place in `METRICS`.
+    The terms broadcast against `values`.
 
     Returns:
         cosine: 1 - (value * row_term) * column_term; euclidean: the squared distance
@@ -58,16 +66,10 @@ def ranking_keys(values: Tensor, row_term: Tensor, column_term: Tensor, metric: 
 
 
 def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return <x[rows[p]], y[columns[p]]> for each p in float64.
+    """Return the inner products of pairs of rows in float64.
 
-    Eight interleaved accumulators joined by a fixed tree, so that the result depends on neither
-    device nor batch.
-
-    Args:
-        x: [N, D] float32.
-        y: [M, D] float32.
-        rows: [P] int64.
-        columns: [P] int64.
+    The order of the sum is `interleaved_sum`'s, so that the result depends on neither device nor
+    batch.
 
     Returns:
         [P] float64.
@@ -84,11 +86,7 @@ def squared_distances_(tile: Tensor, row_term: Tensor, column_term: Tensor, cosi
     """Turn a tile of inner products into squared distances >= 0 in place.
 
     Args:
-        tile: [R, C] float32.
-        row_term: [R] float32, 1 / norm (0 for a zero vector) if cosine, else the squared norm.
-        column_term: [C] float32, likewise.
-        cosine: squared distances of the normalised vectors, 2 - 2 cos, instead of those of the
-            vectors as they are.
+        tile: float32 [R, W]; the terms are float32, too.
     """
     if cosine:
         tile.copy_(2 * (1 - (tile * row_term[:, None]) * column_term))
@@ -110,11 +108,11 @@ def part_keys(
 
     Args:
         products: inner products of every part, float32 [P, R, W].
-        row_term: float32 [P, R], see `ranking_keys`.
+        row_term: float32 [P, R].
         column_term: float32 [P, W].
-        row_weight: float32 [P, R].
+        row_weight: visibility, float32 [P, R].
         column_weight: float32 [P, W].
-        metric: place in `METRICS`, cosine or euclidean.
+        metric: cosine or euclidean.
         keys: float32 [R, W], set to sum_p w_p d_p / sum_p w_p, w_p = row_weight * column_weight,
             d_p = 1 - cosine or the Euclidean distance (not squared), summed in the order of parts;
             to infinity where the weights sum to 0.

@@ -1,8 +1,15 @@
 """k-reciprocal encoding (Zhong et al., CVPR 2017) as sparse rows.
 
-N items, K neighbours a row (self among them), in the order of (distance, index). A set of rows
-is a CSR pair: offsets int64 [N + 1] and columns int32 [E], ascending within a row; weights are
-a third array of E values.
+N items, K neighbours a row (self among them), in the order of (distance, index). Sparse rows are
+CSR arrays: offsets int64 [N + 1], columns int32 [E] ascending within a row and, where they have
+weights, values float64 [E].
+
+Arguments that recur:
+    neighbours: int32 [N, K], nearest first.
+    offsets: with `columns` and `values`: sparse rows over N columns, those of V from
+        `average_rows` on.
+    rows: int64 [M], the chosen rows.
+    max_distance: largest Jaccard distance that is returned.
 """
 
 from __future__ import annotations
@@ -15,7 +22,6 @@ def reciprocal_sets(neighbours: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return for every item the j among its first k neighbours that have it among theirs.
 
     Args:
-        neighbours: [N, K] int32, nearest first.
         k: length of the lists compared, self included; 1 to K.
 
     Returns:
@@ -34,10 +40,8 @@ def expand_sets(
     """Return each set R(i) joined with every C(j), j in R(i), of which it holds over two thirds.
 
     Args:
-        offsets: of the sets R, [N + 1].
-        columns: of the sets R.
-        half_offsets: of the sets C of the half list, [N + 1].
-        half_columns: of the sets C.
+        offsets: of the sets R, like `columns`.
+        half_offsets: of the sets C of the half list, like `half_columns`.
 
     Returns:
         CSR offsets and columns.
@@ -61,10 +65,7 @@ def listed_distances(
     """Return d(i, j) of each entry from i's list or else from j's, -1 where neither has it.
 
     Args:
-        offsets: CSR offsets, [N + 1].
-        columns: CSR columns, [E].
-        neighbours: [N, K] int32.
-        distances: [N, K], float32 or float64.
+        distances: [N, K] of `neighbours`, float32 or float64.
 
     Returns:
         [E] float64.
@@ -86,8 +87,7 @@ def encode(offsets: Tensor, distances: Tensor, maxima: Tensor | None) -> Tensor:
     """Return the weights exp(-d) of each row, divided by their sum.
 
     Args:
-        offsets: CSR offsets, [N + 1].
-        distances: [E] float64.
+        distances: d of each entry, [E] float64.
         maxima: [N] float64, by which a row's distances are divided first (0: the row's are 0).
             None: no division, and the row's smallest distance is subtracted, which leaves the
             quotient as it is and keeps exp from vanishing.
@@ -110,14 +110,7 @@ def encode(offsets: Tensor, distances: Tensor, maxima: Tensor | None) -> Tensor:
 def average_rows(
     offsets: Tensor, columns: Tensor, values: Tensor, neighbours: Tensor, k2: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for every item the mean of the rows of its first k2 neighbours.
-
-    Args:
-        offsets: CSR offsets, [N + 1].
-        columns: CSR columns, [E].
-        values: [E] float64.
-        neighbours: [N, K] int32, nearest first.
-        k2: rows averaged, 1 to K.
+    """Return for every item the mean of the rows of its first k2 neighbours, 1 <= k2 <= K.
 
     Returns:
         CSR offsets, columns and values.
@@ -135,12 +128,6 @@ def transpose_rows(
     offsets: Tensor, columns: Tensor, values: Tensor, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the inverted index of the rows from `first` on: for each column, rows and values.
-
-    Args:
-        offsets: CSR offsets of N rows over N columns, [N + 1].
-        columns: CSR columns, [E].
-        values: [E] float64.
-        first: rows before it are left out.
 
     Returns:
         CSR offsets [N + 1], rows (ascending within a column) and values.
@@ -169,14 +156,8 @@ def jaccard_rows(
     J = 1 - m / (2 - m) with m = sum over l of min(V(i, l), V(j, l)), clamped to [0, 1].
 
     Args:
-        offsets: of V, [N + 1].
-        columns: of V.
-        values: of V, float64.
-        inverted_offsets: of the inverted index, [N + 1].
-        inverted_rows: of the inverted index.
-        inverted_values: of the inverted index, float64.
-        rows: [M] int64, the chosen rows.
-        max_distance: entries with J <= max_distance are returned; None: those with J < 1.
+        inverted_offsets: of the inverted index, like `inverted_rows` and `inverted_values`.
+        max_distance: None: entries with J < 1 are returned.
         upper: leave out the entries before a row's own.
 
     Returns:
@@ -210,16 +191,10 @@ that are tried as the least of its heavy ones."""
 def heavy_rows(
     offsets: Tensor, columns: Tensor, values: Tensor, max_distance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Leave out the light entries of each row of V.
+    """Return the heavy entries of each row of V, for a prefix filter.
 
-    What is left out sums to at most a share of the overlap that items within `max_distance` have,
-    so small that the heavy entries of two such items share some of it.
-
-    Args:
-        offsets: of V, [N + 1].
-        columns: of V.
-        values: of V, float64.
-        max_distance: of pairs that are looked for, below 1.
+    The light entries sum to at most a share of the overlap that items within `max_distance`, below
+    1, have: so small that the heavy entries of two such items share some of it.
 
     Returns:
         CSR offsets [N + 1], columns and values.
@@ -253,20 +228,13 @@ def near_rows(
     """Return the Jaccard distances up to `max_distance` of chosen rows, from each row's own on.
 
     These are `jaccard_rows` of V and its inverted index with `upper`. The heavy rows and their
-    inverted index say where to look, and change nothing.
+    inverted index find the candidates, and change nothing.
 
     Args:
-        offsets: of V, [N + 1].
-        columns: of V.
-        values: of V, float64.
-        heavy_offsets: of `heavy_rows` of V with this distance.
-        heavy_columns: likewise.
-        heavy_values: likewise.
-        index_offsets: of the inverted index of these.
-        index_rows: likewise.
-        index_values: likewise.
-        rows: [M] int64, the chosen rows.
-        max_distance: below 1.
+        heavy_offsets: of `heavy_rows` of V, like `heavy_columns` and `heavy_values`.
+        index_offsets: of the inverted index of the heavy rows, like `index_rows` and
+            `index_values`.
+        max_distance: the one of the heavy rows, below 1.
 
     Returns:
         CSR offsets [M + 1], columns (ascending) and values of J.
@@ -276,12 +244,7 @@ def near_rows(
 
 
 def mirror_rows(offsets: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the symmetric matrix of which rows hold what is on and above the diagonal.
-
-    Args:
-        offsets: CSR offsets [N + 1].
-        columns: ascending in each row, none below the row's number.
-        values: float64.
+    """Return the symmetric matrix whose upper half, diagonal included, the rows hold.
 
     Returns:
         CSR offsets [N + 1], columns (ascending) and values.
@@ -312,9 +275,8 @@ def mix_distances(
     Args:
         squared: d, [R, G], float32 or float64.
         maxima: [R] float64, d' = (d / maximum)^power, 0 where the maximum is; None: d' = scale d.
-        offsets: of the rows' Jaccard distances, [R + 1].
-        columns: their items; gallery item g is item first + g; what is missing is 1.
-        values: the Jaccard distances, float64.
+        offsets: of the rows' Jaccard distances, like `columns` and `values`; gallery item g is
+            column first + g; a missing entry is 1.
         first: item of the gallery's first.
         lambda_value: weight of d'.
         power: 1 or 2: whether distances and maxima are squared (once more) before they are divided.

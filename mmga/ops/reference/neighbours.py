@@ -1,4 +1,12 @@
-"""Bounded selection of distances."""
+"""Bounded selection of the nearest neighbours.
+
+Arguments that recur:
+    candidates: int64 [N, S], S >= k slots an item. A candidate holds the bits of its float32
+        distance (>= 0, so that they order like the number) above its int32 index; the lists are
+        therefore ordered by (distance, index).
+    counts: int32 [N], filled slots of each item.
+    k: neighbours of each item.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +15,15 @@ from torch import Tensor
 
 from mmga.ops.reference.distance import squared_distances_
 
+_EMPTY = torch.iinfo(torch.int64).max
+
 
 def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k smallest entries of each row in the order of (distance, index).
 
     Args:
         distances: [R, N], float32 or float64, free of NaN.
-        k: entries a row, 1 to N.
+        k: from 1 to N.
 
     Returns:
         distances [R, k] of the input's type and int32 indices [R, k].
@@ -37,38 +47,34 @@ def select_neighbours(
     first_other: int,
     symmetric: bool,
 ) -> None:
-    """Offer the squared distances of a tile of inner products to the candidate lists of its items.
+    """Insert the squared distances of a tile of inner products into its items' candidate lists.
 
-    A candidate is one int64: the bits of its float32 distance (>= 0, so that they order like the
-    number) above its int32 index; the lists are therefore ordered by (distance, index).
+    Lists, counts, thresholds and maxima are changed in place.
 
     Args:
-        candidates: [N, S] int64, S >= k slots an item, changed in place.
-        counts: [N] int32 filled slots, changed in place.
         thresholds: [N] float32, infinity while an item has fewer than k candidates, then a bound
-            that its k-th smallest distance does not exceed; changed in place.
-        maxima: [N] float32 largest distance seen by each item, changed in place.
+            that its k-th smallest distance does not exceed.
+        maxima: [N] float32, largest distance of each item so far.
         kept: [Q, N - Q] float32, gets the distances of items before Q to those from Q on, as far
             as the tile has them; None where they are not wanted. Symmetric tiles only.
         products: [R, C] float32, C contiguous, between items (rows) and others (columns).
-        row_term: [R], see `squared_distances_`.
+        row_term: [R], see `distance`.
         column_term: [C].
-        cosine: see `squared_distances_`.
-        k: how many candidates each item needs in the end.
+        cosine: see `distance`.
         first_item: item of the tile's first row.
         first_other: index of the candidate of its first column.
-        symmetric: the others are the same items. Pairs with item < other are taken, and offered to
-            both; what else the tile holds is left out.
+        symmetric: the others are the same items. Only pairs with item < other are inserted, into
+            the lists of both.
     """
     tile = products.clone()
     squared_distances_(tile, row_term, column_term, cosine)
     item = torch.arange(first_item, first_item + len(tile), device=tile.device)
     other = torch.arange(first_other, first_other + tile.shape[1], device=tile.device)
     taken = item[:, None] < other if symmetric else torch.ones_like(tile, dtype=torch.bool)
-    lists = candidates, counts, thresholds, maxima, k
-    _offer(*lists, tile, taken, item, other)
+    lists = candidates, counts, thresholds, maxima
+    _insert(lists, k, tile, taken, item, other)
     if symmetric:
-        _offer(*lists, tile.t(), taken.t(), other, item)
+        _insert(lists, k, tile.t(), taken.t(), other, item)
     if kept is not None:
         queries = len(kept)
         row, column = (taken & (item[:, None] < queries) & (other >= queries)).nonzero().unbind(1)
@@ -76,12 +82,7 @@ def select_neighbours(
 
 
 def ordered_candidates(candidates: Tensor, counts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k nearest of every candidate list, in the order of (distance, index).
-
-    Args:
-        candidates: [N, S] int64, see `select_neighbours`.
-        counts: [N] int32 filled slots, each at least k.
-        k: entries a row, 1 to S.
+    """Return the k nearest of every candidate list, each of at least k, by (distance, index).
 
     Returns:
         Indices int32 [N, k] and distances float32 [N, k].
@@ -92,18 +93,16 @@ def ordered_candidates(candidates: Tensor, counts: Tensor, k: int) -> tuple[Tens
     return (ordered & 0x7FFFFFFF).to(torch.int32), distances.contiguous()
 
 
-def _offer(
-    candidates: Tensor,
-    counts: Tensor,
-    thresholds: Tensor,
-    maxima: Tensor,
+def _insert(
+    lists: tuple[Tensor, Tensor, Tensor, Tensor],
     k: int,
     block: Tensor,
     taken: Tensor,
     item: Tensor,
     other: Tensor,
 ) -> None:
-    """Offer the taken entries of a block of distances [I, O] to the items along its rows."""
+    """Insert the taken entries of a block of distances [I, O] into the lists of its rows."""
+    candidates, counts, thresholds, maxima = lists
     if not block.numel():
         return
     packed = (block.contiguous().view(torch.int32).to(torch.int64) << 32) | other  # [I, O]
@@ -118,6 +117,3 @@ def _offer(
     thresholds[item] = torch.where(found == k, bound, thresholds[item])
     reach = block.masked_fill(~taken, 0).amax(1)
     maxima[item] = torch.maximum(maxima[item], reach)
-
-
-_EMPTY = torch.iinfo(torch.int64).max

@@ -1,4 +1,19 @@
-"""Ranks of matches and counts of impostors, tile by tile."""
+"""Ranks of matches and counts of impostors, tile by tile.
+
+Arguments that recur, here and in `certified`; those of a tile are `distance`'s, the terms in the
+dtype of the tile:
+    offset: item number of the tile's first column.
+    match_start: int64 [R + 1], where the matches of each row begin in the lists of M matches.
+    match_item: int64 [M], item numbers.
+    match_key: [M] in the dtype of the tile, ascending by (key, item) in each row.
+    ignored_start: int64 [R + 1], where the ignored items of each row begin.
+    ignored_item: int64, numbers of items that are not counted, ascending in each row.
+    row_camera: int32 [R], with `column_camera` int32 [W]: items of equal code are not counted.
+        None: no such rule.
+    removed: bool [R, W], items that are not counted, or None.
+    preceding: int64 [M], increased by the number of counted items that rank before each match.
+    tied: int64 [R], increased by the number of pairs (match, counted item) of equal keys.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +35,9 @@ def read_matches(
     """Read the keys of the matches from a tile of whole rows and sort them by (key, item).
 
     Args:
-        values: [R, W], see `ranking_keys`; column j is item j.
-        row_term: [R] in the dtype of `values`.
-        column_term: [W] in the dtype of `values`.
-        metric: place in `METRICS`.
-        match_start: int64 [R + 1], where each row's matches begin in the lists of matches.
-        match_item: int64 [M], item numbers; sorted in place within each row.
-        match_key: [M] in the dtype of `values`, set to the keys in that order.
+        values: column j is item j.
+        match_item: sorted in place within each row.
+        match_key: set to the keys in that order.
     """
     for row in range(values.shape[0]):
         mine = slice(int(match_start[row]), int(match_start[row + 1]))
@@ -42,9 +53,7 @@ def sort_matches(match_start: Tensor, match_item: Tensor, match_key: Tensor) -> 
     """Sort the matches of every row by (key, item), in place; NaN goes last.
 
     Args:
-        match_start: int64 [R + 1], where each row's matches begin in the lists of matches.
-        match_item: int64 [M].
-        match_key: float32 or float64 [M].
+        match_key: float32 or float64 [M], in any order.
     """
     for row in range(len(match_start) - 1):
         mine = slice(int(match_start[row]), int(match_start[row + 1]))
@@ -53,21 +62,29 @@ def sort_matches(match_start: Tensor, match_item: Tensor, match_key: Tensor) -> 
         match_item[mine], match_key[mine] = item[by_key], key
 
 
+def row_keys(
+    row: int, values: Tensor, row_term: Tensor, column_term: Tensor, metric: int
+) -> Tensor:
+    """Return the keys [W] of one row of a tile; the metric ``given`` has no terms."""
+    if metric == METRICS.index("given"):
+        return values[row]
+    return ranking_keys(values[row], row_term[row], column_term, metric)
+
+
 def counted_items(
     row: int,
-    width: int,
     offset: int,
+    width: int,
     ignored_start: Tensor,
     ignored_item: Tensor,
-    row_camera: Tensor | None,
-    column_camera: Tensor | None,
+    cameras: tuple[Tensor | None, Tensor | None],
     removed: Tensor | None,
 ) -> Tensor:
-    """Return which items of a row of a tile are counted, bool [W] (see `count_preceding`)."""
+    """Return a bool [W] mask of the items that count for one row of a tile."""
     counted = torch.ones(width, dtype=torch.bool, device=ignored_item.device)
     ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
-    here = ignored[(ignored >= offset) & (ignored < offset + width)]
-    counted[here - offset] = False
+    counted[ignored[(ignored >= offset) & (ignored < offset + width)] - offset] = False
+    row_camera, column_camera = cameras
     if row_camera is not None and column_camera is not None:
         counted &= column_camera != row_camera[row]
     if removed is not None:
@@ -101,31 +118,15 @@ def count_preceding(
     counts add up to the number of kept items that are no match and rank before it.
 
     Args:
-        values: [R, W], see `ranking_keys`.
-        row_term: [R] in the dtype of `values`.
-        column_term: [W] in the dtype of `values`.
-        metric: place in `METRICS`.
-        offset: item number of the tile's first column.
-        match_start: int64 [R + 1], where each row's matches begin in the lists of matches.
-        match_item: int64 [M], item numbers.
-        match_key: [M] in the dtype of `values`, ascending by (key, item) in each row.
-        ignored_start: int64 [R + 1].
-        ignored_item: int64, item numbers that are not counted, ascending in each row.
-        row_camera: int32 [R]; items of the same code are not counted. None: no such rule.
-        column_camera: int32 [W], or None.
-        removed: bool [R, W], items that are not counted, or None.
-        preceding: int64 [M], increased by the counts.
-        tied: int64 [R], increased by the number of pairs (match, counted item) of equal keys.
         nearest: [R], lowered to the smallest key that is counted; NaN if any key of the row is.
         moved: int64 [R], increased by the matches whose key in this tile is not `match_key`.
     """
+    cameras = row_camera, column_camera
     columns = torch.arange(offset, offset + values.shape[1], device=values.device)
     for row in range(values.shape[0]):
-        keys = values[row]  # [W]
-        if metric != METRICS.index("given"):  # which has no terms
-            keys = ranking_keys(keys, row_term[row], column_term, metric)
+        keys = row_keys(row, values, row_term, column_term, metric)  # [W]
         counted = counted_items(
-            row, len(keys), offset, ignored_start, ignored_item, row_camera, column_camera, removed
+            row, offset, len(keys), ignored_start, ignored_item, cameras, removed
         )
 
         mine = slice(int(match_start[row]), int(match_start[row + 1]))
@@ -163,44 +164,30 @@ def count_impostors(
     """Count the kept items of a tile that are no match by their keys, and find the nearest.
 
     Args:
-        values: [R, W], see `ranking_keys`.
-        row_term: [R] in the dtype of `values`.
-        column_term: [W] in the dtype of `values`.
-        metric: place in `METRICS`.
-        offset: item number of the tile's first column.
-        ignored_start: int64 [R + 1].
-        ignored_item: int64, matches and removed items, ascending in each row.
-        row_camera: int32 [R]; items of the same code are left out. None: no such rule.
-        column_camera: int32 [W], or None.
-        cross_camera: items of the same code are left out of the counts alone.
-        removed: bool [R, W], items that are left out, or None.
-        known: bool [W], items that may be the nearest, or None.
+        ignored_item: matches and removed items.
+        cross_camera: items of the row's camera are left out of the counts alone.
+        known: bool [W], items that may be the nearest; None: all.
         edges: float64 [B], ascending upper edges of bins in the unit of keys.
         counts: int64 [B + 1], increased: a key k belongs to the first bin with k <= edge, one
             beyond the last edge to bin B.
         nearest: float64 [R], lowered to the smallest kept key of a known item.
         nearest_item: int64 [R], the first item that has it.
     """
+    items = torch.arange(offset, offset + values.shape[1], device=values.device)
     for row in range(values.shape[0]):
-        keys = values[row]  # [W]
-        if metric != METRICS.index("given"):
-            keys = ranking_keys(keys, row_term[row], column_term, metric)
-        kept = torch.ones_like(keys, dtype=torch.bool)
-        ignored = ignored_item[int(ignored_start[row]) : int(ignored_start[row + 1])]
-        here = ignored[(ignored >= offset) & (ignored < offset + len(keys))]
-        kept[here - offset] = False
-        if removed is not None:
-            kept &= ~removed[row]
+        keys = row_keys(row, values, row_term, column_term, metric)  # [W]
+        kept = counted_items(
+            row, offset, len(keys), ignored_start, ignored_item, (None, None), removed
+        )
         other_camera = torch.ones_like(kept)
         if row_camera is not None and column_camera is not None:
             other_camera = column_camera != row_camera[row]
         eligible = kept if cross_camera else kept & other_camera
         if known is not None:
             eligible = eligible & known
-        columns = torch.nonzero(eligible).squeeze(1)
-        if len(columns):
-            smallest = keys[columns].double().min()
-            item = offset + columns[keys[columns].double() == smallest][0]
+        if eligible.any():
+            smallest = keys[eligible].double().min()
+            item = items[eligible & (keys.double() == smallest)][0]
             if (smallest, item) < (nearest[row], nearest_item[row]):
                 nearest[row], nearest_item[row] = smallest, item
         place = torch.searchsorted(edges, keys[kept & other_camera].double())
@@ -208,16 +195,13 @@ def count_impostors(
 
 
 def average_precision(ranks: Tensor, trapezoid: bool = False) -> Tensor:
-    """Average precision of one query.
+    """Return the average precision of one query, float64.
 
     Args:
         ranks: ranks of its matches among the kept items, ascending from 1, int64 [m], m >= 1.
         trapezoid: the mean of the precisions before and at each hit, as Market-1501's MATLAB code
             has it: hit h at rank r adds ((h - 1) / (r - 1) + h / r) / 2, whose first term is 1
             where r = 1.
-
-    Returns:
-        float64 scalar.
     """
     rank = ranks.to(torch.float64)
     hit = torch.arange(1, len(ranks) + 1, dtype=torch.float64, device=ranks.device)
