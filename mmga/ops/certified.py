@@ -7,14 +7,14 @@ bounds.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmga.ops import _extension, reference
 from mmga.ops._library import define, has_kernel
-from mmga.ops.ranking import Matches, Tile
+from mmga.ops.ranking import COUNT_ALL, Masks, Matches, Tile
 
 UNIT = 2.0**-24
 """Half the distance from 1 to the next float32: the relative error of one rounding."""
@@ -29,8 +29,7 @@ def gamma(roundings: int) -> float:
     return roundings * UNIT / (1 - roundings * UNIT)
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """How far the keys of a tile may be from the exact ones.
 
     For row i and column j: row_radius[i] * column_radius[j] + row_slack[i] + column_slack[j].
@@ -57,6 +56,24 @@ class Bound:
         )
 
 
+class PairVectors(NamedTuple):
+    """Vectors of a tile's rows and columns, from which keys of single pairs are computed.
+
+    Attributes:
+        x: float32 [R, D], or their `integer_rows`.
+        y: [W, D], likewise.
+        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
+        column_term: float64 [W].
+        metric: number of the metric.
+    """
+
+    x: Tensor
+    y: Tensor
+    row_term: Tensor
+    column_term: Tensor
+    metric: int
+
+
 def thresholds(match_start: Tensor, match_key: Tensor, row_slack: Tensor) -> tuple[Tensor, Tensor]:
     """Return what a key of float32 must be below, or above, to be certainly so of the match's.
 
@@ -79,12 +96,9 @@ def count_certain(
     tile: Tile,
     rows: slice,
     matches: Matches,
-    lower: Tensor,
-    upper: Tensor,
+    limits: tuple[Tensor, Tensor],
     bound: Bound,
-    row_camera: Tensor | None = None,
-    column_camera: Tensor | None = None,
-    removed: Tensor | None = None,
+    masks: Masks = COUNT_ALL,
 ) -> Tensor:
     """Count what certainly precedes the matches of a tile's rows (`reference.count_certain`).
 
@@ -114,13 +128,10 @@ def count_certain(
         bound.column_slack.to(torch.float32),
         matches.match_start[ends],
         matches.match_item,
-        lower,
-        upper,
+        *limits,
         matches.ignored_start[ends],
         matches.ignored_item,
-        row_camera,
-        column_camera,
-        removed,
+        *masks,
         matches.preceding,
     )
     return undecided
@@ -188,11 +199,7 @@ def byte_products(
 
 def settle_pairs(
     undecided: Tensor,
-    x: Tensor,
-    y: Tensor,
-    row_term: Tensor,
-    column_term: Tensor,
-    metric: int,
+    vectors: PairVectors,
     offset: int,
     rows: slice,
     matches: Matches,
@@ -218,15 +225,8 @@ def settle_pairs(
     ends = slice(rows.start, rows.stop + 1)
     still: Tensor = _SETTLE_PAIRS(
         undecided,
-        x,
-        y,
-        row_term,
-        column_term,
-        metric,
-        None if bound is None else bound.row_radius,
-        None if bound is None else bound.column_radius,
-        None if bound is None else bound.row_slack,
-        None if bound is None else bound.column_slack,
+        *vectors,
+        *((None,) * 4 if bound is None else bound),
         offset,
         matches.match_start[ends],
         matches.match_item,
@@ -265,10 +265,7 @@ def open_pairs(
         tile.row_term,
         tile.column_term,
         tile.metric,
-        bound.row_radius.to(torch.float32),
-        bound.column_radius.to(torch.float32),
-        bound.row_slack.to(torch.float32),
-        bound.column_slack.to(torch.float32),
+        *(part.to(torch.float32) for part in bound),
         *(side.to(torch.float32).nextafter(infinity) for side in near),
         *(side.to(torch.float32).nextafter(-infinity) for side in far),
         first_item,
@@ -280,11 +277,7 @@ def open_pairs(
 
 def narrow_pairs(
     pairs: Tensor,
-    x: Tensor,
-    y: Tensor,
-    row_term: Tensor,
-    column_term: Tensor,
-    metric: int,
+    vectors: PairVectors,
     bound: Bound,
     near: tuple[Tensor, Tensor],
     far: tuple[Tensor, Tensor],
@@ -305,20 +298,7 @@ def narrow_pairs(
     Returns:
         int32 [P', 2].
     """
-    wanted: Tensor = _NARROW_PAIRS(
-        pairs,
-        x,
-        y,
-        row_term,
-        column_term,
-        metric,
-        bound.row_radius,
-        bound.column_radius,
-        bound.row_slack,
-        bound.column_slack,
-        *near,
-        *far,
-    )
+    wanted: Tensor = _NARROW_PAIRS(pairs, *vectors, *bound, *near, *far)
     return wanted
 
 

@@ -144,9 +144,7 @@ class NearestLists:
 
     def add(
         self,
-        products: Tensor,
-        row_term: Tensor,
-        column_term: Tensor,
+        products: tuple[Tensor, Tensor, Tensor],
         first_item: int,
         first_other: int,
         *,
@@ -174,9 +172,7 @@ class NearestLists:
             self._thresholds,
             self._maxima,
             kept,
-            products,
-            row_term,
-            column_term,
+            *products,
             cosine,
             self.k,
             first_item,

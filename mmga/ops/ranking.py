@@ -11,6 +11,10 @@ from torch import Tensor
 from mmga.ops import reference
 from mmga.ops._library import define
 
+Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""`row_camera`, `column_camera` and `removed` of a tile: items that are not counted."""
+COUNT_ALL: Masks = (None, None, None)
+
 
 @dataclass(slots=True)
 class Tile:
@@ -164,15 +168,20 @@ class Impostors:
         nearest_item: int64 [R], the first item of that key.
     """
 
+    ignored_start: Tensor
+    ignored_item: Tensor
     edges: Tensor
     counts: Tensor
     nearest: Tensor
     nearest_item: Tensor
 
     @classmethod
-    def of(cls, edges: Tensor, rows: int) -> Impostors:
+    def of(cls, edges: Tensor, ignored_start: Tensor, ignored_item: Tensor) -> Impostors:
         """Start all counts at zero."""
+        rows = len(ignored_start) - 1
         return cls(
+            ignored_start,
+            ignored_item,
             edges,
             torch.zeros(len(edges) + 1, dtype=torch.int64, device=edges.device),
             torch.full((rows,), torch.inf, dtype=torch.float64, device=edges.device),
@@ -204,14 +213,7 @@ def read_matches(tile: Tile, rows: slice, matches: Matches) -> None:
     )
 
 
-def count_preceding(
-    tile: Tile,
-    rows: slice,
-    matches: Matches,
-    row_camera: Tensor | None = None,
-    column_camera: Tensor | None = None,
-    removed: Tensor | None = None,
-) -> None:
+def count_preceding(tile: Tile, rows: slice, matches: Matches, masks: Masks = COUNT_ALL) -> None:
     """Add a tile's items to the counts of the matches of its rows (`reference.count_preceding`).
 
     Args:
@@ -234,9 +236,7 @@ def count_preceding(
         matches.match_key,
         matches.ignored_start[ends],
         matches.ignored_item,
-        row_camera,
-        column_camera,
-        removed,
+        *masks,
         matches.preceding,
         matches.tied[rows],
         matches.nearest[rows],
@@ -247,13 +247,9 @@ def count_preceding(
 def count_impostors(
     tile: Tile,
     rows: slice,
-    ignored_start: Tensor,
-    ignored_item: Tensor,
     impostors: Impostors,
-    row_camera: Tensor | None = None,
-    column_camera: Tensor | None = None,
+    masks: Masks = COUNT_ALL,
     cross_camera: bool = False,
-    removed: Tensor | None = None,
     known: Tensor | None = None,
 ) -> None:
     """Add a tile's items to the counts (`reference.count_impostors`).
@@ -270,14 +266,15 @@ def count_impostors(
         removed: bool [R, W], items that are left out.
         known: bool [W], items that may be the nearest; None: all.
     """
+    row_camera, column_camera, removed = masks
     _COUNT_IMPOSTORS(
         tile.values,
         tile.row_term,
         tile.column_term,
         tile.metric,
         tile.offset,
-        ignored_start,
-        ignored_item,
+        impostors.ignored_start[rows.start : rows.stop + 1],
+        impostors.ignored_item,
         row_camera,
         column_camera,
         cross_camera,

@@ -45,7 +45,7 @@ def offer(lists, d, item, other, **options):
     """Offer distances: products of -d / 2 between vectors whose norms are 0."""
     zeros = torch.zeros(max(d.shape))
     terms = zeros[: d.shape[0]], zeros[: d.shape[1]]
-    lists.add(d * -0.5, *terms, item, other, cosine=False, **options)
+    lists.add((d * -0.5, *terms), item, other, cosine=False, **options)
 
 
 def by_tiles(d, k, rows, columns):
