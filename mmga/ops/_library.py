@@ -1,4 +1,4 @@
-"""How an operator of mmga is made: schema, reference and fake kernel in Python, speed elsewhere.
+"""Registration of operators: schema, reference and fake kernel.
 
 C++ and CUDA kernels are registered by their libraries for the CPU and CUDA keys and take precedence
 over the reference, which is registered for every device.

@@ -1,6 +1,6 @@
 """Attention applied to a feature map: multiplied (module 1) or multiplied and pooled (module 2).
 
-Both ops take logits, so that a kernel reads the feature map once and writes it once. What moves,
+Both ops take logits, so that a kernel reads the feature map once and writes it once. Bytes moved
 for a feature map of N bytes (logits and pooled features are small beside it): multiply 2N forward
 and 3N backward; pool N forward, N (max) or 2N (avg) backward. Pooling never holds the products of
 the P parts [B, P, C, h, w].
@@ -247,9 +247,9 @@ _POOL_BACKWARD = define(
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return the attention ops and the reference that each is the same as.
+    """Return the attention ops and the equivalent reference functions.
 
-    Graphs that leave this package hold the latter, in PyTorch's own operators.
+    Exported graphs hold the latter, in PyTorch's own operators.
     """
     return {_MULTIPLY: _multiply, _POOL: _pool}
 

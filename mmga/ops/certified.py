@@ -1,4 +1,4 @@
-"""Ranks from approximate tiles: what a bound on their error settles, and float64 for the rest.
+"""Ranks and neighbours by filter and refine: bounded approximate keys, then float64 for the rest.
 
 Specified by the functions of the same names in `mmga.ops.reference`; docs/certified.md derives the
 bounds.
@@ -21,7 +21,7 @@ UNIT = 2.0**-24
 
 
 def gamma(roundings: int) -> float:
-    """Return the relative error that so many float32 roundings in a row may add up to.
+    """Return the relative error bound of a number of float32 roundings in a row.
 
     An inner product of n terms is wrong by at most gamma(n) <|x|, |y|>, whatever the order of the
     sum and with or without fused multiply-add (Higham, Accuracy and Stability, section 3.1).
@@ -30,9 +30,7 @@ def gamma(roundings: int) -> float:
 
 
 class Bound(NamedTuple):
-    """How far the keys of a tile may be from the exact ones.
-
-    For row i and column j: row_radius[i] * column_radius[j] + row_slack[i] + column_slack[j].
+    """Bound on the error of the keys of a tile, as in `reference.certified`.
 
     Attributes:
         row_radius: float64 [R].
@@ -64,7 +62,7 @@ class PairVectors(NamedTuple):
         y: [W, D], likewise.
         row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
         column_term: float64 [W].
-        metric: number of the metric.
+        metric: index into `reference.METRICS`.
     """
 
     x: Tensor
@@ -75,12 +73,12 @@ class PairVectors(NamedTuple):
 
 
 def thresholds(match_start: Tensor, match_key: Tensor, row_slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a key of float32 must be below, or above, to be certainly so of the match's.
+    """Return the float32 limits below and above which a key certainly differs from a match's.
 
     Args:
         match_start: int64 [R + 1].
         match_key: float64 [M].
-        row_slack: float64 [R], by which keys of a row may be wrong whatever the column.
+        row_slack: float64 [R], error of a row's keys whatever the column.
 
     Returns:
         float32 [M] and [M], rounded away from the keys.
@@ -100,18 +98,11 @@ def count_certain(
     bound: Bound,
     masks: Masks = COUNT_ALL,
 ) -> Tensor:
-    """Count what certainly precedes the matches of a tile's rows (`reference.count_certain`).
+    """Count the items that certainly precede the matches of a tile's rows.
 
     Args:
-        tile: float32 [R, W].
-        rows: the rows of `matches` that the tile's are, a slice with start and stop.
-        matches: with float64 keys; `preceding` is changed in place.
-        lower: [M], see `thresholds`.
-        upper: [M].
-        bound: of this tile; its row slack is in `lower` and `upper` already.
-        row_camera: int32 [R], with `column_camera` int32 [W]: items of equal code are left out.
-        column_camera: see there.
-        removed: bool [R, W], items that are left out.
+        limits: `thresholds` of the matches, which include the row slack.
+        bound: of this tile.
 
     Returns:
         The undecided pairs, int32 [P, 4].
@@ -144,10 +135,10 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multiplies_bytes() -> bool:
-    """Return whether products of `byte_rows` are worth it on this machine's CPU.
+    """Return whether this machine's CPU has fast and exact products of `byte_rows`.
 
-    They are where the processor has instructions for them, oneDNN, which uses them, is there and
-    not switched off, and its products are exact.
+    It has where it provides instructions for them and oneDNN, which uses them, is available,
+    enabled and exact.
     """
     onednn = torch.backends.mkldnn
     return bool(onednn.is_available() and onednn.enabled) and _exact_byte_products()
@@ -183,7 +174,7 @@ def byte_products(
     Args:
         x: int8 [R, D], D at most 2^17.
         y: int8 [W, D].
-        row_unit: float32 [R], what one of a row's numbers stands for.
+        row_unit: float32 [R], unit of each row's numbers.
         column_unit: float32 [W].
         out: float32 [R, W], contiguous.
     """
@@ -205,22 +196,16 @@ def settle_pairs(
     matches: Matches,
     bound: Bound | None = None,
 ) -> Tensor:
-    """Settle undecided pairs by products of their rows (`reference.settle_pairs`).
+    """Refine undecided pairs by keys of their vectors.
 
     Args:
         undecided: int32 [P, 4] of a tile.
-        x: the features of the tile's rows, float32 [R, D], or their `integer_rows`.
-        y: those of its columns, [W, D].
-        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
-        column_term: float64 [W].
-        metric: number of the metric.
+        vectors: of the tile's rows and columns.
         offset: item number of the tile's first column.
-        rows: the rows of `matches` that the tile's are.
-        matches: with float64 keys; `preceding` and `tied` are changed in place.
-        bound: how far these products' keys may be from the exact ones; None: they are exact.
+        bound: on the error of these keys; None: they are exact.
 
     Returns:
-        The pairs that are still undecided; none if the products are exact.
+        The pairs that are still undecided; none if the keys are exact.
     """
     ends = slice(rows.start, rows.stop + 1)
     still: Tensor = _SETTLE_PAIRS(
@@ -246,18 +231,12 @@ def open_pairs(
     first_item: int,
     symmetric: bool,
 ) -> Tensor:
-    """List the pairs of a tile that may be near or far enough (`reference.open_pairs`).
+    """List the pairs of a tile that may be near or far enough, int32 [P, 2].
 
     Args:
-        tile: float32 [R, W]; its offset is the item of the first column.
         bound: of this tile.
         near: float64 [R] and [W], keys up to which pairs are wanted for a row and for a column.
         far: float64 [R] and [W], keys from which they are.
-        first_item: item of the first row.
-        symmetric: leave out pairs whose row item is not below the column's.
-
-    Returns:
-        int32 [P, 2].
     """
     infinity = torch.tensor(torch.inf, device=tile.values.device)
     pairs: Tensor = _OPEN_PAIRS(
@@ -282,33 +261,18 @@ def narrow_pairs(
     near: tuple[Tensor, Tensor],
     far: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Return those of `open_pairs` that better keys leave wanted (`reference.narrow_pairs`).
-
-    Args:
-        pairs: int32 [P, 2] of a tile.
-        x: the features of the tile's rows, float32 [R, D], or their `integer_rows`.
-        y: those of its columns, [W, D].
-        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
-        column_term: float64 [W].
-        metric: number of the metric.
-        bound: how far these keys may be off.
-        near: float64 [R] and [W], as for `open_pairs`.
-        far: float64 [R] and [W].
-
-    Returns:
-        int32 [P', 2].
-    """
+    """Return those of `open_pairs` that better keys leave wanted."""
     wanted: Tensor = _NARROW_PAIRS(pairs, *vectors, *bound, *near, *far)
     return wanted
 
 
 class ExactLists:
-    """The k nearest of items by exact distances, from pairs that are offered in any order.
+    """The k nearest of items by exact distances, from pairs inserted in any order.
 
     Memory: N (2k + 16) candidates of 12 bytes.
 
     Attributes:
-        maxima: float64 [N], the largest distance offered to each item.
+        maxima: float64 [N], the largest distance inserted for each item.
     """
 
     def __init__(self, limits: Tensor, k: int) -> None:
@@ -327,7 +291,7 @@ class ExactLists:
         self.maxima = torch.zeros_like(limits)
 
     def add_self(self, items: Tensor) -> None:
-        """Offer the empty list of row i the item items[i] (int64 [N]) at distance 0."""
+        """Insert item items[i] (int64 [N]) at distance 0 into the empty list of row i."""
         self._index[:, 0] = items
         self._distance[:, 0] = 0
         self._counts.fill_(1)
@@ -335,7 +299,7 @@ class ExactLists:
     def offer(
         self, pairs: Tensor, distances: Tensor, first_item: int, first_other: int, *, both: bool
     ) -> None:
-        """Offer pairs of a tile (`reference.offer_pairs`)."""
+        """Insert pairs of a tile (`reference.offer_pairs`)."""
         _OFFER_PAIRS(
             self._index,
             self._distance,
@@ -354,7 +318,7 @@ class ExactLists:
         """Return int32 [N, k] and float64 [N, k] in the order of (distance, index).
 
         Raises:
-            RuntimeError: an item was offered fewer than k within its limit: a bound was wrong.
+            RuntimeError: a list has fewer than k candidates within its limit: a bound was wrong.
         """
         if int(self._counts.min()) < self._k:
             raise RuntimeError("a neighbour within its limit was not found: a bound is too small")
@@ -367,10 +331,12 @@ class ExactLists:
 
 
 def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the first k candidates of each row by (distance, index), of int32 and float64 [N, S].
+    """Return the first k candidates of each row by (distance, index).
 
-    Returns:
-        int32 [N, k] and float64 [N, k].
+    Args:
+        index: int32 [N, S].
+        distance: float64 [N, S].
+        k: candidates of each row that are returned.
     """
     ordered, by_index = index.sort(dim=1)
     distance, by_distance = distance.gather(1, by_index).sort(dim=1, stable=True)

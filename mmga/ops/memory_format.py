@@ -1,4 +1,4 @@
-"""How results that are shaped like a feature map lie in memory, the same for every back end."""
+"""Memory format of outputs, identical across back ends."""
 
 from __future__ import annotations
 

@@ -72,13 +72,6 @@ class Neighbours:
 def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k smallest entries of each row in the order of (distance, index).
 
-    Args:
-        distances: [R, N], float32 or float64, no NaN.
-        k: 1 to N.
-
-    Returns:
-        distances [R, k] and int32 indices [R, k].
-
     Raises:
         ValueError: k is out of range, or the distances require a gradient.
     """
@@ -92,29 +85,12 @@ def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def squared_distances_(
     tile: Tensor, row_term: Tensor, column_term: Tensor, *, cosine: bool
 ) -> None:
-    """Turn a tile of inner products into squared distances >= 0 in place.
-
-    Args:
-        tile: [R, C] float32, columns contiguous.
-        row_term: [R] float32, 1 / norm (0 for a zero vector) if cosine, else the squared norm.
-        column_term: [C] float32, likewise.
-        cosine: 2 - 2 cos instead of the squared distances of the vectors as they are.
-    """
+    """Turn a tile of inner products into squared distances >= 0 in place."""
     _squared_distances_(tile, row_term, column_term, cosine)
 
 
 def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the float64 inner products <x[rows], y[columns]> of pairs of float32 vectors.
-
-    Args:
-        x: [N, D] float32, contiguous.
-        y: [M, D] float32, contiguous.
-        rows: [P] int64, rows of x.
-        columns: [P] int64, rows of y.
-
-    Returns:
-        [P] float64.
-    """
+    """Return the float64 inner products of pairs of rows."""
     _library.refuse_gradient("pair_products", x, y)
     products: Tensor = _pair_products(x, y, rows.contiguous(), columns.contiguous())
     return products
@@ -136,7 +112,7 @@ class NearestLists:
         self._maxima = torch.zeros(items, device=device)
 
     def add_self(self) -> None:
-        """Offer every item to itself at distance 0 (symmetric tiles leave the diagonal out)."""
+        """Insert every item into its own list at distance 0, before any symmetric tile."""
         if self._counts.any():
             raise RuntimeError("add_self comes before the first tile")
         self._candidates[:, 0] = torch.arange(len(self._counts), device=self._counts.device)
@@ -152,19 +128,10 @@ class NearestLists:
         symmetric: bool = False,
         kept: Tensor | None = None,
     ) -> None:
-        """Offer the squared distances of a tile of inner products to the items along its rows.
+        """Insert the squared distances of a tile into its items' lists.
 
-        Args:
-            products: [R, C] float32, columns contiguous.
-            row_term: [R], see `squared_distances_`.
-            column_term: [C].
-            first_item: item of its first row.
-            first_other: index of the candidate of its first column.
-            cosine: see `squared_distances_`.
-            symmetric: the columns are items too. Pairs with row item < column item are offered to
-                both of them, other entries are left out.
-            kept: [Q, N - Q] float32, gets the distances of items before Q to the others, as far as
-                a symmetric tile has them.
+        The arguments are those of `reference.select_neighbours`; `products` are the inner products
+        and the terms of rows and columns.
         """
         _select_neighbours(
             self._candidates,
@@ -181,7 +148,7 @@ class NearestLists:
         )
 
     def result(self) -> Neighbours:
-        """Return the lists in order; each item must have been offered at least k others."""
+        """Return the lists in order; each item must have at least k candidates."""
         if int(self._counts.min()) < self.k:
             raise RuntimeError(f"an item was offered fewer than {self.k} candidates")
         index, distances = _ordered_candidates(self._candidates, self._counts, self.k)

@@ -1,4 +1,13 @@
-"""Ranks without sorting: how many gallery items come before each match, counted tile by tile."""
+"""Ranks and impostor pairs without sorting: gallery items that precede each match, tile by tile.
+
+Specified by the functions of the same names in `mmga.ops.reference`.
+
+Arguments that recur, here and in `certified`:
+    tile: [R, W].
+    rows: rows of `matches` or `impostors` that the tile holds, a slice with start and stop.
+    matches: updated in place.
+    masks: items that are not counted.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +27,12 @@ COUNT_ALL: Masks = (None, None, None)
 
 @dataclass(slots=True)
 class Tile:
-    """A tile of a distance matrix whose keys may still have to be made from inner products.
+    """A tile of a distance matrix: inner products that become keys on the fly, or keys.
 
     Attributes:
         values: [R, W] float32 or float64 with contiguous rows: inner products, or keys.
         offset: item number of the first column.
-        metric: place in `reference.METRICS`.
+        metric: index into `reference.METRICS`.
         row_term: [R], see `reference.ranking_keys`; empty where the values are keys.
         column_term: [W].
     """
@@ -76,7 +85,7 @@ class Tile:
 
 @dataclass(slots=True)
 class Matches:
-    """The matches and ignored items of the rows of tiles, and what is counted for them.
+    """The matches and ignored items of the rows of tiles, and the counts of their ranks.
 
     Attributes:
         match_start: int64 [R + 1].
@@ -123,7 +132,7 @@ class Matches:
         ignored_item: Tensor,
         dtype: torch.dtype,
     ) -> Matches:
-        """Return matches whose keys `read_matches` has yet to read; `match_item` is copied."""
+        """Return matches with unset keys (filled in by `read_matches`); `match_item` is copied."""
         keys = torch.full_like(match_item, torch.nan, dtype=dtype)
         return cls._uncounted(match_start, match_item.clone(), keys, ignored_start, ignored_item)
 
@@ -158,9 +167,11 @@ class Matches:
 
 @dataclass(slots=True)
 class Impostors:
-    """What is counted of items that are no match.
+    """The ignored items of the rows of tiles, and the counts of the others, which are no match.
 
     Attributes:
+        ignored_start: int64 [R + 1].
+        ignored_item: int64, items that are not kept, ascending in each row.
         edges: float64 [B], ascending upper edges of bins in the unit of keys.
         counts: int64 [B + 1], pairs whose key is at most the edge and above the one before; the
             last are those beyond all edges.
@@ -190,12 +201,7 @@ class Impostors:
 
 
 def read_matches(tile: Tile, rows: slice, matches: Matches) -> None:
-    """Read the keys of the matches of some rows from a tile (`reference.read_matches`).
-
-    Args:
-        tile: [R, W], holding every item of its rows: its offset is 0.
-        rows: the rows of `matches` that the tile's are, a slice with start and stop.
-        matches: whose items are sorted and keys set, in place.
+    """Read the keys of the matches of some rows from a tile, and sort the matches by them.
 
     Raises:
         ValueError: the tile does not begin with item 0.
@@ -214,16 +220,7 @@ def read_matches(tile: Tile, rows: slice, matches: Matches) -> None:
 
 
 def count_preceding(tile: Tile, rows: slice, matches: Matches, masks: Masks = COUNT_ALL) -> None:
-    """Add a tile's items to the counts of the matches of its rows (`reference.count_preceding`).
-
-    Args:
-        tile: [R, W].
-        rows: the rows of `matches` that the tile's are, a slice with start and stop.
-        matches: what is counted, changed in place.
-        row_camera: int32 [R], with `column_camera` int32 [W]: items of equal code are left out.
-        column_camera: see there.
-        removed: bool [R, W], items that are left out.
-    """
+    """Add a tile's items to the counts of the matches of its rows."""
     ends = slice(rows.start, rows.stop + 1)
     _COUNT_PRECEDING(
         tile.values,
@@ -252,20 +249,7 @@ def count_impostors(
     cross_camera: bool = False,
     known: Tensor | None = None,
 ) -> None:
-    """Add a tile's items to the counts (`reference.count_impostors`).
-
-    Args:
-        tile: [R, W].
-        rows: the rows of `impostors` that the tile's are.
-        ignored_start: int64 [R + 1], of the tile's rows.
-        ignored_item: int64, items that are not kept, ascending in each row.
-        impostors: what is counted, changed in place.
-        row_camera: int32 [R], with `column_camera` int32 [W]: items of equal code are left out.
-        column_camera: see there.
-        cross_camera: leave these out of the counts alone, not of the nearest.
-        removed: bool [R, W], items that are left out.
-        known: bool [W], items that may be the nearest; None: all.
-    """
+    """Add a tile's items to the counts of impostor pairs, in place."""
     row_camera, column_camera, removed = masks
     _COUNT_IMPOSTORS(
         tile.values,
