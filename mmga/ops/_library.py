@@ -14,10 +14,14 @@ from mmga.ops import _extension
 LIBRARY = torch.library.Library("mmga", "FRAGMENT")
 
 
+def returns_nothing(*inputs: object) -> None:
+    """Serve as the fake kernel of an operator that changes its inputs in place."""
+
+
 def define(
     schema: str,
     reference: Callable[..., Any],
-    fake: Callable[..., Any],
+    fake: Callable[..., Any] = returns_nothing,
     *,
     tags: tuple[torch.Tag, ...] = (torch.Tag.pt2_compliant_tag,),
 ) -> Any:

@@ -74,9 +74,9 @@ def attention_pool(
         spatial: logits of the spatial parts [B, P, h, w].
         channel: logits of the channel parts [B, P, C].
         mode: ``"max"``, ``"avg"`` or ``"gem"`` (generalised mean of values clamped from below at
-            1e-6; computed by the reference, there is no kernel for it).
+            1e-6; always computed by the reference).
         combine: ``"product"`` pools x * S, ``"residual"`` pools x * (1 + S); C then multiplies
-            what was pooled.
+            the pooled values.
         stripes: stripe i of n covers the rows from i * h // n up to (i + 1) * h // n.
         exponent: exponent of the generalised mean, a number or a tensor that may learn.
 

@@ -109,10 +109,7 @@ def count_certain(
     """
     ends = slice(rows.start, rows.stop + 1)
     undecided: Tensor = _COUNT_CERTAIN(
-        tile.values,
-        tile.row_term,
-        tile.column_term,
-        tile.metric,
+        *tile.arguments(),
         tile.offset,
         bound.row_radius.to(torch.float32),
         bound.column_radius.to(torch.float32),
@@ -146,8 +143,8 @@ def multiplies_bytes() -> bool:
 
 @functools.cache
 def _exact_byte_products() -> bool:
-    # torch's product is not of its public interface, and a library that adds pairs of products in
-    # 16 bits is not exact: the largest are tried.
+    # torch._int_mm is not public, and a library that adds pairs of products in 16 bits is not
+    # exact: the largest products are tried.
     multiply = getattr(torch, "_int_mm", None)
     if multiply is None or not _extension.byte_instructions() or not has_kernel("byte_rows", "CPU"):
         return False
@@ -179,7 +176,7 @@ def byte_products(
         out: float32 [R, W], contiguous.
     """
     integers = out.view(torch.int32)
-    # Of rows of one number torch cannot tell which way they lie, and reads past them.
+    # Torch cannot tell the memory format of rows of one number, and reads past them.
     if x.device.type == "cpu" and x.shape[1] > 1 and multiplies_bytes():
         torch._int_mm(x, y.T, out=integers)
     else:  # slower, and exact too
@@ -240,10 +237,7 @@ def open_pairs(
     """
     infinity = torch.tensor(torch.inf, device=tile.values.device)
     pairs: Tensor = _OPEN_PAIRS(
-        tile.values,
-        tile.row_term,
-        tile.column_term,
-        tile.metric,
+        *tile.arguments(),
         *(part.to(torch.float32) for part in bound),
         *(side.to(torch.float32).nextafter(infinity) for side in near),
         *(side.to(torch.float32).nextafter(-infinity) for side in far),
@@ -279,8 +273,8 @@ class ExactLists:
         """Start with empty lists.
 
         Args:
-            limits: float64 [N], distances within which the k nearest of each item lie.
-            k: candidates that count.
+            limits: float64 [N], upper bounds of each item's k-th smallest distance.
+            k: neighbours of each item.
         """
         count = len(limits)
         self._limits, self._k = limits, k
@@ -375,7 +369,6 @@ _BYTE_ROWS = define(
 _FLOATS_OF_INTEGERS = define(
     "floats_of_integers_(Tensor(a!) values, Tensor row_unit, Tensor column_unit) -> ()",
     reference.floats_of_integers_,
-    lambda *inputs: None,
 )
 _SETTLE_PAIRS = define(
     "settle_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
@@ -412,5 +405,4 @@ _OFFER_PAIRS = define(
     "Tensor pairs, Tensor distances, Tensor limits, int first_item, int first_other, bool both, "
     "int k) -> ()",
     reference.offer_pairs,
-    lambda *inputs: None,
 )

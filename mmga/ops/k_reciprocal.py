@@ -184,7 +184,7 @@ def jaccard_rows(
 class NearPairs:
     """The Jaccard distances of a set up to a limit, found by a prefix filter.
 
-    Faster than `jaccard_rows`, which adds up every overlap there is, where few pairs are that near.
+    Faster than `jaccard_rows`, which sums all overlaps, where few pairs are that near.
     """
 
     def __init__(self, rows: CsrRows, max_distance: float) -> None:

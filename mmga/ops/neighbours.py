@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmga.ops import _library, reference
-
-
-def _fake_nothing(*arguments: Any) -> None:
-    return None
-
 
 _nearest_in_rows = _library.define(
     "nearest_in_rows(Tensor distances, int k) -> (Tensor, Tensor)",
@@ -32,7 +26,6 @@ _select_neighbours = _library.define(
     " Tensor(d!) maxima, Tensor(e!)? kept, Tensor products, Tensor row_term, Tensor column_term,"
     " bool cosine, int k, int first_item, int first_other, bool symmetric) -> ()",
     reference.select_neighbours,
-    _fake_nothing,
 )
 _ordered_candidates = _library.define(
     "ordered_candidates(Tensor candidates, Tensor counts, int k) -> (Tensor, Tensor)",
@@ -45,7 +38,6 @@ _ordered_candidates = _library.define(
 _squared_distances_ = _library.define(
     "squared_distances_(Tensor(a!) tile, Tensor row_term, Tensor column_term, bool cosine) -> ()",
     reference.squared_distances_,
-    _fake_nothing,
 )
 _pair_products = _library.define(
     "pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) -> Tensor",

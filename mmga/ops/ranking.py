@@ -12,7 +12,7 @@ Arguments that recur, here and in `certified`:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -64,6 +64,10 @@ class Tile:
                 self.column_term[columns] if self.metric else self.column_term,
             )
 
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Return the arguments with which every operator on tiles begins."""
+        return self.values, self.row_term, self.column_term, self.metric
+
     def keys(self) -> Tensor:
         """Return the ranking keys [R, W], rounded as the kernels round them."""
         if self.metric == 0:
@@ -104,10 +108,17 @@ class Matches:
     match_key: Tensor
     ignored_start: Tensor
     ignored_item: Tensor
-    preceding: Tensor
-    tied: Tensor
-    nearest: Tensor
-    moved: Tensor
+    preceding: Tensor = field(init=False)
+    tied: Tensor = field(init=False)
+    nearest: Tensor = field(init=False)
+    moved: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start all counts at zero."""
+        self.preceding = torch.zeros_like(self.match_item)
+        self.tied = self.match_start.new_zeros(len(self.match_start) - 1)
+        self.nearest = torch.full_like(self.tied, torch.inf, dtype=self.match_key.dtype)
+        self.moved = torch.zeros_like(self.tied)
 
     @classmethod
     def of(
@@ -118,10 +129,10 @@ class Matches:
         ignored_start: Tensor,
         ignored_item: Tensor,
     ) -> Matches:
-        """Sort the matches of every row by (key, item) and start all counts at zero."""
+        """Return matches sorted by (key, item) in every row; the lists are copied."""
         match_item, match_key = match_item.clone(), match_key.clone()
         _SORT_MATCHES(match_start, match_item, match_key)
-        return cls._uncounted(match_start, match_item, match_key, ignored_start, ignored_item)
+        return cls(match_start, match_item, match_key, ignored_start, ignored_item)
 
     @classmethod
     def unread(
@@ -134,29 +145,7 @@ class Matches:
     ) -> Matches:
         """Return matches with unset keys (filled in by `read_matches`); `match_item` is copied."""
         keys = torch.full_like(match_item, torch.nan, dtype=dtype)
-        return cls._uncounted(match_start, match_item.clone(), keys, ignored_start, ignored_item)
-
-    @classmethod
-    def _uncounted(
-        cls,
-        match_start: Tensor,
-        match_item: Tensor,
-        match_key: Tensor,
-        ignored_start: Tensor,
-        ignored_item: Tensor,
-    ) -> Matches:
-        zeros = match_start.new_zeros(len(match_start) - 1)
-        return cls(
-            match_start,
-            match_item,
-            match_key,
-            ignored_start,
-            ignored_item,
-            torch.zeros_like(match_item),
-            zeros,
-            torch.full_like(zeros, torch.inf, dtype=match_key.dtype),
-            zeros.clone(),
-        )
+        return cls(match_start, match_item.clone(), keys, ignored_start, ignored_item)
 
     def ranks(self) -> Tensor:
         """Return the rank of each match among the kept items, from 1: int64 [M]."""
@@ -209,10 +198,7 @@ def read_matches(tile: Tile, rows: slice, matches: Matches) -> None:
     if tile.offset != 0:
         raise ValueError(f"a tile of whole rows begins with item 0, got {tile.offset}")
     _READ_MATCHES(
-        tile.values,
-        tile.row_term,
-        tile.column_term,
-        tile.metric,
+        *tile.arguments(),
         matches.match_start[rows.start : rows.stop + 1],
         matches.match_item,
         matches.match_key,
@@ -223,10 +209,7 @@ def count_preceding(tile: Tile, rows: slice, matches: Matches, masks: Masks = CO
     """Add a tile's items to the counts of the matches of its rows."""
     ends = slice(rows.start, rows.stop + 1)
     _COUNT_PRECEDING(
-        tile.values,
-        tile.row_term,
-        tile.column_term,
-        tile.metric,
+        *tile.arguments(),
         tile.offset,
         matches.match_start[ends],
         matches.match_item,
@@ -252,10 +235,7 @@ def count_impostors(
     """Add a tile's items to the counts of impostor pairs, in place."""
     row_camera, column_camera, removed = masks
     _COUNT_IMPOSTORS(
-        tile.values,
-        tile.row_term,
-        tile.column_term,
-        tile.metric,
+        *tile.arguments(),
         tile.offset,
         impostors.ignored_start[rows.start : rows.stop + 1],
         impostors.ignored_item,
@@ -271,20 +251,14 @@ def count_impostors(
     )
 
 
-def _in_place_fake(*inputs: object) -> None:
-    return None
-
-
 _SORT_MATCHES = define(
     "sort_matches(Tensor match_start, Tensor(a!) match_item, Tensor(b!) match_key) -> ()",
     reference.sort_matches,
-    _in_place_fake,
 )
 _READ_MATCHES = define(
     "read_matches(Tensor values, Tensor row_term, Tensor column_term, int metric, "
     "Tensor match_start, Tensor(a!) match_item, Tensor(b!) match_key) -> ()",
     reference.read_matches,
-    _in_place_fake,
 )
 
 _COUNT_PRECEDING = define(
@@ -294,7 +268,6 @@ _COUNT_PRECEDING = define(
     "Tensor? row_camera, Tensor? column_camera, Tensor? removed, "
     "Tensor(a!) preceding, Tensor(b!) tied, Tensor(c!) nearest, Tensor(d!) moved) -> ()",
     reference.count_preceding,
-    _in_place_fake,
 )
 _COUNT_IMPOSTORS = define(
     "count_impostors(Tensor values, Tensor row_term, Tensor column_term, int metric, int offset, "
@@ -302,5 +275,4 @@ _COUNT_IMPOSTORS = define(
     "bool cross_camera, Tensor? removed, Tensor? known, Tensor edges, "
     "Tensor(a!) counts, Tensor(b!) nearest, Tensor(c!) nearest_item) -> ()",
     reference.count_impostors,
-    _in_place_fake,
 )

@@ -27,6 +27,10 @@ def _working_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def _factor(s: Tensor, combine: str) -> Tensor:
+    return 1 + s if combine == "residual" else s
+
+
 def stripe_rows(height: int, stripes: int) -> list[tuple[int, int]]:
     """Split the rows of a feature map into consecutive stripes that share no row.
 
@@ -50,9 +54,7 @@ def attention_multiply(
         [B, C, h, w] in the dtype of ``x``, rounded once.
     """
     dtype = _working_dtype(x)
-    factor = torch.sigmoid(spatial.to(dtype))  # [B, 1, h, w]
-    if combine == "residual":
-        factor = 1 + factor
+    factor = _factor(torch.sigmoid(spatial.to(dtype)), combine)  # [B, 1, h, w]
     gate = torch.sigmoid(channel.to(dtype))[:, :, None, None]  # [B, C, 1, 1]
     return (x.to(dtype) * factor * gate).to(x.dtype)
 
@@ -64,7 +66,7 @@ def attention_multiply_backward(
     dtype = _working_dtype(x)
     s = torch.sigmoid(spatial.to(dtype))  # [B, 1, h, w]
     c = torch.sigmoid(channel.to(dtype))  # [B, C]
-    factor = 1 + s if combine == "residual" else s
+    factor = _factor(s, combine)
     g = grad.to(dtype)
     gx = g * x.to(dtype)  # [B, C, h, w]
     grad_x = g * factor * c[:, :, None, None]
@@ -94,9 +96,7 @@ def attention_pool(
     if mode != "gem":
         return attention_pool_with_argmax(x, spatial, channel, mode, combine, stripes)[0]
     dtype = _working_dtype(x)
-    factor = torch.sigmoid(spatial.to(dtype))  # [B, P, h, w]
-    if combine == "residual":
-        factor = 1 + factor
+    factor = _factor(torch.sigmoid(spatial.to(dtype)), combine)  # [B, P, h, w]
     parts = []
     for p in range(spatial.shape[1]):
         attended = (x.to(dtype) * factor[:, p, None]).clamp(min=1e-6).pow(exponent)  # [B, C, h, w]
@@ -123,9 +123,7 @@ def attention_pool_with_argmax(
     """
     dtype = _working_dtype(x)
     width = x.shape[3]
-    factor = torch.sigmoid(spatial.to(dtype))  # [B, P, h, w]
-    if combine == "residual":
-        factor = 1 + factor
+    factor = _factor(torch.sigmoid(spatial.to(dtype)), combine)  # [B, P, h, w]
     values, indices = [], []
     for p in range(spatial.shape[1]):
         attended = x.to(dtype) * factor[:, p, None]  # [B, C, h, w]
@@ -164,7 +162,7 @@ def attention_pool_backward(
     width = x.shape[3]
     s = torch.sigmoid(spatial.to(dtype))  # [B, P, h, w]
     c = torch.sigmoid(channel.to(dtype))  # [B, P, C]
-    factor = 1 + s if combine == "residual" else s
+    factor = _factor(s, combine)
     features = x.to(dtype)
     grad_x = torch.zeros_like(features)
     grad_s = torch.zeros_like(s)

@@ -23,7 +23,7 @@ METRICS = ("given", "cosine", "euclidean")
 
 
 def interleaved_sum(products: Tensor) -> Tensor:
-    """Sum float64 values [..., D] in the one order that every device keeps.
+    """Sum float64 values [..., D] in the one order that all devices use.
 
     Accumulator l of 8 takes the elements l, l + 8, l + 16, ... in this order; the eight are then
     added as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).

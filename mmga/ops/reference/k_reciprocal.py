@@ -184,8 +184,8 @@ def jaccard_rows(
 
 
 LIGHT_SHARE, LIGHTER = 0.35, 0.7
-"""Of the least overlap, what a row's light entries may sum to; and the factor between the weights
-that are tried as the least of its heavy ones."""
+"""Share of the least overlap that a row's light entries may sum to, and the factor between the
+weights tried as the least of its heavy ones."""
 
 
 def heavy_rows(
