@@ -172,11 +172,8 @@ def jaccard_rows(
     """Return the Jaccard distances of chosen rows to those in the inverted index (step 6).
 
     Args:
-        rows: V, [N, N].
         inverted: `transpose_rows` of V.
         chosen: [M] int64, rows of V.
-        max_distance: largest J that is returned; None: those below 1.
-        upper: leave out the distances to items before a row's own.
     """
     return CsrRows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
 

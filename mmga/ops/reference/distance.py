@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 METRICS = ("given", "cosine", "euclidean")
-"""How a tile's values become ranking keys; a metric's number is its place here."""
+"""Conversions of a tile's values to ranking keys; operators take a metric's index."""
 
 
 def interleaved_sum(products: Tensor) -> Tensor:
