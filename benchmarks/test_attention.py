@@ -1,8 +1,9 @@
-"""Attention ops: who wins at what size.
+"""Times of the attention ops by size and provider.
 
 `pytest benchmarks/test_attention.py --benchmark-only`. Workloads are the two feature maps of the
-network (batch 16, or MMGA_BENCHMARK_BATCH). Providers: `reference`, `eager` (what one writes
-without these ops, in the map's own dtype), `cpu` and `triton`; an absent one skips with its reason.
+network (batch 16, or MMGA_BENCHMARK_BATCH). Providers: `reference`, `eager` (plain
+PyTorch without these ops, in the map's own dtype), `cpu` and `triton`; an absent one skips with its
+reason.
 Every provider's results are held against the reference before it is timed.
 """
 
@@ -29,7 +30,7 @@ def eager_multiply(x: Tensor, spatial: Tensor, channel: Tensor) -> Tensor:
 
 
 def eager_pool(x: Tensor, spatial: Tensor, channel: Tensor, mode: str) -> Tensor:
-    """What a network without the op does: one product per part, then torch's pooling."""
+    """Form one product per part, then pool by torch, as a network without the op does."""
     parts = []
     for p in range(spatial.shape[1]):
         attended = eager_multiply(x, spatial[:, p : p + 1], channel[:, p])

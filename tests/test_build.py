@@ -53,7 +53,7 @@ def test_the_cuda_library_loads_and_serves_every_operator():
     if not library.is_file() or torch.version.cuda is None:
         required = os.environ.get("MMGA_REQUIRE_KERNELS", "").split(",")
         (pytest.fail if "cuda" in required else pytest.skip)(_extension.load()["cuda"].detail)
-    from mmga.ops import distance, k_reciprocal, neighbours, ranking, verification  # noqa: F401
+    from mmga.ops import distance, k_reciprocal, neighbours, ranking  # noqa: F401
     from mmga.ops._library import has_kernel
 
     assert _extension.load()["cuda"].loaded, _extension.load()["cuda"].detail

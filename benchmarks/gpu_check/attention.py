@@ -26,7 +26,7 @@ MOVED = {"multiply": (2, 3), "pool-max": (1, 1), "pool-avg": (1, 2)}
 
 
 def eager(workload: str, x: Tensor, spatial: Tensor, channel: Tensor) -> Tensor:
-    """What a network without the ops does."""
+    """Compute as a network without the ops does."""
     if workload == "multiply":
         return x * (torch.sigmoid(spatial) * torch.sigmoid(channel)[:, :, None, None])
     pool = torch.nn.functional.adaptive_max_pool2d

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +14,11 @@ from benchmarks.gpu_check.report import Figure
 from benchmarks.gpu_check.timing import median_seconds, products_in, wall_seconds
 from benchmarks.simulated import market_like, simulate
 from mmga.ops import distance, reference
-from mmga.ops.precision import PRECISIONS
 from mmga.ops.ranking import Matches, Tile, count_preceding
 
 MARKET = {"persons": 750, "queries": 3368, "gallery": 15913, "distractors": 2798}
 DISTRACTORS = 500_000
-# Small dimensions are where one kernel for products and counts may win.
+# Small dimensions are where a fused kernel of products and counts may win.
 DIMENSIONS = (128, 256, 512, 2048)
 
 
@@ -59,26 +57,23 @@ def plain(
     more = {"times_the_product": seconds / product, "mAP": report.mAP, "by_phase": report.seconds}
     yield Figure(f"metrics from features, D {width}", seconds, None, operations, more=more)
     if device.type == "cpu":
-        return  # which has no other precisions, and certifies by itself
-    for name in ("certified", *PRECISIONS[1:]):
-        if time.monotonic() > deadline:
-            return
-        options = {"exact" if name == "certified" else "precision": name}
-        call = functools.partial(mmga.evaluate, query, gallery, **options)
-        seconds, found = wall_seconds(call, device), call()
-        differ = found.per_query.first_rank != report.per_query.first_rank
-        yield Figure(
-            f"metrics from features, D {width}, {name}",
-            seconds,
-            None,
-            (3 if name == "tf32x3" else 1) * operations,
-            {"certified": "ieee", "tf32x3": "tf32"}.get(name, name),
-            {"mAP": found.mAP, "first_ranks_that_differ": int(differ.sum())},
-        )
+        return  # which certifies by itself
+    if time.monotonic() > deadline:
+        return
+
+    def certified() -> mmga.Report:
+        return mmga.evaluate(query, gallery, exact="certified")
+
+    seconds, found = wall_seconds(certified, device), certified()
+    differ = found.per_query.first_rank != report.per_query.first_rank
+    more = {"mAP": found.mAP, "first_ranks_that_differ": int(differ.sum())}
+    yield Figure(
+        f"metrics from features, D {width}, certified", seconds, None, operations, more=more
+    )
 
 
 class Counting:
-    """Both ways to form products and count ranks in them, of one population."""
+    """Products of one population, and the ranks counted in them."""
 
     def __init__(self, device: torch.device, width: int, sizes: dict[str, int]) -> None:
         """Draw features and list each query's items of its own identity as its matches."""
@@ -88,33 +83,20 @@ class Counting:
         self.terms = [distance.key_terms(distance.squared_norms(side), "cosine") for side in sides]
         pids = np.concatenate([query.pids, gallery.pids])
         codes = torch.from_numpy(pids).to(device, torch.int32)
-        self.codes = codes.split([len(self.x), len(self.y)])
-        self.row, self.item = (self.codes[0][:, None] == self.codes[1]).nonzero().unbind(1)
+        own, other = codes.split([len(self.x), len(self.y)])
+        self.row, self.item = (own[:, None] == other).nonzero().unbind(1)
         counts = torch.bincount(self.row, minlength=len(self.x))
         self.start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         self.tile = torch.empty(len(self.x), len(self.y), device=device)
         self.operations = 2 * len(self.x) * len(self.y) * width
 
-    def _matches(self, keys: torch.Tensor) -> Matches:
-        return Matches.of(self.start, self.item, keys, self.start, self.item)
-
-    def one_kernel(self, precision: str) -> Matches:
-        """Count in the kernel that forms the products."""
-        from mmga.ops.triton import ranking as triton_ranking
-
-        sides = (self.x, self.y, *self.terms, 1)
-        keys = triton_ranking.match_keys(*sides, self.start, self.item, precision=precision)
-        matches = self._matches(keys)
-        triton_ranking.count_preceding(*sides, *self.codes, matches, precision=precision)
-        return matches
-
-    def in_a_tile(self, precision: str) -> Matches:
-        """Count in a tile that torch's BLAS has formed."""
-        with products_in(precision):
+    def count(self) -> Matches:
+        """Form the products and count what precedes each match in them."""
+        with products_in("ieee"):
             torch.mm(self.x, self.y.T, out=self.tile)
         values, terms = self.tile[self.row, self.item], self.terms
         keys = reference.ranking_keys(values, terms[0][self.row], terms[1][self.item], 1)
-        matches = self._matches(keys)
+        matches = Matches.of(self.start, self.item, keys, self.start, self.item)
         count_preceding(Tile(self.tile, 0, 1, *terms), slice(0, len(self.x)), matches)
         return matches
 
@@ -124,29 +106,18 @@ def counting(
     deadline: float,
     sizes: dict[str, int] = MARKET,
     dimensions: tuple[int, ...] = DIMENSIONS,
-    precisions: tuple[str, ...] = ("ieee", "tf32x3", "tf32", "bf16"),
 ) -> Iterator[Figure]:
-    """Yield the times of products with counting: in a tile and in one kernel, by precision."""
+    """Yield the times of products with counting, by width."""
     for width in dimensions:
+        if time.monotonic() > deadline:
+            return
         work = Counting(device, width, sizes)
-        read = work.x.nbytes + work.y.nbytes
-        expected = work.in_a_tile("ieee").ranks()
-        for name, way in (("product and count", work.in_a_tile), ("one kernel", work.one_kernel)):
-            for precision in precisions:
-                if way == work.in_a_tile and precision not in ("ieee", "tf32"):
-                    continue  # torch's BLAS has no others for float32
-                if time.monotonic() > deadline:
-                    return
-                call = functools.partial(way, precision)
-                yield Figure(
-                    f"{name}, D {width}, {precision}",
-                    median_seconds([call], device, repeats=10, warmup=2),
-                    read + (2 * work.tile.nbytes if way == work.in_a_tile else 0),
-                    # Of a product in three parts, three are done.
-                    (3 if precision == "tf32x3" else 1) * work.operations,
-                    "tf32" if precision == "tf32x3" else precision,
-                    {"ranks_that_differ": int((call().ranks() != expected).sum())},
-                )
+        yield Figure(
+            f"product and count, D {width}",
+            median_seconds([work.count], device, repeats=10, warmup=2),
+            work.x.nbytes + work.y.nbytes + 2 * work.tile.nbytes,
+            work.operations,
+        )
 
 
 def reranked(

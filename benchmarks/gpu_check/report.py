@@ -1,4 +1,4 @@
-"""What a check found, as JSON that tells a measurement from a rehearsal."""
+"""Results of a check, as JSON that tells a measurement from a rehearsal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Figure:
 
 @dataclass(slots=True)
 class Step:
-    """What became of a step.
+    """Outcome of a step.
 
     Attributes:
         name: of the step.

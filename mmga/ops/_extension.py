@@ -1,4 +1,4 @@
-"""Find and load the compiled kernels; say which are there and, for an absent one, why."""
+"""Find and load the compiled kernels; record which are loaded and, for an absent one, why."""
 
 import ctypes
 import functools
@@ -19,7 +19,7 @@ class Library:
 
     Attributes:
         loaded: its operators are registered with torch.
-        detail: what it is (instruction set, architectures), or why it is not there.
+        detail: its instruction set or architectures, or why it is absent.
     """
 
     loaded: bool
@@ -28,7 +28,7 @@ class Library:
 
 @functools.cache
 def build_info() -> dict[str, Any]:
-    """Return what setup.py wrote down about the build, empty if it never ran."""
+    """Return the record that setup.py wrote about the build, empty if it never ran."""
     path = PACKAGE / "_build_info.json"
     try:
         info: dict[str, Any] = json.loads(path.read_text())

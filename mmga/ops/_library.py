@@ -1,4 +1,4 @@
-"""How an operator of mmga is made: schema, reference and fake kernel in Python, speed elsewhere.
+"""Registration of operators: schema, reference and fake kernel.
 
 C++ and CUDA kernels are registered by their libraries for the CPU and CUDA keys and take precedence
 over the reference, which is registered for every device.
@@ -14,10 +14,14 @@ from mmga.ops import _extension
 LIBRARY = torch.library.Library("mmga", "FRAGMENT")
 
 
+def returns_nothing(*inputs: object) -> None:
+    """Serve as the fake kernel of an operator that changes its inputs in place."""
+
+
 def define(
     schema: str,
     reference: Callable[..., Any],
-    fake: Callable[..., Any],
+    fake: Callable[..., Any] = returns_nothing,
     *,
     tags: tuple[torch.Tag, ...] = (torch.Tag.pt2_compliant_tag,),
 ) -> Any:

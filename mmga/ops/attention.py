@@ -1,6 +1,6 @@
 """Attention applied to a feature map: multiplied (module 1) or multiplied and pooled (module 2).
 
-Both ops take logits, so that a kernel reads the feature map once and writes it once. What moves,
+Both ops take logits, so that a kernel reads the feature map once and writes it once. Bytes moved
 for a feature map of N bytes (logits and pooled features are small beside it): multiply 2N forward
 and 3N backward; pool N forward, N (max) or 2N (avg) backward. Pooling never holds the products of
 the P parts [B, P, C, h, w].
@@ -74,9 +74,9 @@ def attention_pool(
         spatial: logits of the spatial parts [B, P, h, w].
         channel: logits of the channel parts [B, P, C].
         mode: ``"max"``, ``"avg"`` or ``"gem"`` (generalised mean of values clamped from below at
-            1e-6; computed by the reference, there is no kernel for it).
+            1e-6; always computed by the reference).
         combine: ``"product"`` pools x * S, ``"residual"`` pools x * (1 + S); C then multiplies
-            what was pooled.
+            the pooled values.
         stripes: stripe i of n covers the rows from i * h // n up to (i + 1) * h // n.
         exponent: exponent of the generalised mean, a number or a tensor that may learn.
 
@@ -247,9 +247,9 @@ _POOL_BACKWARD = define(
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return the attention ops and the reference that each is the same as.
+    """Return the attention ops and the equivalent reference functions.
 
-    Graphs that leave this package hold the latter, in PyTorch's own operators.
+    Exported graphs hold the latter, in PyTorch's own operators.
     """
     return {_MULTIPLY: _multiply, _POOL: _pool}
 

@@ -1,4 +1,4 @@
-"""Which kernels are active on this machine."""
+"""Report which kernels are active on this machine."""
 
 import importlib.util
 

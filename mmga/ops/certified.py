@@ -1,4 +1,4 @@
-"""Ranks from approximate tiles: what a bound on their error settles, and float64 for the rest.
+"""Ranks and neighbours by filter and refine: bounded approximate keys, then float64 for the rest.
 
 Specified by the functions of the same names in `mmga.ops.reference`; docs/certified.md derives the
 bounds.
@@ -7,21 +7,21 @@ bounds.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmga.ops import _extension, reference
 from mmga.ops._library import define, has_kernel
-from mmga.ops.ranking import Matches, Tile
+from mmga.ops.ranking import COUNT_ALL, Masks, Matches, Tile
 
 UNIT = 2.0**-24
 """Half the distance from 1 to the next float32: the relative error of one rounding."""
 
 
 def gamma(roundings: int) -> float:
-    """Return the relative error that so many float32 roundings in a row may add up to.
+    """Return the relative error bound of a number of float32 roundings in a row.
 
     An inner product of n terms is wrong by at most gamma(n) <|x|, |y|>, whatever the order of the
     sum and with or without fused multiply-add (Higham, Accuracy and Stability, section 3.1).
@@ -29,11 +29,8 @@ def gamma(roundings: int) -> float:
     return roundings * UNIT / (1 - roundings * UNIT)
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """How far the keys of a tile may be from the exact ones.
-
-    For row i and column j: row_radius[i] * column_radius[j] + row_slack[i] + column_slack[j].
+class Bound(NamedTuple):
+    """Bound on the error of the keys of a tile, as in `reference.certified`.
 
     Attributes:
         row_radius: float64 [R].
@@ -57,13 +54,31 @@ class Bound:
         )
 
 
+class PairVectors(NamedTuple):
+    """Vectors of a tile's rows and columns, from which keys of single pairs are computed.
+
+    Attributes:
+        x: float32 [R, D], or their `integer_rows`.
+        y: [W, D], likewise.
+        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
+        column_term: float64 [W].
+        metric: index into `reference.METRICS`.
+    """
+
+    x: Tensor
+    y: Tensor
+    row_term: Tensor
+    column_term: Tensor
+    metric: int
+
+
 def thresholds(match_start: Tensor, match_key: Tensor, row_slack: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a key of float32 must be below, or above, to be certainly so of the match's.
+    """Return the float32 limits below and above which a key certainly differs from a match's.
 
     Args:
         match_start: int64 [R + 1].
         match_key: float64 [M].
-        row_slack: float64 [R], by which keys of a row may be wrong whatever the column.
+        row_slack: float64 [R], error of a row's keys whatever the column.
 
     Returns:
         float32 [M] and [M], rounded away from the keys.
@@ -79,48 +94,32 @@ def count_certain(
     tile: Tile,
     rows: slice,
     matches: Matches,
-    lower: Tensor,
-    upper: Tensor,
+    limits: tuple[Tensor, Tensor],
     bound: Bound,
-    row_camera: Tensor | None = None,
-    column_camera: Tensor | None = None,
-    removed: Tensor | None = None,
+    masks: Masks = COUNT_ALL,
 ) -> Tensor:
-    """Count what certainly precedes the matches of a tile's rows (`reference.count_certain`).
+    """Count the items that certainly precede the matches of a tile's rows.
 
     Args:
-        tile: float32 [R, W].
-        rows: the rows of `matches` that the tile's are, a slice with start and stop.
-        matches: with float64 keys; `preceding` is changed in place.
-        lower: [M], see `thresholds`.
-        upper: [M].
-        bound: of this tile; its row slack is in `lower` and `upper` already.
-        row_camera: int32 [R], with `column_camera` int32 [W]: items of equal code are left out.
-        column_camera: see there.
-        removed: bool [R, W], items that are left out.
+        limits: `thresholds` of the matches, which include the row slack.
+        bound: of this tile.
 
     Returns:
         The undecided pairs, int32 [P, 4].
     """
     ends = slice(rows.start, rows.stop + 1)
     undecided: Tensor = _COUNT_CERTAIN(
-        tile.values,
-        tile.row_term,
-        tile.column_term,
-        tile.metric,
+        *tile.arguments(),
         tile.offset,
         bound.row_radius.to(torch.float32),
         bound.column_radius.to(torch.float32),
         bound.column_slack.to(torch.float32),
         matches.match_start[ends],
         matches.match_item,
-        lower,
-        upper,
+        *limits,
         matches.ignored_start[ends],
         matches.ignored_item,
-        row_camera,
-        column_camera,
-        removed,
+        *masks,
         matches.preceding,
     )
     return undecided
@@ -133,10 +132,10 @@ def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multiplies_bytes() -> bool:
-    """Return whether products of `byte_rows` are worth it on this machine's CPU.
+    """Return whether this machine's CPU has fast and exact products of `byte_rows`.
 
-    They are where the processor has instructions for them, oneDNN, which uses them, is there and
-    not switched off, and its products are exact.
+    It has where it provides instructions for them and oneDNN, which uses them, is available,
+    enabled and exact.
     """
     onednn = torch.backends.mkldnn
     return bool(onednn.is_available() and onednn.enabled) and _exact_byte_products()
@@ -144,8 +143,8 @@ def multiplies_bytes() -> bool:
 
 @functools.cache
 def _exact_byte_products() -> bool:
-    # torch's product is not of its public interface, and a library that adds pairs of products in
-    # 16 bits is not exact: the largest are tried.
+    # torch._int_mm is not public, and a library that adds pairs of products in 16 bits is not
+    # exact: the largest products are tried.
     multiply = getattr(torch, "_int_mm", None)
     if multiply is None or not _extension.byte_instructions() or not has_kernel("byte_rows", "CPU"):
         return False
@@ -172,12 +171,12 @@ def byte_products(
     Args:
         x: int8 [R, D], D at most 2^17.
         y: int8 [W, D].
-        row_unit: float32 [R], what one of a row's numbers stands for.
+        row_unit: float32 [R], unit of each row's numbers.
         column_unit: float32 [W].
         out: float32 [R, W], contiguous.
     """
     integers = out.view(torch.int32)
-    # Of rows of one number torch cannot tell which way they lie, and reads past them.
+    # Torch cannot tell the memory format of rows of one number, and reads past them.
     if x.device.type == "cpu" and x.shape[1] > 1 and multiplies_bytes():
         torch._int_mm(x, y.T, out=integers)
     else:  # slower, and exact too
@@ -188,45 +187,28 @@ def byte_products(
 
 def settle_pairs(
     undecided: Tensor,
-    x: Tensor,
-    y: Tensor,
-    row_term: Tensor,
-    column_term: Tensor,
-    metric: int,
+    vectors: PairVectors,
     offset: int,
     rows: slice,
     matches: Matches,
     bound: Bound | None = None,
 ) -> Tensor:
-    """Settle undecided pairs by products of their rows (`reference.settle_pairs`).
+    """Refine undecided pairs by keys of their vectors.
 
     Args:
         undecided: int32 [P, 4] of a tile.
-        x: the features of the tile's rows, float32 [R, D], or their `integer_rows`.
-        y: those of its columns, [W, D].
-        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
-        column_term: float64 [W].
-        metric: number of the metric.
+        vectors: of the tile's rows and columns.
         offset: item number of the tile's first column.
-        rows: the rows of `matches` that the tile's are.
-        matches: with float64 keys; `preceding` and `tied` are changed in place.
-        bound: how far these products' keys may be from the exact ones; None: they are exact.
+        bound: on the error of these keys; None: they are exact.
 
     Returns:
-        The pairs that are still undecided; none if the products are exact.
+        The pairs that are still undecided; none if the keys are exact.
     """
     ends = slice(rows.start, rows.stop + 1)
     still: Tensor = _SETTLE_PAIRS(
         undecided,
-        x,
-        y,
-        row_term,
-        column_term,
-        metric,
-        None if bound is None else bound.row_radius,
-        None if bound is None else bound.column_radius,
-        None if bound is None else bound.row_slack,
-        None if bound is None else bound.column_slack,
+        *vectors,
+        *((None,) * 4 if bound is None else bound),
         offset,
         matches.match_start[ends],
         matches.match_item,
@@ -246,29 +228,17 @@ def open_pairs(
     first_item: int,
     symmetric: bool,
 ) -> Tensor:
-    """List the pairs of a tile that may be near or far enough (`reference.open_pairs`).
+    """List the pairs of a tile that may be near or far enough, int32 [P, 2].
 
     Args:
-        tile: float32 [R, W]; its offset is the item of the first column.
         bound: of this tile.
         near: float64 [R] and [W], keys up to which pairs are wanted for a row and for a column.
         far: float64 [R] and [W], keys from which they are.
-        first_item: item of the first row.
-        symmetric: leave out pairs whose row item is not below the column's.
-
-    Returns:
-        int32 [P, 2].
     """
     infinity = torch.tensor(torch.inf, device=tile.values.device)
     pairs: Tensor = _OPEN_PAIRS(
-        tile.values,
-        tile.row_term,
-        tile.column_term,
-        tile.metric,
-        bound.row_radius.to(torch.float32),
-        bound.column_radius.to(torch.float32),
-        bound.row_slack.to(torch.float32),
-        bound.column_slack.to(torch.float32),
+        *tile.arguments(),
+        *(part.to(torch.float32) for part in bound),
         *(side.to(torch.float32).nextafter(infinity) for side in near),
         *(side.to(torch.float32).nextafter(-infinity) for side in far),
         first_item,
@@ -280,63 +250,31 @@ def open_pairs(
 
 def narrow_pairs(
     pairs: Tensor,
-    x: Tensor,
-    y: Tensor,
-    row_term: Tensor,
-    column_term: Tensor,
-    metric: int,
+    vectors: PairVectors,
     bound: Bound,
     near: tuple[Tensor, Tensor],
     far: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Return those of `open_pairs` that better keys leave wanted (`reference.narrow_pairs`).
-
-    Args:
-        pairs: int32 [P, 2] of a tile.
-        x: the features of the tile's rows, float32 [R, D], or their `integer_rows`.
-        y: those of its columns, [W, D].
-        row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
-        column_term: float64 [W].
-        metric: number of the metric.
-        bound: how far these keys may be off.
-        near: float64 [R] and [W], as for `open_pairs`.
-        far: float64 [R] and [W].
-
-    Returns:
-        int32 [P', 2].
-    """
-    wanted: Tensor = _NARROW_PAIRS(
-        pairs,
-        x,
-        y,
-        row_term,
-        column_term,
-        metric,
-        bound.row_radius,
-        bound.column_radius,
-        bound.row_slack,
-        bound.column_slack,
-        *near,
-        *far,
-    )
+    """Return those of `open_pairs` that better keys leave wanted."""
+    wanted: Tensor = _NARROW_PAIRS(pairs, *vectors, *bound, *near, *far)
     return wanted
 
 
 class ExactLists:
-    """The k nearest of items by exact distances, from pairs that are offered in any order.
+    """The k nearest of items by exact distances, from pairs inserted in any order.
 
     Memory: N (2k + 16) candidates of 12 bytes.
 
     Attributes:
-        maxima: float64 [N], the largest distance offered to each item.
+        maxima: float64 [N], the largest distance inserted for each item.
     """
 
     def __init__(self, limits: Tensor, k: int) -> None:
         """Start with empty lists.
 
         Args:
-            limits: float64 [N], distances within which the k nearest of each item lie.
-            k: candidates that count.
+            limits: float64 [N], upper bounds of each item's k-th smallest distance.
+            k: neighbours of each item.
         """
         count = len(limits)
         self._limits, self._k = limits, k
@@ -347,7 +285,7 @@ class ExactLists:
         self.maxima = torch.zeros_like(limits)
 
     def add_self(self, items: Tensor) -> None:
-        """Offer the empty list of row i the item items[i] (int64 [N]) at distance 0."""
+        """Insert item items[i] (int64 [N]) at distance 0 into the empty list of row i."""
         self._index[:, 0] = items
         self._distance[:, 0] = 0
         self._counts.fill_(1)
@@ -355,7 +293,7 @@ class ExactLists:
     def offer(
         self, pairs: Tensor, distances: Tensor, first_item: int, first_other: int, *, both: bool
     ) -> None:
-        """Offer pairs of a tile (`reference.offer_pairs`)."""
+        """Insert pairs of a tile (`reference.offer_pairs`)."""
         _OFFER_PAIRS(
             self._index,
             self._distance,
@@ -374,7 +312,7 @@ class ExactLists:
         """Return int32 [N, k] and float64 [N, k] in the order of (distance, index).
 
         Raises:
-            RuntimeError: an item was offered fewer than k within its limit: a bound was wrong.
+            RuntimeError: a list has fewer than k candidates within its limit: a bound was wrong.
         """
         if int(self._counts.min()) < self._k:
             raise RuntimeError("a neighbour within its limit was not found: a bound is too small")
@@ -387,10 +325,12 @@ class ExactLists:
 
 
 def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the first k candidates of each row by (distance, index), of int32 and float64 [N, S].
+    """Return the first k candidates of each row by (distance, index).
 
-    Returns:
-        int32 [N, k] and float64 [N, k].
+    Args:
+        index: int32 [N, S].
+        distance: float64 [N, S].
+        k: candidates of each row that are returned.
     """
     ordered, by_index = index.sort(dim=1)
     distance, by_distance = distance.gather(1, by_index).sort(dim=1, stable=True)
@@ -429,7 +369,6 @@ _BYTE_ROWS = define(
 _FLOATS_OF_INTEGERS = define(
     "floats_of_integers_(Tensor(a!) values, Tensor row_unit, Tensor column_unit) -> ()",
     reference.floats_of_integers_,
-    lambda *inputs: None,
 )
 _SETTLE_PAIRS = define(
     "settle_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
@@ -466,5 +405,4 @@ _OFFER_PAIRS = define(
     "Tensor pairs, Tensor distances, Tensor limits, int first_item, int first_other, bool both, "
     "int k) -> ()",
     reference.offer_pairs,
-    lambda *inputs: None,
 )

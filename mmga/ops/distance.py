@@ -1,7 +1,7 @@
-"""Distances: norms in float64, inner products to ranking keys, and matrices as users see them.
+"""Norms, keys and distances of pairs, and distances of part features.
 
-Ranking compares keys (squared Euclidean distance; 1 - cosine); what users see is the Euclidean
-distance itself and 1 - cosine.
+Ranking compares keys (squared Euclidean distance; 1 - cosine); users get the Euclidean distance
+itself and 1 - cosine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GIVEN = 0
 
 
 def metric_number(metric: str) -> int:
-    """Return the number that ops know a metric by.
+    """Return the index of a metric in `reference.METRICS`.
 
     Raises:
         ValueError: it is neither cosine nor euclidean.
@@ -30,17 +30,14 @@ def metric_number(metric: str) -> int:
 
 
 def squared_norms(x: Tensor) -> Tensor:
-    """Return the squared norm of every row, summed in float64 in one fixed order.
-
-    Args:
-        x: float16 or float32 [N, D].
+    """Return the squared norm of every row (`reference.squared_norms`).
 
     Returns:
         float64 [N], the same on every device; infinite or NaN exactly where a value of the row is.
 
     Raises:
-        TypeError: another dtype.
-        ValueError: another shape, or a gradient is required.
+        TypeError: `x` is neither float16 nor float32.
+        ValueError: `x` is no matrix, or a gradient is required.
     """
     if x.dtype not in (torch.float16, torch.float32):
         raise TypeError(f"x must be float16 or float32, got {x.dtype}")
@@ -52,7 +49,7 @@ def squared_norms(x: Tensor) -> Tensor:
 
 
 def key_terms(norms: Tensor, metric: str) -> Tensor:
-    """Return what a row or column contributes to its keys (see `reference.ranking_keys`).
+    """Return the contribution of each row or column to its keys (see `reference.ranking_keys`).
 
     Args:
         norms: squared norms, float64 [N].
@@ -69,8 +66,7 @@ def key_terms(norms: Tensor, metric: str) -> Tensor:
 def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
     """Return ranking keys from exact inner products and squared norms, all float64 [P].
 
-    Returns:
-        float64 [P]: 1 - <x, y> / (|x| |y|), 1 for a zero vector; or the squared distance >= 0.
+    The keys are 1 - <x, y> / (|x| |y|), 1 for a zero vector; or the squared distance >= 0.
     """
     if metric == "euclidean":
         return ((own + other) - 2 * products).clamp_min(0)
@@ -80,7 +76,7 @@ def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Ten
 
 @float32_products()
 def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
-    """Return the distance of every row of `x` to every row of `y`, as users see it.
+    """Return the distance of every row of `x` to every row of `y`.
 
     Args:
         x: float16 or float32 [N, D].
@@ -104,10 +100,33 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
     return keys.sqrt() if metric == "euclidean" else keys
 
 
+def part_keys(
+    products: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    row_weight: Tensor,
+    column_weight: Tensor,
+    metric: int,
+    keys: Tensor,
+) -> None:
+    """Write the distances of a tile of part features to `keys` (`reference.part_keys`).
+
+    Raises:
+        ValueError: a gradient is required.
+    """
+    refuse_gradient("part_keys", products)
+    _PART_KEYS(products, row_term, column_term, row_weight, column_weight, metric, keys)
+
+
 def _squared_norms_fake(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.float64)
 
 
 _SQUARED_NORMS = define(
     "squared_norms(Tensor x) -> Tensor", reference.squared_norms, _squared_norms_fake
+)
+_PART_KEYS = define(
+    "part_keys(Tensor products, Tensor row_term, Tensor column_term, Tensor row_weight, "
+    "Tensor column_weight, int metric, Tensor(a!) keys) -> ()",
+    reference.part_keys,
 )

@@ -1,7 +1,6 @@
 """k-reciprocal encoding as sparse rows: sets, weights and Jaccard distances, stage by stage.
 
-Each operator is specified by the function of the same name in `mmga.ops.reference`. A set of rows
-is a CSR triple: offsets int64 [N + 1], columns int32 [E] ascending within a row, weights float64.
+Specified by the functions of the same names in `mmga.ops.reference`.
 """
 
 from typing import NamedTuple
@@ -12,8 +11,12 @@ from torch import Tensor
 from mmga.ops import _library, reference
 
 
-class Rows(NamedTuple):
-    """Sparse rows: `values[offsets[i] : offsets[i + 1]]` belong to `columns[...]` of row i."""
+class CsrRows(NamedTuple):
+    """Sparse rows: `values[offsets[i] : offsets[i + 1]]` belong to `columns[...]` of row i.
+
+    Offsets are int64 [N + 1], columns int32 [E] ascending within a row, values float64 [E]. Sets
+    are the first two alone.
+    """
 
     offsets: Tensor
     columns: Tensor
@@ -119,11 +122,8 @@ def expanded_sets(neighbours: Tensor, list_length: int, half_length: int) -> tup
 
     Args:
         neighbours: [N, K] int32, nearest first in the order of (distance, index).
-        list_length: neighbours that make a list, self included, k1 + 1 in the paper.
+        list_length: length of a neighbour list, self included, k1 + 1 in the paper.
         half_length: the same for the sets that are joined.
-
-    Returns:
-        CSR offsets int64 [N + 1] and columns int32.
     """
     _check_lists(neighbours, list_length, "list_length")
     _check_lists(neighbours, half_length, "half_length")
@@ -138,132 +138,83 @@ def expanded_sets(neighbours: Tensor, list_length: int, half_length: int) -> tup
 
 
 def listed_distances(sets: tuple[Tensor, Tensor], neighbours: Tensor, distances: Tensor) -> Tensor:
-    """Return d(i, j) of each entry of the sets from i's or else j's list, -1 where in neither.
-
-    Args:
-        sets: CSR offsets [N + 1] and columns [E].
-        neighbours: [N, K] int32.
-        distances: [N, K], float32 or float64.
-
-    Returns:
-        [E] float64.
-    """
+    """Return d(i, j) of each entry of the sets, [E] (`reference.listed_distances`)."""
     _library.refuse_gradient("listed_distances", distances)
     listed: Tensor = _listed_distances(*sets, neighbours, distances)
     return listed
 
 
-def encode(sets: tuple[Tensor, Tensor], distances: Tensor, maxima: Tensor | None) -> Rows:
-    """Return V: exp(-d) over each set, divided by its sum (step 4).
-
-    Args:
-        sets: CSR offsets [N + 1] and columns [E].
-        distances: [E] float64, d(i, j) of each entry.
-        maxima: [N] float64, each row's distances are divided by; None for softmax(-d).
-
-    Returns:
-        V as sparse rows.
-    """
+def encode(sets: tuple[Tensor, Tensor], distances: Tensor, maxima: Tensor | None) -> CsrRows:
+    """Return V: exp(-d) over each set, divided by its sum (step 4, `reference.encode`)."""
     _library.refuse_gradient("encode", distances)
-    return Rows(*sets, _encode(sets[0], distances, maxima))
+    return CsrRows(*sets, _encode(sets[0], distances, maxima))
 
 
-def average_rows(rows: Rows, neighbours: Tensor, k2: int) -> Rows:
-    """Return the mean of the rows of each item's first k2 neighbours (step 5).
-
-    Args:
-        rows: V.
-        neighbours: [N, K] int32, nearest first.
-        k2: rows averaged, 1 to K.
-    """
+def average_rows(rows: CsrRows, neighbours: Tensor, k2: int) -> CsrRows:
+    """Return the mean of the rows of each item's first k2 neighbours (step 5)."""
     _check_lists(neighbours, k2, "k2")
-    return Rows(*_average_rows(*rows, neighbours, k2))
+    return CsrRows(*_average_rows(*rows, neighbours, k2))
 
 
-def transpose_rows(rows: Rows, first: int = 0) -> Rows:
-    """Return the inverted index of the rows from `first` on.
-
-    Args:
-        rows: V, [N, N].
-        first: rows before it are left out.
-    """
-    return Rows(*_transpose_rows(*rows, first))
+def transpose_rows(rows: CsrRows, first: int = 0) -> CsrRows:
+    """Return the inverted index of the rows from `first` on."""
+    return CsrRows(*_transpose_rows(*rows, first))
 
 
 def jaccard_rows(
-    rows: Rows,
-    inverted: Rows,
+    rows: CsrRows,
+    inverted: CsrRows,
     chosen: Tensor,
     max_distance: float | None = None,
     *,
     upper: bool = False,
-) -> Rows:
+) -> CsrRows:
     """Return the Jaccard distances of chosen rows to those in the inverted index (step 6).
 
     Args:
-        rows: V, [N, N].
         inverted: `transpose_rows` of V.
         chosen: [M] int64, rows of V.
-        max_distance: keep J <= max_distance; None: J < 1. What is missing is 1.
-        upper: leave out the distances to items before a row's own.
-
-    Returns:
-        [M, N] sparse rows.
     """
-    return Rows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
+    return CsrRows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
 
 
 class NearPairs:
-    """The Jaccard distances of a set up to a limit, found through the heavier entries of its rows.
+    """The Jaccard distances of a set up to a limit, found by a prefix filter.
 
-    Faster than `jaccard_rows`, which adds up every overlap there is, where few pairs are that near.
+    Faster than `jaccard_rows`, which sums all overlaps, where few pairs are that near.
     """
 
-    def __init__(self, rows: Rows, max_distance: float) -> None:
-        """Prepare the index.
-
-        Args:
-            rows: V, [N, N].
-            max_distance: of the pairs that are wanted, in [0, 1).
-        """
+    def __init__(self, rows: CsrRows, max_distance: float) -> None:
+        """Index the heavy entries of V, [N, N], for distances up to a limit in [0, 1)."""
         self._rows, self._limit = rows, max_distance
-        self._heavy = Rows(*_heavy_rows(*rows, max_distance))
+        self._heavy = CsrRows(*_heavy_rows(*rows, max_distance))
         self._index = transpose_rows(self._heavy)
 
-    def upper(self, chosen: Tensor) -> Rows:
+    def upper(self, chosen: Tensor) -> CsrRows:
         """Return the distances of rows [M] int64 to the items from each one's own on, [M, N]."""
         near = _near_rows(*self._rows, *self._heavy, *self._index, chosen, self._limit)
-        return Rows(*near)
+        return CsrRows(*near)
 
 
-def mirror_rows(rows: Rows) -> Rows:
-    """Return the symmetric matrix [N, N] of which rows hold the upper half, diagonal included."""
-    return Rows(*_mirror_rows(*rows))
+def mirror_rows(rows: CsrRows) -> CsrRows:
+    """Return the symmetric matrix [N, N] whose upper half, diagonal included, the rows hold."""
+    return CsrRows(*_mirror_rows(*rows))
 
 
 def mix_distances(
     squared: Tensor,
     maxima: Tensor | None,
-    overlaps: Rows,
+    overlaps: CsrRows,
     first: int,
     lambda_value: float,
     *,
     power: int = 1,
     scale: float = 1.0,
 ) -> Tensor:
-    """Return the final distances (1 - lambda) J + lambda d' (step 7).
+    """Return the final distances (1 - lambda) J + lambda d' (step 7, `reference.mix_distances`).
 
     Args:
-        squared: [R, G] squared distances d, float32 or float64.
-        maxima: [R] float64, d' = (d / maximum)^power; None: d' = scale d.
-        overlaps: the rows' Jaccard distances; what is missing is 1.
-        first: item of `overlaps` that is the gallery's first; it holds none outside the gallery.
-        lambda_value: weight of d'.
-        power: 1 or 2.
-        scale: factor of d where it is not divided.
-
-    Returns:
-        [R, G] float64.
+        overlaps: the rows' Jaccard distances; it holds none outside the gallery.
     """
     final: Tensor = _mix_distances(squared, maxima, *overlaps, first, lambda_value, power, scale)
     return final

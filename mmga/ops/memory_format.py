@@ -1,4 +1,4 @@
-"""How results that are shaped like a feature map lie in memory, the same for every back end."""
+"""Memory format of outputs, identical across back ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def memory_format(x: Tensor) -> torch.memory_format:
     """Return channels_last where `x` [B, C, h, w] is, else NCHW; the result is always dense.
 
-    Slices count as what they were cut from; a map with one channel or one pixel counts as NCHW.
+    A slice has the format of the map it is cut from; one channel or one pixel counts as NCHW.
     """
     if x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1 and x.stride(1) == 1:
         return torch.channels_last

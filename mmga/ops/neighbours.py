@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmga.ops import _library, reference
-
-
-def _fake_nothing(*arguments: Any) -> None:
-    return None
-
 
 _nearest_in_rows = _library.define(
     "nearest_in_rows(Tensor distances, int k) -> (Tensor, Tensor)",
@@ -32,7 +26,6 @@ _select_neighbours = _library.define(
     " Tensor(d!) maxima, Tensor(e!)? kept, Tensor products, Tensor row_term, Tensor column_term,"
     " bool cosine, int k, int first_item, int first_other, bool symmetric) -> ()",
     reference.select_neighbours,
-    _fake_nothing,
 )
 _ordered_candidates = _library.define(
     "ordered_candidates(Tensor candidates, Tensor counts, int k) -> (Tensor, Tensor)",
@@ -45,7 +38,6 @@ _ordered_candidates = _library.define(
 _squared_distances_ = _library.define(
     "squared_distances_(Tensor(a!) tile, Tensor row_term, Tensor column_term, bool cosine) -> ()",
     reference.squared_distances_,
-    _fake_nothing,
 )
 _pair_products = _library.define(
     "pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) -> Tensor",
@@ -72,13 +64,6 @@ class Neighbours:
 def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k smallest entries of each row in the order of (distance, index).
 
-    Args:
-        distances: [R, N], float32 or float64, no NaN.
-        k: 1 to N.
-
-    Returns:
-        distances [R, k] and int32 indices [R, k].
-
     Raises:
         ValueError: k is out of range, or the distances require a gradient.
     """
@@ -92,29 +77,12 @@ def nearest_in_rows(distances: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def squared_distances_(
     tile: Tensor, row_term: Tensor, column_term: Tensor, *, cosine: bool
 ) -> None:
-    """Turn a tile of inner products into squared distances >= 0 in place.
-
-    Args:
-        tile: [R, C] float32, columns contiguous.
-        row_term: [R] float32, 1 / norm (0 for a zero vector) if cosine, else the squared norm.
-        column_term: [C] float32, likewise.
-        cosine: 2 - 2 cos instead of the squared distances of the vectors as they are.
-    """
+    """Turn a tile of inner products into squared distances >= 0 in place."""
     _squared_distances_(tile, row_term, column_term, cosine)
 
 
 def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the float64 inner products <x[rows], y[columns]> of pairs of float32 vectors.
-
-    Args:
-        x: [N, D] float32, contiguous.
-        y: [M, D] float32, contiguous.
-        rows: [P] int64, rows of x.
-        columns: [P] int64, rows of y.
-
-    Returns:
-        [P] float64.
-    """
+    """Return the float64 inner products of pairs of rows."""
     _library.refuse_gradient("pair_products", x, y)
     products: Tensor = _pair_products(x, y, rows.contiguous(), columns.contiguous())
     return products
@@ -136,7 +104,7 @@ class NearestLists:
         self._maxima = torch.zeros(items, device=device)
 
     def add_self(self) -> None:
-        """Offer every item to itself at distance 0 (symmetric tiles leave the diagonal out)."""
+        """Insert every item into its own list at distance 0, before any symmetric tile."""
         if self._counts.any():
             raise RuntimeError("add_self comes before the first tile")
         self._candidates[:, 0] = torch.arange(len(self._counts), device=self._counts.device)
@@ -144,9 +112,7 @@ class NearestLists:
 
     def add(
         self,
-        products: Tensor,
-        row_term: Tensor,
-        column_term: Tensor,
+        products: tuple[Tensor, Tensor, Tensor],
         first_item: int,
         first_other: int,
         *,
@@ -154,19 +120,10 @@ class NearestLists:
         symmetric: bool = False,
         kept: Tensor | None = None,
     ) -> None:
-        """Offer the squared distances of a tile of inner products to the items along its rows.
+        """Insert the squared distances of a tile into its items' lists.
 
-        Args:
-            products: [R, C] float32, columns contiguous.
-            row_term: [R], see `squared_distances_`.
-            column_term: [C].
-            first_item: item of its first row.
-            first_other: index of the candidate of its first column.
-            cosine: see `squared_distances_`.
-            symmetric: the columns are items too. Pairs with row item < column item are offered to
-                both of them, other entries are left out.
-            kept: [Q, N - Q] float32, gets the distances of items before Q to the others, as far as
-                a symmetric tile has them.
+        The arguments are those of `reference.select_neighbours`; `products` are the inner products
+        and the terms of rows and columns.
         """
         _select_neighbours(
             self._candidates,
@@ -174,9 +131,7 @@ class NearestLists:
             self._thresholds,
             self._maxima,
             kept,
-            products,
-            row_term,
-            column_term,
+            *products,
             cosine,
             self.k,
             first_item,
@@ -185,7 +140,7 @@ class NearestLists:
         )
 
     def result(self) -> Neighbours:
-        """Return the lists in order; each item must have been offered at least k others."""
+        """Return the lists in order; each item must have at least k candidates."""
         if int(self._counts.min()) < self.k:
             raise RuntimeError(f"an item was offered fewer than {self.k} candidates")
         index, distances = _ordered_candidates(self._candidates, self._counts, self.k)

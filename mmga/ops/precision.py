@@ -1,4 +1,4 @@
-"""In which precision products of float32 features are formed, whatever a training script has set.
+"""Guard float32 products against reduced precision, whatever a training script has set.
 
 `torch.set_float32_matmul_precision("high")`, `torch.backends.cuda.matmul.allow_tf32 = True`, their
 successors `torch.backends...fp32_precision` and autocast all let torch round the factors of a
@@ -11,10 +11,6 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-
-PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16")
-"""How products of float32 features are formed: in float32; by three, or one, products of tf32
-values (10 bits), or of bf16 values (7 bits); always added in float32."""
 
 # Where torch keeps the new settings, above those that inherit from them. By torch's own functions:
 # `torch.backends.mkldnn.fp32_precision` reads one place and writes another (2.11 to 2.15).
@@ -53,7 +49,7 @@ def float32_products() -> Iterator[None]:
 
 
 def _take(backend: str, operation: str) -> str:
-    """Return a setting and clear it: those below are then read as they are, not as inherited."""
+    """Return a setting and clear it, so that those below are read without inheriting from it."""
     precision: str = torch._C._get_fp32_precision_getter(backend, operation)
     torch._C._set_fp32_precision_setter(backend, operation, "none")
     return precision

@@ -327,6 +327,7 @@ def test_threads_settle_what_one_settles():
     g = torch.Generator().manual_seed(2)
     x, y = torch.rand(40, 16, generator=g), torch.rand(2000, 16, generator=g)
     terms = [reference.squared_norms(side).sqrt() for side in (x, y)]
+    vectors = certified.PairVectors(x, y, *terms, 1)
     found = []
     threads = torch.get_num_threads()
     for number in (1, 2, 3):
@@ -335,7 +336,7 @@ def test_threads_settle_what_one_settles():
             for counts in (matches.preceding, matches.tied):
                 counts.zero_()
             again, certain = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
-            certified.settle_pairs(again, x, y, *terms, 1, 70, slice(0, 40), matches)
+            certified.settle_pairs(again, vectors, 70, slice(0, 40), matches)
         finally:
             torch.set_num_threads(threads)
         found.append((again, certain, matches.preceding.clone(), matches.tied.clone()))
@@ -368,8 +369,9 @@ def test_pairs_outside_the_tile_are_refused(change):
         undecided[-1, column] = 10_000
     x, y = torch.rand(4, 8), torch.rand(150, 8)
     terms = [reference.squared_norms(side).sqrt() for side in (x, y)]
+    vectors = certified.PairVectors(x, y, *terms, 1)
     with pytest.raises(RuntimeError, match="outside the tile"):
-        certified.settle_pairs(undecided, x, y, *terms, 1, 70, slice(0, 4), matches)
+        certified.settle_pairs(undecided, vectors, 70, slice(0, 4), matches)
 
 
 def test_opcheck():

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from mmga.ops import reference
-from mmga.ops.ranking import Tile
-from mmga.ops.verification import Impostors, count_impostors
+from mmga.ops.ranking import Impostors, Tile, count_impostors
 
 
 def case(rows=6, items=2500, dtype=torch.float32, metric=0, seed=0, infinite=False):
@@ -23,7 +22,7 @@ def case(rows=6, items=2500, dtype=torch.float32, metric=0, seed=0, infinite=Fal
     ]
     start = torch.tensor([0, *(len(one) for one in ignored)]).cumsum(0)
     codes = torch.randint(0, 3, (rows + items,), generator=generator, dtype=torch.int32)
-    return tile, start, torch.cat(ignored), {
+    return tile, (start, torch.cat(ignored)), {
         "row_camera": codes[:rows],
         "column_camera": codes[rows:],
         "removed": torch.rand(rows, items, generator=generator) < 0.2,
@@ -31,15 +30,23 @@ def case(rows=6, items=2500, dtype=torch.float32, metric=0, seed=0, infinite=Fal
     }  # fmt: skip
 
 
+def count(tile, rows, found, options):
+    """Call `count_impostors` with options by the names of the reference's arguments."""
+    masks = tuple(options.get(name) for name in ("row_camera", "column_camera", "removed"))
+    more = {name: options[name] for name in ("cross_camera", "known") if name in options}
+    count_impostors(tile, rows, found, masks, **more)
+
+
 def edges(metric, bins=300, largest=2.0):
     units = largest / bins * torch.arange(1, bins + 1, dtype=torch.float64)
     return units**2 if metric == 2 else units
 
 
-def by_reference(tile, start, item, found, **options):
-    fresh = Impostors.of(found.edges, tile.values.shape[0])
+def by_reference(tile, found, **options):
+    ignored = found.ignored_start, found.ignored_item
+    fresh = Impostors.of(found.edges, *ignored)
     reference.count_impostors(
-        tile.values, tile.row_term, tile.column_term, tile.metric, tile.offset, start, item,
+        tile.values, tile.row_term, tile.column_term, tile.metric, tile.offset, *ignored,
         options.get("row_camera"), options.get("column_camera"),
         options.get("cross_camera", False), options.get("removed"), options.get("known"),
         fresh.edges, fresh.counts, fresh.nearest, fresh.nearest_item,
@@ -67,18 +74,18 @@ OPTIONS = [
 @pytest.mark.parametrize("cross_camera", [False, True])
 def test_equals_reference(kernel, dtype, metric, names, cross_camera):
     kernel("count_impostors")
-    tile, start, item, everything = case(dtype=dtype, metric=metric, infinite=True)
+    tile, ignored, everything = case(dtype=dtype, metric=metric, infinite=True)
     options = {name: everything[name] for name in names} | {"cross_camera": cross_camera}
-    found = Impostors.of(edges(metric), 6)
-    count_impostors(tile, slice(0, 6), start, item, found, **options)
-    assert_equal(found, by_reference(tile, start, item, found, **options))
+    found = Impostors.of(edges(metric), *ignored)
+    count(tile, slice(0, 6), found, options)
+    assert_equal(found, by_reference(tile, found, **options))
     assert found.counts.sum() > 3000
 
 
 @pytest.mark.parametrize("bins", [1, 2, 65536])
 def test_bins_of_any_number_and_width(kernel, bins):
     kernel("count_impostors")
-    tile, start, item, _ = case(metric=2)
+    tile, ignored, _ = case(metric=2)
     uneven = torch.rand(bins, dtype=torch.float64).sort().values * 20
     for given in (
         edges(2, bins),
@@ -86,15 +93,15 @@ def test_bins_of_any_number_and_width(kernel, bins):
         uneven,
         torch.full((bins,), 1e308, dtype=torch.float64),
     ):
-        found = Impostors.of(given, 6)
-        count_impostors(tile, slice(0, 6), start, item, found)
-        assert_equal(found, by_reference(tile, start, item, found))
+        found = Impostors.of(given, *ignored)
+        count_impostors(tile, slice(0, 6), found)
+        assert_equal(found, by_reference(tile, found))
 
 
 def test_the_reference_equals_a_loop():
-    tile, start, item, options = case(4, 40)
-    found = Impostors.of(torch.tensor([0.5, 1.0, 1.75], dtype=torch.float64), 4)
-    fresh = by_reference(tile, start, item, found, **options)
+    tile, (start, item), options = case(4, 40)
+    found = Impostors.of(torch.tensor([0.5, 1.0, 1.75], dtype=torch.float64), start, item)
+    fresh = by_reference(tile, found, **options)
     counts, nearest = [0] * 4, []
     for row in range(4):
         best = (float("inf"), 2**63 - 1)
@@ -113,20 +120,17 @@ def test_the_reference_equals_a_loop():
 
 def test_tiles_and_threads_add_up(kernel):
     kernel("count_impostors")
-    tile, start, item, options = case(300, 1500, metric=1)
-    whole = Impostors.of(edges(1), 300)
-    count_impostors(tile, slice(0, 300), start, item, whole, **options)
+    tile, ignored, options = case(300, 1500, metric=1)
+    whole = Impostors.of(edges(1), *ignored)
+    count(tile, slice(0, 300), whole, options)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        pieces = Impostors.of(edges(1), 300)
+        pieces = Impostors.of(edges(1), *ignored)
         for part in reversed(list(tile.split(190))):
             columns = slice(part.offset, part.offset + part.values.shape[1])
-            count_impostors(
-                part, slice(0, 300), start, item, pieces, options["row_camera"],
-                options["column_camera"][columns], False,
-                options["removed"][:, columns], options["known"][columns],
-            )  # fmt: skip
+            cut = {name: value[..., columns] for name, value in options.items()}
+            count(part, slice(0, 300), pieces, cut | {"row_camera": options["row_camera"]})
     finally:
         torch.set_num_threads(threads)
     assert_equal(pieces, whole)
@@ -134,8 +138,8 @@ def test_tiles_and_threads_add_up(kernel):
 
 def test_opcheck(kernel):
     op = kernel("count_impostors")
-    tile, start, item, options = case(3, 30, metric=1)
-    found = Impostors.of(edges(1, 8), 3)
+    tile, (start, item), options = case(3, 30, metric=1)
+    found = Impostors.of(edges(1, 8), start, item)
     torch.library.opcheck(
         op.default,
         (tile.values, tile.row_term, tile.column_term, 1, 0, start, item, options["row_camera"],

@@ -202,7 +202,7 @@ def test_rows_of_many_equal_weights(limit):
     n = 70
     offsets = torch.arange(n + 1) * n
     columns = torch.arange(n, dtype=torch.int32).repeat(n)
-    rows = k_reciprocal.Rows(offsets, columns, torch.full((n * n,), 1 / n, dtype=torch.float64))
+    rows = k_reciprocal.CsrRows(offsets, columns, torch.full((n * n,), 1 / n, dtype=torch.float64))
     found = k_reciprocal.NearPairs(rows, limit).upper(torch.arange(n))
     every = k_reciprocal.transpose_rows(rows)
     expected = k_reciprocal.jaccard_rows(rows, every, torch.arange(n), limit, upper=True)

@@ -42,14 +42,14 @@ def symmetric(items, top, seed):
 
 
 def offer(lists, d, item, other, **options):
-    """Offer distances: products of -d / 2 between vectors whose norms are 0."""
+    """Insert distances: products of -d / 2 between vectors whose norms are 0."""
     zeros = torch.zeros(max(d.shape))
     terms = zeros[: d.shape[0]], zeros[: d.shape[1]]
-    lists.add(d * -0.5, *terms, item, other, cosine=False, **options)
+    lists.add((d * -0.5, *terms), item, other, cosine=False, **options)
 
 
 def by_tiles(d, k, rows, columns):
-    """Offer each pair once, from a tile on or above the diagonal, to both its items."""
+    """Insert each pair once, from a tile on or above the diagonal, for both its items."""
     n = len(d)
     lists = NearestLists(n, k)
     lists.add_self()

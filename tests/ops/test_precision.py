@@ -49,7 +49,7 @@ SETTINGS = {
 
 
 def answer(read):
-    """What torch says, or that it refuses to say it because settings contradict each other."""
+    """Return torch's answer, or its refusal where settings contradict each other."""
     try:
         return read()
     except RuntimeError as error:
@@ -137,7 +137,7 @@ CALLS = {
 
 
 class Products(torch.overrides.TorchFunctionMode):
-    """Looks at the settings while products are formed."""
+    """Record the settings while products are formed."""
 
     def __init__(self, fail=False):
         super().__init__()

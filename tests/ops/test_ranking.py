@@ -180,7 +180,7 @@ def test_cameras_and_removed_items_are_not_counted():
         "column_camera": torch.randint(0, 3, (300,), generator=generator, dtype=torch.int32),
         "removed": torch.rand(4, 300, generator=generator) < 0.3,
     }
-    count_preceding(tile, slice(0, 4), found, *options.values())
+    count_preceding(tile, slice(0, 4), found, tuple(options.values()))
     assert_equal(found, by_reference(tile, found, **options))
 
 

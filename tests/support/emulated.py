@@ -23,7 +23,6 @@ from mmga.ops import (  # noqa: F401
     k_reciprocal,
     neighbours,
     ranking,
-    verification,
 )
 
 HERE = REPOSITORY / "tests" / "cuda_emulation"

@@ -199,6 +199,18 @@ def spatial_bwd_kernel(
 
 
 @triton.jit
+def _first_maximum(value, place):
+    """Maximum along the last axis and its lowest place; a NaN is larger than any number."""
+    nan = value != value
+    number = tl.where(nan, -float("inf"), value)
+    largest = tl.max(number, 2)
+    found = tl.min(tl.where(number == largest[:, :, None], place, NOWHERE), 2)
+    found_nan = tl.min(tl.where(nan, place, NOWHERE), 2)
+    largest = tl.where(found_nan < NOWHERE, float("nan"), largest)
+    return largest, tl.where(found_nan < NOWHERE, found_nan, found)
+
+
+@triton.jit
 def pool_fwd_kernel(
     x_ptr,
     spatial_ptr,
@@ -243,7 +255,7 @@ def pool_fwd_kernel(
         value = tl.zeros([PB, BLOCK_C, BLOCK_I], tl.float32)
     else:
         value = tl.full([PB, BLOCK_C, BLOCK_I], -float("inf"), tl.float32)
-    # Until an element is larger than minus infinity, the first of each lane stands for it.
+    # The place of each lane's maximum is its first until an element is larger than minus infinity.
     start_place = tl.where(first + i < last, first + i, NOWHERE)
     place = tl.zeros([PB, BLOCK_C, BLOCK_I], tl.int32) + start_place[None, None, :]
     for start in range(first, last, BLOCK_I):
@@ -269,25 +281,15 @@ def pool_fwd_kernel(
             value = tl.where(take, attended, value)
             place = tl.where(take, (start + i)[None, None, :], place)
 
-    gate = _sigmoid(
-        tl.load(
-            channel_ptr + b * P * C + c0 + p[:, None] * C + c[None, :],
-            mask=in_p[:, None] & in_c[None, :],
-            other=0.0,
-        ).to(tl.float32)
-    )  # [PB, BLOCK_C]
-    to = (b * P * S + stripe) * C + c0 + p[:, None] * (S * C) + c[None, :]
     inside = in_p[:, None] & in_c[None, :]
+    logits = b * P * C + c0 + p[:, None] * C + c[None, :]
+    gate = _sigmoid(tl.load(channel_ptr + logits, mask=inside, other=0.0).to(tl.float32))
+    to = (b * P * S + stripe) * C + c0 + p[:, None] * (S * C) + c[None, :]
     if AVERAGE:
         pooled = tl.sum(value, 2) / (last - first).to(tl.float32)
     else:
-        nan = value != value
-        number = tl.where(nan, -float("inf"), value)
-        pooled = tl.max(number, 2)
-        found = tl.min(tl.where(number == pooled[:, :, None], place, NOWHERE), 2)
-        found_nan = tl.min(tl.where(nan, place, NOWHERE), 2)
-        pooled = tl.where(found_nan < NOWHERE, float("nan"), pooled)
-        tl.store(argmax_ptr + to, tl.where(found_nan < NOWHERE, found_nan, found), mask=inside)
+        pooled, found = _first_maximum(value, place)
+        tl.store(argmax_ptr + to, found, mask=inside)
     tl.store(pooled_ptr + to, pooled * gate, mask=inside)
 
 
@@ -313,8 +315,8 @@ def pool_max_bwd_gather_kernel(
 ):
     """One program per image, part and block of channels.
 
-    It looks up x and S where the maxima stood, and writes what reaches x and S there [B, P, S, C]
-    and the gradient of the channel logits.
+    It reads x and S at the maxima, and writes their gradients there [B, P, S, C] and the gradient
+    of the channel logits.
     """
     blocks_c = tl.cdiv(C, BLOCK_C)
     pid = tl.program_id(0).to(tl.int64)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
-from mmga.ops.ranking import Matches, Tile, count_preceding, read_matches
+from mmga.ops.ranking import Masks, Matches, Tile, count_preceding, read_matches
 from mmga.retrieval.protocols.selection import Pairs, Selection
 from mmga.retrieval.tiles.sources import BlockSource, Source
 
@@ -165,7 +165,7 @@ class _Count:
                 read_matches(whole, rows, matches)
             queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
             for tile, masks in masked(whole, self.selection, queries, cameras):
-                count_preceding(tile, rows, matches, *masks)
+                count_preceding(tile, rows, matches, masks)
                 if self.observer is not None and number >= self.observed:
                     self.observer.tile(pairs, rows, tile, masks[2])
                 number += 1
@@ -179,9 +179,6 @@ class _Count:
 
 Cameras = tuple[Tensor, Tensor]
 """Camera codes of all queries and all items of a selection that leaves out whole cameras."""
-Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Which pairs of a tile are left out: camera codes of its rows [R] and columns [W], pairs of equal
-code; and bool [R, W], pairs for which a condition holds."""
 
 
 def masked(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mmga.common.monitor import Monitor
-from mmga.ops.certified import Bound, count_certain, settle_pairs, thresholds
+from mmga.ops.certified import Bound, PairVectors, count_certain, settle_pairs, thresholds
 from mmga.ops.distance import metric_number
-from mmga.ops.ranking import Tile
+from mmga.ops.ranking import Masks, Tile
 from mmga.retrieval.bounds.approximation import Approximator
 from mmga.retrieval.bounds.planner import (
     COUNTING,
@@ -33,7 +33,6 @@ from mmga.retrieval.bounds.stages import StagedRows, Stages
 from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys
 from mmga.retrieval.metrics.rank import (
     PAIR_LIMIT,
-    Masks,
     PerQuery,
     masked,
     matches_of,
@@ -163,7 +162,7 @@ class _Run:
 
     def count(self, rows: slice, tile: Tile, bound: Bound, masks: Masks) -> Tensor:
         """Count the pairs of a tile that its bound decides, and return the others."""
-        undecided = count_certain(tile, rows, self.matches, *self._limits, bound, *masks)
+        undecided = count_certain(tile, rows, self.matches, self._limits, bound, masks)
         self._stages.stages[0].note(tile.values.numel(), len(undecided))
         return undecided
 
@@ -174,11 +173,13 @@ class _Run:
         for stage, (one, other, bound) in zip(stages, queries.refinements(items), strict=True):
             still = settle_pairs(
                 undecided,
-                one.rows,
-                other.rows,
-                queries.exact_term,
-                items.exact_term,
-                metric_number(queries.metric),
+                PairVectors(
+                    one.rows,
+                    other.rows,
+                    queries.exact_term,
+                    items.exact_term,
+                    metric_number(queries.metric),
+                ),
                 offset,
                 rows,
                 self.matches,

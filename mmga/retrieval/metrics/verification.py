@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
-from mmga.ops.ranking import Matches, Tile
-from mmga.ops.verification import Impostors, count_impostors
+from mmga.ops.ranking import Impostors, Matches, Tile, count_impostors
 from mmga.retrieval.protocols.selection import Pairs, Selection
 
 BINS = 1 << 16
@@ -90,7 +89,7 @@ class PairCounter:
         self._nearest_item, self._first_item = np.full(count, nobody), np.full(count, nobody)
         self._cross_camera = cross_camera
         self._row_camera, self._column_camera = _cameras(selection, cross_camera)
-        self._run: tuple[Pairs, Impostors, Tensor, Tensor] | None = None
+        self._run: tuple[Pairs, Impostors] | None = None
         self._choose_strangers(strangers, seed)
 
     def _choose_strangers(self, share: float | None, seed: int) -> None:
@@ -122,24 +121,26 @@ class PairCounter:
             self._take()
             self._run = (
                 pairs,
-                Impostors.of(self._edges.to(device), pairs.stop - pairs.start),
-                torch.from_numpy(pairs.ignored_start).to(device),
-                torch.from_numpy(pairs.ignored_item).to(device),
+                Impostors.of(
+                    self._edges.to(device),
+                    torch.from_numpy(pairs.ignored_start).to(device),
+                    torch.from_numpy(pairs.ignored_item).to(device),
+                ),
             )
-        _, impostors, ignored_start, ignored_item = self._run
+        _, impostors = self._run
         columns = slice(tile.offset, tile.offset + tile.values.shape[1])
         queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
         with_cameras = self._row_camera is not None and self._column_camera is not None
         count_impostors(
             tile,
             rows,
-            ignored_start[rows.start : rows.stop + 1],
-            ignored_item,
             impostors,
-            self._row_camera[queries].to(device) if with_cameras else None,  # type: ignore[index]
-            self._column_camera[columns].to(device) if with_cameras else None,  # type: ignore[index]
+            (
+                self._row_camera[queries].to(device) if with_cameras else None,  # type: ignore[index]
+                self._column_camera[columns].to(device) if with_cameras else None,  # type: ignore[index]
+                removed,
+            ),
             self._cross_camera and self._selection.query_camera is None,
-            removed,
             None if self._known is None else self._known[columns].to(device),
         )
 
@@ -159,7 +160,7 @@ class PairCounter:
         """Keep what was counted of the run that is done."""
         if self._run is None:
             return
-        pairs, impostors = self._run[:2]
+        pairs, impostors = self._run
         self._impostor += impostors.counts.cpu().numpy()
         self._nearest[pairs.start : pairs.stop] = impostors.nearest.cpu().numpy()
         self._nearest_item[pairs.start : pairs.stop] = impostors.nearest_item.cpu().numpy()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.ops.certified import ExactLists, narrow_pairs, nearest_of, open_pairs
+from mmga.ops.certified import ExactLists, PairVectors, narrow_pairs, nearest_of, open_pairs
 from mmga.ops.distance import exact_keys, metric_number
 from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
@@ -185,9 +185,7 @@ class _Search:
             tile = tile_products(rows, columns, _shaped(values, rows, columns))
             row_term, column_term = (self._terms[side] for side in sides)
             lists.add(
-                tile,
-                row_term,
-                column_term,
+                (tile, row_term, column_term),
                 own,
                 other,
                 cosine=self._cosine,
@@ -236,11 +234,9 @@ class _Search:
             pairs = self._candidates(mine, theirs, values, *wanted)
             pairs = narrow_pairs(
                 pairs,
-                rows.int16.rows,
-                columns.int16.rows,
-                rows.term,
-                columns.term,
-                self._metric,
+                PairVectors(
+                    rows.int16.rows, columns.int16.rows, rows.term, columns.term, self._metric
+                ),
                 bound_between(rows.int16, columns.int16, self._vectors.metric),
                 *wanted,
             )

@@ -135,7 +135,7 @@ def nearest_items(
     ]
     tiles = _Tiles(queries, items, height, width)
     for done, (own, first, products) in enumerate(tiles.along(places), 1):
-        lists.add(*products, own, first, cosine=tiles.cosine)
+        lists.add(products, own, first, cosine=tiles.cosine)
         if progress is not None:
             progress("neighbours", done, len(places))
     return lists.result()
@@ -172,7 +172,7 @@ def float32_neighbours(
     places = upper_triangle(count, size)
     tiles = _Tiles(vectors, vectors, size, size, upper=tile is not None)
     for done, (own, other, products) in enumerate(tiles.along(places), 1):
-        lists.add(*products, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
+        lists.add(products, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
         if progress is not None:
             progress("neighbours", done, len(places))
     return lists.result()

@@ -130,7 +130,7 @@ class Reranking:
                 squared = original[low:high]
             yield slice(low, high), self._mixed(squared, part, _between(overlaps, low, high))
 
-    def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.Rows) -> Tensor:
+    def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.CsrRows) -> Tensor:
         scale = 0.5 if self._vectors.metric == "cosine" else 1.0
         maxima = self._maxima[queries]
         return mix(squared, maxima, overlaps, self._first, self._rule, scale)
@@ -253,8 +253,8 @@ def graph_vectors(
     return VectorSet(sides, metric, chosen, device=device)
 
 
-def _between(rows: ops.Rows, low: int, high: int) -> ops.Rows:
+def _between(rows: ops.CsrRows, low: int, high: int) -> ops.CsrRows:
     first, last = int(rows.offsets[low]), int(rows.offsets[high])
-    return ops.Rows(
+    return ops.CsrRows(
         rows.offsets[low : high + 1] - first, rows.columns[first:last], rows.values[first:last]
     )

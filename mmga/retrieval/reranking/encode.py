@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops import k_reciprocal as ops
-from mmga.ops.k_reciprocal import Rows
+from mmga.ops.k_reciprocal import CsrRows
 from mmga.ops.neighbours import Neighbours
 from mmga.retrieval.reranking.settings import KReciprocal
 
@@ -16,7 +16,7 @@ PairDistances = Callable[[Tensor, Tensor], Tensor]
 """Squared distances, float64 [P], of pairs of items given as two int64 [P]."""
 
 
-def encode(neighbours: Neighbours, rule: KReciprocal, distance_of: PairDistances) -> Rows:
+def encode(neighbours: Neighbours, rule: KReciprocal, distance_of: PairDistances) -> CsrRows:
     """Return V after the k2-mean: steps 2 to 5 of Zhong et al.
 
     Args:
@@ -63,13 +63,15 @@ def encoded_distances(
     return distances, maxima.double()
 
 
-def averaged(rows: Rows, neighbours: Neighbours, rule: KReciprocal) -> Rows:
+def averaged(rows: CsrRows, neighbours: Neighbours, rule: KReciprocal) -> CsrRows:
     """Return V after the k2-mean."""
     k2 = min(rule.k2, len(neighbours.index))
     return ops.average_rows(rows, neighbours.index, k2) if k2 > 1 else rows
 
 
-def jaccard(rows: Rows, chosen: Tensor, first: int, max_distance: float | None = None) -> Rows:
+def jaccard(
+    rows: CsrRows, chosen: Tensor, first: int, max_distance: float | None = None
+) -> CsrRows:
     """Return Jaccard distances of chosen items to the items from `first` on: step 6.
 
     Args:
@@ -85,7 +87,12 @@ def jaccard(rows: Rows, chosen: Tensor, first: int, max_distance: float | None =
 
 
 def mix(
-    squared: Tensor, maxima: Tensor, overlaps: Rows, first: int, rule: KReciprocal, scale: float = 1
+    squared: Tensor,
+    maxima: Tensor,
+    overlaps: CsrRows,
+    first: int,
+    rule: KReciprocal,
+    scale: float = 1,
 ) -> Tensor:
     """Return the final distances of some queries: step 7.
 

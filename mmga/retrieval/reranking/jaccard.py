@@ -106,7 +106,7 @@ def _rule(k1: int, k2: int, variant: str) -> KReciprocal:
     return KReciprocal(k1, k2, variant=_RULES[variant])
 
 
-def _to_torch(matrix: ops.Rows) -> Tensor:
+def _to_torch(matrix: ops.CsrRows) -> Tensor:
     """Return square sparse rows as torch's CSR, with int32 indices where these suffice."""
     count = len(matrix.offsets) - 1
     wide = torch.int64 if len(matrix.values) > torch.iinfo(torch.int32).max else torch.int32
@@ -144,8 +144,8 @@ def to_scipy(matrix: Tensor) -> csr_matrix:
 
 
 def _all_rows(
-    rows: ops.Rows, n: int, max_distance: float | None, progress: Progress | None
-) -> ops.Rows:
+    rows: ops.CsrRows, n: int, max_distance: float | None, progress: Progress | None
+) -> ops.CsrRows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
     kernel = has_kernel("near_rows", rows.offsets.device.type.upper())
@@ -154,7 +154,7 @@ def _all_rows(
     else:
         inverted = ops.transpose_rows(rows)
 
-        def some(chosen: Tensor) -> ops.Rows:
+        def some(chosen: Tensor) -> ops.CsrRows:
             return ops.jaccard_rows(rows, inverted, chosen, max_distance, upper=upper)
 
     pieces = []
@@ -167,7 +167,7 @@ def _all_rows(
     return ops.mirror_rows(whole) if upper else whole
 
 
-def _joined(pieces: list[ops.Rows]) -> ops.Rows:
+def _joined(pieces: list[ops.CsrRows]) -> ops.CsrRows:
     """Return rows one after the other, and leave none behind."""
     counts = torch.cat([piece.offsets.diff() for piece in pieces])
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -179,4 +179,4 @@ def _joined(pieces: list[ops.Rows]) -> ops.Rows:
         end = done + len(piece.values)
         columns[done:end], values[done:end] = piece.columns, piece.values
         done = end
-    return ops.Rows(offsets, columns, values)
+    return ops.CsrRows(offsets, columns, values)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmga.ops.parts import part_keys
+from mmga.ops.distance import part_keys
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.tiles.sources import NARROWEST, FeatureSource, round_up, rows_within

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmga import eval as command
 from mmga.common.errors import UserError
 from mmga.ops import distance, reference
-from mmga.ops.parts import part_keys
+from mmga.ops.distance import part_keys
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.evaluator import Evaluator
 from mmga.retrieval.features import Features, load_features, save_both

@@ -1,0 +1,375 @@
+"""Ranks and neighbours from approximate tiles with a bound on their error.
+
+The key of row i and column j may be off by
+row_radius[i] * column_radius[j] + (row_slack[i] + column_slack[j]).
+
+Arguments that recur, beside `ranking`'s (tiles are float32):
+    row_radius: [R], with `column_radius` [W], `row_slack` [R] and `column_slack` [W]; float32 for
+        keys of a tile, float64 for keys of pairs.
+    x: features of the tile's rows, float32 [R, D], or their `integer_rows`.
+    y: features of the tile's columns, [W, D], likewise. With them, `row_term` float64 [R] and
+        `column_term` float64 [W] are norms (cosine) or squared norms (euclidean).
+    pairs: int32 [P, 2], rows and columns of a tile.
+    near_row: [R], with `near_column` [W], in the dtype of the bound: a pair is wanted if its key
+        may be at most one of the two.
+    far_row: [R], with `far_column` [W]: a pair is also wanted if its key may be at least one.
+    first_item: item number of the tile's first row.
+    first_other: item number of the tile's first column.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmga.ops.reference.distance import METRICS, pair_products, ranking_keys
+from mmga.ops.reference.ranking import counted_items, row_keys
+
+
+def count_certain(
+    values: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    offset: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    column_slack: Tensor,
+    match_start: Tensor,
+    match_item: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    ignored_start: Tensor,
+    ignored_item: Tensor,
+    row_camera: Tensor | None,
+    column_camera: Tensor | None,
+    removed: Tensor | None,
+    preceding: Tensor,
+) -> Tensor:
+    """Count, for every match, the items of a tile that certainly rank before it.
+
+    Args:
+        lower: float32 [M], the match's key less the row's slack, rounded down: an item precedes
+            the match if its key, with radius and column slack added, is below it.
+        upper: float32 [M], the match's key plus the row's slack, rounded up: an item does not
+            precede the match if its key, with radius and column slack taken off, is above it.
+
+    Returns:
+        The undecided pairs, int32 [P, 4], ascending: row, column, and the first and the end of the
+        row's matches of which it is unknown whether the column's item precedes them.
+    """
+    cameras = row_camera, column_camera
+    columns = torch.arange(values.shape[1], device=values.device)
+    undecided = []
+    for row in range(values.shape[0]):
+        keys = row_keys(row, values, row_term, column_term, metric)  # [W]
+        counted = counted_items(
+            row, offset, len(keys), ignored_start, ignored_item, cameras, removed
+        )
+
+        mine = slice(int(match_start[row]), int(match_start[row + 1]))
+        width = row_radius[row] * column_radius + column_slack
+        before = (keys + width) < lower[mine][:, None]  # [m, W]
+        after = (keys - width) > upper[mine][:, None]
+        preceding[mine] += (before & counted).sum(1)
+        first, last = after.sum(0), (~before).sum(0)
+        pending = torch.nonzero(counted & (first < last)).squeeze(1)
+        undecided.append(
+            torch.stack(
+                [torch.full_like(pending, row), columns[pending], first[pending], last[pending]], 1
+            )
+        )
+    return torch.cat(undecided).to(torch.int32)
+
+
+INTEGER_LENGTH = 2.0**15
+"""Length of integer rows. That of a rounded row is below 2^15.5, so that by Cauchy's inequality no
+part of an inner product leaves 32 bits."""
+
+
+def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Round features, brought to length 2^15 in float32, to integers of at most 32767.
+
+    Args:
+        x: float32 [N, D], D at most 2^24.
+        norms: their squared norms, float64 [N]; rows of norm 0 become 0.
+
+    Returns:
+        int16 [N, D] and float64 [N], the length of the rounding error, in the integers' unit.
+    """
+    scale = torch.where(norms > 0, INTEGER_LENGTH / norms.sqrt(), 0.0).float()
+    scaled = x * scale[:, None]
+    whole = scaled.round().clamp(-32767, 32767)
+    return whole.to(torch.int16), (scaled - whole).double().norm(dim=1)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """Spread each entry of a row [N, D] over others, by an orthogonal map times a power of two.
+
+    Rows are viewed as [count, D / count], their entries multiplied by signs (the last bits of
+    SplitMix64 of their places) and these rows combined by a Hadamard matrix. Without it, a few
+    entries that are much larger than the others, as transformers have them, would leave the others
+    next to no bits. Inner products grow by `count`, the largest power of four up to 64 that divides
+    D and leaves 16 columns or more (1: nothing is mixed).
+    """
+    width = x.shape[1]
+    count = mixed_entries(width)
+    signs = []
+    for place in range(1, width + 1):
+        z = place * 0x9E3779B97F4A7C15 % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        signs.append(-1.0 if (z ^ (z >> 31)) & 1 else 1.0)
+    rows = x * torch.tensor(signs, dtype=x.dtype, device=x.device)
+    half = 1
+    while half < count:
+        upper, lower = rows.view(len(x), count // (2 * half), 2, -1).unbind(2)
+        rows = torch.stack([upper + lower, upper - lower], 2)
+        half *= 2
+    return rows.reshape(x.shape)
+
+
+def mixed_entries(width: int) -> int:
+    """Return how many entries of rows of this width `mixed` combines."""
+    count = 1
+    while count < 64 and width % (4 * count) == 0 and width // (4 * count) >= 16:
+        count *= 4
+    return count
+
+
+def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round `mixed` rows to multiples of a 127th of their largest entry.
+
+    Returns:
+        int8 [N, D]; the float32 unit [N] of each row's numbers, with which their inner products are
+        about those of x; and float64 [N], the length of the rounding error.
+    """
+    rows, shrink = mixed(x), mixed_entries(x.shape[1]) ** -0.5
+    largest = rows.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
+    # A quotient of tensors: torch takes that of a number as a product with the reciprocal.
+    scale = torch.where(largest > 0, torch.full_like(largest, 127) / largest, 0.0)
+    unit = largest / 127
+    numbers = (rows * scale[:, None]).round()
+    rest = rows - numbers * unit[:, None]
+    return numbers.to(torch.int8), unit * shrink, rest.double().norm(dim=1) * shrink
+
+
+def floats_of_integers_(values: Tensor, row_unit: Tensor, column_unit: Tensor) -> None:
+    """Convert inner products of `byte_rows` to float32 in place.
+
+    Args:
+        values: int32 [R, W], columns contiguous; float32 afterwards (`values.view(float32)`).
+        row_unit: float32 [R], unit of each row's numbers.
+        column_unit: float32 [W].
+    """
+    floats = (values.to(torch.float32) * row_unit[:, None]) * column_unit
+    values.copy_(floats.view(torch.int32))
+
+
+def pair_keys(
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    metric: int,
+) -> Tensor:
+    """Return the keys of pairs of rows in float64.
+
+    From float32: 1 - <x, y> / (row_term * column_term), 1 where that divisor is 0, or
+    max(0, (row_term + column_term) - 2 <x, y>), with `pair_products`' inner product.
+    From `integer_rows`: the same with the exact product of the integers in units of 2^-30, an
+    approximation of the cosine.
+
+    Args:
+        rows: int64 [P].
+        columns: int64 [P].
+        metric: cosine or euclidean.
+
+    Returns:
+        float64 [P].
+    """
+    one, other = row_term[rows], column_term[columns]
+    squared = metric == METRICS.index("euclidean")
+    if x.dtype == torch.int16:
+        cosines = (x[rows].long() * y[columns].long()).sum(1).double() / INTEGER_LENGTH**2
+        if not squared:
+            return 1 - cosines
+        products = cosines * (one * other).sqrt()
+    else:
+        products = pair_products(x, y, rows, columns)
+    if squared:
+        return ((one + other) - 2 * products).clamp_min(0)
+    norms = one * other
+    return torch.where(norms > 0, 1 - products / norms, 1.0)
+
+
+def settle_pairs(
+    undecided: Tensor,
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    row_radius: Tensor | None,
+    column_radius: Tensor | None,
+    row_slack: Tensor | None,
+    column_slack: Tensor | None,
+    offset: int,
+    match_start: Tensor,
+    match_item: Tensor,
+    match_key: Tensor,
+    preceding: Tensor,
+    tied: Tensor,
+) -> Tensor:
+    """Refine the undecided pairs of `count_certain` by keys in float64.
+
+    Args:
+        undecided: int32 [P, 4], of a tile.
+        metric: cosine or euclidean.
+        row_radius: None where x and y are the features themselves: the keys are then exact, and
+            equal ones ordered by item.
+        match_key: float64 [M].
+
+    Returns:
+        The pairs that are still undecided, int32 [P', 4].
+    """
+    row, column, first, last = undecided.long().unbind(1)
+    keys = pair_keys(x, y, row_term, column_term, row, column, metric)
+    still = []
+    for p in range(len(undecided)):
+        start = int(match_start[row[p]])
+        open_ = torch.arange(start + int(first[p]), start + int(last[p]), device=x.device)
+        theirs, key = match_key[open_], keys[p]
+        if row_radius is None or column_radius is None or row_slack is None or column_slack is None:
+            equal = theirs == key
+            tied[row[p]] += equal.sum()
+            precedes = (key < theirs) | (equal & (column[p] + offset < match_item[open_]))
+            preceding[open_] += precedes.long()
+            continue
+        width = row_radius[row[p]] * column_radius[column[p]] + (
+            row_slack[row[p]] + column_slack[column[p]]
+        )
+        before, after = key + width < theirs, key - width > theirs
+        preceding[open_] += before.long()
+        left = open_[~before & ~after] - start
+        if len(left):
+            still.append(
+                torch.stack([row[p], column[p], left[0], left[-1] + 1])  # matches ascend
+            )
+    return torch.stack(still).to(torch.int32) if still else undecided.new_empty(0, 4)
+
+
+def open_pairs(
+    values: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    row_slack: Tensor,
+    column_slack: Tensor,
+    near_row: Tensor,
+    near_column: Tensor,
+    far_row: Tensor,
+    far_column: Tensor,
+    first_item: int,
+    first_other: int,
+    symmetric: bool,
+) -> Tensor:
+    """List the pairs of a tile that may be near enough, or far enough, for one of their items.
+
+    Args:
+        symmetric: leave out pairs whose row item is not below the column's.
+
+    Returns:
+        int32 [P, 2], ascending.
+    """
+    keys = values
+    if metric != METRICS.index("given"):  # which has no terms
+        keys = ranking_keys(values, row_term[:, None], column_term, metric)
+    width = row_radius[:, None] * column_radius + (row_slack[:, None] + column_slack)
+    least, most = keys - width, keys + width
+    wanted = (least <= torch.maximum(near_row[:, None], near_column)) | (
+        most >= torch.minimum(far_row[:, None], far_column)
+    )
+    if symmetric:
+        item = torch.arange(first_item, first_item + len(values), device=values.device)
+        other = torch.arange(first_other, first_other + values.shape[1], device=values.device)
+        wanted &= item[:, None] < other
+    return torch.nonzero(wanted).to(torch.int32).contiguous()
+
+
+def narrow_pairs(
+    pairs: Tensor,
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    row_slack: Tensor,
+    column_slack: Tensor,
+    near_row: Tensor,
+    near_column: Tensor,
+    far_row: Tensor,
+    far_column: Tensor,
+) -> Tensor:
+    """Return the pairs that may still be near or far enough by better keys, int32 [P', 2].
+
+    Args:
+        metric: cosine or euclidean.
+    """
+    row, column = pairs.long().unbind(1)
+    keys = pair_keys(x, y, row_term, column_term, row, column, metric)
+    width = row_radius[row] * column_radius[column] + (row_slack[row] + column_slack[column])
+    wanted = (keys - width <= torch.maximum(near_row[row], near_column[column])) | (
+        keys + width >= torch.minimum(far_row[row], far_column[column])
+    )
+    return pairs[wanted].contiguous()
+
+
+def offer_pairs(
+    index: Tensor,
+    distance: Tensor,
+    counts: Tensor,
+    maxima: Tensor,
+    pairs: Tensor,
+    distances: Tensor,
+    limits: Tensor,
+    first_item: int,
+    first_other: int,
+    both: bool,
+    k: int,
+) -> None:
+    """Insert exact distances of pairs into the lists of their items.
+
+    A list holds the candidates within its item's limit; once all its slots are taken, it keeps the
+    k nearest by (distance, index).
+
+    Args:
+        index: int32 [N, S], S > k, the candidates of each item; the first `counts` are in use.
+        distance: float64 [N, S].
+        counts: int32 [N].
+        maxima: float64 [N], raised to the largest distance of each item.
+        distances: float64 [P].
+        limits: float64 [N], distances up to which candidates are kept.
+        both: insert into the list of the column's item, too.
+        k: candidates that each list must keep.
+    """
+    for (row, column), value in zip(pairs.tolist(), distances.tolist(), strict=True):
+        sides = [(first_item + row, first_other + column)]
+        for item, other in sides + ([sides[0][::-1]] if both else []):
+            maxima[item] = max(float(maxima[item]), value)
+            if value > float(limits[item]):
+                continue
+            count = int(counts[item])
+            index[item, count], distance[item, count] = other, value
+            counts[item] = count + 1
+            if count + 1 == index.shape[1]:
+                mine = sorted(zip(distance[item].tolist(), index[item].tolist(), strict=True))[:k]
+                distance[item, :k] = distance.new_tensor([d for d, _ in mine])
+                index[item, :k] = index.new_tensor([i for _, i in mine])
+                counts[item] = k
