@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def test_every_step_calls_the_next(lines):
     for steps in lines:
         first = steps[0][0]
         assert not seen or any(f"{name}.".startswith(f"{first[1]}.") for _, name in seen), first
-        for callers, called in zip(steps, steps[1:], strict=False):
+        for callers, called in itertools.pairwise(steps):
             path, caller = callers[-1]
             mentioned = names_in(definitions(path)[caller])
             for other, name in called:
