@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"  {verb:<10} {what}")
         return
     if words[0] == "--version":
-        from mmga import __version__
+        from mmga.common.version import __version__
 
         print(__version__)
         return

@@ -10,23 +10,23 @@ Equal distances are ranked by gallery index here, by accident of a sort there.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate_distances
 from mmga.retrieval.features import Features
+from mmga.retrieval.features.features import Column, Matrix
 from mmga.retrieval.metrics.report import Report
+from mmga.retrieval.neighbours.knn import ArrayLike
 
 
 def evaluate_rank(
-    distmat: Any,
-    q_pids: Any,
-    g_pids: Any,
-    q_camids: Any,
-    g_camids: Any,
+    distmat: Matrix,
+    q_pids: Column,
+    g_pids: Column,
+    q_camids: Column,
+    g_camids: Column,
     max_rank: int = 50,
     use_metric_cuhk03: bool = False,
     use_cython: bool = True,
@@ -56,11 +56,11 @@ def evaluate_rank(
 
 
 def fastreid_evaluate_rank(
-    distmat: Any,
-    q_pids: Any,
-    g_pids: Any,
-    q_camids: Any,
-    g_camids: Any,
+    distmat: Matrix,
+    q_pids: Column,
+    g_pids: Column,
+    q_camids: Column,
+    g_camids: Column,
     max_rank: int = 50,
     use_metric_cuhk03: bool = False,
     use_cython: bool = True,
@@ -96,9 +96,9 @@ def fastreid_evaluate_rank(
 
 
 def re_ranking(
-    q_g_dist: Any,
-    q_q_dist: Any,
-    g_g_dist: Any,
+    q_g_dist: Matrix,
+    q_q_dist: Matrix,
+    g_g_dist: Matrix,
     k1: int = 20,
     k2: int = 6,
     lambda_value: float = 0.3,
@@ -128,7 +128,7 @@ def re_ranking(
 
 
 def compute_jaccard_distance(
-    target_features: Any,
+    target_features: ArrayLike,
     k1: int = 20,
     k2: int = 6,
     print_flag: bool = True,
@@ -163,19 +163,19 @@ def compute_jaccard_distance(
 
 
 def _report(
-    distmat: Any,
-    q_pids: Any,
-    g_pids: Any,
-    q_camids: Any,
-    g_camids: Any,
+    distmat: Matrix,
+    q_pids: Column,
+    g_pids: Column,
+    q_camids: Column,
+    g_camids: Column,
     max_rank: int,
     protocol: str,
 ) -> Report:
-    q_pids, g_pids = np.asarray(q_pids), np.asarray(g_pids)
-    if q_pids.ndim != 1 or g_pids.ndim != 1:
+    pids = np.asarray(q_pids), np.asarray(g_pids)
+    if pids[0].ndim != 1 or pids[1].ndim != 1:
         raise UserError("q_pids and g_pids: expected one identity for each row and column")
     # To these functions -1 is an identity like any other.
-    codes = np.unique(np.concatenate([q_pids, g_pids]), return_inverse=True)[1]
+    codes = np.unique(np.concatenate(pids), return_inverse=True)[1]
     query = Features(torch.zeros(len(q_pids), 1), codes[: len(q_pids)], np.asarray(q_camids))
     gallery = Features(torch.zeros(len(g_pids), 1), codes[len(q_pids) :], np.asarray(g_camids))
     return evaluate_distances(

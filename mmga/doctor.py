@@ -9,9 +9,9 @@ import platform
 import sys
 from dataclasses import dataclass
 
-from mmga import __version__
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

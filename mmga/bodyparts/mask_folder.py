@@ -153,7 +153,7 @@ class MaskMaker:
         Raises:
             UserError: a mask cannot be read, or the manifest not be written.
         """
-        from mmga import __version__
+        from mmga.common.version import __version__
 
         areas = part_areas(images, MaskFolder(self.out))
         without = len(self.empty() & set(images.paths))

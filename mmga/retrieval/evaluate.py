@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,13 @@ from mmga.retrieval.metrics.rank_certified import CertifiedPass, plan
 from mmga.retrieval.metrics.report import Figures, Report
 from mmga.retrieval.metrics.single_shot import single_shot
 from mmga.retrieval.metrics.verification import TARGETS, PairCounter, figures
-from mmga.retrieval.options import EvaluationOptions, Reranker, check_kinds, check_max_rank
+from mmga.retrieval.options import (
+    EvaluationOptions,
+    Labelled,
+    Reranker,
+    check_kinds,
+    check_max_rank,
+)
 from mmga.retrieval.protocols.protocol import Protocol as Rules
 from mmga.retrieval.protocols.protocol import protocol_named
 from mmga.retrieval.protocols.selection import Labels, Selection, select
@@ -120,9 +125,9 @@ def evaluate(
 
 
 def evaluate_distances(
-    distmat: Any,
-    query: Features | Any,
-    gallery: Features | Any,
+    distmat: Tensor | np.ndarray,
+    query: Features | Labelled,
+    gallery: Features | Labelled,
     protocol: str = "market1501",
     *,
     max_rank: int = 50,
@@ -372,7 +377,7 @@ def _draw(
     )
 
 
-def _labelled(side: Any) -> Features:
+def _labelled(side: Features | Labelled) -> Features:
     """Return the labels of an object with ``pids`` (and camids, paths, columns) as features."""
     if isinstance(side, Features):
         return side
@@ -396,11 +401,12 @@ def _report(
     selection: Selection,
     scores: PerQuery,
     max_rank: int,
-    sides: tuple[Any, Any],
+    sides: tuple[Features | Labelled, Features | Labelled],
     device: torch.device,
 ) -> Report:
     """Return the report of a plain ranking of two sides, each with labels."""
     query, gallery = sides
+    camids = getattr(query, "camids", None)
     counted = _counted(selection)
     exclusion = selection.labels.exclusion
     notes = [
@@ -419,7 +425,7 @@ def _report(
         ties=int((scores.tied > 0).sum()),
         backend=_backend(device),
         pids=np.asarray(query.pids),
-        camids=None if getattr(query, "camids", None) is None else np.asarray(query.camids),
+        camids=None if camids is None else np.asarray(camids),
         counted=counted,
         extra={} if exclusion is None else {"exclude": exclusion.text},
         notes=notes,
@@ -450,7 +456,7 @@ def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Feat
     return query if gallery is None else gallery
 
 
-def _matrix(distmat: Any, rows: int, columns: int) -> Tensor:
+def _matrix(distmat: Tensor | np.ndarray, rows: int, columns: int) -> Tensor:
     matrix = distmat.detach() if isinstance(distmat, Tensor) else None
     if matrix is None:
         array = np.asarray(distmat)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, joined
+from mmga.retrieval.features.features import Column, Matrix
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.metrics.report import Report
 
@@ -21,9 +22,9 @@ class Evaluator:
         >>> report = evaluator.compute()
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         """Keep the keyword arguments of `evaluate`."""
-        self.options = options
+        self.options: dict[str, Any] = dict(options)
         self.reset()
 
     def reset(self) -> None:
@@ -33,10 +34,10 @@ class Evaluator:
     def update(
         self,
         side: Literal["query", "gallery"],
-        features: Any,
-        pids: Any,
-        camids: Any = None,
-        **more: Any,
+        features: Matrix | None,
+        pids: Column,
+        camids: Column | None = None,
+        **more: object,
     ) -> None:
         """Add a batch; features are detached and kept on the CPU.
 
@@ -53,7 +54,9 @@ class Evaluator:
         if side not in self._batches:
             raise UserError(f"side: expected query or gallery, found {side!r}")
         kept = self._batches[side]
-        batch = Features(features, pids, camids, source=f"{side} batch {len(kept) + 1}", **more)
+        further: dict[str, Any] = dict(more)
+        source = f"{side} batch {len(kept) + 1}"
+        batch = Features(features, pids, camids, source=source, **further)
         if kept and (kept[0].camids is None) != (camids is None):
             raise UserError("camids: give them in every batch or in none")
         batch.rows = ShardedMatrix([batch.rows.whole().cpu().clone()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from mmga.common.errors import UserError
@@ -17,6 +18,12 @@ from mmga.retrieval.tiles.problem import RankingProblem
 from mmga.retrieval.tiles.sources import Source
 
 POOLS = ("mean", "max")
+
+
+class Labelled(Protocol):
+    """An object with one pid for each row; camids, paths and columns as far as it has them."""
+
+    pids: np.ndarray
 
 
 class Reranker(Protocol):

@@ -22,6 +22,12 @@ TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
 """layumi's names for a file that holds both sides: query_f, query_label, query_cam, ..."""
 
 
+Matrix = Tensor | np.ndarray
+"""Numbers as callers hold them."""
+Column = Tensor | np.ndarray | Sequence[int] | Sequence[str] | Sequence[float]
+"""One value for each row of features, as callers hold them."""
+
+
 class Features:
     """Features with their labels.
 
@@ -40,14 +46,14 @@ class Features:
 
     def __init__(
         self,
-        features: Any = None,
-        pids: Any = None,
-        camids: Any = None,
-        paths: Any = None,
+        features: Matrix | Sequence[Matrix] | None = None,
+        pids: Column | None = None,
+        camids: Column | None = None,
+        paths: Column | None = None,
         *,
-        columns: Mapping[str, Any] | None = None,
-        parts: Any = None,
-        visibility: Any = None,
+        columns: Mapping[str, Column] | None = None,
+        parts: Matrix | Sequence[Matrix] | None = None,
+        visibility: Matrix | None = None,
         source: str = "",
     ) -> None:
         """Check and keep the given arrays; features are not copied.
@@ -66,7 +72,7 @@ class Features:
         Raises:
             UserError: a length, shape or type does not fit.
         """
-        self.source = source
+        self.source: str = source
         self.notes: list[str] = []
         if (features is None) == (parts is None):
             raise UserError(
@@ -81,6 +87,8 @@ class Features:
         count = len(self.rows)
         if pids is None:
             raise UserError(f"{self._name('pids')} are missing: give one identity per row")
+        self.pids: np.ndarray
+        self.pid_names: np.ndarray | None
         self.pids, self.pid_names = self._labels("pids", pids, count)
         self.camids: np.ndarray | None = None
         self.camid_names: np.ndarray | None = None
@@ -137,7 +145,7 @@ class Features:
         moved.rows = rows
         return moved
 
-    def select(self, indices: Any) -> Features:
+    def select(self, indices: np.ndarray | Sequence[int] | slice) -> Features:
         """Return the given rows, in the given order, as new features (copied)."""
         at = np.arange(len(self))[indices]
         taken = self.rows.whole().index_select(0, torch.from_numpy(at).to(self.rows.device))
@@ -154,19 +162,19 @@ class Features:
         )
         return chosen
 
-    def arrays(self, side: str | None = None) -> dict[str, Any]:
+    def arrays(self, side: str | None = None) -> dict[str, Matrix]:
         """Return what a file holds, by the names it has there (layumi's for a `side`)."""
         kind = "features" if len(self.rows.shape) == 2 else "parts"
-        arrays: dict[str, Any] = {kind: self.rows.whole()}
+        arrays: dict[str, Matrix] = {kind: self.rows.whole()}
         arrays.update(self.arrays_without_rows())
         if side is None:
             return arrays
         short = {long: name for name, long in TWO_SIDED.items()}
         return {f"{side}_{short.get(name, name)}": value for name, value in arrays.items()}
 
-    def arrays_without_rows(self) -> dict[str, Any]:
+    def arrays_without_rows(self) -> dict[str, Matrix]:
         """Return everything but the feature rows, by the names it has in a file."""
-        arrays: dict[str, Any] = {"pids": _named(self.pids, self.pid_names)}
+        arrays: dict[str, Matrix] = {"pids": _named(self.pids, self.pid_names)}
         if self.camids is not None:
             arrays["camids"] = _named(self.camids, self.camid_names)
         if self.paths is not None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mmga import __version__
 from mmga.common.files import atomic_path
+from mmga.common.version import __version__
 from mmga.retrieval.metrics.rank import PerQuery
 
 _EXCLUDED = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
+from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
@@ -22,11 +23,41 @@ from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
 from mmga.retrieval.tiles.sources import tile_height
 
+ArrayLike = Tensor | np.ndarray | Features
+"""A set of feature vectors as callers hold it: [N, D]."""
+
+
+@overload
+def nearest(
+    query: np.ndarray,
+    gallery: ArrayLike,
+    k: int,
+    metric: str = "cosine",
+    *,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@overload
+def nearest(
+    query: Tensor | Features,
+    gallery: ArrayLike,
+    k: int,
+    metric: str = "cosine",
+    *,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
 
 @float32_products()
 def nearest(
-    query: Any, gallery: Any, k: int, metric: str = "cosine", *, progress: Progress | None = None
-) -> tuple[Any, Any]:
+    query: ArrayLike,
+    gallery: ArrayLike,
+    k: int,
+    metric: str = "cosine",
+    *,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return the k nearest gallery items of every query, in the order of (distance, index).
 
     Exact: all distances are computed, by tiles, and none is kept but the k best.
@@ -178,7 +209,7 @@ def float32_neighbours(
     return lists.result()
 
 
-def vector_sets(query: Any, gallery: Any, metric: str) -> tuple[VectorSet, VectorSet]:
+def vector_sets(query: ArrayLike, gallery: ArrayLike, metric: str) -> tuple[VectorSet, VectorSet]:
     """Return two sides that users give as vectors of one width.
 
     Raises:
@@ -195,7 +226,7 @@ def vector_sets(query: Any, gallery: Any, metric: str) -> tuple[VectorSet, Vecto
     return queries, items
 
 
-def feature_rows(value: Any, name: str) -> ShardedMatrix:
+def feature_rows(value: ArrayLike, name: str) -> ShardedMatrix:
     """Return the rows of `Features`, a tensor or an array.
 
     Raises:

@@ -7,8 +7,6 @@ Zisserman, CVPR 2012). Both work on normalised features, so the metric is cosine
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from mmga.ops.neighbours import Neighbours
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import (
+    ArrayLike,
     feature_rows,
     float32_neighbours,
     nearest_items,
@@ -27,8 +26,8 @@ from mmga.retrieval.neighbours.knn import (
 
 @float32_products()
 def expand_queries(
-    query: Any,
-    gallery: Any,
+    query: ArrayLike,
+    gallery: ArrayLike,
     neighbours: int = 10,
     alpha: float = 3.0,
     *,
@@ -60,7 +59,11 @@ def expand_queries(
 
 @float32_products()
 def augment_gallery(
-    gallery: Any, neighbours: int = 10, alpha: float = 3.0, *, progress: Progress | None = None
+    gallery: ArrayLike,
+    neighbours: int = 10,
+    alpha: float = 3.0,
+    *,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Return each gallery item averaged with its nearest others, weighted by cosine^alpha.
 

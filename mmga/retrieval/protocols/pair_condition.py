@@ -101,7 +101,7 @@ def columns_of(features: Features) -> dict[str, Array]:
     columns = dict(features.columns)
     for name, column in (("pid", "pids"), ("camid", "camids"), ("path", "paths")):
         if column in own:
-            columns[name] = own[column]
+            columns[name] = np.asarray(own[column])
     return columns
 
 

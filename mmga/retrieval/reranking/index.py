@@ -11,7 +11,6 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from mmga.ops.neighbours import squared_distances_
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
-from mmga.retrieval.neighbours.knn import check_metric, feature_rows, search
+from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows, search
 from mmga.retrieval.reranking.encode import (
     averaged,
     encoded_distances,
@@ -88,7 +87,7 @@ class GalleryIndex:
     @float32_products()
     def build(
         cls,
-        gallery: Any,
+        gallery: ArrayLike,
         rule: KReciprocal | None = None,
         metric: str = "cosine",
         *,
@@ -206,7 +205,7 @@ class GalleryIndex:
         return cls(KReciprocal(**settings), metric, arrays, named)
 
     @float32_products()
-    def rerank(self, query: Any) -> np.ndarray:
+    def rerank(self, query: Tensor | np.ndarray) -> np.ndarray:
         """Return the re-ranked distances of one query to the whole gallery.
 
         Args:
@@ -237,7 +236,7 @@ class GalleryIndex:
         """Return the squared distances of pairs of items: [P] float64."""
         return self._vectors.pair_distances(torch.from_numpy(left), torch.from_numpy(right)).numpy()
 
-    def _vector(self, query: Any) -> Tensor:
+    def _vector(self, query: Tensor | np.ndarray) -> Tensor:
         vector = torch.as_tensor(query)
         if vector.shape != (self._vectors.dimension,):
             raise UserError(
@@ -247,7 +246,7 @@ class GalleryIndex:
         return vector.to(torch.float32)
 
 
-def row_labels(features: Any) -> dict[str, np.ndarray]:
+def row_labels(features: object) -> dict[str, np.ndarray]:
     """Return what names the rows of `Features`: pid, camid and path as far as they are known."""
     labels = {}
     for name, field in (("pid", "pids"), ("camid", "camids"), ("path", "paths")):

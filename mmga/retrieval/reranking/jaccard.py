@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mmga.ops import k_reciprocal as ops
 from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features.vectors import VectorSet
-from mmga.retrieval.neighbours.knn import check_metric, feature_rows, search
+from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows, search
 from mmga.retrieval.reranking.encode import encode
 from mmga.retrieval.reranking.settings import KReciprocal
 
@@ -37,7 +37,7 @@ _ROWS = 8192  # between two calls of `progress`, and chances to interrupt
 
 @float32_products()
 def jaccard_distance(
-    features: Any,
+    features: ArrayLike,
     k1: int = 30,
     k2: int = 6,
     variant: Literal["cluster", "zhong", "torchreid"] = "cluster",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
 from mmga.ops.precision import float32_products
-from mmga.retrieval.neighbours.knn import check_metric, feature_rows
+from mmga.retrieval.features import Features
+from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows
 from mmga.retrieval.reranking.distances import Reranking, graph_vectors
 from mmga.retrieval.reranking.encode import encode, jaccard, mix
 from mmga.retrieval.reranking.settings import KReciprocal
@@ -63,16 +64,64 @@ def rerank_distances(
     return final if isinstance(q_g, Tensor) else final.numpy()
 
 
+@overload
+def rerank(
+    query: np.ndarray,
+    gallery: ArrayLike,
+    rerank: KReciprocal | None = None,
+    *,
+    metric: str = "cosine",
+    topk: None = None,
+    progress: Progress | None = None,
+) -> np.ndarray: ...
+
+
+@overload
+def rerank(
+    query: np.ndarray,
+    gallery: ArrayLike,
+    rerank: KReciprocal | None = None,
+    *,
+    metric: str = "cosine",
+    topk: int,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@overload
+def rerank(
+    query: Tensor | Features,
+    gallery: ArrayLike,
+    rerank: KReciprocal | None = None,
+    *,
+    metric: str = "cosine",
+    topk: None = None,
+    progress: Progress | None = None,
+) -> Tensor: ...
+
+
+@overload
+def rerank(
+    query: Tensor | Features,
+    gallery: ArrayLike,
+    rerank: KReciprocal | None = None,
+    *,
+    metric: str = "cosine",
+    topk: int,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
 @float32_products()
 def rerank(
-    query: Any,
-    gallery: Any,
+    query: ArrayLike,
+    gallery: ArrayLike,
     rerank: KReciprocal | None = None,
     *,
     metric: str = "cosine",
     topk: int | None = None,
     progress: Progress | None = None,
-) -> Any:
+) -> Tensor | np.ndarray | tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return re-ranked distances of queries to gallery from features.
 
     Args:
@@ -126,7 +175,7 @@ def rerank(
     return (distances.numpy(), index.numpy()) if as_array else (distances, index)
 
 
-def _not_junk(value: Any) -> np.ndarray | None:
+def _not_junk(value: ArrayLike) -> np.ndarray | None:
     """Return the rows of `Features` whose pid is not junk, None for all."""
     pids = getattr(value, "pids", None)
     if pids is None or not (pids == -1).any():
