@@ -14,41 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.config import DataName
+from mmga.retrieval.protocols.protocol import ProtocolName
 
 if TYPE_CHECKING:
     from mmga.retrieval.features import Features
     from mmga.retrieval.reranking.settings import KReciprocal
-
-# Spelled out, because the options must not import torch to know them; a test compares them.
-ProtocolName = Literal[
-    "market1501",
-    "market1501-matlab",
-    "no-camera",
-    "other-cameras",
-    "cuhk03-single-shot",
-    "viper",
-    "all-vs-all",
-    "multi-query",
-]
-
-
-# Options that `mmga.evaluate` takes under the same name.
-_PASSED_ON = (
-    "metric",
-    "protocol",
-    "exact",
-    "max_rank",
-    "trials",
-    "seed",
-    "pool",
-    "device",
-    "memory",
-    "verification",
-    "cross_camera",
-    "fpr",
-    "strangers",
-    "exclude",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +170,18 @@ def reranker(options: Options) -> "KReciprocal | None":
         return None
     from mmga.retrieval.reranking.settings import KReciprocal
 
-    chosen = KReciprocal(options.k1, options.k2, options.lambda_value)
-    return chosen
+    return KReciprocal(options.k1, options.k2, options.lambda_value)
+
+
+def passed_on(options: Options) -> dict[str, Any]:
+    """Return the options that `mmga.evaluate` takes under the same names."""
+    import inspect
+
+    from mmga.retrieval.evaluate import evaluate
+
+    parameters = inspect.signature(evaluate).parameters.values()
+    names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
+    return {name: getattr(options, name) for name in names if name not in ("rerank", "progress")}
 
 
 def body(options: Options) -> None:
@@ -223,7 +203,7 @@ def body(options: Options) -> None:
     query, gallery = load(options)
     loaded = time.perf_counter() - begun
     other = load_other(options) if options.compare else None
-    settings: dict[str, Any] = {name: getattr(options, name) for name in _PASSED_ON}
+    settings = passed_on(options)
     if options.explain is not None:
         from mmga.retrieval.explain import explain, table
         from mmga.retrieval.metrics.report import write_json

@@ -87,7 +87,7 @@ def evaluate(
         trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
-        device: where to compute; where the gallery lies if None.
+        device: where to compute; that of the gallery if None.
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
         verification: add ROC, EER, thresholds and open-set rates, counted in the same pass.
         cross_camera: verification leaves out impostor pairs of one camera.

@@ -1,4 +1,4 @@
-"""Why two protocols give different numbers for one set of features, rule by rule."""
+"""Explain, rule by rule, why two protocols give different numbers for one set of features."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from mmga.ops.distance import squared_norms
 from mmga.ops.reference import INTEGER_LENGTH
 
 EXACT = ("certified", "float32")
-"""Whose order counts where distances nearly tie."""
+"""Orders of distances that nearly tie: that of float64 arithmetic, or of float32 tiles."""
 BLOCK, FINE_BLOCK = 1024, 256
 """Terms that a product sums at once, of features and for coordinates: the error of a sum grows with
 their number, and more sums than one cost passes over the tile."""
@@ -42,11 +42,11 @@ _OTHER_ERRORS = 2.0**-40
 
 
 def beyond_bounds(side: str, norms: Tensor) -> str | None:
-    """Return what is wrong with norms for which rounding in float32 has no relative bound.
+    """Return why norms have no relative bound on float32 rounding; None where they have.
 
     Args:
-        side: whose they are.
-        norms: squared norms, float64 [N]; zero is well.
+        side: name of the set, for the message.
+        norms: squared norms, float64 [N]; zero norms are allowed.
     """
     bad = (norms > 0) & ((norms < LEAST_NORM**2) | (norms > LARGEST_NORM**2))
     if not bool(bad.any()):
@@ -186,8 +186,8 @@ class Int8:
         """
         numbers, unit, error = byte_rows(rows)
         length = norms.sqrt()
-        # Of features of norm 1 e and f away from what stands for them, inner products are off by at
-        # most e + f + e f.
+        # Where features of norm 1 are e and f away from their approximations, inner products are
+        # off by at most e + f + e f.
         away = error * (1 + gamma(rows.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)
         away = (away + _MIXING * UNIT) * _OUTWARD
         slack = _slack(_OTHER_ROUNDINGS * UNIT * _OUTWARD, norms, metric)
@@ -266,7 +266,7 @@ class Projection:
 
     @property
     def error(self) -> float:
-        """By how much the coordinates of a feature of norm 1 may be off (epsilon)."""
+        """Bound on the error of the coordinates of a feature of norm 1 (epsilon)."""
         basis = (self.basis.shape[1] * (1 + self.defect)) ** 0.5  # Frobenius norm
         return gamma(roundings(len(self.basis), FINE_BLOCK)) * basis + 4 * UNIT
 
@@ -288,7 +288,7 @@ class Projection:
         return out
 
     def approximate(self, coordinates: Tensor, norms: Tensor, metric: str) -> Approximation:
-        """Return what coordinates of features leave out at most.
+        """Return coordinates of features with the bound on what they leave out.
 
         Args:
             coordinates: float32 [N, K].

@@ -121,7 +121,7 @@ def fit_operations(dimensions: int, sample: int, width: int) -> float:
 
 
 def is_flat(sample: Tensor, seed: int = 0) -> bool:
-    """Return whether a few directions hold too little of features for any bound to settle pairs.
+    """Return whether a few directions hold too little of features for any bound to decide pairs.
 
     Args:
         sample: float32 [n, D], shuffled or evenly spaced.

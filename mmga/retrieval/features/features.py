@@ -138,7 +138,7 @@ class Features:
         return self.rows.shape[-1]
 
     def with_rows(self, rows: ShardedMatrix) -> Features:
-        """Return the same items with other rows: of other values, or lying elsewhere."""
+        """Return the same items with other rows: of other values, or on another device."""
         if rows is self.rows:
             return self
         moved = copy.copy(self)

@@ -1,4 +1,4 @@
-"""Feature rows in one or several pieces, on disk or in memory, handed out as float32 blocks."""
+"""A feature matrix in one or several shards, on disk or in memory, read as float32 blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class ShardedMatrix:
-    """The rows of a feature matrix that may lie in several shards.
+    """The rows of a feature matrix of one or several shards.
 
     Shards stay where they are (memory-mapped files are read block by block); only what `block` and
     `take` return is float32 in memory.
@@ -40,7 +40,7 @@ class ShardedMatrix:
 
     @property
     def device(self) -> torch.device:
-        """Where the shards lie."""
+        """Device of the shards."""
         return self.shards[0].device
 
     @property
@@ -49,7 +49,7 @@ class ShardedMatrix:
         return sum(shard.nbytes for shard in self.shards)
 
     def to(self, device: torch.device) -> ShardedMatrix:
-        """Return the rows on a device, as stored and in one piece, or these if they lie there."""
+        """Return the rows on a device, as stored and in one piece, or these if they are there."""
         if device == self.device:
             return self
         near = torch.empty(self.shape, dtype=self.dtype, device=device)

@@ -1,7 +1,7 @@
 """Blocks of features from host memory or disk, copied to a device while the one before is used.
 
 Two buffers of pinned host memory and two of device memory take turns: while work on one block is
-queued, the next is read from where it lies and copied on a stream of its own. Memory: two blocks on
+queued, the next is read from its place and copied on a stream of its own. Memory: two blocks on
 each side, whatever the number of blocks; one more on the device where blocks are widened.
 """
 
@@ -17,7 +17,7 @@ _BUFFERS = 2
 
 
 class Streams(Protocol):
-    """A queue of copies beside the queue of work; a mark stands for what was queued before it.
+    """A queue of copies beside the queue of work; a mark is behind what was queued before it.
 
     Attributes:
         pinned: copies are queued from pinned memory only.

@@ -26,7 +26,7 @@ class VectorSet:
         shape: of one vector: (D,), or (P, D) for parts.
         norms: squared norms, float64 [N], of parts [N, P].
         terms: float32, the same shape, see `ops.distance.key_terms`.
-        device: where blocks are handed out; the matrices may lie elsewhere.
+        device: of the blocks that are returned; the matrices may be elsewhere.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class VectorSet:
             chosen: for each side the rows that count, int64 in the order that counts, or None for
                 all.
             norms: squared norms of the vectors; None: the vectors are read once for them.
-            device: where blocks are handed out; where the first side lies if None.
+            device: of the blocks that are returned; that of the first side if None.
 
         Raises:
             UserError: shapes differ, a side has no rows, or a value is NaN or infinite.
@@ -93,7 +93,7 @@ class VectorSet:
 
     @property
     def near(self) -> bool:
-        """Whether all matrices lie where blocks are handed out."""
+        """Whether all matrices are on the device of the blocks."""
         return all(side.device == self.device for side in self._sides)
 
     @property
@@ -141,8 +141,8 @@ class VectorSet:
     def blocks(self, runs: Sequence[tuple[int, int]], height: int) -> Iterator[Tensor]:
         """Yield runs of vectors as float32 [height, ...] with zero rows at the end.
 
-        Where they lie elsewhere the next run is copied while the one before is used. A block is
-        valid for work queued before the next one is asked for.
+        Where the matrices are elsewhere the next run is copied while the one before is used. A
+        block is valid for work queued before the next one is asked for.
 
         Args:
             runs: first vector and the one after the last, at most `height` of them.
@@ -225,7 +225,7 @@ class VectorSet:
 
     @property
     def _in_place(self) -> bool:
-        """Whether rows can be read where they lie: one contiguous float32 tensor for each side."""
+        """Whether rows can be read in place: one contiguous float32 tensor for each side."""
         return self.near and all(
             len(side.shards) == 1 and side.dtype == torch.float32 and side.shards[0].is_contiguous()
             for side in self._sides

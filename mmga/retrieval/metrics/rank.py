@@ -1,4 +1,4 @@
-"""One pass over all tiles: ranks of the matches, and per-query figures from them.
+"""Rank the matches of all queries in one pass over tiles, and score each query.
 
 Legend: ``Q`` queries of the query set, ``M`` matches of a run of queries.
 """
@@ -52,14 +52,14 @@ class PerQuery:
 
 
 class PairObserver(Protocol):
-    """What looks at the tiles and matches of a pass while it ranks."""
+    """Observe the tiles and matches of a pass while it ranks."""
 
     def tile(self, pairs: Pairs, rows: slice, tile: Tile, removed: Tensor | None) -> None:
-        """Take a tile, each once, and the pairs [R, W] of it that a condition leaves out."""
+        """Observe a tile, each once, and the pairs [R, W] of it that a condition leaves out."""
         ...
 
     def matches(self, pairs: Pairs, matches: Matches) -> None:
-        """Take the matches of a run of queries, after its tiles."""
+        """Observe the matches of a run of queries, after its tiles."""
         ...
 
 
@@ -71,7 +71,7 @@ def rank(
     observer: PairObserver | None = None,
     phase: str = "ranks",
 ) -> PerQuery:
-    """Rank the matches of all selected queries and return what each query scores.
+    """Rank the matches of all selected queries and return the scores of each query.
 
     Args:
         source: tiles whose rows are `selection.queries` and whose columns `selection.gallery`.
@@ -173,7 +173,7 @@ class _Count:
             self.monitor.step(self.phase, done, total)
             last = rows.stop == pairs.count
             if last and device.type == "cpu" and bool(matches.moved.any()):
-                break  # elsewhere looking would wait for the device
+                break  # elsewhere reading it would wait for the device
         self.observed = max(self.observed, number)
 
 
@@ -218,7 +218,7 @@ def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:
 
 
 def score(scores: PerQuery, selection: Selection, pairs: Pairs, matches: Matches) -> None:
-    """Turn the ranks of a run of queries into their figures, in float64."""
+    """Turn the ranks of a run of queries into their scores, in float64."""
     queries = selection.queries[pairs.start : pairs.stop]
     nan = matches.nearest.isnan().cpu().numpy()
     if nan.any():

@@ -86,7 +86,7 @@ class CertifiedPass:
         width = min(width, len(items))
 
         def fixed() -> int:
-            """A block of the gallery, its coordinates, a tile and undecided pairs of all of it."""
+            """Return the bytes of a staged gallery block, a tile, and its undecided pairs."""
             return 2 * width * row_bytes + 36 * height * width
 
         while (
@@ -104,7 +104,7 @@ class CertifiedPass:
         self._values = torch.empty(height * width, device=items.device)
 
     def rank(self, monitor: Monitor, phase: str = "ranks") -> PerQuery:
-        """Rank the matches of all selected queries and return what each query scores."""
+        """Rank the matches of all selected queries and return the scores of each query."""
         selection = self._selection
         scores = PerQuery.empty(selection.num_matches)
         cameras = selection.cameras(self._items.device)

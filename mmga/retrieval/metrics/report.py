@@ -1,4 +1,4 @@
-"""What an evaluation found: figures, what was left out and why, seconds and memory."""
+"""The report of an evaluation: metrics, exclusions, seconds, memory; JSON, CSV and text."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class Report:
 
     @property
     def per_query(self) -> PerQuery | None:
-        """What every query scored."""
+        """Scores of every query."""
         return self.figures.per_query
 
     def as_dict(self) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
     if "exclude" in extra:
         lines.append(f"--exclude: {extra['exclude']}")
     if "certified" in extra:
-        lines.append(f"certified: {_cascade_text(extra['certified'])}")
+        lines.append(f"certified: {_stages_text(extra['certified'])}")
     if "parts" in extra:
         apart = extra["parts"]["pairs_without_common_part"]
         lines.append(
@@ -323,16 +323,16 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cascade_text(cascade: dict[str, Any]) -> str:
-    """Return how the pairs were settled, in words."""
-    *approximate, exact = cascade["levels"]
+def _stages_text(stages: dict[str, Any]) -> str:
+    """Return how many pairs each stage decided, in words."""
+    *approximate, exact = stages["levels"]
     total = max(1, approximate[0]["pairs"])
     texts = []
     for level in approximate:
         width = level["dimensions"]
         what = "features" if width is None else f"{width} coordinates"
-        settled = (level["pairs"] - level["undecided"]) / total
-        texts.append(f"{settled:.2%} of {total} pairs by {what} in {level['precision']}")
+        decided = (level["pairs"] - level["undecided"]) / total
+        texts.append(f"{decided:.2%} of {total} pairs by {what} in {level['precision']}")
     return ", ".join(texts) + f", the other {exact['pairs']} by exact products"
 
 

@@ -85,8 +85,8 @@ class PairCounter:
         self._impostor = np.zeros(BINS + 1, np.int64)
         count = len(selection.queries)
         self._nearest, self._first_key = np.full(count, np.inf), np.full(count, np.inf)
-        nobody = np.iinfo(np.int64).max
-        self._nearest_item, self._first_item = np.full(count, nobody), np.full(count, nobody)
+        last = np.iinfo(np.int64).max
+        self._nearest_item, self._first_item = np.full(count, last), np.full(count, last)
         self._cross_camera = cross_camera
         self._row_camera, self._column_camera = _cameras(selection, cross_camera)
         self._run: tuple[Pairs, Impostors] | None = None

@@ -1,7 +1,7 @@
 """Exact k-NN in the order of float64 distances: filter by cheap tiles, then refine.
 
 Approximate distances give each vector k others; the k-th smallest of their exact distances is a
-limit that its k nearest lie within. A second pass lists all candidates: pairs that may lie within
+limit that its k nearest are within. A second pass lists all candidates: pairs that may be within
 the limit of one of their vectors, or be the farthest of one. It computes those exactly. Tiles of
 the features themselves are so good that only few lists must be repaired instead.
 """
@@ -74,7 +74,7 @@ def certified_neighbours(
 
 
 def exact_order(vectors: VectorSet, exact: str | None) -> str:
-    """Return whose order neighbours of these vectors shall have: certified or float32.
+    """Return the order of neighbours of these vectors: certified or float32.
 
     Args:
         vectors: the set that is searched.
@@ -216,7 +216,7 @@ class _Search:
         return vectors.exact_distances(torch.arange(len(vectors)), far)
 
     def _refine(self, lists: ExactLists, limits: Tensor) -> None:
-        """Insert all pairs that may lie within a limit of their vectors, or be the farthest."""
+        """Insert all pairs that may be within a limit of their vectors, or the farthest."""
         count, size = len(self._vectors), self._tile
         near, far = limits / self._scale, lists.maxima / self._scale  # as keys of the tiles
         height = _ROW_TILES * size

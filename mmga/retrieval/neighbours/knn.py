@@ -158,7 +158,7 @@ def nearest_items(
     height = width = tile_on(queries.device, max(len(queries), len(items)), items.dimension)
     if queries.device.type != "cpu":  # where products need not be of one shape in sets of any size
         height = min(height, tile_height(len(queries), height))
-    # The items, of which there are usually more and which may lie on disk, are read once.
+    # The items, of which there are usually more and which may be on disk, are read once.
     places = [
         (own, first)
         for first in range(0, len(items), width)
@@ -261,8 +261,8 @@ Products = tuple[Tensor, Tensor, Tensor]
 class _Tiles:
     """Tiles of inner products in one buffer, every product of one shape and call form.
 
-    With `upper` tiles of a set with itself are of two products, which leave out a quarter that lies
-    below the diagonal: quicker, but of other shapes.
+    With `upper` tiles of a set with itself are of two products, which leave out a quarter below
+    the diagonal: quicker, but of other shapes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What would spoil an evaluation of two sets of features, and the fix, before it is computed."""
+"""Check two sets of features for what would spoil an evaluation, and name the fix."""
 
 from __future__ import annotations
 

@@ -7,6 +7,17 @@ from typing import Literal
 
 from mmga.common.errors import UserError
 
+ProtocolName = Literal[
+    "market1501",
+    "market1501-matlab",
+    "no-camera",
+    "other-cameras",
+    "cuhk03-single-shot",
+    "viper",
+    "all-vs-all",
+    "multi-query",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Protocol:

@@ -68,7 +68,7 @@ class Labels:
 
 @dataclass(slots=True)
 class Pairs:
-    """What concerns single gallery items of the queries ``start`` to ``stop`` of a `Selection`.
+    """Matches and ignored items of the queries ``start`` to ``stop`` of a `Selection`.
 
     Lists of one query are consecutive and ascend; ``*_start`` [queries + 1] says where they begin.
     Items are positions in the selection's gallery.

@@ -236,7 +236,7 @@ def graph_vectors(
         gallery: of the gallery; None: one set against itself.
         metric: "cosine" or "euclidean".
         rows: rows of both that take part, ascending int64; None for all.
-        device: where to compute; where the queries lie if None.
+        device: where to compute; that of the queries if None.
 
     Raises:
         UserError: widths differ, a value is NaN or infinite, or a side is empty.

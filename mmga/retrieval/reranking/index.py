@@ -1,4 +1,4 @@
-"""A saved neighbour structure of a gallery, against which single queries are re-ranked.
+"""Save the neighbour graph of a gallery, and re-rank single queries against it.
 
 The result for a query equals the full computation over the gallery plus that one query. (Queries of
 a batch see each other in the full computation, but not here.)
@@ -32,7 +32,7 @@ from mmga.retrieval.reranking.encode import (
     set_distances,
 )
 from mmga.retrieval.reranking.settings import KReciprocal
-from mmga.retrieval.reranking.single_query import Overlay
+from mmga.retrieval.reranking.single_query import SingleQuery
 
 FORMAT = "mmga-index"
 VERSION = 1
@@ -218,8 +218,8 @@ class GalleryIndex:
             UserError: the width differs, or a value is not finite.
         """
         squared = self.squared_distances(self._vector(query))
-        overlay = Overlay(self.arrays, self.rule, self.metric, squared, self.pair_distances)
-        return overlay.distances()
+        single = SingleQuery(self.arrays, self.rule, self.metric, squared, self.pair_distances)
+        return single.distances()
 
     @float32_products()
     def squared_distances(self, vector: Tensor) -> np.ndarray:

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 _LOG = logging.getLogger(__name__)
-# What the rule for clustering is among the re-ranking rules: lists of k1, weights softmax(-d).
+# The re-ranking rule of each clustering rule: 'cluster' has lists of k1 and weights softmax(-d).
 _RULES: dict[str, Literal["fastreid", "zhong", "torchreid"]] = {
     "cluster": "fastreid",
     "zhong": "zhong",
     "torchreid": "torchreid",
 }
-# Distances up to which overlaps are so large that few pairs need to be looked at.
+# Distances up to which overlaps are so large that few pairs are candidates.
 _NEAR = 0.9
 _ROWS = 8192  # between two calls of `progress`, and chances to interrupt
 

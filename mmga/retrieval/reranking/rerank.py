@@ -21,7 +21,7 @@ from mmga.retrieval.reranking.settings import KReciprocal
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
-_BLOCK = 256  # rows of a given matrix looked at together
+_BLOCK = 256  # rows of a given matrix that are read together
 
 
 def rerank_distances(
@@ -218,7 +218,7 @@ class _Matrices:
         self.items = self.queries + self.gallery
 
     def block(self, begin: int, end: int) -> Tensor:
-        """Return rows [begin, end), which lie on one side of the border: [R, N] float64."""
+        """Return rows [begin, end), all queries or all gallery items: [R, N] float64."""
         if begin < self.queries:
             parts = [_symmetric_rows(self.q_q, begin, end), self.q_g[begin:end].double()]
         else:

@@ -1,4 +1,4 @@
-"""What one query changes in a stored neighbour structure, recomputed beside it.
+"""Re-rank one new query exactly, by recomputing the rows of a stored graph that it changes.
 
 The query is item `QUERY`, before all others in the order of ties. It changes the lists that it
 enters, the reciprocal sets that contain or lose an item for that, the expanded sets built from
@@ -22,8 +22,8 @@ Row = tuple[np.ndarray, np.ndarray]
 """Columns, ascending, and their values."""
 
 
-class Overlay:
-    """One query over the stored arrays of a gallery."""
+class SingleQuery:
+    """Compute the re-ranked distances of one query over the stored arrays of a gallery."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Overlay:
             order = nearest_in_rows(torch.from_numpy(self._d)[None], own)[1][0]
             self._lists[QUERY] += order.tolist()
         self._maxima = np.maximum(self._arrays["maxima"], self._d)
-        # A method-level cache would keep the overlay alive; these go with it.
+        # A method-level cache would keep this object alive; these are freed with it.
         self._reciprocal = functools.cache(self._reciprocal_of)
         self._weights = functools.cache(self._weights_of)
 
@@ -119,7 +119,7 @@ class Overlay:
 
     @functools.cached_property
     def _sets(self) -> dict[int, list[int]]:
-        """The expanded sets that may have changed."""
+        """Return the expanded sets that may have changed."""
         changed = self._moved(self._length)
         for item in self._moved(self._half):
             # Being in one another's set is mutual: these are the sets that hold the item.

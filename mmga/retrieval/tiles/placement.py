@@ -1,4 +1,4 @@
-"""Where features are ranked, and whether they lie there: all that is asked of a device."""
+"""Choose the device that ranks, and copy features to it where they fit."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class RankingProblem:
         selection: which queries and items are ranked; junk is pid -1 in its labels.
         queries: the selected queries.
         items: the selected gallery items.
-        placed: where the features lie, and the memory for the rest.
-        exact: whose order is asked for: certified, float32, or None.
+        placed: device of the features, and the memory for the rest.
+        exact: order that is asked for: certified, float32, or None.
         monitor: reports progress, records seconds and memory.
     """
 
@@ -52,7 +52,7 @@ class RankingProblem:
 
     @property
     def device(self) -> torch.device:
-        """Where to compute."""
+        """Device that computes."""
         return self.items.device
 
     def source(self) -> Source:

@@ -37,7 +37,7 @@ QUERY_BYTES = 64 << 20
 
 
 class Source(Protocol):
-    """Where tiles come from; tiles hold all items of their queries, but for a `BlockSource`.
+    """A source of tiles, which hold all items of their queries but for a `BlockSource`.
 
     Attributes:
         columns: number of gallery items.
@@ -299,7 +299,7 @@ def feature_source(
     """Return the tiles of features that suit a device.
 
     On the CPU these are tiles of `TILE`, which stay in the cache. Elsewhere they are whole rows if
-    `LEAST_ROWS` of these fit, else blocks: the same whether the gallery lies there or is streamed,
+    `LEAST_ROWS` of these fit, else blocks: the same whether the gallery is there or is streamed,
     for a BLAS that rounds by shape.
 
     Args:
