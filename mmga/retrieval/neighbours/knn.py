@@ -250,7 +250,7 @@ def feature_rows(value: ArrayLike, name: str) -> ShardedMatrix:
 
 def check_metric(metric: str) -> None:
     """Raise a `UserError` unless the metric is one of ours."""
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise UserError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
 
 

@@ -172,21 +172,7 @@ class GalleryIndex:
             UserError: it is no index, of another version, or a file is missing or damaged.
         """
         folder = Path(path)
-        try:
-            meta = json.loads((folder / _META).read_text())
-            if meta["format"] != FORMAT:
-                raise ValueError("another format")
-            version, metric, sums = meta["version"], meta["metric"], meta["sha256"]
-            settings = meta["rule"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder} is no {SUFFIX} folder ({_META}: {error}); write one with "
-                "`python -m mmga.search --gallery ... --save-index NAME" + SUFFIX + "`"
-            ) from error
-        if version != VERSION:
-            raise UserError(
-                f"{folder}: expected an index of version {VERSION}, found {version}; build it again"
-            )
+        metric, rule, items, sums = _read_description(folder)
         arrays = {}
         labels = [name for name in sums if name.startswith(_LABEL)]
         for name in (*_ARRAYS, *labels):
@@ -201,8 +187,13 @@ class GalleryIndex:
                 ) from error
             if damaged:
                 raise UserError(f"{file} differs from its checksum; build the index again")
+        if items != len(arrays["features"]):
+            raise UserError(
+                f"{folder}: {_META} says {items!r} items, the arrays hold "
+                f"{len(arrays['features'])}; build the index again"
+            )
         named = {name.removeprefix(_LABEL): arrays.pop(name) for name in labels}
-        return cls(KReciprocal(**settings), metric, arrays, named)
+        return cls(rule, metric, arrays, named)
 
     @float32_products()
     def rerank(self, query: Tensor | np.ndarray) -> np.ndarray:
@@ -244,6 +235,35 @@ class GalleryIndex:
                 f"{list(vector.shape)}"
             )
         return vector.to(torch.float32)
+
+
+def _read_description(folder: Path) -> tuple[str, KReciprocal, object, dict[str, str]]:
+    """Return metric, settings, number of items and checksums by name from an index' description.
+
+    Raises:
+        UserError: it is no description of an index of this version.
+    """
+    try:
+        meta = json.loads((folder / _META).read_text())
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+            raise ValueError("another format")
+        if meta.get("version") != VERSION:
+            raise UserError(
+                f"{folder}: expected an index of version {VERSION}, found "
+                f"{meta.get('version')!r}; build it again"
+            )
+        metric, sums, settings, items = (
+            meta[name] for name in ("metric", "sha256", "rule", "items")
+        )
+        if not isinstance(sums, dict) or not all(isinstance(one, str) for one in sums.values()):
+            raise ValueError("sha256: expected a checksum for each array")
+        check_metric(metric)
+        return metric, KReciprocal(**settings), items, sums
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no {SUFFIX} folder ({_META}: {error}); write one with "
+            "`python -m mmga.search --gallery ... --save-index NAME" + SUFFIX + "`"
+        ) from error
 
 
 def row_labels(features: object) -> dict[str, np.ndarray]:

@@ -40,7 +40,7 @@ class KReciprocal:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not 0.0 <= self.lambda_value <= 1.0:
+        if not isinstance(self.lambda_value, int | float) or not 0 <= self.lambda_value <= 1:
             raise UserError(f"lambda_value must be from 0 to 1, got {self.lambda_value!r}")
         if self.variant not in VARIANTS:
             raise UserError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")

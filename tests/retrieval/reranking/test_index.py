@@ -108,3 +108,40 @@ def test_junk_is_refused(people):
     gallery = mmga.Features(people[0], np.arange(840) - 1)
     with pytest.raises(mmga.UserError, match="1 junk items"):
         GalleryIndex.build(gallery)
+
+
+CHANGES = [
+    ("rule", None),
+    ("rule", []),
+    ("rule", {"k1": "x"}),
+    ("rule", {"no": 1}),
+    ("rule", {"k1": 20, "lambda_value": "a"}),
+    ("metric", []),
+    ("metric", "manhattan"),
+    ("items", "x"),
+    ("items", 5),
+    ("sha256", []),
+    ("sha256", None),
+    ("sha256", {"features": 1}),
+    ("version", []),
+    ("format", 3),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES, ids=str)
+def test_a_damaged_description_is_one_sentence(index, tmp_path, name, value):
+    path = tmp_path / "x.mmga-index"
+    index.save(path)
+    meta = json.loads((path / "index.json").read_text())
+    (path / "index.json").write_text(json.dumps({**meta, name: value}))
+    with pytest.raises(mmga.UserError):
+        mmga.GalleryIndex.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{"])
+def test_something_else_than_a_description_is_one_sentence(index, tmp_path, text):
+    path = tmp_path / "x.mmga-index"
+    index.save(path)
+    (path / "index.json").write_text(text)
+    with pytest.raises(mmga.UserError, match=r"is no \.mmga-index folder"):
+        mmga.GalleryIndex.load(path)
