@@ -5,7 +5,10 @@ Legend: `W` processes. All of a group's processes call its methods together, in 
 
 import contextlib
 import datetime
+import gc
+import importlib
 import os
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +47,10 @@ def environment() -> tuple[int, int, int]:
 def join(device: torch.device) -> Iterator["Group"]:
     """Yield the group of processes that torchrun started, or a group of this one alone.
 
+    gloo's threads end with the last reference to the process group. One that outlives the group
+    may release a tensor while the interpreter shuts down, which aborts the process, so no reference
+    may be left behind.
+
     Args:
         device: where this process computes; CUDA devices talk by nccl, everything else by gloo.
     """
@@ -56,11 +63,19 @@ def join(device: torch.device) -> Iterator["Group"]:
     talker = device if device.type == "cuda" else torch.device("cpu")
     ours = not dist.is_initialized()
     if ours:
+        # Default arguments of this module hold the group that exists when it is first imported,
+        # which DistributedDataParallel would do.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Group(rank, world, local, talker)
+    except BaseException as error:
+        if ours:
+            traceback.clear_frames(error.__traceback__)  # their locals hold the wrapped network
+        raise
     finally:
         if ours:
+            gc.collect()
             dist.destroy_process_group()
 
 

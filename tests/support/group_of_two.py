@@ -207,3 +207,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with join(torch.device("cpu")) as joined:
         main(joined)
+    threads = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{joined.rank}.json").write_text(json.dumps(threads))

@@ -108,6 +108,13 @@ def test_a_stopped_run_of_two_goes_on_bit_for_bit(folder):
     assert (folder / "stopped" / "best.safetensors").is_file()
 
 
+def test_no_thread_of_the_process_group_outlives_it(folder):
+    """One that does may abort the process while the interpreter shuts down."""
+    for rank in (0, 1):
+        threads = json.loads((folder / f"threads-{rank}.json").read_text())
+        assert not [name for name in threads if "gloo" in name]
+
+
 def test_an_error_of_one_process_ends_both(folder):
     first, second = (json.loads((folder / f"errors-{r}.json").read_text()) for r in (0, 1))
     assert second["one"] == ["UserError", "only here"]
