@@ -132,9 +132,10 @@ def embedder_of(options: Options) -> "Embedder":
     Raises:
         UserError: it cannot be built, or the options do not fit together.
     """
+    from mmga.common.device import resolve_device
     from mmga.data.transforms import EvalTransform
     from mmga.extraction.embedder import Embedder, foreign_network, part_rows, whole_rows
-    from mmga.extraction.of_run import eval_transform, open_run, resolve_device
+    from mmga.extraction.of_run import eval_transform, open_run
 
     if (options.run is None) == (options.model is None):
         raise UserError("--images needs the network: either --run or --model")

@@ -202,7 +202,7 @@ def _maker(
 
 def _detector(options: Options) -> "Detector":
     from mmga.bodyparts.detector import Thresholds, TorchvisionDetector
-    from mmga.extraction.of_run import resolve_device
+    from mmga.common.device import resolve_device
 
     return TorchvisionDetector(
         options.weights,

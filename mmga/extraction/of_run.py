@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from mmga.common.device import resolve_device
 from mmga.common.distributed import Group, gather
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
@@ -45,26 +46,6 @@ class Run:
     network: MMGA
     step: int
     averaged: bool = False
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu`, `cuda` or `cuda:N` means here.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; "
-            "use cpu or another number"
-        )
-    return device
 
 
 def open_run(path: Path, device: str = "auto") -> Run:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import memory as memory_sizes
+from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
@@ -184,7 +185,7 @@ def _evaluate(
     """Check options and features, and evaluate as the protocol asks."""
     rules = options.protocol
     gallery = _gallery_of(rules, query, gallery)
-    where = placement.named(device, gallery.rows.device)
+    where = resolve_device(device or gallery.rows.device, "device")
     options.check(query, gallery, where)
     if rules.splits:
         shared = {**options.of_a_half(), "device": where}

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mmga.common.device import resolve_device
 from mmga.common.distributed import Group, environment, join
 from mmga.common.errors import UserError
 from mmga.common.memory import parse
@@ -26,7 +27,7 @@ from mmga.data.holdout import hold_out
 from mmga.data.loader import Batch, TrainLoader
 from mmga.data.sampler import SAMPLERS
 from mmga.data.transforms import TrainTransform
-from mmga.extraction.of_run import load_mixture, resolve_device
+from mmga.extraction.of_run import load_mixture
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.loading import build_network
@@ -271,14 +272,10 @@ def prepare(config: Config) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(run.deterministic)
     _, world, local = environment()
+    if world > 1 and run.device.startswith("cuda:"):
+        raise UserError(f"--device {run.device} names one device for {world} processes; use cuda")
     device = resolve_device(run.device)
-    if world > 1 and device.type == "cuda":
-        if device.index is not None:
-            raise UserError(
-                f"--device {run.device} names one device for {world} processes; use cuda"
-            )
-        return resolve_device(f"cuda:{local}")
-    return device
+    return resolve_device(f"cuda:{local}") if world > 1 and device.type == "cuda" else device
 
 
 def parameter_groups(network: MMGA, attention_factor: float) -> list[dict[str, Any]]:

@@ -177,15 +177,6 @@ def test_features_that_lie_there_stay():
         assert back.note == "10.0K of features were copied to cpu"
 
 
-def test_devices_are_named():
-    assert placement.named(None, GPU) == GPU
-    assert placement.named("cpu", GPU) == torch.device("cpu")
-    with pytest.raises(UserError, match="device: expected cpu or cuda:N, found 'gpu'"):
-        placement.named("gpu", GPU)
-    with pytest.raises(UserError, match="found 'cuda:99', but torch sees"):
-        placement.named("cuda:99", GPU)
-
-
 def test_tiles_fit_the_card():
     # A card of 139 GiB takes the largest; smaller ones fewer bytes, never less than the CPU.
     assert sources.tile_within(139 << 30, 2048) == sources.DEVICE_TILE == (4096, 8192)

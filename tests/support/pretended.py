@@ -103,14 +103,14 @@ class PretendedDevice(TorchFunctionMode):
         self._patches = [
             mock.patch.object(placement, "free_bytes", lambda device: free),
             mock.patch.object(placement, "total_bytes", lambda device: total),
-            mock.patch.object(placement, "named", self._named),
+            mock.patch("mmga.retrieval.evaluate.resolve_device", self._resolved),
             mock.patch.object(transfer, "streams_on", self._streams),
             mock.patch.object(transfer.BlockTransfer, "blocks", counted),
         ]
 
     @staticmethod
-    def _named(device: Any, otherwise: torch.device) -> torch.device:
-        wanted = as_device(device) or otherwise
+    def _resolved(name: str | torch.device, argument: str) -> torch.device:
+        wanted = torch.device(name)
         return CUDA if wanted.type == "cuda" else wanted
 
     def _streams(self, device: torch.device) -> EagerStreams:

@@ -6,35 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from mmga.common.errors import UserError
 from mmga.common.memory import spell
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 # Of the room on a device so much may go to features; tiles, lists and neighbours take the rest.
 FEATURE_SHARE = 0.75
-
-
-def named(device: str | torch.device | None, otherwise: torch.device) -> torch.device:
-    """Return the device that a user names, with its number, or `otherwise` where none is named.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if device is None:
-        return otherwise
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device: expected cpu or cuda:N, found {str(device)!r}") from error
-    if found.type != "cuda":
-        return found
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (found.index or 0) >= count:
-        raise UserError(
-            f"device: found {str(device)!r}, but torch sees {count} CUDA devices; pass cpu or "
-            "leave it out"
-        )
-    return torch.device("cuda", torch.cuda.current_device()) if found.index is None else found
 
 
 def total_bytes(device: torch.device) -> int:
