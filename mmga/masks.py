@@ -18,7 +18,7 @@ import tyro
 
 from mmga.common import cli
 from mmga.common.errors import UserError
-from mmga.config import DataName
+from mmga.config import DataConfig, DataName
 
 if TYPE_CHECKING:
     from mmga.bodyparts.detector import Detector
@@ -84,7 +84,9 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     from mmga.data.dataset import joined
     from mmga.data.readers.by_name import load
 
-    data = load(options.data, options.root, split=options.split, boxes=options.boxes)
+    data = load(
+        DataConfig(data=options.data, root=options.root, split=options.split, boxes=options.boxes)
+    )
     chosen = dict.fromkeys(options.splits)
     images = joined(*(getattr(data, split) for split in chosen))
     broken: dict[str, str] = {}
@@ -292,7 +294,7 @@ def draw_preview(path: Path, images: "ImageSet", masks: Path, count: int) -> Non
     drawn: list[Any] = []
     labels, titles = [], []
     for place in chosen:
-        mask = folder.mask(images.paths[place])
+        mask = folder(images.paths[place])
         labels.append(None if mask is None else mask.labels)
         try:
             drawn.append(images.image(place))

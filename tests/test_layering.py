@@ -26,6 +26,7 @@ RANKS = {
     "mmga.data": 4,
     "mmga.data.readers": 5,
     "mmga.data.synthetic": 5,
+    "mmga.data.build": 6,
     "mmga.bodyparts": 6,
     "mmga.models": 6,
     "mmga.extraction": 10,

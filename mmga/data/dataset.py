@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
-from mmga.data.masks import MaskFolder, PartMask
+from mmga.data.masks import FindMask, MaskFolder, PartMask
 
 Ints = Sequence[int] | np.ndarray
+
+SPLIT_NAMES = ("train", "query", "gallery")
+"""Fields of a DataSet."""
 
 
 @runtime_checkable
@@ -100,11 +103,19 @@ class ImageFiles(Labelled):
         paths: Sequence[str],
         pids: Ints,
         camids: Ints,
-        masks: MaskFolder | Callable[[str], PartMask | None] | None = None,
+        masks: FindMask | None = None,
     ) -> None:
         super().__init__(paths, pids, camids)
         self.root = Path(root)
         self.masks = masks
+
+    @classmethod
+    def of_rows(
+        cls, root: Path, rows: Sequence[tuple[str, int, int]], masks: FindMask | None = None
+    ) -> "ImageFiles":
+        """Return the images of rows of path, pid and camid."""
+        paths, pids, camids = zip(*rows, strict=True)
+        return cls(root, paths, pids, camids, masks)
 
     def image(self, index: int) -> torch.Tensor:
         """Decode image `index` to uint8 [3, H, W].
@@ -116,10 +127,7 @@ class ImageFiles(Labelled):
 
     def mask(self, index: int) -> PartMask | None:
         """Return the mask of image `index`, None where there is none."""
-        if self.masks is None:
-            return None
-        find = self.masks.mask if isinstance(self.masks, MaskFolder) else self.masks
-        return find(self.paths[index])
+        return None if self.masks is None else self.masks(self.paths[index])
 
 
 class ImageTensors(Labelled):

@@ -5,7 +5,7 @@ Legend: `B` images, `H W` image, `h w` attention map; parts are ordered whole, u
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -56,6 +56,10 @@ class PartMask:
         rows = torch.arange(inside.shape[0]) >= round(split * inside.shape[0])  # [H]
         halves = torch.where(rows, BOTTOM, UPPER).to(torch.uint8)
         return cls(inside.to(torch.uint8) * halves[:, None])
+
+
+FindMask = Callable[[str], PartMask | None]
+"""From an image's relative path to its mask, None where there is none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -223,7 +227,7 @@ class MaskFolder:
         """Count the images that have a mask file."""
         return sum(self.file(path).is_file() for path in paths)
 
-    def mask(self, path: str) -> PartMask | None:
+    def __call__(self, path: str) -> PartMask | None:
         """Read the mask of an image by its relative path; None where there is no file."""
         file = self.file(path)
         return read_mask(file, self.label_set, split=self.split) if file.is_file() else None

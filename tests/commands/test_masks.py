@@ -8,6 +8,7 @@ import typing
 import numpy as np
 import pytest
 import torch
+from miniatures import load
 from persons import SIZE, STANDING
 from PIL import Image
 
@@ -16,7 +17,6 @@ from mmga.bodyparts.detector import Person
 from mmga.bodyparts.importers import KINDS
 from mmga.bodyparts.skeleton import from_points
 from mmga.common.errors import UserError
-from mmga.data.readers.by_name import load
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 

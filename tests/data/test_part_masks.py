@@ -103,8 +103,8 @@ def test_bad_files_are_named(tmp_path):
 def test_a_folder_finds_masks_by_relative_path(tmp_path):
     _png(tmp_path / "train" / "0001.png", [[0, 5, 4]])
     folder = MaskFolder(tmp_path, "pascal")
-    assert folder.mask("train/0001.jpg").labels.tolist() == [[0, 2, 1]]
-    assert folder.mask("train/0002.jpg") is None
+    assert folder("train/0001.jpg").labels.tolist() == [[0, 2, 1]]
+    assert folder("train/0002.jpg") is None
     assert folder.count(["train/0001.jpg", "train/0002.jpg"]) == 1
 
 

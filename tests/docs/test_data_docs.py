@@ -14,9 +14,9 @@ from PIL import Image
 from mmga import masks, train
 from mmga.bodyparts.detector import Person
 from mmga.common import cli
+from mmga.data.build import load_data
 from mmga.data.masks import PartMask, write_mask
 from mmga.data.readers.by_name import NAMES
-from mmga.extraction.of_run import load_data
 
 DOCS = (REPOSITORY / "docs" / "data.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)

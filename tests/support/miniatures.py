@@ -3,6 +3,10 @@
 import numpy as np
 from PIL import Image
 
+from mmga.config import DataConfig
+from mmga.data.dataset import DataSet
+from mmga.data.readers import by_name
+
 DUKE = (
     "bounding_box_train/0001_c2_f0046182.jpg",
     "bounding_box_train/0001_c5_f0051341.jpg",
@@ -38,6 +42,11 @@ MSMT17 = {
         "0002/0002_000_01_0303afternoon_0001_0.jpg 2",
     ),
 }
+
+
+def load(name, root=None, **switches) -> DataSet:
+    """Read a data set by its name."""
+    return by_name.load(DataConfig(data=name, root=root, **switches))
 
 
 def images(root, paths, size=(16, 32)):

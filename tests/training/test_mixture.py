@@ -11,7 +11,7 @@ from mmga import eval as evaluation
 from mmga import train
 from mmga.common.errors import UserError
 from mmga.config import DataName, RecipeName, check, load_config, merged, recipe_config
-from mmga.extraction.of_run import load_mixture
+from mmga.data.build import load_mixture
 from mmga.models.checkpoint import load_checkpoint
 
 NAMES = {

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
-from mmga.config import default_root
+from mmga.config import DataConfig, default_root
 from mmga.data.dataset import DataSet, Ints, Labelled
 from mmga.data.masks import MaskFolder, PartMask
 from mmga.data.readers.folders import check_counts, counted, find_folder, read_folders
 
-BOXES = ("detected", "labeled")
 COUNTS = {
     "detected": {
         "training images": 7_365,
@@ -45,33 +44,19 @@ _NAME = re.compile(r"(\d{4})_c([12])_\d+\.(?:png|jpg)")
 _MAT_PLACES = ("cuhk-03.mat", "cuhk03_release/cuhk-03.mat", "cuhk03/cuhk03_release/cuhk-03.mat")
 
 
-def read_cuhk03(
-    root: str | os.PathLike[str] | None,
-    masks: MaskFolder | None = None,
-    *,
-    boxes: str = "detected",
-) -> DataSet:
-    """Read CUHK03-NP, the new protocol of 767 training and 700 test identities.
+def read_cuhk03(data: DataConfig, masks: MaskFolder | None) -> DataSet:
+    """Read CUHK03-NP, the new protocol of 767 training and 700 test identities, from cuhk03-np.
 
-    Args:
-        root: the folder cuhk03-np or its parent; None for MMGA_DATA.
-        masks: mask files, such as detected/bounding_box_train/0001_c1_1.png.
-        boxes: `detected` or `labeled`.
+    Mask files are such as detected/bounding_box_train/0001_c1_1.png.
 
     Raises:
         UserError: a folder is missing or holds no image of the set.
     """
-    _check_boxes(boxes)
-    folder = find_folder(root, ("cuhk03-np", "CUHK03-NP", "cuhk03_np"), boxes)
-    return read_folders(
-        "cuhk03",
-        folder,
-        _NAME,
-        masks,
-        COUNTS[boxes],
-        prefix=f"{boxes}/",
-        title=f"{folder / boxes}",
-    )
+    boxes = _check_boxes(data.boxes)
+    folder = find_folder(data.root, ("cuhk03-np", "CUHK03-NP", "cuhk03_np"), boxes)
+    title = str(folder / boxes)
+    prefix = f"{boxes}/"
+    return read_folders("cuhk03", folder, _NAME, masks, COUNTS[boxes], prefix=prefix, title=title)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -148,32 +133,21 @@ class MatImages(Labelled):
 
     def mask(self, index: int) -> PartMask | None:
         """Return the mask of image `index`, None where there is none."""
-        return None if self.masks is None else self.masks.mask(self.paths[index])
+        return None if self.masks is None else self.masks(self.paths[index])
 
 
-def read_cuhk03_classic(
-    root: str | os.PathLike[str] | None,
-    masks: MaskFolder | None = None,
-    *,
-    boxes: str = "detected",
-    split: int = 0,
-) -> DataSet:
+def read_cuhk03_classic(data: DataConfig, masks: MaskFolder | None) -> DataSet:
     """Read one of CUHK03's twenty classic splits: 1,260 identities to train, 100 to test.
 
     All test images are query and gallery; protocol `cuhk03-single-shot` draws one gallery image of
-    each identity from the other camera.
-
-    Args:
-        root: cuhk-03.mat, the folder that holds it, or that folder's parent; None for MMGA_DATA.
-        masks: mask files, such as detected/1_001_1_01.png.
-        boxes: `detected` or `labeled`.
-        split: number of the split, from 0.
+    each identity from the other camera. The root is cuhk-03.mat, the folder that holds it, or that
+    folder's parent. Mask files are such as detected/1_001_1_01.png.
 
     Raises:
         UserError: the file is missing, is not CUHK03's, or has no such split.
     """
-    _check_boxes(boxes)
-    path = _find_mat(root)
+    boxes, split = _check_boxes(data.boxes), data.split
+    path = _find_mat(data.root)
     try:
         with _opened(path) as file:
             if not 0 <= split < file["testsets"].size:
@@ -198,21 +172,21 @@ def read_cuhk03_classic(
     if not tested or not trained:
         raise UserError(f"{path} holds no images for split {split}; the file is incomplete")
     images = MatImages(path, boxes, tested, masks)
-    data = DataSet(
+    result = DataSet(
         "cuhk03-classic",
         MatImages(path, boxes, trained, masks),
         images,
         images,
         protocol="cuhk03-single-shot",
     )
-    found = counted(data)
+    found = counted(result)
     found["test identities"] = found["query identities"]
     check_counts(f"{path}, split {split}", found, CLASSIC_COUNTS)
-    return data
+    return result
 
 
-def _find_mat(root: str | os.PathLike[str] | None) -> Path:
-    root = default_root() if root is None else Path(root)
+def _find_mat(root: Path | None) -> Path:
+    root = default_root() if root is None else root
     if root is None:
         raise UserError("no data folder is given: name the folder of cuhk-03.mat, or set MMGA_DATA")
     if root.is_file():
@@ -261,6 +235,7 @@ def _cell(file: Any, boxes: str, cell: Cell) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(0, 2, 1)).astype(np.uint8, copy=False)
 
 
-def _check_boxes(boxes: str) -> None:
-    if boxes not in BOXES:
+def _check_boxes(boxes: str) -> str:
+    if boxes not in COUNTS:
         raise UserError(f"boxes must be detected or labeled, got {boxes!r}")
+    return boxes

@@ -3,9 +3,9 @@
 DukeMTMC was withdrawn by its authors in 2019: these readers are for whoever has it already.
 """
 
-import os
 import re
 
+from mmga.config import DataConfig
 from mmga.data.dataset import DataSet
 from mmga.data.masks import MaskFolder
 from mmga.data.readers.folders import find_folder, read_folders
@@ -31,31 +31,25 @@ OCCLUDED_COUNTS = {
 _NAME = re.compile(r"(\d{4})_c([1-8])_f\d{7}\.jpg")
 
 
-def read_dukemtmc(root: str | os.PathLike[str] | None, masks: MaskFolder | None = None) -> DataSet:
-    """Read DukeMTMC-reID.
+def read_dukemtmc(data: DataConfig, masks: MaskFolder | None) -> DataSet:
+    """Read DukeMTMC-reID from the folder DukeMTMC-reID.
 
-    Args:
-        root: the folder DukeMTMC-reID or its parent; None for MMGA_DATA.
-        masks: mask files, such as bounding_box_train/0001_c2_f0046182.png.
+    Mask files are such as bounding_box_train/0001_c2_f0046182.png.
 
     Raises:
         UserError: a folder is missing or holds no image of the set.
     """
-    folder = find_folder(root, FOLDERS, "bounding_box_train")
+    folder = find_folder(data.root, FOLDERS, "bounding_box_train")
     return read_folders("dukemtmc", folder, _NAME, masks, COUNTS)
 
 
-def read_occluded_duke(
-    root: str | os.PathLike[str] | None, masks: MaskFolder | None = None
-) -> DataSet:
+def read_occluded_duke(data: DataConfig, masks: MaskFolder | None) -> DataSet:
     """Read Occluded-Duke, a new split of DukeMTMC-reID whose queries are all occluded.
 
-    Args:
-        root: the folder Occluded_Duke or its parent; None for MMGA_DATA.
-        masks: mask files, such as bounding_box_train/0001_c2_f0046182.png.
+    Mask files are those of DukeMTMC-reID.
 
     Raises:
         UserError: a folder is missing or holds no image of the set.
     """
-    folder = find_folder(root, OCCLUDED_FOLDERS, "bounding_box_train")
+    folder = find_folder(data.root, OCCLUDED_FOLDERS, "bounding_box_train")
     return read_folders("occluded-duke", folder, _NAME, masks, OCCLUDED_COUNTS)

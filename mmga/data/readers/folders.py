@@ -1,4 +1,4 @@
-"""What the readers of data sets share: finding folders, listing images, checking counts."""
+"""Reading of folders of images: find a data set, list its images, check its counts."""
 
 import logging
 import os
@@ -13,31 +13,26 @@ from mmga.data.masks import MaskFolder
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
-def find_folder(
-    root: str | os.PathLike[str] | None, names: str | tuple[str, ...], inside: str
-) -> Path:
+def find_folder(root: Path | None, names: tuple[str, ...], inside: str) -> Path:
     """Return the folder of a data set, given itself or its parent.
 
     Args:
-        root: what the user gave; None for the folder that MMGA_DATA names.
-        names: the folder's usual name, or its usual names.
+        root: the user's choice; None for the folder that MMGA_DATA names.
+        names: usual names of the folder.
         inside: a file or folder that it must hold.
 
     Raises:
         UserError: neither `root` nor `root/name` holds `inside`.
     """
-    names = (names,) if isinstance(names, str) else names
-    if root is None:
-        root = default_root()
+    root = default_root() if root is None else root
     if root is None:
         raise UserError(
             f"no data folder is given: name {names[0]} or its parent, or set MMGA_DATA to the "
             "folder that holds your data sets"
         )
-    root = Path(root)
     if not root.is_dir():
         raise UserError(f"data folder {root} does not exist; give {names[0]} or its parent")
     for folder in (root, *(root / name for name in names)):
@@ -49,10 +44,22 @@ def find_folder(
     )
 
 
-def list_images(root: Path, folder: str, pattern: re.Pattern[str]) -> list[tuple[str, str]]:
-    """Return (path relative to `root`, file name) of a folder's images, sorted by name.
+def image_names(folder: Path) -> list[str]:
+    """Return the names of a folder's image files, sorted."""
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES)
+    )
+
+
+def list_images(root: Path, folder: str, pattern: re.Pattern[str]) -> list[tuple[str, int, int]]:
+    """Return the path relative to `root`, the pid and the camid of a folder's images, by name.
 
     Images whose name does not match are left out with a warning.
+
+    Args:
+        root: the data set's folder.
+        folder: below it.
+        pattern: of the file names; its first two groups are identity and camera.
 
     Raises:
         UserError: the folder does not exist or holds no image of such a name.
@@ -60,25 +67,25 @@ def list_images(root: Path, folder: str, pattern: re.Pattern[str]) -> list[tuple
     directory = root / folder
     if not directory.is_dir():
         raise UserError(f"folder {directory} does not exist; the data set is incomplete")
-    names = sorted(
-        entry.name for entry in os.scandir(directory) if entry.name.lower().endswith(IMAGE_SUFFIXES)
-    )
-    fitting = [name for name in names if pattern.fullmatch(name)]
-    if not fitting:
+    names = image_names(directory)
+    found, odd = [], []
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is None:
+            odd.append(name)
+        else:
+            found.append((f"{folder}/{name}", int(match[1]), int(match[2])))
+    if not found:
         example = f", the first is {names[0]}" if names else ""
         raise UserError(
             f"folder {directory} holds no image named as expected "
             f"({len(names)} images of other names{example}); the data set is incomplete"
         )
-    if len(fitting) < len(names):
-        odd = next(name for name in names if not pattern.fullmatch(name))
+    if odd:
         logger.warning(
-            "%s: %d images of other names are left out, %s the first",
-            directory,
-            len(names) - len(fitting),
-            odd,
+            "%s: %d images of other names are left out, %s the first", directory, len(odd), odd[0]
         )
-    return [(f"{folder}/{name}", name) for name in fitting]
+    return found
 
 
 def check_counts(name: str, found: Mapping[str, int], known: Mapping[str, int]) -> None:
@@ -118,23 +125,9 @@ def read_folders(
     """
     sets = []
     for split in ("bounding_box_train", "query", "bounding_box_test"):
-        files = list_images(folder, prefix + split, pattern)
-        labels = [
-            (int(match[1]), int(match[2]))
-            for match in (pattern.fullmatch(file) for _, file in files)
-            if match
-        ]
-        sets.append(
-            ImageFiles(
-                folder,
-                [path for path, _ in files],
-                [pid for pid, _ in labels],
-                [camid for _, camid in labels],
-                masks,
-            )
-        )
-    train, query, gallery = sets
-    data = DataSet(name, train, query, gallery)
+        rows = list_images(folder, prefix + split, pattern)
+        sets.append(ImageFiles.of_rows(folder, rows, masks))
+    data = DataSet(name, *sets)
     check_counts(title or str(folder), counted(data), counts)
     return data
 

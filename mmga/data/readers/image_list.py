@@ -1,15 +1,12 @@
 """Images that belong to no data set: a folder, or a CSV table of paths."""
 
-import csv
 import re
 from pathlib import Path
 
-import numpy as np
-
 from mmga.common.errors import UserError
 from mmga.data.dataset import ImageFiles
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+from mmga.data.readers.csv_table import read_rows
+from mmga.data.readers.folders import IMAGE_SUFFIXES
 
 UNKNOWN = -1
 """Identity and camera of an image of which neither is known."""
@@ -39,39 +36,31 @@ def _folder(folder: Path) -> ImageFiles:
     files = sorted(
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     )
     if not files:
-        raise UserError(f"--images {folder}: no image file there or below ({', '.join(SUFFIXES)})")
+        raise UserError(
+            f"--images {folder}: no image file there or below ({', '.join(IMAGE_SUFFIXES)})"
+        )
     found = [_NAMED.match(Path(file).name) for file in files]
-    named = [(int(match[1]), int(match[2])) for match in found if match is not None]
-    if len(named) < len(files):
-        named = [(UNKNOWN, UNKNOWN)] * len(files)
-    pids, camids = np.array(named).T
-    return ImageFiles(folder, files, pids, camids)
+    labels = [(int(match[1]), int(match[2])) for match in found if match is not None]
+    if len(labels) < len(files):
+        labels = [(UNKNOWN, UNKNOWN)] * len(files)
+    rows = [(file, *label) for file, label in zip(files, labels, strict=True)]
+    return ImageFiles.of_rows(folder, rows)
 
 
 def _table(table: Path) -> ImageFiles:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if "path" not in (reader.fieldnames or []):
-                found = ", ".join(reader.fieldnames or []) or "nothing"
-                raise UserError(
-                    f"--images {table} lacks the column path; its first line must name path and "
-                    f"may name pid and camid, found {found}"
-                )
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--images {table} cannot be read ({error}); give a CSV file") from error
+    rows = read_rows(table, f"--images {table}", ("path",), ("pid", "camid"))
     if not rows:
         raise UserError(f"--images {table} names no image")
-    numbers = {
-        name: [_integer(table, line, name, row) for line, row in enumerate(rows, 2)]
-        for name in ("pid", "camid")
-    }
-    paths = [row["path"] for row in rows]
-    return ImageFiles(table.parent, paths, numbers["pid"], numbers["camid"])
+    return ImageFiles.of_rows(
+        table.parent,
+        [
+            (row["path"], _integer(table, line, "pid", row), _integer(table, line, "camid", row))
+            for line, row in enumerate(rows, 2)
+        ],
+    )
 
 
 def _integer(table: Path, line: int, name: str, row: dict[str, str]) -> int:

@@ -1,19 +1,19 @@
-"""Market-1501 (Zheng et al., ICCV 2015) as its authors' folders have it."""
+"""Market-1501 (Zheng et al., ICCV 2015), laid out as its authors published it."""
 
 import dataclasses
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from mmga.common.errors import UserError
+from mmga.config import DataConfig
 from mmga.data.dataset import DataSet, ImageFiles, ImageSet, joined
 from mmga.data.masks import MaskFolder
 from mmga.data.readers.folders import (
-    IMAGE_SUFFIXES,
     check_counts,
     find_folder,
+    image_names,
     list_images,
     read_folders,
 )
@@ -33,51 +33,30 @@ COUNTS = {
 _NAME = re.compile(r"(-1|\d{4})_c([1-6])s\d_\d{6}_\d{2}\.jpg(\.jpg)?")
 
 
-def parse_name(name: str) -> tuple[int, int]:
-    """Return identity (-1 junk, 0 distractor) and camera (1 to 6) of a file name.
-
-    Raises:
-        ValueError: the name is not one of Market-1501.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ValueError(f"{name!r} is no file name of Market-1501")
-    return int(match[1]), int(match[2])
-
-
-def read_market1501(
-    root: str | os.PathLike[str] | None,
-    masks: MaskFolder | None = None,
-    *,
-    distractors: str | os.PathLike[str] | None = None,
-) -> DataSet:
-    """Read Market-1501.
+def read_market1501(data: DataConfig, masks: MaskFolder | None) -> DataSet:
+    """Read Market-1501 from the folder Market-1501-v15.09.15.
 
     Junk stays in the gallery under identity -1: the evaluator removes and counts it. Where the
     folder holds gt_bbox, `multi_query` has all its images of each query's identity and camera.
-
-    Args:
-        root: the folder Market-1501-v15.09.15 or its parent; None for MMGA_DATA.
-        masks: mask files, such as bounding_box_train/0002_c1s1_000451_03.png.
-        distractors: folder of the 500,000 distractors, added to the gallery under identity 0,
-            which no query has.
+    Mask files are such as bounding_box_train/0002_c1s1_000451_03.png.
 
     Raises:
         UserError: a folder is missing or holds no image of the set.
     """
-    folder = find_folder(root, FOLDERS, "bounding_box_train")
-    data = read_folders("market1501", folder, _NAME, masks, COUNTS)
+    folder = find_folder(data.root, FOLDERS, "bounding_box_train")
+    found = read_folders("market1501", folder, _NAME, masks, COUNTS)
     if (folder / "gt_bbox").is_dir():
-        data = dataclasses.replace(data, multi_query=_multi_query(folder, data.query))
-    if distractors is not None:
-        more = read_distractors(Path(distractors))
-        check_counts(str(distractors), {"distractors": len(more)}, {"distractors": DISTRACTORS})
-        data = dataclasses.replace(data, gallery=joined(data.gallery, more))
-    return data
+        found = dataclasses.replace(found, multi_query=_multi_query(folder, found.query))
+    if data.distractors is not None:
+        more = read_distractors(data.distractors)
+        counts = {"distractors": len(more)}
+        check_counts(str(data.distractors), counts, {"distractors": DISTRACTORS})
+        found = dataclasses.replace(found, gallery=joined(found.gallery, more))
+    return found
 
 
 def read_distractors(folder: Path) -> ImageFiles:
-    """Read a folder of distractors, whatever their names, in sorted order.
+    """Read a folder of distractors, of any names, in sorted order.
 
     They are of identity 0 and camera 0, which no query has, so that no rule removes them.
 
@@ -86,7 +65,7 @@ def read_distractors(folder: Path) -> ImageFiles:
     """
     if not folder.is_dir():
         raise UserError(f"distractors folder {folder} does not exist; give the folder of images")
-    names = sorted(e.name for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES))
+    names = image_names(folder)
     if not names:
         raise UserError(f"distractors folder {folder} holds no image; give the folder of images")
     return ImageFiles(
@@ -96,15 +75,10 @@ def read_distractors(folder: Path) -> ImageFiles:
 
 def _multi_query(folder: Path, query: ImageSet) -> ImageFiles:
     wanted = set(zip(query.pids.tolist(), query.camids.tolist(), strict=True))
-    files = [
-        (path, *parse_name(name))
-        for path, name in list_images(folder, "gt_bbox", _NAME)
-        if parse_name(name) in wanted
-    ]
+    files = [row for row in list_images(folder, "gt_bbox", _NAME) if row[1:] in wanted]
     if not files:
         raise UserError(
             f"folder {folder / 'gt_bbox'} holds no image of any query's identity and camera; "
             "the data set is mixed up"
         )
-    paths, pids, camids = zip(*files, strict=True)
-    return ImageFiles(folder, paths, pids, camids)
+    return ImageFiles.of_rows(folder, files)

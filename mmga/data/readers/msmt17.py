@@ -1,10 +1,10 @@
 """MSMT17 (Wei et al., CVPR 2018), versions 1 and 2 (faces blurred), by its lists of images."""
 
-import os
 import re
 from pathlib import Path
 
 from mmga.common.errors import UserError
+from mmga.config import DataConfig
 from mmga.data.dataset import DataSet, ImageFiles
 from mmga.data.masks import MaskFolder
 from mmga.data.readers.folders import check_counts, counted, find_folder
@@ -26,25 +26,17 @@ TRAIN_ALONE = 30_248
 _LINE = re.compile(r"(\S*?\d+_\d+_(\d+)_\S+\.(?:jpg|jpeg|png))\s+(\d+)", re.IGNORECASE)
 
 
-def read_msmt17(
-    root: str | os.PathLike[str] | None,
-    masks: MaskFolder | None = None,
-    *,
-    with_val: bool = True,
-) -> DataSet:
-    """Read MSMT17. Identity 0 is a person here, and counts as one.
+def read_msmt17(data: DataConfig, masks: MaskFolder | None) -> DataSet:
+    """Read MSMT17 from the folder MSMT17_V1 or MSMT17_V2; of a parent that holds both, V1.
 
-    Args:
-        root: the folder MSMT17_V1 or MSMT17_V2, or its parent, where V1 is taken if both are
-            there; None for MMGA_DATA.
-        masks: mask files, such as train/0000/0000_000_01_0303morning_0015_0.png.
-        with_val: train on train and val, 32,621 images (TransReID, CLIP-ReID, SOLIDER), or on
-            train alone, 30,248 (torchreid, fast-reid).
+    Identity 0 is a person here, and counts as one. With `with_val` the training set is train and
+    val, 32,621 images (TransReID, CLIP-ReID, SOLIDER), else train alone, 30,248 (torchreid,
+    fast-reid). Mask files are such as train/0000/0000_000_01_0303morning_0015_0.png.
 
     Raises:
         UserError: a folder or list is missing or holds a line that is not an image's.
     """
-    folder = find_folder(root, FOLDERS, "list_train.txt")
+    folder = find_folder(data.root, FOLDERS, "list_train.txt")
     there = [names for names in IMAGE_FOLDERS if (folder / names[0]).is_dir()]
     if not there:
         raise UserError(
@@ -60,25 +52,22 @@ def read_msmt17(
                 f"folder {folder / images_folder} does not exist; the data set is incomplete"
             )
         rows = [row for name in lists for row in read_list(folder / f"list_{name}.txt")]
+        paths, pids, camids = zip(*rows, strict=True)
         return ImageFiles(
-            folder,
-            [f"{images_folder}/{path}" for path, _, _ in rows],
-            [pid for _, pid, _ in rows],
-            [camid for _, _, camid in rows],
-            masks,
+            folder, [f"{images_folder}/{path}" for path in paths], pids, camids, masks
         )
 
-    lists = ("train", "val") if with_val else ("train",)
-    data = DataSet(
+    lists = ("train", "val") if data.with_val else ("train",)
+    found = DataSet(
         "msmt17",
         images(train_folder, *lists),
         images(test_folder, "query"),
         images(test_folder, "gallery"),
         notes=(f"msmt17 is trained on {' + '.join(lists)}",),
     )
-    known = COUNTS if with_val else {**COUNTS, "training images": TRAIN_ALONE}
-    check_counts(str(folder), counted(data), known)
-    return data
+    known = COUNTS if data.with_val else {**COUNTS, "training images": TRAIN_ALONE}
+    check_counts(str(folder), counted(found), known)
+    return found
 
 
 def read_list(path: Path) -> list[tuple[str, int, int]]:

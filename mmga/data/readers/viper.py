@@ -1,7 +1,5 @@
 """VIPeR (Gray et al., PETS 2007): 632 persons, one image in each of two cameras."""
 
-import dataclasses
-import os
 import re
 from pathlib import Path
 
@@ -9,96 +7,59 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
+from mmga.config import DataConfig
 from mmga.data.dataset import DataSet, ImageFiles
-from mmga.data.masks import MaskFolder, PartMask
+from mmga.data.masks import FindMask, MaskFolder, PartMask
 from mmga.data.readers.folders import check_counts, find_folder, list_images
 
 CAMERAS = ("cam_a", "cam_b")
 COUNTS = {"persons": 632}
-SPLITS = 10
 
 # 001_45.bmp: person and viewing angle.
-_NAME = re.compile(r"(\d{3})_\d+\.(bmp|png|jpg)")
+_NAME = re.compile(r"(\d{3})_(\d+)\.(?:bmp|png|jpg)")
 _PAIR = re.compile(r"\s*\d+\s*-\s*cam_a/(\d{3})_\d+\.\w+\s+cam_b/(\d{3})_\d+\.\w+\s*")
 
 
-@dataclasses.dataclass(frozen=True)
-class Silhouettes:
-    """Silhouettes in memory by relative path; callable as `ImageFiles` wants it.
-
-    Attributes:
-        bodies: bool [H, W] by path.
-        split: height at which they are halved, or None.
-    """
-
-    bodies: dict[str, np.ndarray]
-    split: float | None = None
-
-    def __call__(self, path: str) -> PartMask | None:
-        """Return the mask of an image, None where there is none."""
-        body = self.bodies.get(path)
-        return (
-            None if body is None else PartMask.from_silhouette(torch.from_numpy(body), self.split)
-        )
-
-
-def read_viper(
-    root: str | os.PathLike[str] | None,
-    masks: MaskFolder | str | os.PathLike[str] | None = None,
-    *,
-    split: int = 0,
-    splits_file: str | os.PathLike[str] | None = None,
-    direction: str = "ab",
-    halved_at: float | None = None,
-) -> DataSet:
+def read_viper(data: DataConfig, masks: MaskFolder | None) -> DataSet:
     """Read one split of VIPeR: half of the persons to train, half to test.
 
-    Args:
-        root: the folder VIPeR or its parent; None for MMGA_DATA.
-        masks: mask files, such as cam_a/001_45.png, or SDALF's aleMasks_VIPeR.mat.
-        split: number of the split, from 0.
-        splits_file: SDALF's VIPeR_sets.txt, whose ten lists name the test persons; without it a
-            split is drawn at random from its number.
-        direction: `ab` searches cam_a's test images in cam_b's, `ba` the other way round.
-        halved_at: height at which the silhouettes of a .mat are halved, as a share of the image.
+    A `splits_file` is SDALF's VIPeR_sets.txt, whose ten lists name the test persons; without it a
+    split is drawn at random from its number. Direction `ab` searches cam_a's test images in
+    cam_b's, `ba` the other way round. Mask files are such as cam_a/001_45.png; where `data.masks`
+    is SDALF's aleMasks_VIPeR.mat, its silhouettes are halved at `halved_at`.
 
     Raises:
         UserError: a folder or file is missing or does not fit.
     """
-    if direction not in ("ab", "ba"):
-        raise UserError(f"direction must be ab or ba, got {direction!r}")
-    folder = find_folder(root, ("VIPeR", "viper"), CAMERAS[0])
-    files = {}  # per camera: path by person
-    for camera in CAMERAS:
-        files[camera] = {
-            int(name.split("_")[0]): path for path, name in list_images(folder, camera, _NAME)
-        }
+    if data.direction not in ("ab", "ba"):
+        raise UserError(f"direction must be ab or ba, got {data.direction!r}")
+    folder = find_folder(data.root, ("VIPeR", "viper"), CAMERAS[0])
+    files = {  # per camera: path by person
+        camera: {person: path for path, person, _ in list_images(folder, camera, _NAME)}
+        for camera in CAMERAS
+    }
     persons = sorted(files["cam_a"])
     if persons != sorted(files["cam_b"]):
         odd = min(set(files["cam_a"]) ^ set(files["cam_b"]))
         raise UserError(f"{folder}: person {odd:03d} is in one of cam_a and cam_b only")
     check_counts(str(folder), {"persons": len(persons)}, COUNTS)
 
-    source: MaskFolder | Silhouettes | None
-    if masks is None or isinstance(masks, MaskFolder):
-        source = masks
-    else:
+    source: FindMask | None = masks
+    if masks is None and data.masks is not None:
         order = [files[camera][person] for person in persons for camera in CAMERAS]
-        source = read_silhouettes(Path(masks), order, halved_at)
-    test = set(_test_persons(persons, split, splits_file))
+        source = read_silhouettes(data.masks, order, data.halved_at)
+    test = set(_test_persons(persons, data.split, data.splits_file))
 
     def images(people: list[int], *cameras: str) -> ImageFiles:
-        rows = [(files[camera][person], person, camera) for person in people for camera in cameras]
-        return ImageFiles(
-            folder,
-            [path for path, _, _ in rows],
-            [person for _, person, _ in rows],
-            [CAMERAS.index(camera) for _, _, camera in rows],
-            source,
-        )
+        rows = [
+            (files[camera][person], person, CAMERAS.index(camera))
+            for person in people
+            for camera in cameras
+        ]
+        return ImageFiles.of_rows(folder, rows, source)
 
     searched = sorted(test)
-    query, gallery = CAMERAS if direction == "ab" else CAMERAS[::-1]
+    query, gallery = CAMERAS if data.direction == "ab" else CAMERAS[::-1]
     return DataSet(
         "viper",
         images([person for person in persons if person not in test], *CAMERAS),
@@ -107,8 +68,8 @@ def read_viper(
     )
 
 
-def read_silhouettes(path: Path, order: list[str], split: float | None = None) -> Silhouettes:
-    """Read SDALF's silhouettes: a MATLAB cell array `msk`.
+def read_silhouettes(path: Path, order: list[str], split: float | None = None) -> FindMask:
+    """Read SDALF's silhouettes, a MATLAB cell array `msk`, into memory.
 
     Args:
         path: the .mat file.
@@ -138,12 +99,13 @@ def read_silhouettes(path: Path, order: list[str], split: float | None = None) -
             f"masks file {path} holds {len(cells)} silhouettes for {len(order)} images; "
             "they go by place, so both must be complete"
         )
-    return Silhouettes({name: cell != 0 for name, cell in zip(order, cells, strict=True)}, split)
+    return {
+        name: PartMask.from_silhouette(torch.from_numpy(cell), split)
+        for name, cell in zip(order, cells, strict=True)
+    }.get
 
 
-def _test_persons(
-    persons: list[int], split: int, splits_file: str | os.PathLike[str] | None
-) -> list[int]:
+def _test_persons(persons: list[int], split: int, splits_file: Path | None) -> list[int]:
     if splits_file is None:
         if split < 0:
             raise UserError(f"split must be 0 or more, got {split}")
@@ -163,14 +125,14 @@ def _test_persons(
     return splits[split]
 
 
-def read_splits(path: str | os.PathLike[str]) -> list[list[int]]:
+def read_splits(path: Path) -> list[list[int]]:
     """Return the test persons of each split of SDALF's VIPeR_sets.txt.
 
     Raises:
         UserError: the file cannot be read or holds no such lists.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"splits file {path} cannot be read ({error})") from error
     splits: list[list[int]] = []

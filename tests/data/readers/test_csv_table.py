@@ -1,10 +1,10 @@
 import pytest
 import torch
+from miniatures import load
 from PIL import Image
 
 from mmga.common.errors import UserError
 from mmga.data.masks import PartMask, write_mask
-from mmga.data.readers.by_name import load
 
 HEADER = "path,pid,camid,split"
 

@@ -4,13 +4,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from miniatures import load
 from paths import SHARED_DATA
 from PIL import Image
 
 from mmga.common.errors import UserError
 from mmga.data.masks import PartMask, write_mask
-from mmga.data.readers.by_name import load
-from mmga.data.readers.market1501 import COUNTS, parse_name
+from mmga.data.readers.folders import IMAGE_SUFFIXES
+from mmga.data.readers.image_list import read_images
+from mmga.data.readers.market1501 import COUNTS
 
 LISTS = SHARED_DATA / "market1501-lists"
 
@@ -115,9 +117,10 @@ def test_all_real_names(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["0002_c7s1_000451_03.jpg", "02_c1s1_000451_03.jpg", "a.jpg"])
-def test_foreign_names(name):
-    with pytest.raises(ValueError, match=re.escape(name)):
-        parse_name(name)
+def test_foreign_names(name, tmp_path):
+    _make(tmp_path, {**NAMES, "query": [name]})
+    with pytest.raises(UserError, match=f"query holds no image .* {re.escape(name)}"):
+        load("market1501", tmp_path)
 
 
 def test_unknown_data_set(tmp_path):
@@ -165,6 +168,21 @@ def test_distractors_join_the_gallery(tmp_path, caplog):
         load("market1501", tmp_path, distractors=tmp_path)
     with pytest.raises(UserError, match="distractors belong to market1501"):
         load("viper", tmp_path, distractors=tmp_path / "more")
+
+
+def test_every_suffix_of_an_image_counts(tmp_path):
+    """Training and extraction know one list of them, TIFF among them."""
+    _make(tmp_path)
+    (tmp_path / "more").mkdir()
+    names = [f"a{suffix}" for suffix in IMAGE_SUFFIXES]
+    for i, name in enumerate(names):
+        Image.new("RGB", (64, 128), (i, 0, 0)).save(tmp_path / "more" / name)
+    gallery = load("market1501", tmp_path, distractors=tmp_path / "more").gallery
+    extracted = read_images(tmp_path / "more")
+    assert gallery.paths[3:] == extracted.paths == sorted(names)
+    tiff = extracted.paths.index("a.tif")
+    assert torch.equal(gallery.image(3 + tiff), extracted.image(tiff))
+    assert extracted.image(tiff)[0, 0, 0] == names.index("a.tif")
 
 
 def test_the_default_folder(tmp_path, monkeypatch):

@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from miniatures import CUHK03_NP, DUKE, cuhk03_mat, images, msmt17
+from miniatures import CUHK03_NP, DUKE, cuhk03_mat, images, load, msmt17
 
 from mmga.common.errors import UserError
 from mmga.data.dataset import concatenated, count_masks, joined
 from mmga.data.masks import PartMask, write_mask
-from mmga.data.readers.by_name import NAMES, load
+from mmga.data.readers.by_name import NAMES
 from mmga.retrieval.protocols.protocol import PROTOCOLS
 
 

@@ -3,12 +3,12 @@ import logging
 import numpy as np
 import pytest
 import torch
+from miniatures import load
 from paths import SHARED_DATA
 from PIL import Image
 
 from mmga.common.errors import UserError
 from mmga.data.masks import PartMask, write_mask
-from mmga.data.readers.by_name import load
 from mmga.data.readers.viper import read_silhouettes, read_splits
 
 DATA = SHARED_DATA / "sdalf-masks"

@@ -1,0 +1,84 @@
+"""Data sets, transforms and loaders from a configuration."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from mmga.common.progress import Progress
+from mmga.config import Config, check
+from mmga.data.dataset import DataSet, ImageSet, concatenated
+from mmga.data.readers.by_name import load
+from mmga.data.transforms import EvalTransform
+
+logger = logging.getLogger(__name__)
+
+
+def load_data(
+    config: Config, progress: Progress | None = None, *, training: bool = True
+) -> DataSet:
+    """Read or render the data set of a configuration.
+
+    Args:
+        config: names the data set and its switches.
+        progress: told how many images are rendered.
+        training: whether the training images are wanted; without them nothing is rendered for it.
+
+    Raises:
+        UserError: a folder or file is missing or does not hold what it should.
+    """
+    data = config.data
+    if data.data != "synthetic":
+        check(config)
+        return load(data)
+    from mmga.data.synthetic import synthetic
+
+    return synthetic(
+        data.data_seed,
+        num_train=data.persons if training else 0,
+        num_test=data.test_persons,
+        size=(data.height, data.width),
+        challenge=data.challenge,
+        severity=data.severity,
+        schemes=data.schemes,
+        population=data.population,
+        progress=progress,
+    )
+
+
+def load_mixture(
+    config: Config, progress: Progress | None = None
+) -> tuple[ImageSet, dict[str, DataSet]]:
+    """Read the training images of a configuration, joined over its data sets, and the test sets.
+
+    Args:
+        config: names the data sets and their switches.
+        progress: told how many images are rendered.
+
+    Returns:
+        The training images, and the data sets to test on by name.
+
+    Raises:
+        UserError: a folder or file is missing or does not hold what it should.
+    """
+    data = config.data
+    trained = (data.data, *data.also)
+    tested = data.test or trained
+    sets: dict[str, DataSet] = {}
+    for name in dict.fromkeys((*trained, *tested)):
+        changes: Any = {"root": data.root_of(name), "masks": data.masks_of(name)}
+        if name in trained and data.masks is not None and changes["masks"] is None:
+            logger.warning("no masks of %s: there is no %s", name, data.masks / name)
+        own = dataclasses.replace(data, data=name, also=(), test=(), **changes)
+        alone = dataclasses.replace(config, data=own)
+        sets[name] = load_data(alone, progress, training=name in trained)
+    train = sets[data.data].train
+    if data.also:
+        train = concatenated({name: sets[name].train for name in trained})
+    return train, {name: sets[name] for name in tested}
+
+
+def eval_transform(config: Config) -> EvalTransform:
+    """Return the resizing that a configuration evaluates with."""
+    return EvalTransform(
+        size=(config.data.height, config.data.width), interpolation=config.batch.interpolation
+    )
