@@ -102,18 +102,17 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
     if options.run is not None:
         if options.features or options.query or options.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
-        from mmga import extract
         from mmga.common.progress import bar
+        from mmga.extraction.of_run import DataChoice, features_of_run
 
-        of_run = extract.Options(
-            run=options.run,
-            data=options.data,
-            root=options.root,
-            device=options.device or "auto",
-            multi_query=options.protocol == "multi-query",
-        )
         with bar() as progress:
-            return extract.features_of_run(of_run, progress)
+            return features_of_run(
+                options.run,
+                DataChoice(options.data, options.root),
+                device=options.device or "auto",
+                multi_query=options.protocol == "multi-query",
+                progress=progress,
+            )
     if options.data is not None or options.root is not None:
         raise UserError("--data and --root say what a run is evaluated on; name it with --run")
     itself = options.protocol == "all-vs-all"

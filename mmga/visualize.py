@@ -12,7 +12,6 @@ from pathlib import Path
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.config import DataName
-from mmga.extract import with_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +45,24 @@ def body(options: Options) -> int:
 
     from mmga.common import plots
     from mmga.common.progress import bar
+    from mmga.data.build import load_data
     from mmga.data.dataset import Subset
-    from mmga.data.loader import eval_batches
+    from mmga.data.loader import Loading, eval_batches
     from mmga.data.transforms import denormalise
-    from mmga.extraction.of_run import embed, eval_transform, extract, load_data, open_run
+    from mmga.extraction.extract import embedder_of, extract
+    from mmga.extraction.of_run import DataChoice, open_run, with_data
     from mmga.retrieval.features import load_features
 
     run = open_run(options.run, options.device)
-    config = with_data(run.config, options.data, options.root)
+    config = with_data(run.config, DataChoice(options.data, options.root))
     folder = options.out or run.folder
     with bar() as progress:
         data = load_data(config, progress, training=False)
         chosen = np.unique(np.linspace(0, len(data.query) - 1, options.rows).round().astype(int))
+        embedder = embedder_of(run.network, config)
+        loading = Loading(device=embedder.device)
         queries = Subset(data.query, chosen)
-        batch = next(
-            iter(
-                eval_batches(
-                    queries,
-                    eval_transform(config),
-                    batch_size=len(chosen),
-                    device=next(run.network.parameters()).device,
-                )
-            )
-        )
+        batch = next(eval_batches(queries, embedder.transform, loading, batch_size=len(chosen)))
         with torch.inference_mode():
             maps = {name: m.cpu() for name, m in run.network.attention(batch.images).items()}
         if options.gallery is None:
@@ -89,7 +83,7 @@ def body(options: Options) -> int:
     if maps:
         plots.attention_sheet(folder / "attention.png", images, maps, labels, lines)
         print(f"attention maps beside true masks: {folder / 'attention.png'}")
-    features = embed(run.network, batch, config.run.flip_test).cpu()  # [N, D]
+    features = embedder(batch.images)[0].cpu()  # [N, D]
     distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
     pids, camids = data.gallery.pids, data.gallery.camids
     hits = []

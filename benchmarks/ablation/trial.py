@@ -19,7 +19,7 @@ from benchmarks.ablation.rows import configuration, row_named
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.config import Config, as_dict, load_config
-from mmga.extraction.of_run import extract
+from mmga.extraction.extract import extract
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.training import trainer

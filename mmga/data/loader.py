@@ -1,4 +1,4 @@
-"""From image sets to normalised batches."""
+"""Load image sets as normalised batches."""
 
 import dataclasses
 import logging
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.data.cache import ImageCache
 from mmga.data.dataset import ImageSet
@@ -53,22 +54,34 @@ class Batch:
         return len(self.indices)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loading:
+    """Settings of a loader that do not change its batches.
+
+    Attributes:
+        workers: processes that prepare images; 0 uses this one.
+        device: where batches are put.
+        skip_broken: leave out images that cannot be decoded, instead of raising.
+    """
+
+    workers: int = 0
+    device: torch.device | str = "cpu"
+    skip_broken: bool = False
+
+
 class TrainLoader:
-    """Training batches, epoch by epoch; the same whatever the number of workers.
+    """Training batches, epoch by epoch; the same for any number of workers.
 
     Args:
         images: the training set.
-        sampler: which images make a batch.
-        transform: what is done to them, drawn from (seed, epoch, index); where an image stands
-            several times in a batch, each time differently.
+        sampler: draws the images of a batch.
+        transform: of the images, drawn from (seed, epoch, index); where an image occurs several
+            times in a batch, each time differently.
         seed: of the transforms.
-        workers: processes that prepare images; 0 uses this one.
-        device: where batches are put.
-        skip_broken: leave out images that cannot be decoded, and count them in `broken`.
+        loading: how images are loaded.
         cache: bytes of images and masks, resized, that are kept from epoch to epoch, once for all
             workers; images without room are read again every time.
-        rank: number of this process.
-        world: number of processes.
+        group: the processes that share each batch; by default this one alone.
 
     Attributes:
         broken: message by path of each image left out.
@@ -81,28 +94,27 @@ class TrainLoader:
         transform: TrainTransform,
         *,
         seed: int = 0,
-        workers: int = 0,
-        device: torch.device | str = "cpu",
-        skip_broken: bool = False,
+        loading: Loading | None = None,
         cache: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        group: Group | None = None,
     ) -> None:
         self.sampler = sampler
         self.broken: dict[str, str] = {}
-        self._rank, self._world = rank, world
-        self._fill, self._device = transform.erasing_fill, torch.device(device)
-        self._skip = skip_broken
+        self._group = group or Group()
+        self._fill, self._loading = transform.erasing_fill, loading or Loading()
         self._batches = _Batches()
         classes = sampler.labels(images.pids)
         kept = ImageCache(cache, len(images), transform.size) if cache else None
         samples = _Samples(images, classes, transform, seed, cache=kept)
         samples.new_background = transform.new_background
-        self._loader = _data_loader(samples, self._batches, workers, self._device)
+        self._loader = _data_loader(samples, self._batches, self._loading)
 
     def steps(self, epoch: int) -> int:
         """Return the number of batches of an epoch."""
-        return len(self.sampler.batches(epoch, self._rank, self._world))
+        return len(self._indices(epoch))
+
+    def _indices(self, epoch: int) -> list[np.ndarray]:
+        return self.sampler.batches(epoch, self._group.rank, self._group.world)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch, from batch number `start` on.
@@ -110,57 +122,48 @@ class TrainLoader:
         Raises:
             UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
         """
-        batches = self.sampler.batches(epoch, self._rank, self._world)[start:]
+        batches = self._indices(epoch)[start:]
         self._batches.batches = [_with_repeats(epoch, batch) for batch in batches]
-        return _finished(self._loader, self._fill, self._device, self._skip, self.broken)
+        return _finished(self._loader, self._fill, self._loading, self.broken)
 
 
 def eval_batches(
     images: ImageSet,
     transform: EvalTransform,
+    loading: Loading | None = None,
     *,
     batch_size: int = 64,
-    workers: int = 0,
-    device: torch.device | str = "cpu",
-    skip_broken: bool = False,
     broken: dict[str, str] | None = None,
     masks: bool = True,
-    start: int = 0,
 ) -> Iterator[Batch]:
     """Yield all images in their order.
 
     Args:
         images: the set.
         transform: the resizing.
+        loading: how images are loaded.
         batch_size: images in a batch; the last may hold fewer.
-        workers: processes that prepare images; 0 uses this one.
-        device: where batches are put.
-        skip_broken: leave out images that cannot be decoded; `indices` says which are there.
         broken: filled with the message by path of each image left out.
         masks: whether masks are read.
-        start: image to start from.
 
     Raises:
         UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
     """
-    order = np.arange(start, len(images))
-    batches = _Batches()
+    loading = loading or Loading()
+    batches, count = _Batches(), len(images)
     batches.batches = [
-        [(0, int(i), 0) for i in order[a : a + batch_size]]
-        for a in range(0, len(order), batch_size)
+        [(0, i, 0) for i in range(a, min(a + batch_size, count))]
+        for a in range(0, count, batch_size)
     ]
-    device = torch.device(device)
-    samples = _Samples(images, images.pids, transform, 0, masks)
-    loader = _data_loader(samples, batches, workers, device)
-    return _finished(loader, "zero", device, skip_broken, {} if broken is None else broken)
+    loader = _data_loader(_Samples(images, images.pids, transform, 0, masks), batches, loading)
+    return _finished(loader, "zero", loading, {} if broken is None else broken)
 
 
 _SCENES = 4
-"""Images that a new background is put together from: where one has a body, the next may have none.
-"""
+"""Images that a new background is composed of: where one has a body, the next may have none."""
 
 _Item = tuple[int, int, int]
-"""Epoch, index and how many times the index stood earlier in the batch."""
+"""Epoch, index and number of times that the index occurs earlier in the batch."""
 
 
 class _Batches:
@@ -182,9 +185,9 @@ class _Prepared:
 
     Attributes:
         batch: with uint8 images; None where no image could be read.
-        samples: rectangle to erase and seed of each image.
+        samples: rectangle to erase, and seed, of each image.
         broken: path and message of each image that cannot be decoded.
-        error: message of any other mistake, which is never skipped.
+        error: message of any other error, which is never skipped.
     """
 
     batch: Batch | None
@@ -199,7 +202,7 @@ class _Prepared:
 
 
 class _Samples(Dataset[Any]):
-    """Reads and transforms; errors of the user travel as values, whole, out of the workers."""
+    """Reads and transforms images; a `UserError` leaves a worker as a value, not as a copy."""
 
     def __init__(
         self,
@@ -292,40 +295,35 @@ class _Samples(Dataset[Any]):
         return image, mask
 
 
-def _data_loader(
-    samples: _Samples, batches: _Batches, workers: int, device: torch.device
-) -> "DataLoader[Any]":
+def _data_loader(samples: _Samples, batches: _Batches, loading: Loading) -> "DataLoader[Any]":
     return DataLoader(
         samples,
         batch_sampler=batches,
-        num_workers=workers,
+        num_workers=loading.workers,
         # The cache's memory is shared by forking; torch's own choice otherwise.
-        multiprocessing_context="fork" if workers and samples.cache is not None else None,
+        multiprocessing_context="fork" if loading.workers and samples.cache is not None else None,
         collate_fn=_identity,
-        pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
+        pin_memory=torch.device(loading.device).type == "cuda",
+        persistent_workers=loading.workers > 0,
     )
 
 
 def _finished(
-    loader: "DataLoader[Any]",
-    fill: str,
-    device: torch.device,
-    skip: bool,
-    broken: dict[str, str],
+    loader: "DataLoader[Any]", fill: str, loading: Loading, broken: dict[str, str]
 ) -> Iterator[Batch]:
+    """Yield prepared batches, normalised and erased, on the device; broken images are noted."""
     for prepared in _guarded(loader):
         if prepared.error is not None:
             raise UserError(prepared.error)
         for path, message in prepared.broken:
-            if not skip:
+            if not loading.skip_broken:
                 raise UserError(message)
             if path not in broken:
                 broken[path] = message
                 logger.warning("left out: %s", message)
         if prepared.batch is None:
             continue
-        batch = _mapped(prepared.batch, lambda t: t.to(device, non_blocking=True))
+        batch = _mapped(prepared.batch, lambda t: t.to(loading.device, non_blocking=True))
         batch.images = normalise(batch.images)
         erased, seeds = zip(*prepared.samples, strict=True)
         erase(batch.images, erased, seeds, fill)

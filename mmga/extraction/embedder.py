@@ -1,6 +1,6 @@
-"""Networks as one thing: from a batch of images to rows of features.
+"""Feature extractors with one interface.
 
-Legend: `B` images, `P` parts, `D` features.
+Legend: `B` images, `N` images of a set, `P` parts, `D` features.
 """
 
 import importlib
@@ -13,12 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
 from mmga.common.files import read_tensors
+from mmga.data.dataset import ImageSet
+from mmga.data.loader import Loading, eval_batches
 from mmga.data.transforms import EvalTransform
 from mmga.models import MMGA
 
-Rows = tuple[Tensor, Tensor | None]
+Embeddings = tuple[Tensor, Tensor | None]
 """Features [B, D] and None, or part features [B, P, D] and their visibility [B, P]."""
 
 
@@ -27,22 +30,22 @@ class Embedder:
     """A network that extracts features.
 
     Attributes:
-        name: says which network this is, to tell whether an extraction may be gone on with.
-        transform: how its images are resized.
-        embed: from normalised images [B, 3, H, W] to rows, not normalised, of one view.
+        name: of the network; an interrupted extraction goes on with an extractor of its name only.
+        transform: the resizing of its images.
+        embed: from normalised images [B, 3, H, W] to embeddings, not normalised, of one view.
         device: where images are put.
         flip: sum the features of an image and of its mirror image.
     """
 
     name: str
     transform: EvalTransform
-    embed: Callable[[Tensor], Rows]
+    embed: Callable[[Tensor], Embeddings]
     device: torch.device
     flip: bool = True
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Rows:
-        """Return L2-normalised float32 rows; visibilities are the mean of both views'."""
+    def __call__(self, images: Tensor) -> Embeddings:
+        """Return L2-normalised float32 embeddings; visibilities are the mean of both views'."""
         rows, visible = self.embed(images)
         rows = rows.float()
         if self.flip:
@@ -51,6 +54,62 @@ class Embedder:
             if visible is not None and seen is not None:
                 visible = (visible + seen) / 2
         return nn.functional.normalize(rows, dim=-1), visible
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The embeddings of the images of a set that could be read.
+
+    Attributes:
+        rows: [N, D] or [N, P, D], on the CPU; empty where there is no image.
+        visibility: [N, P] of part features, else None.
+        places: int64 [N], of the images in the set.
+    """
+
+    rows: Tensor
+    visibility: Tensor | None
+    places: Tensor
+
+
+def embed_images(
+    embedder: Embedder,
+    images: ImageSet,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    broken: dict[str, str] | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Embedded:
+    """Embed all images of a set, in their order.
+
+    Args:
+        embedder: the network.
+        images: the set.
+        batch_size: images embedded at once.
+        workers: processes that load images.
+        broken: filled with the message by path of each image that cannot be decoded; None raises.
+        progress: called with the number of images done.
+
+    Raises:
+        UserError: an image cannot be decoded and `broken` is None.
+    """
+    loading = Loading(workers, embedder.device, skip_broken=broken is not None)
+    batches = eval_batches(
+        images, embedder.transform, loading, batch_size=batch_size, broken=broken, masks=False
+    )
+    rows, visible, places = [torch.empty(0)], [], [torch.empty(0, dtype=torch.int64)]
+    done = 0
+    for batch in batches:
+        features, seen = embedder(batch.images)
+        rows.append(features.cpu())
+        if seen is not None:
+            visible.append(seen.cpu())
+        places.append(batch.indices.cpu())
+        done += len(batch)
+        progress(done)
+    return Embedded(
+        torch.cat(rows[1:] or rows), torch.cat(visible) if visible else None, torch.cat(places)
+    )
 
 
 def visibility(attention: Tensor) -> Tensor:
@@ -63,7 +122,7 @@ def visibility(attention: Tensor) -> Tensor:
     return values.topk(max(1, round(values.shape[1] / 10)), dim=1).values.mean(1)
 
 
-def part_rows(network: MMGA) -> Callable[[Tensor], Rows]:
+def part_embeddings(network: MMGA) -> Callable[[Tensor], Embeddings]:
     """Return a function from images to the features f_k of every head and their visibility.
 
     The order is that of `network.head_names`; a head has the visibility of its part.
@@ -77,7 +136,7 @@ def part_rows(network: MMGA) -> Callable[[Tensor], Rows]:
             "(--attention both has them)"
         )
 
-    def embed(images: Tensor) -> Rows:
+    def embed(images: Tensor) -> Embeddings:
         output = network.outputs(images)
         rows = torch.stack([output.features[name] for name in network.head_names], dim=1)
         seen = {part: visibility(output.attention[part]) for part in network.parts}
@@ -87,7 +146,7 @@ def part_rows(network: MMGA) -> Callable[[Tensor], Rows]:
     return embed
 
 
-def whole_rows(network: nn.Module, name: str) -> Callable[[Tensor], Rows]:
+def whole_embeddings(network: nn.Module, name: str) -> Callable[[Tensor], Embeddings]:
     """Return a function from images to the features of a network.
 
     Args:
@@ -95,7 +154,7 @@ def whole_rows(network: nn.Module, name: str) -> Callable[[Tensor], Rows]:
         name: of the network, for messages.
     """
 
-    def embed(images: Tensor) -> Rows:
+    def embed(images: Tensor) -> Embeddings:
         rows = network.embed(images) if isinstance(network, MMGA) else network(images)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
             found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
@@ -106,6 +165,29 @@ def whole_rows(network: nn.Module, name: str) -> Callable[[Tensor], Rows]:
         return rows, None
 
     return embed
+
+
+def embedder_of_model(
+    name: str, arguments: str, weights: Path | None, size: tuple[int, int], device: str, flip: bool
+) -> Embedder:
+    """Return any network as an extractor.
+
+    Args:
+        name: see `foreign_network`, as are the next two.
+        arguments: of the call.
+        weights: of the network.
+        size: height and width of its images.
+        device: where it runs.
+        flip: sum the features of an image and of its mirror image.
+
+    Raises:
+        UserError: the network cannot be built, or there is no such device.
+    """
+    target = resolve_device(device)
+    network = foreign_network(name, arguments, weights).to(target)
+    title = f"{name} {arguments} {weights}"
+    transform = EvalTransform(size=size)
+    return Embedder(title, transform, whole_embeddings(network, name), target, flip)
 
 
 def foreign_network(name: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module:

@@ -1,32 +1,21 @@
-"""From a run to its parts again (device, data set, network), and from images to features."""
+"""Load a trained run and extract features."""
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING
 
 from mmga.common.device import resolve_device
-from mmga.common.distributed import Group, gather
-from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.config import Config, check
-from mmga.data.dataset import DataSet, ImageSet, Subset, concatenated
-from mmga.data.loader import Batch, eval_batches
-from mmga.data.transforms import EvalTransform
+from mmga.config import Config, DataName, check, merged
+from mmga.data.build import load_data
+from mmga.extraction.embedder import Embedder
+from mmga.extraction.extract import embedder_of, extract
 from mmga.models import MMGA
 from mmga.models.loading import load_trained
 
 if TYPE_CHECKING:
     from mmga.retrieval.features import Features
-
-logger = logging.getLogger(__name__)
-
-BATCH = 64
-"""Images that are extracted at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +37,23 @@ class Run:
     averaged: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DataChoice:
+    """Another data set than the run was trained on; None leaves the run's own setting.
+
+    Attributes:
+        data: the data set.
+        root: its folder.
+        split: number of its split.
+        splits_file: file of fixed splits.
+    """
+
+    data: DataName | None = None
+    root: Path | None = None
+    split: int | None = None
+    splits_file: Path | None = None
+
+
 def open_run(path: Path, device: str = "auto") -> Run:
     """Load a trained run from its folder or from one of its checkpoints.
 
@@ -61,179 +67,73 @@ def open_run(path: Path, device: str = "auto") -> Run:
     return Run(trained.file.parent, trained.config, network, trained.step, trained.averaged)
 
 
-def load_data(
-    config: Config, progress: Progress | None = None, *, training: bool = True
-) -> DataSet:
-    """Read or render the data set of a configuration.
-
-    Args:
-        config: names the data set and its switches.
-        progress: told how many images are rendered.
-        training: whether the training images are wanted; without them nothing is rendered for it.
-
-    Raises:
-        UserError: a folder or file is missing or does not hold what it should.
-    """
-    data = config.data
-    if data.data == "synthetic":
-        from mmga.data.synthetic import synthetic
-
-        return synthetic(
-            data.data_seed,
-            num_train=data.persons if training else 0,
-            num_test=data.test_persons,
-            size=(data.height, data.width),
-            challenge=data.challenge,
-            severity=data.severity,
-            schemes=data.schemes,
-            population=data.population,
-            progress=progress,
-        )
-    from mmga.data.readers.by_name import load
-
-    check(config)
-    return load(
-        data.data,
-        data.root,
-        masks=data.masks,
-        label_set=data.label_set,
-        halved_at=data.halved_at,
-        split=data.split,
-        splits_file=data.splits_file,
-        direction=data.direction,
-        boxes=data.boxes,
-        with_val=data.with_val,
-        distractors=data.distractors,
-    )
+def with_data(config: Config, choice: DataChoice, workers: int = 0) -> Config:
+    """Return a run's configuration with another data set in its place, where one is named."""
+    changes: dict[str, object] = {"workers": workers, "also": (), "test": ()}
+    own = config.data.test[0] if config.data.test else config.data.data
+    if choice.data is None and own != config.data.data:  # trained on other sets than tested on
+        changes |= {"data": own, "root": config.data.root_of(own), "masks": None}
+    given = {name: value for name, value in dataclasses.asdict(choice).items() if value is not None}
+    changes |= given
+    if choice.data is not None and choice.data != config.data.data:
+        # Masks and root belong to the set that the run was trained on.
+        changes = {"masks": None, "root": None, "splits_file": None, **changes}
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))  # type: ignore[arg-type]
+    check(changed)
+    return changed
 
 
-def load_mixture(
-    config: Config, progress: Progress | None = None
-) -> tuple[ImageSet, dict[str, DataSet]]:
-    """Read what a configuration trains on, joined where it names several sets, and tests on.
-
-    Args:
-        config: names the data sets and their switches.
-        progress: told how many images are rendered.
-
-    Returns:
-        The training images, and the data sets to test on by name.
-
-    Raises:
-        UserError: a folder or file is missing or does not hold what it should.
-    """
-    data = config.data
-    trained = (data.data, *data.also)
-    tested = data.test or trained
-    sets: dict[str, DataSet] = {}
-    for name in dict.fromkeys((*trained, *tested)):
-        changes: Any = {"root": data.root_of(name), "masks": data.masks_of(name)}
-        if name in trained and data.masks is not None and changes["masks"] is None:
-            logger.warning("no masks of %s: there is no %s", name, data.masks / name)
-        own = dataclasses.replace(data, data=name, also=(), test=(), **changes)
-        alone = dataclasses.replace(config, data=own)
-        sets[name] = load_data(alone, progress, training=name in trained)
-    train = sets[data.data].train
-    if data.also:
-        train = concatenated({name: sets[name].train for name in trained})
-    return train, {name: sets[name] for name in tested}
-
-
-def eval_transform(config: Config) -> EvalTransform:
-    """Return the resizing that a configuration evaluates with."""
-    return EvalTransform(
-        size=(config.data.height, config.data.width), interpolation=config.batch.interpolation
-    )
-
-
-@torch.inference_mode()
-def embed(network: MMGA, batch: Batch, flip: bool) -> torch.Tensor:
-    """Return L2-normalised features [B, D]; `flip` sums those of the mirror image (MGN's test)."""
-    features = network.embed(batch.images)
-    if flip:
-        features = features + network.embed(batch.images.flip(-1))
-    return torch.nn.functional.normalize(features.float())
-
-
-def extract(
-    network: MMGA,
-    images: ImageSet,
-    config: Config,
+def features_of_run(
+    path: Path,
+    choice: DataChoice,
     *,
-    phase: str = "extract",
+    device: str = "auto",
+    workers: int = 0,
+    flip: bool = True,
+    multi_query: bool = False,
     progress: Progress | None = None,
-    group: Group | None = None,
-) -> "Features":
-    """Return the features of all images of a set, in their order.
-
-    In a group of processes each extracts a share, and all get the whole. Shares are whole batches,
-    so that a batch, and with it every feature's last bit, is the same for any number of processes.
+) -> "tuple[Features, Features]":
+    """Return the features of queries and gallery of a run.
 
     Args:
-        network: left in the mode it was in.
-        images: the set.
-        config: image size, mirror image and loading are taken from it.
-        phase: name of the progress bar.
+        path: the run's folder, or one of its checkpoints.
+        choice: the data set, where it is not the run's own.
+        device: where the network runs.
+        workers: processes that load images.
+        flip: sum the mirror image's features where the run was evaluated so; False never does.
+        multi_query: take all images of each query's identity and camera, where the set has them.
         progress: called with (phase, images done, images in all).
-        group: the processes that share the work; by default this one alone.
 
     Raises:
-        UserError: an image cannot be decoded and is not to be skipped.
+        UserError: the run or its data cannot be read.
     """
-    from mmga.retrieval.features import Features
-
-    group = group or Group()
-    own = np.array_split(np.arange(0, len(images), BATCH), group.world)[group.rank]
-    start, end = (int(own[0]), int(own[-1]) + BATCH) if len(own) else (0, 0)
-    with group.together():
-        rows, places = _own_rows(
-            network, images, np.arange(start, min(end, len(images))), config, phase, progress
-        )
-    sizes = group.table([len(rows)])[:, 0].long().tolist()
-    rows = gather(rows.to(group.device), sizes, group).cpu()
-    places = gather(places.to(group.device), sizes, group).cpu()
-    with group.together():
-        if not len(rows):
-            raise UserError(f"{phase}: there is no image to extract features from")
-    kept = places.numpy()
-    return Features(
-        rows.numpy(), images.pids[kept], images.camids[kept], np.array(images.paths)[kept]
-    )
+    run = open_run(path, device)
+    config = with_data(run.config, choice, workers)
+    if not flip:
+        config = merged(config, {"run": {"flip_test": False}}, where="--no-flip")
+    data = load_data(config, progress, training=False)
+    queries = data.query
+    if multi_query and data.multi_query is not None:
+        queries = data.multi_query
+    query = extract(run.network, queries, config, phase="query", progress=progress)
+    return query, extract(run.network, data.gallery, config, phase="gallery", progress=progress)
 
 
-def _own_rows(
-    network: MMGA,
-    images: ImageSet,
-    share: np.ndarray,
-    config: Config,
-    phase: str,
-    progress: Progress | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features [n, D] and places [n] of the images of a share that can be read."""
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    rows = [torch.empty(0, network.dim)]
-    kept = [torch.empty(0, dtype=torch.int64)]
-    broken: dict[str, str] = {}
-    batches = eval_batches(
-        Subset(images, share),
-        eval_transform(config),
-        workers=config.data.workers,
-        device=device,
-        skip_broken=config.data.skip_broken,
-        broken=broken,
-        masks=False,
-        batch_size=BATCH,
-    )
-    done = 0
-    for batch in batches:
-        rows.append(embed(network, batch, config.run.flip_test).cpu())
-        kept.append(torch.from_numpy(share)[batch.indices.cpu()])
-        done += len(batch)
-        if progress is not None:
-            progress(phase, done, len(share))
-    network.train(was_training)
-    if broken:
-        logger.warning("%s: %d images were left out as broken", phase, len(broken))
-    return torch.cat(rows), torch.cat(kept)
+def embedder_of_run(path: Path, *, device: str = "auto", flip: bool, parts: bool) -> Embedder:
+    """Return the network of a run as an extractor of any images.
+
+    Args:
+        path: the run's folder, or one of its checkpoints.
+        device: where the network runs.
+        flip: sum the features of an image and of its mirror image.
+        parts: extract the features of each part instead of the whole.
+
+    Raises:
+        UserError: there is no checkpoint, or the network has no attention maps of parts.
+    """
+    run = open_run(path, device)
+    file = path / "last.safetensors" if path.is_dir() else path
+    name = f"{file} at step {run.step}, written {file.stat().st_mtime_ns}"
+    name += ", parts" if parts else ""
+    embedder = embedder_of(run.network, run.config, name=name, parts=parts)
+    return dataclasses.replace(embedder, flip=flip)

@@ -1,7 +1,7 @@
-"""Extraction of many images that can be stopped at any time and goes on where it was.
+"""Extract many images resumably: an extraction that was stopped continues when called again.
 
-Rows are written in shards of some thousand images beside the file that is asked for, in
-`<name>.partial/`; when all are there they are joined and the folder goes.
+Features are written in shards of some thousand images beside the file that is asked for, in
+`<name>.partial/`; complete shards are joined and the folder is removed.
 """
 
 import hashlib
@@ -11,20 +11,21 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
 from mmga.data.dataset import ImageSet, Subset
-from mmga.data.loader import eval_batches
-from mmga.extraction.embedder import Embedder
+from mmga.extraction.embedder import Embedder, embed_images
 from mmga.retrieval.features import Features
+
+CONTAINERS = (".npz", ".safetensors", ".mat", ".h5", ".pt")
+"""Suffixes of files of features; without one, a folder of .npy files is written."""
 
 logger = logging.getLogger(__name__)
 
 SHARD = 4096
-"""Images of a shard; what a stop can lose."""
+"""Images of a shard, the most that a stop can lose."""
 
 
 def extract_to(
@@ -37,7 +38,7 @@ def extract_to(
     skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> Features:
-    """Extract the features of all images into a file, going on with an earlier attempt.
+    """Extract the features of all images into a file, continuing an earlier attempt.
 
     Args:
         out: the file, in any container of `Features.save`.
@@ -52,93 +53,73 @@ def extract_to(
         The features, as they are in the file.
 
     Raises:
-        UserError: an image cannot be decoded, the disk is full, or the partial results there are of
-            another extraction.
+        UserError: no container has the suffix of `out`, an image cannot be decoded, the disk is
+            full, or the partial results belong to another extraction.
     """
+    if out.suffix and out.suffix.lower() not in CONTAINERS:
+        raise UserError(
+            f"--out must end in {', '.join(CONTAINERS)} or nothing (a folder of .npy files), "
+            f"got {out}"
+        )
     folder = out.with_name(f"{out.name}.partial")
     _check_manifest(folder, embedder, images)
     starts = range(0, len(images), SHARD)
-    broken: dict[str, str] = {}
+    broken: dict[str, str] | None = {} if skip_broken else None
     for start in starts:
         file = folder / f"{start:09d}.npz"
         end = min(start + SHARD, len(images))
-        if not file.is_file():
-            share = Subset(images, np.arange(start, end))
-            arrays = _rows(
-                embedder, share, start, len(images), batch_size, workers, skip_broken, broken,
-                progress,
-            )  # fmt: skip
-            with atomic_path(file) as temporary:
-                np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        elif progress is not None:
-            progress("extract", end, len(images))
-    loaded = [dict(np.load(folder / f"{start:09d}.npz")) for start in starts]
-    arrays = {name: np.concatenate([one[name] for one in loaded]) for name in loaded[0]}
-    places = arrays["places"]
-    if not len(places):
-        raise UserError("--images: not one image could be decoded")
-    if len(places) < len(images):
-        logger.warning("%d images were left out as broken", len(images) - len(places))
-    parts = "visibility" in arrays
-    features = Features(
-        None if parts else arrays["rows"],
-        images.pids[places],
-        images.camids[places],
-        np.array(images.paths)[places],
-        parts=arrays["rows"] if parts else None,
-        visibility=arrays["visibility"] if parts else None,
-    )
+
+        def done(count: int, start: int = start) -> None:
+            if progress is not None:
+                progress("extract", start + count, len(images))
+
+        if file.is_file():
+            done(end - start)
+            continue
+        share = Subset(images, np.arange(start, end))
+        found = embed_images(
+            embedder,
+            share,
+            batch_size=batch_size,
+            workers=workers,
+            broken=broken,
+            progress=done,
+        )
+        if not len(found.rows):
+            raise UserError(
+                f"--images: none of {len(share)} images in a row could be decoded, from "
+                f"{share.paths[0]} on"
+            )
+        arrays = {"rows": found.rows.numpy(), "places": (found.places + start).numpy()}
+        if found.visibility is not None:
+            arrays["visibility"] = found.visibility.numpy()
+        with atomic_path(file) as temporary:
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    features = _joined([folder / f"{start:09d}.npz" for start in starts], images)
     features.save(out)
     shutil.rmtree(folder)
     return features
 
 
-def _rows(
-    embedder: Embedder,
-    share: Subset,
-    start: int,
-    total: int,
-    batch_size: int,
-    workers: int,
-    skip_broken: bool,
-    broken: dict[str, str],
-    progress: Progress | None,
-) -> dict[str, np.ndarray]:
-    """Return the arrays of one shard."""
-    batches = eval_batches(
-        share,
-        embedder.transform,
-        batch_size=batch_size,
-        workers=workers,
-        device=embedder.device,
-        skip_broken=skip_broken,
-        broken=broken,
-        masks=False,
-    )
-    rows, visible, places = [], [], []
-    done = start
-    for batch in batches:
-        features, seen = embedder(batch.images)
-        rows.append(features.cpu())
-        if seen is not None:
-            visible.append(seen.cpu())
-        places.append(batch.indices.cpu() + start)
-        done += len(batch)
-        if progress is not None:
-            progress("extract", done, total)
-    if not rows:
-        raise UserError(
-            f"--images: none of {len(share)} images in a row could be decoded, from "
-            f"{share.paths[0]} on"
-        )
-    arrays = {"rows": torch.cat(rows).numpy(), "places": torch.cat(places).numpy()}
-    if visible:
-        arrays["visibility"] = torch.cat(visible).numpy()
-    return arrays
+def _joined(files: list[Path], images: ImageSet) -> Features:
+    """Return the features of all shards, with the labels of the images."""
+    shards = [dict(np.load(file)) for file in files]
+    arrays = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    rows, places = arrays["rows"], arrays["places"]
+    if len(places) < len(images):
+        logger.warning("%d images were left out as broken", len(images) - len(places))
+    labels = images.pids[places], images.camids[places], np.array(images.paths)[places]
+    if "visibility" in arrays:
+        return Features(None, *labels, parts=rows, visibility=arrays["visibility"])
+    return Features(rows, *labels)
 
 
 def _check_manifest(folder: Path, embedder: Embedder, images: ImageSet) -> None:
-    """Write down what is extracted, or hold it against what an earlier attempt wrote."""
+    """Write the settings of an extraction, or compare them with those of an earlier attempt.
+
+    Raises:
+        UserError: they differ.
+    """
     manifest = {
         "network": embedder.name,
         "size": list(embedder.transform.size),

@@ -13,10 +13,10 @@ import torch
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.config import Config
+from mmga.data.build import eval_transform
 from mmga.data.dataset import ImageSet
-from mmga.data.loader import eval_batches
+from mmga.data.loader import Loading, eval_batches
 from mmga.data.masks import part_targets
-from mmga.extraction.of_run import eval_transform
 from mmga.models import MMGA
 from mmga.training.losses import TARGETS, mask_iou, mask_rmse
 
@@ -73,7 +73,7 @@ def mean_mask(images: ImageSet, config: Config) -> torch.Tensor:
     """
     size = (config.data.height, config.data.width)
     total, count = torch.zeros(3, *size, dtype=torch.float64), torch.zeros(3)
-    for batch in eval_batches(images, eval_transform(config), workers=config.data.workers):
+    for batch in eval_batches(images, eval_transform(config), Loading(config.data.workers)):
         targets, known = part_targets(batch.labels, batch.parts, batch.has_mask, size)
         total += (targets * known[:, :, None, None]).sum(0, dtype=torch.float64)
         count += known.sum(0)
@@ -111,7 +111,7 @@ def measure(
     held = _Targets()
     transform = eval_transform(config)
     workers = config.data.workers
-    for batch in eval_batches(held_out, transform, workers=workers, device=device):
+    for batch in eval_batches(held_out, transform, Loading(workers, device)):
         maps = network.attention(batch.images)
         for name, value in maps.items():
             drawn.setdefault(name, []).append(value.cpu())
@@ -125,7 +125,7 @@ def measure(
     if not sizes or not held.any_known():
         return {}
     taught = _Targets()
-    for batch in eval_batches(train, transform, workers=workers):
+    for batch in eval_batches(train, transform, Loading(workers)):
         taught.add(batch.labels, batch.parts, batch.has_mask, list(sizes.values()))
         if progress is not None:
             progress("mean mask", len(taught), len(train))

@@ -22,12 +22,12 @@ from mmga.common.errors import UserError
 from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.config import Config, as_dict, check, save_config
+from mmga.data.build import load_mixture
 from mmga.data.dataset import DataSet, ImageSet, count_masks
 from mmga.data.holdout import hold_out
-from mmga.data.loader import Batch, TrainLoader
+from mmga.data.loader import Batch, Loading, TrainLoader
 from mmga.data.sampler import SAMPLERS
 from mmga.data.transforms import TrainTransform
-from mmga.extraction.of_run import load_mixture
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.loading import build_network
@@ -223,12 +223,9 @@ def _loader(config: Config, images: ImageSet, device: torch.device, group: Group
             new_background=batch.new_background,
         ),
         seed=config.run.seed,
-        workers=config.data.workers,
-        device=device,
-        skip_broken=config.data.skip_broken,
+        loading=Loading(config.data.workers, device, config.data.skip_broken),
         cache=parse(config.data.cache, "--cache") or 0,
-        rank=group.rank,
-        world=group.world,
+        group=group,
     )
 
 

@@ -8,7 +8,7 @@ from mmga.common.distributed import Group
 from mmga.common.progress import Progress
 from mmga.config import Config
 from mmga.data.dataset import DataSet, ImageSet
-from mmga.extraction.of_run import extract
+from mmga.extraction.extract import extract
 from mmga.models import MMGA
 from mmga.training import attention_metrics
 

@@ -10,8 +10,10 @@ from small_run import SIZE, write_run
 
 import mmga
 from mmga import extract
+from mmga.data.readers.image_list import read_images
 from mmga.extraction import resumable
 from mmga.extraction.embedder import visibility
+from mmga.extraction.of_run import embedder_of_run
 from mmga.models import load
 
 
@@ -92,9 +94,7 @@ def test_a_table_of_images(run, images, tmp_path):
 def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys):
     call("--run", run, "--images", images, "--out", tmp_path / "through.npz", "--batch-size", 2)
     monkeypatch.setattr(resumable, "SHARD", 4)
-    options = extract.Options(run=run, images=images, out=tmp_path / "g.npz", batch_size=2)
-    embedder = extract.embedder_of(options)
-    from mmga.data.readers.image_list import read_images
+    embedder = embedder_of_run(run, flip=True, parts=False)
 
     def stop(phase, done, total):
         assert (phase, total) == ("extract", 10)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
-from mmga.data.dataset import ImageTensors
-from mmga.data.loader import TrainLoader, eval_batches
+from mmga.data.dataset import ImageTensors, Subset
+from mmga.data.loader import Loading, TrainLoader, eval_batches
 from mmga.data.masks import PartMask
 from mmga.data.sampler import EveryIdentity, EveryImage
 from mmga.data.transforms import EvalTransform, TrainTransform, normalise
@@ -61,7 +62,7 @@ def test_a_batch():
 
 
 def test_the_same_whatever_the_workers():
-    plain, loader = _loader(seed=1), _loader(seed=1, workers=2)
+    plain, loader = _loader(seed=1), _loader(seed=1, loading=Loading(workers=2))
     for epoch in (0, 1):
         assert _digest(plain.epoch(epoch)) == _digest(loader.epoch(epoch))
     assert _digest(plain.epoch(0)) != _digest(plain.epoch(1))
@@ -81,7 +82,7 @@ def test_a_cache_changes_nothing_but_the_reading(workers, tmp_path):
     plain = _loader(Images())
     expected = [_digest(plain.epoch(epoch)) for epoch in range(4)]
     slot = 4 * 32 * 16 + 1
-    loader = _loader(Logged(), cache=10 * slot + 5, workers=workers)
+    loader = _loader(Logged(), cache=10 * slot + 5, loading=Loading(workers))
     assert [_digest(loader.epoch(epoch)) for epoch in range(4)] == expected
     read = [int(line) for line in log.read_text().split()]
     everything = [i for digests in expected for _, _, indices in digests for i in indices]
@@ -137,9 +138,9 @@ def test_two_processes_prepare_what_one_would():
     whole = list(TrainLoader(images, EveryImage(images.pids, 4, 2), TRANSFORM).epoch(0))
     shares = [
         list(
-            TrainLoader(images, EveryImage(images.pids, 4, 2), TRANSFORM, rank=rank, world=2).epoch(
-                0
-            )
+            TrainLoader(
+                images, EveryImage(images.pids, 4, 2), TRANSFORM, group=Group(rank, 2)
+            ).epoch(0)
         )
         for rank in range(2)
     ]
@@ -155,8 +156,8 @@ def test_broken_images_are_named_or_counted(workers):
     images = Images(broken=[3])
     with pytest.raises(UserError, match=r"^image 000003\.png cannot be decoded$"):
         for epoch in range(5):
-            list(_loader(images, workers=workers).epoch(epoch))
-    loader = _loader(images, workers=workers, skip_broken=True)
+            list(_loader(images, loading=Loading(workers)).epoch(epoch))
+    loader = _loader(images, loading=Loading(workers, skip_broken=True))
     sizes = [len(batch) for epoch in range(5) for batch in loader.epoch(epoch)]
     assert list(loader.broken) == ["000003.png"]
     assert sum(sizes) < 5 * 18
@@ -170,19 +171,20 @@ def test_a_worker_that_dies_ends_in_one_sentence(how):
             os.kill(os.getpid(), signal.SIGKILL) if how == "killed" else os._exit(3)
 
     with pytest.raises(UserError, match=r"loads images died .*: lower --workers") as said:
-        list(_loader(Deadly(), workers=1, skip_broken=True).epoch(0))
+        list(_loader(Deadly(), loading=Loading(1, skip_broken=True)).epoch(0))
     assert "\n" not in str(said.value)
 
 
 def test_masks_of_another_size_are_never_skipped():
     with pytest.raises(UserError, match=r"mask of 0000\d\d\.png is 30 x 16 pixels"):
-        list(_loader(Images(mask_height=30), skip_broken=True).epoch(0))
+        list(_loader(Images(mask_height=30), loading=Loading(skip_broken=True)).epoch(0))
 
 
 def test_evaluation_keeps_the_order():
     images, transform = Images(broken=[7]), EvalTransform(size=(32, 16))
     broken = {}
-    batches = list(eval_batches(images, transform, batch_size=8, skip_broken=True, broken=broken))
+    skipping = Loading(skip_broken=True)
+    batches = list(eval_batches(images, transform, skipping, batch_size=8, broken=broken))
     assert [len(b) for b in batches] == [7, 8, 8, 6]
     indices = torch.cat([b.indices for b in batches]).tolist()
     assert indices == [i for i in range(30) if i != 7]
@@ -193,6 +195,6 @@ def test_evaluation_keeps_the_order():
     assert torch.equal(batches[0].labels[2], images.mask(2).labels)
     with pytest.raises(UserError, match=r"000007\.png"):
         list(eval_batches(images, transform))
-    bare = list(eval_batches(images, transform, masks=False, start=20))
-    assert bare[0].indices[0] == 20
+    bare = list(eval_batches(Subset(images, range(20, 30)), transform, masks=False))
+    assert torch.equal(bare[0].images[0], normalise(images.image(20)[None])[0])
     assert not bare[0].has_mask.any()

@@ -20,7 +20,7 @@ from mmga.common.errors import PeerError, UserError
 from mmga.config import Config, merged, recipe_config
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
-from mmga.extraction import of_run as extraction
+from mmga.extraction import extract as extraction
 from mmga.models.loading import build_network
 from mmga.training import step, trainer
 
