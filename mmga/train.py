@@ -93,19 +93,19 @@ def body(options: Options) -> int:
         return 0
     speed = f" at {result.images_per_second:.0f} images/s" if result.images_per_second else ""
     print(f"trained {result.steps} steps{speed}; everything is in {result.folder}")
-    if result.figures:
-        print(_table(result.figures))
+    if result.metrics:
+        print(_table(result.metrics))
         if options.settings.optimizer.ema:
             print(f"of the weights' moving average, decay {options.settings.optimizer.ema:g}")
     return 0
 
 
-def _table(figures: dict[str, Any]) -> str:
-    """Return the figures of a test, one line for each data set and one for their mean."""
+def _table(metrics: dict[str, Any]) -> str:
+    """Return the metrics of a test, one line for each data set and one for their mean."""
     names = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
-    if "sets" not in figures:
-        return "  ".join(f"{label} {figures[name]:.4f}" for name, label in names.items())
-    rows = {**figures["sets"], "mean": figures}
+    if "sets" not in metrics:
+        return "  ".join(f"{label} {metrics[name]:.4f}" for name, label in names.items())
+    rows = {**metrics["sets"], "mean": metrics}
     width = max(len(name) for name in rows)
     lines = [f"{'tested on':<{width}}  " + "  ".join(f"{label:>6}" for label in names.values())]
     for name, row in rows.items():

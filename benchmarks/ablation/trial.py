@@ -145,7 +145,7 @@ class _Trial:
             observe=self._observe,
         )
         self.steps = result.steps
-        self._attention = result.figures.get("attention", {})
+        self._attention = result.metrics.get("attention", {})
         self._note()
         if self.steps < self.plan.least_steps:
             raise UserError(
@@ -153,7 +153,7 @@ class _Trial:
                 f"{self.plan.least_steps} or more; raise its epochs"
             )
 
-    def _observe(self, network: MMGA, position: checkpoints.Progress) -> None:
+    def _observe(self, network: MMGA, position: checkpoints.Position) -> None:
         """Test after a quarter of the epochs, unless an earlier sitting did."""
         self._note()
         share = 100 * position.epoch / self.plan.epochs

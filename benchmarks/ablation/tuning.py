@@ -40,8 +40,8 @@ def tune(pictures: Pictures, out: Path, results: Path, *, threads: int = 1) -> d
             where="tuning",
         )
         data = DataSet("synthetic", pictures.train(), *pictures.validation())
-        figures = trainer.train(config, folder, data=data, progress=pictures.progress).figures
-        found[f"{rate:g}"] = round(figures["mAP"], 5)
+        metrics = trainer.train(config, folder, data=data, progress=pictures.progress).metrics
+        found[f"{rate:g}"] = round(metrics["mAP"], 5)
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(found, indent=1) + "\n")
     return found

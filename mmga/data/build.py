@@ -4,11 +4,17 @@ import dataclasses
 import logging
 from typing import Any
 
+import torch
+
+from mmga.common.distributed import Group
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.config import Config, check
 from mmga.data.dataset import DataSet, ImageSet, concatenated
+from mmga.data.loader import Loading, TrainLoader
 from mmga.data.readers.by_name import load
-from mmga.data.transforms import EvalTransform
+from mmga.data.sampler import SAMPLERS
+from mmga.data.transforms import EvalTransform, TrainTransform
 
 logger = logging.getLogger(__name__)
 
@@ -81,4 +87,39 @@ def eval_transform(config: Config) -> EvalTransform:
     """Return the resizing that a configuration evaluates with."""
     return EvalTransform(
         size=(config.data.height, config.data.width), interpolation=config.batch.interpolation
+    )
+
+
+def train_loader(
+    config: Config, images: ImageSet, device: torch.device, group: Group
+) -> TrainLoader:
+    """Return the training batches of a configuration, this process' share of each.
+
+    Args:
+        config: sampler, transform and loading are taken from it.
+        images: the training set.
+        device: where batches are put.
+        group: the processes.
+
+    Raises:
+        UserError: too few identities have two images, or `--cache` is no size.
+    """
+    data, batch = config.data, config.batch
+    return TrainLoader(
+        images,
+        SAMPLERS[batch.sampler](images.pids, batch.p, batch.k, config.run.seed),
+        TrainTransform(
+            size=(data.height, data.width),
+            interpolation=batch.interpolation,
+            flip=batch.flip,
+            pad=batch.pad,
+            erasing=batch.erasing,
+            erasing_fill=batch.erasing_fill,
+            erase_mask=batch.erase_mask,
+            new_background=batch.new_background,
+        ),
+        seed=config.run.seed,
+        loading=Loading(data.workers, device, data.skip_broken),
+        cache=parse(data.cache, "--cache") or 0,
+        group=group,
     )

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: weights as safetensors, optimizer state beside them, never half-written.
+"""Checkpoints of a run: weights as safetensors, optimizer state beside them, written atomically.
 
-`last.safetensors` holds the network's weights and, in its metadata, where the run stands and which
-file holds the optimizer's state; where a moving average of the weights is kept, its tensors stand
-beside theirs, named `ema.<name>`. The optimizer's file is written first and the older one removed
-last, so a run killed between any two system calls finds a pair that belongs together.
+`last.safetensors` holds the network's weights and, in its metadata, the run's position and the name
+of the file with the optimizer's state; where a moving average of the weights is kept, its tensors
+are stored beside theirs, named `ema.<name>`. The optimizer's file is written first and the older
+one removed last, so a run killed between any two system calls finds a pair that belongs together.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ FORMAT = 1
 """Version of the layout; a newer one is refused."""
 
 _AVERAGE = "ema."
-"""What the names of a moving average's tensors begin with."""
+"""Prefix of the names of a moving average's tensors."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands.
+class Position:
+    """Position of a run.
 
     Attributes:
         epoch: epochs that are finished.
@@ -44,71 +44,58 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """Contents of a checkpoint file.
 
     Attributes:
         weights: the network's state dict.
-        progress: where the run stood.
+        position: of the run.
         num_classes: identities of the classifiers.
         config: the run's configuration as nested values.
         optimizer_file: name of the file with the optimizer's state, None if there is none.
         average: moving average of the weights, None where none was kept.
-        figures: what a validation gave for these weights, empty where there was none.
+        metrics: of a validation of these weights, empty where there was none.
     """
 
-    weights: dict[str, torch.Tensor]
-    progress: Progress
+    weights: Mapping[str, torch.Tensor]
+    position: Position
     num_classes: int
     config: dict[str, Any]
-    optimizer_file: str | None
-    average: dict[str, torch.Tensor] | None = None
-    figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    optimizer_file: str | None = None
+    average: Mapping[str, torch.Tensor] | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def save_checkpoint(
-    path: Path,
-    network: torch.nn.Module,
-    progress: Progress,
-    config: dict[str, Any],
-    num_classes: int,
-    optimizer_state: dict[str, Any] | None = None,
-    *,
-    average: Mapping[str, torch.Tensor] | None = None,
-    figures: Mapping[str, float] | None = None,
+    path: Path, checkpoint: Checkpoint, optimizer_state: dict[str, Any] | None = None
 ) -> None:
     """Write a checkpoint; an earlier one at `path` stays whole until the new one is.
 
     Args:
         path: the file.
-        network: whose weights are written.
-        progress: where the run stands.
-        config: the run's configuration as nested values.
-        num_classes: identities of the classifiers.
-        optimizer_state: what a run needs to go on; without it the file serves inference alone.
-        average: moving average of the weights.
-        figures: of a validation of these weights.
+        checkpoint: its contents; the name of the optimizer's file is chosen here.
+        optimizer_state: needed to resume; without it the file serves inference alone.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
     optimizer_file = None
     if optimizer_state is not None:
-        optimizer_file = f"{path.stem}.optimizer-{progress.step}.pt"
+        optimizer_file = f"{path.stem}.optimizer-{checkpoint.position.step}.pt"
         with atomic_path(path.with_name(optimizer_file)) as temporary, _full_disk():
             torch.save(optimizer_state, temporary)
     metadata = {
         "format": str(FORMAT),
-        "progress": json.dumps(dataclasses.asdict(progress)),
-        "num_classes": str(num_classes),
-        "config": json.dumps(config),
+        "progress": json.dumps(dataclasses.asdict(checkpoint.position)),
+        "num_classes": str(checkpoint.num_classes),
+        "config": json.dumps(checkpoint.config),
         "optimizer_file": optimizer_file or "",
-        "figures": json.dumps(dict(figures or {})),
+        "figures": json.dumps(dict(checkpoint.metrics)),
     }
-    state = dict(network.state_dict())
-    state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (average or {}).items()}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    state = dict(checkpoint.weights)
+    state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (checkpoint.average or {}).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary, _full_disk():
-        save_file(weights, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
     for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
         if old.name != optimizer_file:
@@ -117,7 +104,7 @@ def save_checkpoint(
 
 @contextlib.contextmanager
 def _full_disk() -> Iterator[None]:
-    """Turn what torch and safetensors raise where nothing can be written into an OSError."""
+    """Turn the errors of torch and safetensors on a full disk into an OSError."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
@@ -153,12 +140,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
             }
             return Checkpoint(
                 weights=weights,
-                progress=Progress(**json.loads(metadata["progress"])),
+                position=Position(**json.loads(metadata["progress"])),
                 num_classes=int(metadata["num_classes"]),
                 config=json.loads(metadata["config"]),
                 optimizer_file=metadata["optimizer_file"] or None,
                 average=average or None,
-                figures=json.loads(metadata.get("figures", "{}")),
+                metrics=json.loads(metadata.get("figures", "{}")),
             )
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, UserError):
@@ -180,7 +167,7 @@ def load_optimizer_state(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     file = path.with_name(checkpoint.optimizer_file)
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the broken file provokes
+    except Exception as error:  # torch.load raises many kinds for a broken file
         raise UserError(
             f"optimizer state {file} cannot be read ({type(error).__name__}); "
             "train anew, or restore the file"

@@ -13,7 +13,7 @@ from mmga.models.network import MMGA
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A trained network and where it is from.
+    """A trained network and its origin.
 
     Attributes:
         file: the checkpoint.
@@ -68,7 +68,7 @@ def load_trained(path: str | os.PathLike[str]) -> Trained:
     bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
     network = build_network(bare.model, checkpoint.num_classes)
     load_weights(network, checkpoint, file, average=checkpoint.average is not None)
-    step = checkpoint.progress.step
+    step = checkpoint.position.step
     return Trained(file, network.eval(), config, step, config.optimizer.ema > 0)
 
 

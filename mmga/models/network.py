@@ -44,7 +44,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 class Output(NamedTuple):
-    """What the network returns in training.
+    """Output of the network in training.
 
     Attributes:
         embeddings: per head [B, D], for the triplet loss.
@@ -52,7 +52,7 @@ class Output(NamedTuple):
         attention: sigmoid maps [B, 1, h, w] named whole0 (module 1), whole, upper, bottom.
         attention_logits: the same maps before the sigmoid, as multiplied into the features; the
             gradient of any loss with respect to a map is taken here.
-        features: per head [B, D], what the test concatenates; the embeddings without a bnneck.
+        features: per head [B, D], concatenated in the test; the embeddings without a bnneck.
     """
 
     embeddings: dict[str, torch.Tensor]
@@ -66,8 +66,8 @@ class MMGA(nn.Module):
     """A ResNet with mask guided whole-body and part attention at two scales.
 
     In training `forward` returns an `Output`; in evaluation it returns the L2-normalised vector
-    [B, D of all heads] of the images as given (no mirror image). The default of every switch stands
-    first; where the paper's text does not settle a choice, the reason is in the documentation.
+    [B, D of all heads] of the images as given (no mirror image). The default of every switch is
+    named first; where the paper's text leaves a choice open, the reason is in the documentation.
 
     Args:
         num_classes: training identities; 0 builds no classifiers.
@@ -129,17 +129,11 @@ class MMGA(nn.Module):
             "embed_dim": embed_dim,
         }
         """Arguments that build the same network again (weights aside)."""
-        for name, choices in _CHOICES.items():
-            if self.options[name] not in choices:
-                raise UserError(
-                    f"{name} must be one of {', '.join(map(str, choices))}, "
-                    f"got {self.options[name]!r}"
-                )
-        if branches == "single" and heads != 3:
-            raise UserError(f"heads must be left at 3 where branches is single, got {heads}")
+        _check(self.options)
         self.combine, self.pool, self.read0 = combine, pool, read0
         self.parts = PARTS[:1] if branches == "single" else PARTS
         self._stripes = {part: _STRIPES[heads][part] for part in self.parts}
+        self.head_names = tuple(name for part in self.parts for name in self._heads_of(part))
 
         resnet = build_backbone(backbone, weights, backbone_weights)
         self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
@@ -149,36 +143,37 @@ class MMGA(nn.Module):
         names = ("shared",) if branches == "shared" else self.parts
         self.branches = nn.ModuleDict({name: copy.deepcopy(tail) for name in names})
 
-        width1, width2, width3, width4 = (
-            _out_channels(stage)
-            for stage in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4)
-        )
-        multiply = attention != "auxiliary"
-        self.attention1 = None
-        if attention != "none":
-            read = width1 if read0 == "layer1" else width2
-            target = width2 if multiply else None
-            self.attention1 = Attention(read, target, spatial_kernel, OPENING)
-        self.attention2 = None
-        if attention in ("both", "auxiliary"):
-            target = width4 if multiply else None
-            self.attention2 = nn.ModuleDict(
-                {part: Attention(width3, target, spatial_kernel) for part in self.parts}
-            )
+        widths = [_out_channels(getattr(resnet, f"layer{number}")) for number in (1, 2, 3, 4)]
+        self._add_attention(widths)
         self.exponent = nn.Parameter(torch.tensor(3.0)) if pool == "gem" else None
-
-        self.head_names = tuple(name for part in self.parts for name in self._heads_of(part))
-        dim = width4 if embed_dim is None else embed_dim
+        dim = widths[3] if embed_dim is None else embed_dim
         self.dim = dim * len(self.head_names)
         """Length of the test vector."""
         self.reductions = nn.ModuleDict()
         if embed_dim is not None:
-            shared = reduction == "shared"
-            for name in ("shared",) if shared else self.head_names:
-                self.reductions[name] = make_reduction(width4, dim, neck)
+            for name in ("shared",) if reduction == "shared" else self.head_names:
+                self.reductions[name] = make_reduction(widths[3], dim, neck)
         self.heads = nn.ModuleDict(
             {name: Head(dim, num_classes, neck, classifier) for name in self.head_names}
         )
+
+    def _add_attention(self, widths: list[int]) -> None:
+        """Add both attention modules, as far as the options ask for them.
+
+        Args:
+            widths: channels of the four stages.
+        """
+        attention, kernel = self.options["attention"], self.options["spatial_kernel"]
+        multiply = attention != "auxiliary"
+        self.attention1 = self.attention2 = None
+        if attention != "none":
+            read = widths[0] if self.read0 == "layer1" else widths[1]
+            self.attention1 = Attention(read, widths[1] if multiply else None, kernel, OPENING)
+        if attention in ("both", "auxiliary"):
+            target = widths[3] if multiply else None
+            self.attention2 = nn.ModuleDict(
+                {part: Attention(widths[2], target, kernel) for part in self.parts}
+            )
 
     def forward(
         self, images: torch.Tensor, maps: Mapping[str, torch.Tensor] | None = None
@@ -188,7 +183,7 @@ class MMGA(nn.Module):
         Args:
             images: normalised float images [B, 3, H, W].
             maps: spatial maps [B, 1, h, w] in [0, 1] to use in place of the predicted ones, by
-                name (whole0, whole, upper, bottom): the true masks, to see what attention could do.
+                name (whole0, whole, upper, bottom): the true masks, as an upper bound of attention.
         """
         output = self.outputs(images, maps)
         return output if self.training else nn.functional.normalize(_concatenate(output))
@@ -280,6 +275,17 @@ class MMGA(nn.Module):
 
     def _heads_of(self, part: str) -> list[str]:
         return [_head_name(part, n, i) for n in self._stripes[part] for i in range(n)]
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raise a `UserError` if an option has no such value."""
+    for name, choices in _CHOICES.items():
+        if options[name] not in choices:
+            raise UserError(
+                f"{name} must be one of {', '.join(map(str, choices))}, got {options[name]!r}"
+            )
+    if options["branches"] == "single" and options["heads"] != 3:
+        raise UserError(f"heads must be left at 3 where branches is single, got {options['heads']}")
 
 
 def _head_name(part: str, stripes: int, stripe: int) -> str:

@@ -1,7 +1,7 @@
-"""How well attention maps fit held-out masks, beside the one prior that needs no image.
+"""Compare attention maps with held-out masks, and with a prior that needs no image.
 
-A network that had learned only where persons usually stand would draw the training set's mean mask
-for every image; a map is worth something where it beats that.
+A network that has learned only the usual position of persons predicts the training set's mean mask
+for every image; a map is useful where it fits better than that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from mmga.data.dataset import ImageSet
 from mmga.data.loader import Loading, eval_batches
 from mmga.data.masks import part_targets
 from mmga.models import MMGA
-from mmga.training.losses import TARGETS, mask_iou, mask_rmse
+from mmga.training.losses import GUIDING_PARTS, mask_iou, mask_rmse
 
 _THRESHOLDS = torch.arange(1, 20) / 20
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How one attention map fits the masks.
+    """Fit of one attention map to the masks.
 
     Attributes:
         rmse: mean over images of the root mean square difference to the mask (the mask loss).
@@ -96,7 +96,7 @@ def measure(
 
     Args:
         network: left in the mode it was in.
-        train: where the mean mask comes from.
+        train: images of the mean mask.
         held_out: images that were not trained on.
         config: image size and loading are taken from it.
         progress: called with ("attention", images done, images in all).
@@ -191,7 +191,7 @@ def fit(
     """
     fits = {}
     for name, value in maps.items():
-        part = TARGETS[name]
+        part = GUIDING_PARTS[name]
         rows = known[:, part]
         if not rows.any():  # silhouettes know no halves
             continue

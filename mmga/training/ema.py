@@ -15,7 +15,7 @@ class WeightAverage:
     are copied.
 
     Args:
-        network: whose average is kept; it starts at the present weights.
+        network: the average starts at its present weights.
         decay: share of the old average that a step keeps, in [0, 1).
     """
 
@@ -25,7 +25,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the weights after a step.
+        """Update the average with the weights after a step.
 
         Args:
             network: the network.
@@ -39,13 +39,13 @@ class WeightAverage:
                 self.values[name].copy_(value)
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Take over an average that was saved."""
+        """Load an average that was saved."""
         for name, value in self.values.items():
             value.copy_(values[name])
 
     @contextlib.contextmanager
     def inside(self, network: nn.Module) -> Iterator[None]:
-        """Put the average into the network for the length of a block."""
+        """Put the average into the network within a block."""
         state = _state(network)
         kept = {name: value.detach().clone() for name, value in state.items()}
         with torch.no_grad():

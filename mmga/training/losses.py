@@ -4,17 +4,51 @@ Legend: `B` images, `A` anchors, `D` embedding, `N` identities, `H W` image, `h 
 parts are ordered whole, upper, bottom everywhere. All is computed in float32, autocast or not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmga.common.errors import UserError
+from mmga.config import LossConfig
 from mmga.data.masks import part_targets
 from mmga.models.network import Output
 
-TARGETS = {"whole0": 0, "whole": 0, "upper": 1, "bottom": 2}
-"""Which of the parts whole, upper, bottom guides a map."""
+GUIDING_PARTS = {"whole0": 0, "whole": 0, "upper": 1, "bottom": 2}
+"""Index of the part, whole, upper or bottom, that guides a map."""
+
+
+class Masks(NamedTuple):
+    """Masks of a batch.
+
+    Attributes:
+        labels: uint8 [B, H, W], as in `part_targets`.
+        parts: bool [B], False for silhouettes.
+        has_mask: bool [B].
+    """
+
+    labels: Tensor
+    parts: Tensor
+    has_mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBatch:
+    """A batch that several processes share, for the losses of one of them.
+
+    Attributes:
+        embeddings: per head [A, D], of all processes with their gradient; triplets are mined among
+            them.
+        classes: int64 [A].
+        counts: float [3], images with known whole, upper and bottom, mean over processes.
+        images: number of images, mean over processes; the identity loss is divided by it.
+    """
+
+    embeddings: Mapping[str, Tensor]
+    classes: Tensor
+    counts: Tensor
+    images: float
 
 
 def mask_rmse(maps: Tensor, targets: Tensor) -> Tensor:
@@ -37,10 +71,10 @@ def mask_iou(maps: Tensor, targets: Tensor, threshold: float = 0.5) -> Tensor:
     Args:
         maps: attention in [0, 1], [B, 1, h, w] or [B, h, w].
         targets: masks in [0, 1], the same number of values.
-        threshold: values from here on count as inside.
+        threshold: least value inside.
 
     Returns:
-        float32 [B]; NaN where neither has a pixel inside, which averages should leave out.
+        float32 [B]; NaN, to be excluded from means, where neither has a pixel inside.
     """
     inside = maps.flatten(1) >= threshold
     true = targets.flatten(1) >= threshold
@@ -57,7 +91,7 @@ def mask_loss(
     whole_only: bool = False,
     prior: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mask guided attention loss: RMSE between maps and masks.
+    """Return the mask guided attention loss: RMSE between maps and masks.
 
     Each term is the mean over the images whose target is known: an image without a mask counts
     nowhere, a silhouette in the terms of the whole body alone. The loss is the mean over the terms
@@ -72,7 +106,7 @@ def mask_loss(
             divided; by default those of the batch. In a process group: the mean over processes.
         whole_only: guide every map by the whole body (an ablation).
         prior: float [3, H, W], masks that are every image's target in place of its own (a control:
-            position alone); which images count stays as it is.
+            position alone); the images that count are the same.
 
     Returns:
         The loss and its terms by name, scalars.
@@ -91,7 +125,7 @@ def mask_loss(
                 own = pooled.expand_as(own)
             cache[size] = own, known
         targets, known = cache[size]
-        part = 0 if whole_only else TARGETS[name]
+        part = 0 if whole_only else GUIDING_PARTS[name]
         count = known[:, part].sum() if counts is None else counts[part]
         rmse = mask_rmse(maps, targets[:, part])
         # The smallest share of an image among W processes is 1/W, so no count between 0 and 1e-6.
@@ -102,38 +136,14 @@ def mask_loss(
     return loss, terms
 
 
-def strangers(pids: Tensor) -> Tensor:
-    """Return for each image of a batch another one of a different identity, each once.
-
-    Args:
-        pids: int64 [B].
-
-    Returns:
-        int64 [B], a permutation.
-
-    Raises:
-        UserError: more than half of the images are of one identity.
-    """
-    order = torch.argsort(pids, stable=True)
-    most = int(torch.unique(pids, return_counts=True)[1].max())
-    if 2 * most > len(pids):
-        raise UserError(
-            f"{most} of the {len(pids)} images of a batch are of one identity, so that not every "
-            "image finds another identity's mask; raise --p or guide by the images' own masks"
-        )
-    partners = torch.empty_like(order)
-    partners[order] = order.roll(-most)  # sorted, no identity reaches further than `most`
-    return partners
-
-
 def batch_hard_triplet(embeddings: Tensor, pids: Tensor, margin: float = 1.2) -> Tensor:
-    """Batch-hard triplet loss (Hermans et al., 2017, section 2), Euclidean and not normalised.
+    """Return the batch-hard triplet loss (Hermans et al., 2017, section 2), Euclidean.
 
     The mean over anchors of max(0, margin + d(hardest positive) - d(hardest negative)). An image is
     no positive of itself, and an anchor without a positive or a negative counts nowhere.
 
     Args:
-        embeddings: [B, D].
+        embeddings: [B, D], not normalised.
         pids: int64 [B].
         margin: of the triplet.
 
@@ -152,7 +162,7 @@ def batch_hard_triplet(embeddings: Tensor, pids: Tensor, margin: float = 1.2) ->
 
 
 def identity_loss(logits: Tensor, classes: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of identities, optionally with label smoothing.
+    """Return the cross-entropy of identities, optionally with label smoothing.
 
     Args:
         logits: [B, N].
@@ -165,73 +175,51 @@ def identity_loss(logits: Tensor, classes: Tensor, smoothing: float = 0.0) -> Te
 def total_loss(
     output: Output,
     classes: Tensor,
-    labels: Tensor,
-    parts: Tensor,
-    has_mask: Tensor,
+    masks: Masks,
+    config: LossConfig,
     *,
-    margin: float = 1.2,
-    id_weight: float = 2.0,
-    mask_weight: float = 1.0,
-    smoothing: float = 0.0,
-    triplet_heads: Sequence[str] | None = None,
-    whole_only: bool = False,
     prior: Tensor | None = None,
-    counts: Tensor | None = None,
-    images: float | None = None,
-    gathered: Mapping[str, Tensor] | None = None,
-    gathered_classes: Tensor | None = None,
+    whole: WholeBatch | None = None,
 ) -> dict[str, Tensor]:
     """Return the training loss of one batch and its parts.
 
     In a process group each process gives its own images, and the mean over processes of every
-    figure is that of one process with all images; see `counts`, `images` and `gathered`.
+    value is that of one process with all images.
 
     Args:
         output: of the network in training.
         classes: int64 [B], identities as class labels.
-        labels: uint8 [B, H, W], see `mask_loss`.
-        parts: bool [B].
-        has_mask: bool [B].
-        margin: of the triplet.
-        id_weight: of the identity loss.
-        mask_weight: lambda, of the mask loss; with 0 the mask loss is still reported.
-        smoothing: of the labels.
-        triplet_heads: heads that the triplet loss is averaged over; all by default.
-        whole_only: see `mask_loss`.
+        masks: that guide the attention maps.
+        config: weights of the losses; with `mask_weight` 0 the mask loss is still reported.
         prior: see `mask_loss`.
-        counts: see `mask_loss`.
-        images: by how many images the identity loss is divided; by default those of the batch. In
-            a process group: the mean over processes.
-        gathered: per head [A, D], the embeddings of all processes with their gradient, among which
-            triplets are mined; by default those of the batch.
-        gathered_classes: int64 [A].
+        whole: the batch of all processes; by default this one's is the whole.
 
     Returns:
         Scalars: `loss` (the total), `triplet`, `id`, `mask`, and `mask_<map>` for each map, which
         is 0 where no image of the batch knows it.
     """
-    names = list(output.embeddings) if triplet_heads is None else list(triplet_heads)
-    embeddings = output.embeddings if gathered is None else gathered
-    pids = classes if gathered_classes is None else gathered_classes
-    triplets = [batch_hard_triplet(embeddings[name], pids, margin) for name in names]
-    triplet = torch.stack(triplets).mean()
-    share = 1.0 if images is None else len(classes) / images
+    embeddings, pids, share, counts = output.embeddings, classes, 1.0, None
+    if whole is not None:
+        embeddings, pids, counts = dict(whole.embeddings), whole.classes, whole.counts
+        share = len(classes) / whole.images
+    triplet = torch.stack(
+        [batch_hard_triplet(rows, pids, config.margin) for rows in embeddings.values()]
+    ).mean()
     identities = [
-        identity_loss(scores, classes, smoothing) * share for scores in output.logits.values()
+        identity_loss(scores, classes, config.smoothing) * share
+        for scores in output.logits.values()
     ]
     identity = torch.stack(identities).mean() if identities else triplet.new_zeros(())
     mask, terms = mask_loss(
         output.attention,
-        labels,
-        parts,
-        has_mask,
+        *masks,
         counts=counts,
-        whole_only=whole_only,
+        whole_only=config.guide == "whole",
         prior=prior,
     )
-    total = triplet + id_weight * identity
-    if mask_weight:
-        total = total + mask_weight * mask
+    total = triplet + config.id_weight * identity
+    if config.mask_weight:
+        total = total + config.mask_weight * mask
     return {
         "loss": total,
         "triplet": triplet,

@@ -1,4 +1,4 @@
-"""How the learning rate moves over a run."""
+"""Learning rate schedule of a run."""
 
 import math
 

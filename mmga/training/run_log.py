@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, one JSON object a line, and TensorBoard events."""
+"""Log of a run: metrics.jsonl, one JSON object a line, and TensorBoard events."""
 
 import json
 import logging
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Appends figures to `metrics.jsonl` and to `tensorboard/` below a run's folder.
+    """Appends metrics to `metrics.jsonl` and to `tensorboard/` below a run's folder.
 
     Args:
         folder: the run's folder.
-        step: where the run stands; lines and events after it, left over from a run that was
-            killed after its last checkpoint, are cut off.
+        step: the run's position; lines and events after it, left over from a run that was killed
+            after its last checkpoint, are cut off.
         writes: whether this process writes; of several, one does.
     """
 
@@ -45,8 +45,8 @@ class RunLog:
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
-    def write(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        """Append one line `{"kind", "step", **figures}`, and its numbers as TensorBoard scalars.
+    def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        """Append one line `{"kind", "step", **metrics}`, and its numbers as TensorBoard scalars.
 
         Raises:
             UserError: the disk is full.
@@ -54,16 +54,16 @@ class RunLog:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+            self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
             self._file.flush()
-            self._draw(kind, step, figures)
+            self._draw(kind, step, metrics)
         except OSError as error:
             raise UserError(
                 f"{self.path.parent} could not be written: {error.strerror}; make room and --resume"
             ) from error
 
     def last(self, kind: str, step: int) -> dict[str, Any]:
-        """Return the figures of the line of this kind and step, empty where there is none."""
+        """Return the metrics of the line of this kind and step, empty where there is none."""
         if self._file is None:
             return {}
         for line in reversed(self.path.read_text().splitlines()):
@@ -72,10 +72,10 @@ class RunLog:
                 return {name: found[name] for name in found if name not in ("kind", "step")}
         return {}
 
-    def _draw(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+    def _draw(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         if self._board is None:
             return
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if isinstance(value, dict):
                 for key, item in value.items():
                     if isinstance(item, int | float):
@@ -84,7 +84,7 @@ class RunLog:
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        """Write out what is buffered."""
+        """Flush and close the files."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -92,7 +92,7 @@ class RunLog:
 
 
 def _step(line: str) -> float:
-    """Return a line's step; a line that was cut off in the middle belongs to no step."""
+    """Return a line's step; infinity for a line that was cut off in the middle."""
     try:
         step: float = json.loads(line)["step"]
         return step

@@ -16,14 +16,14 @@ from mmga.common.errors import UserError
 from mmga.config import Config
 from mmga.data.loader import Batch
 from mmga.models import MMGA, Output
-from mmga.training.losses import strangers, total_loss
+from mmga.training.losses import Masks, WholeBatch, total_loss
 
 SYNC_BELOW = 32
 """Images of a process below which statistics of batch normalisation are synced over processes."""
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Make batch normalisation use its running statistics and leave them as they are."""
+    """Make batch normalisation use its running statistics without updating them."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
@@ -45,7 +45,7 @@ def synced(config: Config, device: torch.device, world: int) -> bool:
 
 
 def wrap(network: MMGA, config: Config, device: torch.device, group: Group) -> Any:
-    """Return what a step calls: the network, wrapped for its process group and compiled.
+    """Return the network wrapped for its process group and compiled, as a step calls it.
 
     The wrapper shares the network's parameters.
     """
@@ -78,52 +78,64 @@ def group_losses(
     Returns:
         The losses of `mmga.training.losses.total_loss`, and the number of images of each process.
     """
-    weights = config.loss
-    whole = batch.has_mask.sum().item()
+    known = batch.has_mask.sum().item()
     halves = (batch.has_mask & batch.parts).sum().item()
-    table = group.table([len(batch), whole, halves, halves])  # [W, 4]
+    table = group.table([len(batch), known, halves, halves])  # [W, 4]
     sizes = table[:, 0].long().tolist()
-    shares = (table.sum(0) / group.world).to(batch.images.device, torch.float32)
-    together: dict[str, Any] = {}
+    whole = None
     if group.world > 1:
         names = list(output.embeddings)
         wide = torch.cat([output.embeddings[name] for name in names], dim=1).float()
         widths = [output.embeddings[name].shape[1] for name in names]
         rows = gather_with_gradient(wide, sizes, group).split(widths, dim=1)
-        together = {
-            "gathered": dict(zip(names, rows, strict=True)),
-            "gathered_classes": gather(batch.pids, sizes, group),
-            "counts": shares[1:],
-            "images": table[:, 0].mean().item(),
-        }
-    losses = total_loss(
-        output,
-        batch.pids,
-        *guides(batch, weights.guide),
-        margin=weights.margin,
-        id_weight=weights.id_weight,
-        mask_weight=weights.mask_weight,
-        smoothing=weights.smoothing,
-        whole_only=weights.guide == "whole",
-        prior=prior,
-        **together,
-    )
-    return losses, sizes
+        shares = (table.sum(0) / group.world).to(batch.images.device, torch.float32)
+        whole = WholeBatch(
+            dict(zip(names, rows, strict=True)),
+            gather(batch.pids, sizes, group),
+            shares[1:],
+            table[:, 0].mean().item(),
+        )
+    masks = guides(batch, config.loss.guide)
+    return total_loss(output, batch.pids, masks, config.loss, prior=prior, whole=whole), sizes
 
 
-def guides(batch: Batch, guide: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return labels [B, H, W], parts [B] and has_mask [B] that guide the images of a batch.
+def guides(batch: Batch, guide: str) -> Masks:
+    """Return the masks that guide the images of a batch.
 
     Args:
         batch: the images.
         guide: of the configuration; with `other` each image is given the mask, transformed as it
             was, of another identity's image.
     """
-    masks = batch.labels, batch.parts, batch.has_mask
+    masks = Masks(batch.labels, batch.parts, batch.has_mask)
     if guide != "other":
         return masks
     partners = strangers(batch.pids)
-    return masks[0][partners], masks[1][partners], masks[2][partners]
+    return Masks(*(values[partners] for values in masks))
+
+
+def strangers(pids: Tensor) -> Tensor:
+    """Return for each image of a batch another one of a different identity, each once.
+
+    Args:
+        pids: int64 [B].
+
+    Returns:
+        int64 [B], a permutation.
+
+    Raises:
+        UserError: more than half of the images are of one identity.
+    """
+    order = torch.argsort(pids, stable=True)
+    most = int(torch.unique(pids, return_counts=True)[1].max())
+    if 2 * most > len(pids):
+        raise UserError(
+            f"{most} of the {len(pids)} images of a batch are of one identity, so that not every "
+            "image finds another identity's mask; raise --p or guide by the images' own masks"
+        )
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(-most)  # sorted, no identity reaches further than `most`
+    return partners
 
 
 class Step:
@@ -169,18 +181,18 @@ class Step:
         """
         losses, output = self.losses(batch)
         values = self.group.mean(torch.stack([v.float() for v in losses.values()])).tolist()
-        figures: dict[str, Any] = dict(zip(losses, values, strict=True))
-        if not math.isfinite(figures["loss"]):
-            self._refuse("loss", figures["loss"], step, batch)
+        metrics: dict[str, Any] = dict(zip(losses, values, strict=True))
+        if not math.isfinite(metrics["loss"]):
+            self._refuse("loss", metrics["loss"], step, batch)
         if gradients:
-            figures["map_gradients"] = self._map_gradients(losses, output)
+            metrics["map_gradients"] = self._map_gradients(losses, output)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         norm = self._clip()
         if not math.isfinite(norm):
             self._refuse("gradient's norm", norm, step, batch)
         self.optimizer.step()
-        return figures | {"gradient_norm": norm}
+        return metrics | {"gradient_norm": norm}
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Output]:
         """Return this process' losses and the network's output."""
@@ -197,7 +209,7 @@ class Step:
         return losses, output
 
     def _clip(self) -> float:
-        """Clip the gradient where that is asked for, and return its norm before."""
+        """Clip the gradient if the configuration limits it, and return its norm before."""
         parameters = [
             p
             for group in self.optimizer.param_groups
@@ -211,7 +223,7 @@ class Step:
         return norm.item()
 
     def _refuse(self, what: str, value: float, step: int, batch: Batch) -> None:
-        """Raise, naming step and images; every process of the group has met the same."""
+        """Raise `NotFinite` with the step and its images, in every process of the group."""
         own = "\n".join(self.paths[index] for index in batch.indices.tolist())
         paths = [path for text in self.group.texts(own) for path in text.split("\n")]
         with self.group.together():

@@ -1,4 +1,4 @@
-"""What a network reaches on queries and a gallery, and the setting that the figures belong to."""
+"""Evaluate a network on query and gallery sets and record the setting."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from mmga.extraction.extract import extract
 from mmga.models import MMGA
 from mmga.training import attention_metrics
 
-FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10", "num_valid_query")
+METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10", "num_valid_query")
 
 
 def score(
@@ -34,14 +34,14 @@ def score(
         network: left in the mode it was in.
         sides: the sets `query` and `gallery`.
         config: image size, mirror image and loading are taken from it.
-        train: training images, whose mean mask the attention maps are compared with; without them
+        train: training images, with whose mean mask the attention maps are compared; without them
             the maps are not measured.
         protocol: the evaluator's.
         progress: called with (phase, images done, images in all).
         group: the processes.
 
     Returns:
-        The figures; empty in all processes but the first.
+        The metrics; empty in all processes but the first.
     """
     from mmga.retrieval.evaluate import evaluate
 
@@ -50,16 +50,16 @@ def score(
         extract(network, images, config, phase=name, progress=progress, group=group)
         for name, images in sides.items()
     )
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     with group.together():
         if group.leads:
             report = evaluate(query, gallery, protocol=protocol, progress=progress).as_dict()
-            figures = {name: report[name] for name in FIGURES}
+            metrics = {name: report[name] for name in METRICS}
             if train is not None:
                 fits = attention_metrics.measure(network, train, sides["query"], config, progress)
-                figures["attention"] = {name: asdict(fit) for name, fit in fits.items()}
-            figures["setting"] = setting(network, config) | {"protocol": report["protocol"]}
-    return figures
+                metrics["attention"] = {name: asdict(fit) for name, fit in fits.items()}
+            metrics["setting"] = setting(network, config) | {"protocol": report["protocol"]}
+    return metrics
 
 
 def score_all(
@@ -71,7 +71,7 @@ def score_all(
     progress: Progress | None = None,
     group: Group | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of one data set; of several their mean, and each set's own under `sets`.
+    """Return the metrics of one data set; of several the mean, and each set's own under `sets`.
 
     Args:
         network: left in the mode it was in.
@@ -96,12 +96,12 @@ def score_all(
     rows = list(found.values())
     if len(rows) == 1 or not rows[0]:
         return rows[0]
-    mean = {name: sum(row[name] for row in rows) / len(rows) for name in FIGURES[:-1]}
+    mean = {name: sum(row[name] for row in rows) / len(rows) for name in METRICS[:-1]}
     return mean | {"sets": found}
 
 
 def setting(network: MMGA, config: Config) -> dict[str, Any]:
-    """Return what must stand beside every figure of a network."""
+    """Return the setting that must be reported with a network's metrics."""
     model = config.model
     weights = model.weights if model.backbone_weights is None else model.backbone_weights.name
     return {

@@ -15,8 +15,8 @@ from mmga.data.sampler import SAMPLERS
 from mmga.data.transforms import TrainTransform, replace_background
 from mmga.training import trainer
 from mmga.training.attention_metrics import mean_mask
-from mmga.training.losses import mask_loss, strangers
-from mmga.training.step import guides
+from mmga.training.losses import mask_loss
+from mmga.training.step import guides, strangers
 
 SIZE = (32, 16)
 

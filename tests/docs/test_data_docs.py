@@ -119,14 +119,15 @@ def test_multi_query_from_a_run(folder, capsys):
     """The images of gt_bbox are the queries, where the folder holds them."""
     from mmga import extract
     from mmga.config import as_dict, merged, recipe_config
-    from mmga.models.checkpoint import Progress, save_checkpoint
+    from mmga.models.checkpoint import Checkpoint, Position, save_checkpoint
     from mmga.models.loading import build_network
     from mmga.retrieval.features import load_features
 
     size = {"height": 48, "width": 16}
     config = merged(recipe_config("synthetic"), {"data": size}, where="test")
     network = build_network(config.model, 5)
-    save_checkpoint(folder / "run/last.safetensors", network, Progress(1, 0, 9), as_dict(config), 5)
+    checkpoint = Checkpoint(network.state_dict(), Position(1, 0, 9), 5, as_dict(config))
+    save_checkpoint(folder / "run/last.safetensors", checkpoint)
     words = ["--run", "run", "--data", "market1501", "--root", "data", "--out", "features"]
     for flag in ((), ("--multi-query",)):
         extract.main([*words, *flag])

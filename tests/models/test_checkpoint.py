@@ -7,7 +7,8 @@ import torch
 
 from mmga.common.errors import UserError
 from mmga.models.checkpoint import (
-    Progress,
+    Checkpoint,
+    Position,
     load_checkpoint,
     load_optimizer_state,
     load_weights,
@@ -20,6 +21,10 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
 
 
+def contents(net, position=Position(), config=None) -> Checkpoint:  # noqa: B008
+    return Checkpoint(net.state_dict(), position, 4, config or {})
+
+
 def stepped(net: torch.nn.Module) -> torch.optim.Adam:
     optimizer = torch.optim.Adam(net.parameters(), amsgrad=True)
     net(torch.randn(5, 3)).square().sum().backward()
@@ -30,9 +35,9 @@ def stepped(net: torch.nn.Module) -> torch.optim.Adam:
 def test_round_trip(tmp_path):
     net, path = network(), tmp_path / "last.safetensors"
     optimizer = stepped(net)
-    save_checkpoint(path, net, Progress(2, 3, 17), {"a": [1]}, 4, optimizer.state_dict())
+    save_checkpoint(path, contents(net, Position(2, 3, 17), {"a": [1]}), optimizer.state_dict())
     loaded = load_checkpoint(path)
-    assert (loaded.progress, loaded.config) == (Progress(2, 3, 17), {"a": [1]})
+    assert (loaded.position, loaded.config) == (Position(2, 3, 17), {"a": [1]})
     assert loaded.num_classes == 4
     other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     load_weights(other, loaded, path)
@@ -46,7 +51,7 @@ def test_a_checkpoint_always_finds_its_own_optimizer_state(tmp_path, monkeypatch
     """Killed between the two files, the older pair is still complete."""
     net, path = network(), tmp_path / "last.safetensors"
     optimizer = stepped(net)
-    save_checkpoint(path, net, Progress(0, 0, 1), {}, 4, optimizer.state_dict())
+    save_checkpoint(path, contents(net, Position(0, 0, 1)), optimizer.state_dict())
     real = os.replace
 
     def killed(source, target):
@@ -56,12 +61,12 @@ def test_a_checkpoint_always_finds_its_own_optimizer_state(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, net, Progress(0, 0, 2), {}, 4, optimizer.state_dict())
+        save_checkpoint(path, contents(net, Position(0, 0, 2)), optimizer.state_dict())
     monkeypatch.undo()
     loaded = load_checkpoint(path)
-    assert loaded.progress.step == 1
+    assert loaded.position.step == 1
     load_optimizer_state(path, loaded)
-    save_checkpoint(path, net, Progress(0, 0, 3), {}, 4, optimizer.state_dict())
+    save_checkpoint(path, contents(net, Position(0, 0, 3)), optimizer.state_dict())
     left = sorted(file.name for file in tmp_path.iterdir())
     assert left == ["last.optimizer-3.pt", "last.safetensors"]
 
@@ -74,7 +79,7 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
 def test_a_truncated_checkpoint_is_named(tmp_path, keep):
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, network(), Progress(), {}, 4)
+    save_checkpoint(path, contents(network()))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match=r"last\.safetensors cannot be read: truncated"):
         load_checkpoint(path)
@@ -91,7 +96,7 @@ def test_a_foreign_file_is_named(tmp_path):
 
 def test_a_truncated_optimizer_state_is_named(tmp_path):
     net, path = network(), tmp_path / "last.safetensors"
-    save_checkpoint(path, net, Progress(0, 0, 1), {}, 4, stepped(net).state_dict())
+    save_checkpoint(path, contents(net, Position(0, 0, 1)), stepped(net).state_dict())
     file = tmp_path / "last.optimizer-1.pt"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"last\.optimizer-1\.pt cannot be read"):
@@ -100,6 +105,6 @@ def test_a_truncated_optimizer_state_is_named(tmp_path):
 
 def test_weights_of_another_network_are_named(tmp_path):
     path = tmp_path / "last.safetensors"
-    save_checkpoint(path, network(), Progress(), {}, 4)
+    save_checkpoint(path, contents(network()))
     with pytest.raises(UserError, match="belongs to another network: Missing key"):
         load_weights(torch.nn.Conv2d(1, 1, 1), load_checkpoint(path), path)

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from mmga.common.errors import UserError
+from mmga.config import LossConfig
 from mmga.models import MMGA, PARTS
-from mmga.training.losses import total_loss
+from mmga.training.losses import Masks, total_loss
 
 SWITCHES = {
     "attention": ("both", "first", "none", "auxiliary"),
@@ -177,7 +178,8 @@ def test_every_switch_trains_and_tests(options):
     # The one maximum of a map passes little gradient: several batches reach every parameter.
     for seed in range(3):
         images = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
-        total_loss(network(images), classes, labels, yes, yes, margin=5.0)["loss"].backward()
+        masks = Masks(labels, yes, yes)
+        total_loss(network(images), classes, masks, LossConfig(margin=5.0))["loss"].backward()
     frozen = [n for n, p in network.named_parameters() if not p.requires_grad]
     assert all(name.endswith("neck.bias") for name in frozen)
     assert bool(frozen) == (options.get("neck") == "bnneck")
@@ -296,7 +298,7 @@ def test_compiles_as_one_graph(training):
         with torch.no_grad():
             torch.testing.assert_close(compiled(images), network(images), rtol=1e-4, atol=1e-5)
         return
-    total_loss(compiled(images), classes, labels, yes, yes)["loss"].backward()
+    total_loss(compiled(images), classes, Masks(labels, yes, yes), LossConfig())["loss"].backward()
     assert network.attention1.spatial.conv3.bias.grad.any()
 
 
@@ -310,7 +312,7 @@ def test_autocast_and_channels_last(options):
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
         output = network(images)
-        loss = total_loss(output, classes, labels, yes, yes)["loss"]
+        loss = total_loss(output, classes, Masks(labels, yes, yes), LossConfig())["loss"]
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())

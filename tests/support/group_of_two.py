@@ -18,6 +18,7 @@ from mmga import train
 from mmga.common.distributed import Group, gather, join
 from mmga.common.errors import PeerError, UserError
 from mmga.config import Config, merged, recipe_config
+from mmga.data import build
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
 from mmga.extraction import extract as extraction
@@ -73,16 +74,16 @@ def gradients(group: Group, broken: tuple[int, ...] = ()) -> dict[str, object]:
     settings = config(data={"skip_broken": True})
     source = images()
     source.broken = broken
-    loader = trainer._loader(settings, source, torch.device("cpu"), group)
+    loader = build.train_loader(settings, source, torch.device("cpu"), group)
     torch.manual_seed(3)
     network = build_network(settings.model, len(loader.sampler.classes)).train()
     step.freeze_statistics(network)
     forward = step.wrap(network, settings, torch.device("cpu"), group)
     taken = step.Step(forward, torch.optim.SGD(network.parameters(), 0.0), settings, group, [])
     batch = next(loader.epoch(0))
-    figures = taken.take(batch, 1, gradients=True)
+    metrics = taken.take(batch, 1, gradients=True)
     return {
-        "figures": figures,
+        "metrics": metrics,
         "images": taken.images,
         "gradients": {name: p.grad for name, p in network.named_parameters()},
     }

@@ -3,7 +3,7 @@
 import torch
 
 from mmga.config import as_dict, merged, recipe_config
-from mmga.models.checkpoint import Progress, save_checkpoint
+from mmga.models.checkpoint import Checkpoint, Position, save_checkpoint
 from mmga.models.loading import build_network
 
 SIZE = (48, 16)
@@ -15,5 +15,6 @@ def write_run(folder, **model):
     config = merged(recipe_config("synthetic"), values, where="test")
     torch.manual_seed(0)
     network = build_network(config.model, 5)
-    save_checkpoint(folder / "last.safetensors", network, Progress(1, 0, 9), as_dict(config), 5)
+    checkpoint = Checkpoint(network.state_dict(), Position(1, 0, 9), 5, as_dict(config))
+    save_checkpoint(folder / "last.safetensors", checkpoint)
     return folder

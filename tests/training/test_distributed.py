@@ -64,9 +64,9 @@ def test_losses_and_gradients_are_those_of_one_process(folder, name, broken):
     two = [torch.load(folder / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert two[0]["images"] == two[1]["images"] == one["images"]
     for found in two:
-        figures, expected = found["figures"], one["figures"]
-        maps, expected_maps = figures.pop("map_gradients"), dict(expected["map_gradients"])
-        assert figures == pytest.approx(
+        metrics, expected = found["metrics"], one["metrics"]
+        maps, expected_maps = metrics.pop("map_gradients"), dict(expected["map_gradients"])
+        assert metrics == pytest.approx(
             {k: v for k, v in expected.items() if k != "map_gradients"}, rel=1e-5, abs=1e-5
         )
         assert maps == pytest.approx(expected_maps, rel=1e-4, abs=1e-6)
@@ -74,7 +74,7 @@ def test_losses_and_gradients_are_those_of_one_process(folder, name, broken):
         for key, gradient in found["gradients"].items():
             torch.testing.assert_close(gradient, one["gradients"][key], rtol=1e-5, atol=1e-5)
     # Not for want of size: the gradients that were compared are far above the tolerance.
-    assert one["figures"]["gradient_norm"] > 1
+    assert one["metrics"]["gradient_norm"] > 1
 
 
 def test_a_run_of_two_logs_the_losses_of_a_run_of_one(folder, tmp_path):
@@ -100,7 +100,7 @@ def test_a_stopped_run_of_two_goes_on_bit_for_bit(folder):
     through, stopped = (
         load_checkpoint(folder / name / "last.safetensors") for name in ("through-local", "stopped")
     )
-    assert through.progress == stopped.progress
+    assert through.position == stopped.position
     for name, value in through.weights.items():
         assert torch.equal(value, stopped.weights[name]), name
         assert torch.equal(through.average[name], stopped.average[name]), name

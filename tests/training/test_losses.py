@@ -3,8 +3,10 @@ import math
 import pytest
 import torch
 
+from mmga.config import LossConfig
 from mmga.models import Output
 from mmga.training.losses import (
+    Masks,
     batch_hard_triplet,
     identity_loss,
     mask_iou,
@@ -227,9 +229,9 @@ def test_the_total_is_the_weighted_sum(generator):
     logits = {name: torch.randn(4, 9, generator=generator) for name in heads}
     output = Output(embeddings, logits, attention, attention, embeddings)
     classes, yes = torch.tensor([1, 1, 8, 8]), torch.ones(4, dtype=torch.bool)
-    parts = total_loss(
-        output, classes, labels, yes, yes, margin=0.5, id_weight=3, mask_weight=10, smoothing=0.1
-    )
+    masks = Masks(labels, yes, yes)
+    weights = LossConfig(margin=0.5, id_weight=3, mask_weight=10, smoothing=0.1)
+    parts = total_loss(output, classes, masks, weights)
     triplet = sum(batch_hard_triplet(e, classes, 0.5) for e in embeddings.values()) / 3
     identity = sum(identity_loss(x, classes, 0.1) for x in logits.values()) / 3
     mask, _ = mask_loss(attention, labels, yes, yes)
@@ -237,7 +239,8 @@ def test_the_total_is_the_weighted_sum(generator):
     torch.testing.assert_close(parts["id"], identity)
     torch.testing.assert_close(parts["mask"], mask)
     torch.testing.assert_close(parts["loss"], triplet + 3 * identity + 10 * mask)
-    only = total_loss(output, classes, labels, yes, yes, triplet_heads=["upper"], margin=0.5)
+    upper = output._replace(embeddings={"upper": embeddings["upper"]})
+    only = total_loss(upper, classes, masks, weights)
     torch.testing.assert_close(
         only["triplet"], batch_hard_triplet(embeddings["upper"], classes, 0.5)
     )

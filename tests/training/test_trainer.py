@@ -19,10 +19,16 @@ from safetensors.torch import save_file
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.config import Config, merged, recipe_config
+from mmga.data.build import train_loader
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
 from mmga.extraction.of_run import open_run
-from mmga.models.checkpoint import load_checkpoint, load_optimizer_state, save_checkpoint
+from mmga.models.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_optimizer_state,
+    save_checkpoint,
+)
 from mmga.models.loading import build_network
 from mmga.training import step, trainer
 from mmga.training.validation import score
@@ -123,7 +129,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, stop_at):
 
     with pytest.raises(trainer.Stopped):
         trainer.train(small(), tmp_path / "stopped", data=data(), progress=stop)
-    assert load_checkpoint(tmp_path / "stopped" / "last.safetensors").progress.step == stop_at
+    assert load_checkpoint(tmp_path / "stopped" / "last.safetensors").position.step == stop_at
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     trainer.train(small(), tmp_path / "stopped", data=data(), resume=True)
     assert_equal_runs(tmp_path / "through", tmp_path / "stopped")
@@ -157,7 +163,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    assert load_checkpoint(out / "last.safetensors").progress.epoch < 12, "killed too late"
+    assert load_checkpoint(out / "last.safetensors").position.epoch < 12, "killed too late"
     resumed = subprocess.run(
         command(root, out, "--resume"), capture_output=True, text=True, check=False
     )
@@ -194,7 +200,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["kind"], last["step"], len(last["paths"])) == ("stopped", 2, 12)
     checkpoint = load_checkpoint(tmp_path / "last.safetensors")
-    assert checkpoint.progress.step == 1
+    assert checkpoint.position.step == 1
     assert all(value.isfinite().all() for value in checkpoint.weights.values())
     monkeypatch.undo()
     trainer.train(small(batch=STEPWISE), tmp_path, data=data(), resume=True)
@@ -240,15 +246,15 @@ def test_the_moving_average_is_what_is_evaluated(tmp_path):
     assert first.average.keys() == checkpoint.weights.keys()
     # Step 2 keeps min(0.5, 3 / 12) of what step 1 left.
     expected = 0.25 * first.average[name] + 0.75 * checkpoint.weights[name]
-    assert checkpoint.progress.step == 2
+    assert checkpoint.position.step == 2
     torch.testing.assert_close(checkpoint.average[name], expected)
     run = open_run(tmp_path / "run", "cpu")
     assert run.averaged
     assert torch.equal(run.network.state_dict()[name], checkpoint.average[name])
     line = train_lines(tmp_path / "run", "eval")[-1]
     assert line["setting"]["ema"] == 0.5
-    figures = score(run.network, {"query": data().query, "gallery": data().gallery}, settings)
-    assert figures["mAP"] == line["mAP"]
+    metrics = score(run.network, {"query": data().query, "gallery": data().gallery}, settings)
+    assert metrics["mAP"] == line["mAP"]
 
 
 def test_the_best_checkpoint_is_chosen_on_held_out_identities(tmp_path):
@@ -259,10 +265,10 @@ def test_the_best_checkpoint_is_chosen_on_held_out_identities(tmp_path):
     assert [line["epoch"] for line in train_lines(tmp_path, "eval")] == [4]  # test figures once
     best = load_checkpoint(tmp_path / "best.safetensors")
     scores = [line["mAP"] for line in validations]
-    assert best.figures["mAP"] == max(scores)
-    assert best.progress.epoch == scores.index(max(scores)) + 1
+    assert best.metrics["mAP"] == max(scores)
+    assert best.position.epoch == scores.index(max(scores)) + 1
     assert best.num_classes == 4  # of six identities, two are held out
-    assert open_run(tmp_path / "best.safetensors", "cpu").step == best.progress.step
+    assert open_run(tmp_path / "best.safetensors", "cpu").step == best.position.step
 
 
 def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path):
@@ -274,7 +280,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
     again = trainer.train(small(), tmp_path, data=data(), resume=True)
     assert (
-        again.figures.items() >= {name: result.figures[name] for name in ("mAP", "rank1")}.items()
+        again.metrics.items() >= {name: result.metrics[name] for name in ("mAP", "rank1")}.items()
     )
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == lines
 
@@ -286,10 +292,10 @@ def test_gradients_are_clipped(tmp_path):
     parameters = list(network.parameters())
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.SGD(parameters, 1.0)
-    loader = trainer._loader(settings, data().train, torch.device("cpu"), Group())
+    loader = train_loader(settings, data().train, torch.device("cpu"), Group())
     taken = step.Step(network, optimizer, settings, Group(), [])
-    figures = taken.take(next(loader.epoch(0)), 1)
-    assert figures["gradient_norm"] > 1
+    metrics = taken.take(next(loader.epoch(0)), 1)
+    assert metrics["gradient_norm"] > 1
     moved = torch.stack([(p - q).norm() for p, q in zip(parameters, before, strict=True)]).norm()
     assert moved.item() == pytest.approx(0.01, rel=1e-3)
 
@@ -352,9 +358,8 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
             with pytest.raises(UserError, match=r"could not be written: .*has room"):
-                save_checkpoint(
-                    tmp_path / "last.safetensors", network, checkpoint.progress, {}, 6, state
-                )
+                contents = Checkpoint(network.state_dict(), checkpoint.position, 6, {})
+                save_checkpoint(tmp_path / "last.safetensors", contents, state)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     after = weights(tmp_path)

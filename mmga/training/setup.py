@@ -1,0 +1,225 @@
+"""Set up a training run: device, data sets, and the state that a checkpoint holds."""
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmga.common.device import resolve_device
+from mmga.common.distributed import Group, environment
+from mmga.common.errors import UserError
+from mmga.common.progress import Progress
+from mmga.config import Config, as_dict
+from mmga.data.build import load_mixture
+from mmga.data.dataset import DataSet, ImageSet, count_masks
+from mmga.data.holdout import hold_out
+from mmga.models import MMGA
+from mmga.models import checkpoint as checkpoints
+from mmga.models.loading import build_network
+from mmga.training.ema import WeightAverage
+from mmga.training.step import synced
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: Config) -> torch.device:
+    """Set threads and determinism, and return the device: under torchrun, this process' own.
+
+    Raises:
+        UserError: there is no such device, or one is named for several processes.
+    """
+    run = config.run
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(run.deterministic)
+    _, world, local = environment()
+    if world > 1 and run.device.startswith("cuda:"):
+        raise UserError(f"--device {run.device} names one device for {world} processes; use cuda")
+    device = resolve_device(run.device)
+    return resolve_device(f"cuda:{local}") if world > 1 and device.type == "cuda" else device
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Raise a `UserError` if a run cannot begin in a folder, or be resumed from it."""
+    last = folder / "last.safetensors"
+    if resume and not last.is_file():
+        raise UserError(f"--resume: there is no checkpoint {last}; train without it")
+    if not resume and last.is_file():
+        raise UserError(
+            f"{folder} already holds a run; add --resume to go on with it, or name another --out"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Image sets of a run.
+
+    Attributes:
+        train: training images.
+        validation: query and gallery of held-out identities, None where none are held out.
+        tests: data sets to test on, by name.
+    """
+
+    train: ImageSet
+    validation: dict[str, ImageSet] | None
+    tests: dict[str, DataSet]
+
+    @classmethod
+    def load(cls, config: Config, data: DataSet | None, progress: Progress | None) -> "Sets":
+        """Return the sets of a configuration, read unless the caller has them already.
+
+        Raises:
+            UserError: a set cannot be read, masks or identities are too few.
+        """
+        if data is None:
+            images, tests = load_mixture(config, progress)
+        else:
+            images, tests = data.train, {data.name: data}
+        _check_masks(config, images)
+        if not config.data.val_ids:
+            return cls(images, None, tests)
+        train, query, gallery = hold_out(images, config.data.val_ids)
+        return cls(train, {"query": query, "gallery": gallery}, tests)
+
+
+def _check_masks(config: Config, images: ImageSet) -> None:
+    """Count the masks of the training set; refuse a folder that covers less than half of it.
+
+    Raises:
+        UserError: masks were named, fewer than half of the images have one, and nothing allows it.
+    """
+    wanted = config.loss.mask_weight and config.model.attention != "none"
+    if {config.data.data, *config.data.also} == {"synthetic"} or not wanted:
+        return
+    if config.data.masks is None:
+        logger.warning("no --masks: attention is trained without guidance")
+        return
+    covered = count_masks(images)
+    logger.info("%d of %d training images have a mask", covered, len(images))
+    if covered < len(images) / 2 and not config.data.allow_missing_masks:
+        raise UserError(
+            f"--masks {config.data.masks}: {covered} of {len(images)} training images have a mask; "
+            "check the folder and the file names, or add --allow-missing-masks"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """State of a run that changes from step to step, as checkpoints hold it.
+
+    Attributes:
+        config: the run's configuration.
+        network: on its device.
+        num_classes: training identities.
+        optimizer: over the network's parameters.
+        average: moving average of the weights, or None.
+    """
+
+    config: Config
+    network: MMGA
+    num_classes: int
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+
+    @classmethod
+    def start(cls, config: Config, num_classes: int, device: torch.device, group: Group) -> "State":
+        """Return the state before the first step.
+
+        Raises:
+            UserError: the network cannot be built, or be synced over processes.
+        """
+        with group.together():
+            sync = synced(config, device, group.world)
+        # The first process of each machine goes ahead: weights are downloaded once.
+        for turn in (True, False):
+            with group.together():
+                if (group.local_rank == 0) == turn:
+                    torch.manual_seed(config.run.seed)
+                    network = build_network(config.model, num_classes).to(device)
+        if sync:
+            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        elif group.world > 1 and group.leads and config.run.norm == "auto":
+            logger.info("batch normalisation is local to each process")
+        if config.run.channels_last:
+            network.to(memory_format=torch.channels_last)
+        settings = config.optimizer
+        optimizer = torch.optim.Adam(
+            parameter_groups(network, settings.attention_lr),
+            lr=settings.lr,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+            amsgrad=settings.amsgrad,
+        )
+        average = WeightAverage(network, settings.ema) if settings.ema else None
+        return cls(config, network, num_classes, optimizer, average)
+
+    def restore(self, last: Path) -> checkpoints.Position:
+        """Load a checkpoint and return its position.
+
+        Raises:
+            UserError: it cannot be read, or belongs to another network.
+        """
+        checkpoint = checkpoints.load_checkpoint(last)
+        checkpoints.load_weights(self.network, checkpoint, last)
+        state = checkpoints.load_optimizer_state(last, checkpoint)
+        try:
+            self.optimizer.load_state_dict(state)
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"optimizer state {checkpoint.optimizer_file} beside {last} belongs to another "
+                f"network ({error}); restore the file or train anew"
+            ) from error
+        if self.average is not None:
+            if checkpoint.average is None:
+                raise UserError(
+                    f"checkpoint {last} holds no moving average of the weights, which --ema asks "
+                    "for; resume without --ema"
+                )
+            self.average.load(checkpoint.average)
+        return checkpoint.position
+
+    def save(self, folder: Path, position: checkpoints.Position) -> None:
+        """Write last.safetensors, from which the run can be resumed."""
+        average = None if self.average is None else self.average.values
+        contents = self._contents(position, average=average)
+        checkpoints.save_checkpoint(
+            folder / "last.safetensors", contents, self.optimizer.state_dict()
+        )
+
+    def save_best(
+        self, folder: Path, position: checkpoints.Position, metrics: dict[str, float]
+    ) -> None:
+        """Write best.safetensors: the very weights that were validated, for inference alone."""
+        contents = self._contents(position, metrics=metrics)
+        checkpoints.save_checkpoint(folder / "best.safetensors", contents)
+
+    def _contents(self, position: checkpoints.Position, **more: Any) -> checkpoints.Checkpoint:
+        weights, config = self.network.state_dict(), as_dict(self.config)
+        return checkpoints.Checkpoint(weights, position, self.num_classes, config, **more)
+
+    def evaluated(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which the network has the weights that are evaluated."""
+        if self.average is None:
+            return contextlib.nullcontext()
+        return self.average.inside(self.network)
+
+
+def parameter_groups(network: MMGA, attention_factor: float) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: the attention modules' rate is multiplied by a factor."""
+    inside = {
+        parameter
+        for module in (network.attention1, network.attention2)
+        if module is not None
+        for parameter in module.parameters()
+    }
+    groups = [
+        {"params": [p for p in network.parameters() if p not in inside], "factor": 1.0},
+        {"params": [p for p in network.parameters() if p in inside], "factor": attention_factor},
+    ]
+    return [group for group in groups if group["params"]]
