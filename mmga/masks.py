@@ -9,28 +9,21 @@ started again.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from mmga.bodyparts import Kind
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.config import DataConfig, DataName
 
 if TYPE_CHECKING:
     from mmga.bodyparts.detector import Detector
-    from mmga.bodyparts.mask_folder import Make
-    from mmga.data.dataset import DataSet, ImageSet
-    from mmga.data.masks import PartMask
 
-# Spelled out, because the options must not import torch to know them; a test compares them.
-KindName = Literal["lip", "atr", "pascal", "densepose", "mgcam", "bpbreid", "pose14", "silhouette"]
-
-LONG = 1800
-"""Seconds on a CPU from which a GPU is advised."""
+_OF_DATA = ("data", "root", "split", "boxes")  # options that choose the data set
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +36,7 @@ class Options:
     """Data set."""
     root: Path | None = None
     """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
-    kind: Annotated[KindName | None, tyro.conf.arg(name="from")] = None
+    kind: Annotated[Kind | None, tyro.conf.arg(name="from")] = None
     """Import what others have made, instead of detecting persons."""
     source: Path | None = None
     """With --from: folder (or .mat file) of what is imported."""
@@ -72,48 +65,65 @@ class Options:
 
 
 def body(options: Options, detector: "Detector | None" = None) -> int:
-    """Make or import the masks, say what they cover, and draw the preview.
+    """Make or import the masks, print their coverage, and draw the preview.
 
     Args:
         options: of the command.
         detector: finds persons, in place of torchvision's.
     """
     _check(options)
-    from mmga.bodyparts.mask_folder import MaskMaker
+    from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, detected
+    from mmga.bodyparts.importers import imported, open_importer
+    from mmga.bodyparts.mask_folder import MaskMaker, draw_preview, projection, summary
+    from mmga.common.device import resolve_device
     from mmga.common.progress import bar
     from mmga.data.dataset import joined
     from mmga.data.readers.by_name import load
 
-    data = load(
-        DataConfig(data=options.data, root=options.root, split=options.split, boxes=options.boxes)
-    )
-    chosen = dict.fromkeys(options.splits)
-    images = joined(*(getattr(data, split) for split in chosen))
+    data = load(DataConfig(**{name: getattr(options, name) for name in _OF_DATA}))
+    images = joined(*(getattr(data, split) for split in dict.fromkeys(options.splits)))
     broken: dict[str, str] = {}
-    make, origin = _maker(options, data, images, detector, broken)
-    maker = MaskMaker(options.out, {"data": data.name, **origin})
+
+    def announce(left: int, seconds: float) -> None:
+        if left:
+            print(projection(left, seconds, options.device), flush=True)
+
+    importer = None
+    if options.kind is not None:
+        assert options.source is not None  # checked
+        importer = open_importer(options.kind, options.source, data, options.skeletons)
+    maker = MaskMaker(options.out, {"data": data.name, **_origin(options)})
     maker.check_paths(images.paths)
     maker.begin()
     places = maker.missing(images.paths)
     if len(places) < len(images):
         print(f"{len(images) - len(places)} of {len(images)} images are done already")
     if places:
+        if importer is not None:
+            make = imported(images, importer)
+        else:
+            find = detector or TorchvisionDetector(
+                options.weights,
+                min_size=options.min_size,
+                device=resolve_device(options.device),
+                thresholds=Thresholds(score=options.score),
+            )
+            make = detected(images, find, broken if options.skip_broken else None)
         try:
             with bar() as progress:
                 maker.make(
                     images.paths,
                     places,
-                    make(),
+                    make,
                     batch_size=options.batch,
                     broken=broken,
                     progress=progress,
-                    projected=_announce(options) if options.kind is None else None,
+                    projected=announce if importer is None else None,
                 )
         except KeyboardInterrupt:
             print("mmga masks: interrupted; the same command goes on", file=sys.stderr)
             raise
-    manifest = maker.finish(images, len(broken))
-    print(table(manifest))
+    print(summary(maker.finish(images, len(broken))))
     if broken:
         print(f"{len(broken)} images cannot be decoded and were left out")
     if options.preview:
@@ -143,165 +153,17 @@ def _check(options: Options) -> None:
         raise UserError("--splits must name train, query or gallery")
 
 
-def _maker(
-    options: Options,
-    data: "DataSet",
-    images: "ImageSet",
-    detector: "Detector | None",
-    broken: dict[str, str],
-) -> "tuple[Callable[[], Make], dict[str, Any]]":
-    """Return what makes masks, opened when called, and what the manifest says of it."""
-    if options.kind is not None:
-        from mmga.bodyparts.importers import open_source, read_poses
-
-        assert options.source is not None  # checked
-        poses = None if options.skeletons is None else read_poses(options.skeletons, data)
-        source = open_source(options.kind, options.source, data, poses)
-
-        def imported(places: Sequence[int]) -> "Iterator[PartMask | None]":
-            for place in places:
-                yield source(images.paths[place], _SizeOf(images, place))
-
-        origin = {
-            "from": options.kind,
-            "source": options.source.name,
-            "skeletons": options.skeletons is not None,
-        }
-        return lambda: imported, origin
-
-    def opened() -> "Make":
-        from mmga.bodyparts.split import divide
-
-        find = _detector(options) if detector is None else detector
-
-        def detected(places: Sequence[int]) -> "Iterator[PartMask | None]":
-            decoded: list[Any] = []
-            for place in places:
-                try:
-                    decoded.append(images.image(place))
-                except UserError as error:
-                    if not options.skip_broken:
-                        raise
-                    broken[images.paths[place]] = str(error)
-                    decoded.append(None)
-            persons = iter(find([image for image in decoded if image is not None]))
-            for image in decoded:
-                person = None if image is None else next(persons)
-                if person is None or not person.body.any():
-                    yield None
-                else:
-                    yield divide(person.body, person.skeleton)
-
-        return detected
-
-    return opened, {
+def _origin(options: Options) -> dict[str, object]:
+    """Return what the manifest records of the masks' origin."""
+    if options.kind is not None and options.source is not None:
+        skeletons = options.skeletons is not None
+        return {"from": options.kind, "source": options.source.name, "skeletons": skeletons}
+    return {
         "from": "torchvision",
         "weights": [path.name for path in options.weights],
         "min_size": options.min_size,
         "score": options.score,
     }
-
-
-def _detector(options: Options) -> "Detector":
-    from mmga.bodyparts.detector import Thresholds, TorchvisionDetector
-    from mmga.common.device import resolve_device
-
-    return TorchvisionDetector(
-        options.weights,
-        min_size=options.min_size,
-        device=resolve_device(options.device),
-        thresholds=Thresholds(score=options.score),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _SizeOf:
-    """The size of an image, when asked for."""
-
-    images: "ImageSet"
-    place: int
-
-    def __call__(self) -> tuple[int, int] | None:
-        """Return (H, W); None where the image cannot be read."""
-        try:
-            height, width = self.images.image(self.place).shape[-2:]
-        except UserError:
-            return None
-        return height, width
-
-
-def _announce(options: Options) -> Callable[[int, float], None]:
-    def say(left: int, seconds: float) -> None:
-        if not left:
-            return
-        line = f"{left} images to go, about {duration(seconds)} here"
-        if seconds > LONG and not options.device.startswith("cuda"):
-            import torch
-
-            if not (options.device == "auto" and torch.cuda.is_available()):
-                line += "; GPU advised (--device cuda), or a smaller --min-size"
-        print(line, flush=True)
-
-    return say
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a person would say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def table(manifest: dict[str, Any]) -> str:
-    """Return counts, and the area of each part by camera, as lines to print."""
-    counts = manifest["counts"]
-    share = counts["without_person"] / max(counts["images"], 1)
-    lines = [
-        f"{counts['masks']} masks of {counts['images']} images; without a person "
-        f"{counts['without_person']} ({share:.1%}); whole body alone {counts['silhouettes']}",
-        f"{'camera':>6} {'images':>7} {'no mask':>8} {'body':>6} {'upper':>6} {'bottom':>6}",
-    ]
-    for camera, row in manifest["area_by_camera"].items():
-        areas = " ".join(
-            f"{'-':>6}" if row[part] is None else f"{row[part]:>6.1%}"
-            for part in ("body", "upper", "bottom")
-        )
-        lines.append(f"{camera:>6} {row['images']:>7} {row['without_mask']:>8.1%} {areas}")
-    return "\n".join(lines)
-
-
-def draw_preview(path: Path, images: "ImageSet", masks: Path, count: int) -> None:
-    """Draw a sheet of images beside their masks, spread evenly over the set.
-
-    Args:
-        path: the PNG to write.
-        images: the set.
-        masks: folder of the masks.
-        count: images on the sheet.
-
-    Raises:
-        UserError: matplotlib is not installed, or the file cannot be written.
-    """
-    import numpy as np
-
-    from mmga.common import plots
-    from mmga.data.masks import MaskFolder
-
-    folder = MaskFolder(masks)
-    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
-    drawn: list[Any] = []
-    labels, titles = [], []
-    for place in chosen:
-        mask = folder(images.paths[place])
-        labels.append(None if mask is None else mask.labels)
-        try:
-            drawn.append(images.image(place))
-        except UserError:  # names alone are enough for some imports
-            drawn.append(None)
-        titles.append(f"id {images.pids[place]}, c{images.camids[place]}")
-    plots.mask_sheet(path, drawn, labels, titles)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,11 +1,11 @@
-"""The person of a crop, by torchvision's Mask R-CNN and Keypoint R-CNN.
+"""Detect the person of a crop with torchvision's Mask R-CNN and Keypoint R-CNN.
 
 The weights of both are COCO's and are downloaded, or read from files.
 """
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +13,11 @@ import numpy as np
 import torch
 
 from mmga.bodyparts.skeleton import Skeleton, from_coco
+from mmga.bodyparts.split import divide
 from mmga.common.errors import UserError
 from mmga.common.files import read_tensors
+from mmga.data.dataset import ImageSet
+from mmga.data.masks import PartMask
 
 PERSON = 1
 """COCO's label."""
@@ -25,8 +28,8 @@ few, where torchvision's 1000 and 100 are for whole photographs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Person:
-    """Who was found in a crop.
+class DetectedPerson:
+    """The person of a crop.
 
     Attributes:
         body: bool [H, W].
@@ -40,14 +43,14 @@ class Person:
 class Detector(Protocol):
     """Finds the person of each crop."""
 
-    def __call__(self, images: Sequence[torch.Tensor]) -> list[Person | None]:
+    def __call__(self, images: Sequence[torch.Tensor]) -> list[DetectedPerson | None]:
         """Return the person of each image, uint8 [3, H, W]; None where nobody was found."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What counts as found.
+    """Thresholds of a detection.
 
     Attributes:
         score: least score of a person's box.
@@ -69,10 +72,10 @@ class TorchvisionDetector:
     """Mask R-CNN (ResNet-50 FPN v2) for the body, Keypoint R-CNN (ResNet-50 FPN) for the skeleton.
 
     Args:
-        weights: files of weights, recognised by what they hold; what is missing is downloaded.
+        weights: files of weights, recognised by their contents; missing ones are downloaded.
         min_size: shorter side in pixels to which crops are enlarged.
-        device: where it runs.
-        thresholds: what counts as found.
+        device: where the networks run.
+        thresholds: of a detection.
 
     Raises:
         UserError: weights cannot be read, do not fit or cannot be downloaded.
@@ -104,7 +107,7 @@ class TorchvisionDetector:
             self.models[kind] = model.to(self.device).eval()
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[torch.Tensor]) -> list[Person | None]:
+    def __call__(self, images: Sequence[torch.Tensor]) -> list[DetectedPerson | None]:
         """Return the person of each image, uint8 [3, H, W]; None where nobody was found."""
         batch = [image.to(self.device).float() / 255 for image in images]
         found = {
@@ -117,16 +120,48 @@ class TorchvisionDetector:
         ]
 
 
+def detected(
+    images: ImageSet, find: Detector, broken: dict[str, str] | None
+) -> Callable[[Sequence[int]], Iterator[PartMask | None]]:
+    """Return a function that makes the masks of images, given their places in the set.
+
+    Args:
+        images: the set.
+        find: finds the persons of a batch.
+        broken: filled with the message by path of each image that cannot be decoded; None raises.
+    """
+
+    def make(places: Sequence[int]) -> Iterator[PartMask | None]:
+        decoded: list[torch.Tensor | None] = []
+        for place in places:
+            try:
+                decoded.append(images.image(place))
+            except UserError as error:
+                if broken is None:
+                    raise
+                broken[images.paths[place]] = str(error)
+                decoded.append(None)
+        persons = iter(find([image for image in decoded if image is not None]))
+        for image in decoded:
+            person = None if image is None else next(persons)
+            if person is None or not person.body.any():
+                yield None
+            else:
+                yield divide(person.body, person.skeleton)
+
+    return make
+
+
 def choose(
     masks: Mapping[str, torch.Tensor], keypoints: Mapping[str, torch.Tensor], limits: Thresholds
-) -> Person | None:
+) -> DetectedPerson | None:
     """Return the person nearest the centre of a crop.
 
     Args:
-        masks: what Mask R-CNN found: boxes [N, 4], labels [N], scores [N], masks [N, 1, H, W].
-        keypoints: what Keypoint R-CNN found: boxes [M, 4], scores [M], keypoints [M, 17, 3],
+        masks: results of Mask R-CNN: boxes [N, 4], labels [N], scores [N], masks [N, 1, H, W].
+        keypoints: results of Keypoint R-CNN: boxes [M, 4], scores [M], keypoints [M, 17, 3],
             keypoints_scores [M, 17].
-        limits: what counts as found.
+        limits: of a detection.
     """
     height, width = masks["masks"].shape[-2:]
     bodies = masks["masks"][:, 0] >= limits.mask  # [N, H, W]
@@ -140,7 +175,7 @@ def choose(
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / torch.tensor([width, height])
     away = (centres - 0.5).norm(dim=1)  # [N]
     best = int(places[int(away.argmin())])  # of equals the first, which scores highest
-    return Person(
+    return DetectedPerson(
         bodies[best].numpy().copy(), _skeleton_of(masks["boxes"][best], keypoints, limits)
     )
 

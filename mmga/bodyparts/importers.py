@@ -1,25 +1,28 @@
-"""Masks and skeletons that others have made, read as this project's masks."""
+"""Import masks and skeletons of other projects."""
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
+from mmga.bodyparts import Kind
 from mmga.bodyparts.skeleton import Skeleton, from_points
 from mmga.bodyparts.split import drawn
 from mmga.common.errors import UserError
-from mmga.data.dataset import DataSet
+from mmga.data.dataset import SPLIT_NAMES, DataSet, ImageSet
 from mmga.data.masks import LABEL_SETS, OTHER, PartMask, to_part_mask
 
-Kind = Literal["lip", "atr", "pascal", "densepose", "mgcam", "bpbreid", "pose14", "silhouette"]
 KINDS = typing.get_args(Kind)
 
 Size = Callable[[], tuple[int, int] | None]
-"""Gives (H, W) of the image, or None where there is no image to ask."""
+"""Returns (H, W) of the image, or None where there is no image."""
+
+Importer = Callable[[str, Size], PartMask | None]
+"""From an image's relative path and size to its mask; None where there is none."""
 
 POSE_SIZE = (128, 64)
 """Size of the images that 14-point files of Market-1501 were made on."""
@@ -32,28 +35,21 @@ _PIFPAF_PLANES = 36
 _PIFPAF_BOTTOM = (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 
 
-class Source(Protocol):
-    """Where masks come from."""
-
-    def __call__(self, path: str, size: Size) -> PartMask | None:
-        """Return the mask of an image by its relative path; None where there is none."""
-        ...
-
-
-def open_source(kind: str, path: Path, data: DataSet, skeletons: "Poses | None" = None) -> Source:
-    """Return the source of a kind.
+def open_importer(kind: str, path: Path, data: DataSet, skeletons: Path | None = None) -> Importer:
+    """Return the importer of a kind.
 
     Args:
         kind: one of KINDS.
-        path: the folder or file that holds it.
-        data: the data set whose images are meant.
-        skeletons: skeletons that split dresses at the hips.
+        path: the folder or file that holds the masks.
+        data: the data set of their images.
+        skeletons: folder of 14-point skeletons, which split dresses at the hips.
 
     Raises:
         UserError: the kind is not known, or the files are missing or do not fit.
     """
     if kind not in KINDS:
         raise UserError(f"--from must be one of {', '.join(KINDS)}, got {kind!r}")
+    poses = None if skeletons is None else read_poses(skeletons, data)
     if not path.exists():
         raise UserError(f"--source {path} does not exist; give the folder or file of {kind}")
     if kind == "pose14":
@@ -65,8 +61,8 @@ def open_source(kind: str, path: Path, data: DataSet, skeletons: "Poses | None" 
     if kind == "bpbreid":
         return ConfidenceFields(path)
     if kind in ("mgcam", "silhouette"):
-        return Silhouettes(path)
-    return LabelMaps(path, kind, skeletons)
+        return SilhouetteFiles(path)
+    return LabelMaps(path, kind, poses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +95,11 @@ class LabelMaps:
 
 
 @dataclasses.dataclass(frozen=True)
-class Silhouettes:
+class SilhouetteFiles:
     """Binary masks of whole bodies, such as MGCAM's (Song et al., CVPR 2018).
 
-    The files stand at the images' relative paths, or in folders with `_seg` at their end, as
-    MGCAM's do (bounding_box_train_seg).
+    The files are at the images' relative paths, or in folders with `_seg` at their end, as MGCAM's
+    are (bounding_box_train_seg).
     """
 
     folder: Path
@@ -182,18 +178,6 @@ class Poses:
         return None if mask is None else fitted(mask, size())
 
 
-@dataclasses.dataclass(frozen=True)
-class InMemory:
-    """Masks in memory by relative path."""
-
-    masks: Callable[[str], PartMask | None]
-
-    def __call__(self, path: str, size: Size) -> PartMask | None:
-        """Return the mask of an image, None where there is none."""
-        mask = self.masks(path)
-        return None if mask is None or not mask.labels.any() else fitted(mask, size())
-
-
 def read_poses(path: Path, data: DataSet) -> Poses:
     """Read 14 body points of every Market-1501 image: an HDF5 .mat `pp` of [N, 28] a split.
 
@@ -212,7 +196,7 @@ def read_poses(path: Path, data: DataSet) -> Poses:
     except ImportError as error:
         raise UserError(f"{path}: reading it needs h5py; pip install 'mmga[h5]'") from error
     points: dict[str, np.ndarray] = {}
-    for split in ("train", "query", "gallery"):
+    for split in SPLIT_NAMES:
         file = path / f"market1501_14point_{split}.mat"
         if not file.is_file():
             continue
@@ -244,7 +228,7 @@ def read_poses(path: Path, data: DataSet) -> Poses:
     return Poses(points)
 
 
-def read_sdalf(path: Path, data: DataSet) -> InMemory:
+def read_sdalf(path: Path, data: DataSet) -> Importer:
     """Read SDALF's silhouettes of VIPeR, which go by person, cam_a before cam_b.
 
     Raises:
@@ -256,7 +240,34 @@ def read_sdalf(path: Path, data: DataSet) -> InMemory:
         raise UserError(f"--source {path} is for viper, not for {data.name}; give a folder of PNGs")
     paths = {path for images in (data.train, data.query, data.gallery) for path in images.paths}
     order = sorted(paths, key=lambda name: (PurePosixPath(name).name[:3], name))
-    return InMemory(read_silhouettes(path, order))
+    silhouettes = read_silhouettes(path, order)
+
+    def mask(path: str, size: Size) -> PartMask | None:
+        found = silhouettes(path)
+        return None if found is None or not found.labels.any() else fitted(found, size())
+
+    return mask
+
+
+def imported(
+    images: ImageSet, importer: Importer
+) -> Callable[[Sequence[int]], Iterator[PartMask | None]]:
+    """Return a function that imports the masks of images, given their places in the set."""
+
+    def make(places: Sequence[int]) -> Iterator[PartMask | None]:
+        for place in places:
+            yield importer(images.paths[place], functools.partial(_size_of, images, place))
+
+    return make
+
+
+def _size_of(images: ImageSet, place: int) -> tuple[int, int] | None:
+    """Return (H, W) of an image; None where it cannot be read."""
+    try:
+        height, width = images.image(place).shape[-2:]
+    except UserError:
+        return None
+    return height, width
 
 
 def read_labels(path: Path, *, grey: bool = False) -> np.ndarray:
@@ -298,14 +309,14 @@ def fitted(mask: PartMask, size: tuple[int, int] | None) -> PartMask:
 
 
 def is_silhouette(mask: PartMask) -> bool:
-    """Say whether only the whole body of a mask is known."""
+    """Return whether only the whole body of a mask is known."""
     return not mask.parts and bool((mask.labels == OTHER).any())
 
 
 def _named(
     folder: Path, path: str, endings: Sequence[str], after_folder: Sequence[str] = ("",)
 ) -> Path | None:
-    """Return the file that stands for an image: `folder/<its folder><after>/<its stem><ending>`."""
+    """Return the file that belongs to an image: `folder/<its folder><after>/<its stem><ending>`."""
     image = PurePosixPath(path)
     for after in after_folder:
         parent = folder / image.parent

@@ -1,4 +1,4 @@
-"""A folder of masks in the making: what is missing, what was found out, what came of it."""
+"""Make a folder of masks resumably, and summarise it."""
 
 import dataclasses
 import json
@@ -9,8 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmga.bodyparts.importers import is_silhouette
+from mmga.common import plots
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
@@ -19,23 +21,25 @@ from mmga.data.masks import BOTTOM, UPPER, MaskFolder, PartMask, read_mask, writ
 
 logger = logging.getLogger(__name__)
 
+LONG = 1800
+"""Seconds on a CPU from which a GPU is advised."""
+
 MANIFEST, EMPTY = "manifest.json", "without_person.txt"
 
 Make = Callable[[Sequence[int]], Iterable[PartMask | None]]
 """From places in the image set to their masks, in that order; None where there is nobody."""
 
 Projected = Callable[[int, float], None]
-"""Told, after the first batch, how many images are left and how many seconds they may take."""
+"""Called after the first batch with the number of images left and the seconds they may take."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskMaker:
-    """Makes the masks of a set into a folder, and goes on where it was interrupted.
+    """Makes the masks of a set into a folder; after an interruption it makes the missing ones.
 
     Attributes:
-        out: the folder; masks stand at the images' relative paths, with the suffix .png.
-        origin: what the masks are made from, as the manifest says it. A folder made from something
-            else is refused.
+        out: the folder; masks are at the images' relative paths, with the suffix .png.
+        origin: of the masks, as the manifest records it. A folder of another origin is refused.
     """
 
     out: Path
@@ -66,7 +70,7 @@ class MaskMaker:
             self._write({"schema": 1, "finished": False, "origin": self.origin})
 
     def check_paths(self, paths: Sequence[str]) -> None:
-        """Refuse images whose masks would leave the folder, or stand in one another's place.
+        """Refuse images whose masks would be outside of the folder, or overwrite one another.
 
         Raises:
             UserError: a path is absolute, leads out of the folder, or differs from another by its
@@ -110,7 +114,7 @@ class MaskMaker:
         progress: Progress | None = None,
         projected: Projected | None = None,
     ) -> None:
-        """Make and write masks, batch by batch; each file is whole or not there.
+        """Make and write masks, batch by batch; each file is written atomically.
 
         Args:
             paths: of all images of the set.
@@ -119,11 +123,11 @@ class MaskMaker:
             batch_size: images in a batch.
             broken: paths that `make` has found unreadable: neither written nor noted as empty.
             progress: called with ("masks", done, in all).
-            projected: told the projected time after the first batch.
+            projected: called with the projected time after the first batch.
 
         Raises:
-            UserError: a mask cannot be made, or not be written (a full disk): what is finished
-                stays, and the same call goes on.
+            UserError: a mask cannot be made, or not be written (a full disk): finished masks
+                stay, and the same call makes the others.
         """
         done, begun = 0, time.perf_counter()
         for start in range(0, len(places), batch_size):
@@ -189,7 +193,7 @@ class MaskMaker:
             ) from (error)
 
     def _note_empty(self, path: str) -> None:
-        # Appended line by line: whoever is interrupted does not look at these images again.
+        # Appended line by line: a resumed run does not search these images again.
         try:
             with (self.out / EMPTY).open("a") as file:
                 file.write(f"{path}\n")
@@ -221,13 +225,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Areas:
-    """How much of the images the parts cover.
+    """Share of the images that the parts cover.
 
     Attributes:
         masks: images with a mask.
         silhouettes: those of them whose halves are unknown.
         by_camera: for each camera the images, the share without a mask, and the mean share of the
-            image that is body, upper and bottom; null where no mask tells.
+            image that is body, upper and bottom; null where no mask knows it.
     """
 
     masks: int
@@ -268,3 +272,67 @@ def part_areas(images: ImageSet, masks: MaskFolder) -> Areas:
             row[part] = round(float(values.mean()), 6) if len(values) else None
         by_camera[str(camid)] = row
     return Areas(int(there.sum()), silhouettes, by_camera)
+
+
+def projection(left: int, seconds: float, device: str) -> str:
+    """Return the projected time of the images that are left, with advice where it is long.
+
+    Args:
+        left: number of images.
+        seconds: that they may take.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+    """
+    if seconds < 90:
+        time_left = f"{seconds:.0f} s"
+    else:
+        time_left = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    sentence = f"{left} images to go, about {time_left} here"
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    if seconds > LONG and on_cpu:
+        sentence += "; GPU advised (--device cuda), or a smaller --min-size"
+    return sentence
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """Return counts, and the area of each part by camera, as lines to print."""
+    counts = manifest["counts"]
+    share = counts["without_person"] / max(counts["images"], 1)
+    lines = [
+        f"{counts['masks']} masks of {counts['images']} images; without a person "
+        f"{counts['without_person']} ({share:.1%}); whole body alone {counts['silhouettes']}",
+        f"{'camera':>6} {'images':>7} {'no mask':>8} {'body':>6} {'upper':>6} {'bottom':>6}",
+    ]
+    for camera, row in manifest["area_by_camera"].items():
+        areas = " ".join(
+            f"{'-':>6}" if row[part] is None else f"{row[part]:>6.1%}"
+            for part in ("body", "upper", "bottom")
+        )
+        lines.append(f"{camera:>6} {row['images']:>7} {row['without_mask']:>8.1%} {areas}")
+    return "\n".join(lines)
+
+
+def draw_preview(path: Path, images: ImageSet, masks: Path, count: int) -> None:
+    """Draw a sheet of images beside their masks, spread evenly over the set.
+
+    Args:
+        path: the PNG to write.
+        images: the set.
+        masks: folder of the masks.
+        count: images on the sheet.
+
+    Raises:
+        UserError: matplotlib is not installed, or the file cannot be written.
+    """
+    folder = MaskFolder(masks)
+    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
+    drawn: list[Any] = []
+    labels, titles = [], []
+    for place in chosen:
+        mask = folder(images.paths[place])
+        labels.append(None if mask is None else mask.labels)
+        try:
+            drawn.append(images.image(place))
+        except UserError:  # names alone are enough for some imports
+            drawn.append(None)
+        titles.append(f"id {images.pids[place]}, c{images.camids[place]}")
+    plots.mask_sheet(path, drawn, labels, titles)

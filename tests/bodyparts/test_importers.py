@@ -7,7 +7,7 @@ from paths import SHARED_DATA
 from persons import STANDING
 from PIL import Image
 
-from mmga.bodyparts.importers import KINDS, fitted, is_silhouette, open_source, read_poses
+from mmga.bodyparts.importers import KINDS, fitted, is_silhouette, open_importer, read_poses
 from mmga.bodyparts.skeleton import from_points
 from mmga.common.errors import UserError
 from mmga.data.dataset import DataSet, ImageTensors
@@ -53,7 +53,7 @@ def test_label_maps(kind, label, expected, tmp_path):
     values = np.zeros((4, 2), np.uint8)
     values[1:] = label
     _save((tmp_path / PATH).with_suffix(".png"), values)
-    source = open_source(kind, tmp_path, _data())
+    source = open_importer(kind, tmp_path, _data())
     mask = source(PATH, _no_image)
     assert mask.labels.tolist() == [[0, 0], *[[expected] * 2] * 3]
     assert source("bounding_box_train/other.jpg", _no_image) is None
@@ -69,8 +69,7 @@ def test_dresses_are_split_where_a_skeleton_is_known(tmp_path):
         _save((tmp_path / path).with_suffix(".png"), np.full((256, 4), 6, np.uint8))
     data = _data(train=(PATH,))
     _poses(tmp_path / "poses", "train", [STANDING])
-    poses = read_poses(tmp_path / "poses", data)
-    source = open_source("lip", tmp_path, data, poses)
+    source = open_importer("lip", tmp_path, data, tmp_path / "poses")
     labels = source(PATH, _no_image).labels
     assert (labels[:132] == 1).all()  # the hips are in row 66 of 128
     assert (labels[132:] == 2).all()
@@ -85,7 +84,7 @@ def test_silhouettes_of_mgcam(name, on, tmp_path):
     values = np.zeros((4, 3), np.uint8)
     values[1:3, 1] = on
     _save(tmp_path / name.format(Path(PATH).stem), values)
-    source = open_source("mgcam", tmp_path, _data())
+    source = open_importer("mgcam", tmp_path, _data())
     mask = source(PATH, _no_image)
     assert is_silhouette(mask)
     assert ((mask.labels.numpy() != 0) == (values != 0)).all()
@@ -103,7 +102,7 @@ def test_bpbreids_three_spellings(ending, last, tmp_path):
     folder = tmp_path / "bounding_box_train"
     folder.mkdir()
     np.save(folder / (Path(PATH).stem + ending), fields.transpose(1, 2, 0) if last else fields)
-    source = open_source("bpbreid", tmp_path, _data())
+    source = open_importer("bpbreid", tmp_path, _data())
     labels = source(PATH, lambda: (8, 4)).labels
     assert labels[2:4].unique().tolist() == [1]
     assert labels[6:8].unique().tolist() == [2]
@@ -121,7 +120,7 @@ def test_other_arrays_are_refused(values, tmp_path):
     (tmp_path / "bounding_box_train").mkdir()
     file = tmp_path / "bounding_box_train" / (Path(PATH).stem + ".npy")
     np.save(file, values, allow_pickle=True)
-    source = open_source("bpbreid", tmp_path, _data())
+    source = open_importer("bpbreid", tmp_path, _data())
     with pytest.raises(UserError, match=file.name):
         source(PATH, lambda: (8, 4))
 
@@ -169,30 +168,30 @@ def test_sdalfs_silhouettes_are_vipers(tmp_path):
     savemat(tmp_path / "m.mat", {"msk": cells})
     paths = ["cam_b/001_90.bmp", "cam_a/001_45.bmp", "cam_a/000_0.bmp", "cam_b/000_45.bmp"]
     viper = DataSet("viper", _images(paths[:2]), _images(paths[2:3]), _images(paths[3:]))
-    source = open_source("silhouette", tmp_path / "m.mat", viper)
+    source = open_importer("silhouette", tmp_path / "m.mat", viper)
     rows = {
         p: source(p, _no_image).labels.bool().any(1).sum().item() for p in paths if "a/000" not in p
     }
     assert rows == {"cam_b/000_45.bmp": 1, "cam_a/001_45.bmp": 2, "cam_b/001_90.bmp": 3}
     assert source("cam_a/000_0.bmp", _no_image) is None  # an empty one
     with pytest.raises(UserError, match="is for viper, not for market1501"):
-        open_source("silhouette", tmp_path / "m.mat", _data())
+        open_importer("silhouette", tmp_path / "m.mat", _data())
 
 
 def test_sources_that_are_not_there(tmp_path):
     for kind in KINDS:
         with pytest.raises(UserError, match="gone does not exist"):
-            open_source(kind, tmp_path / "gone", _data())
+            open_importer(kind, tmp_path / "gone", _data())
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="must be the folder of lip's files"):
-        open_source("lip", tmp_path / "file", _data())
+        open_importer("lip", tmp_path / "file", _data())
     with pytest.raises(UserError, match="--from must be one of"):
-        open_source("coco", tmp_path, _data())
+        open_importer("coco", tmp_path, _data())
     _save(
         tmp_path / "bounding_box_train" / (Path(PATH).stem + ".png"), np.zeros((4, 2, 3), np.uint8)
     )
     with pytest.raises(UserError, match="must be an 8-bit single-channel label map"):
-        open_source("lip", tmp_path, _data())(PATH, _no_image)
+        open_importer("lip", tmp_path, _data())(PATH, _no_image)
 
 
 def test_fitting_takes_the_nearest_pixel():

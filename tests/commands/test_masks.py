@@ -13,8 +13,9 @@ from persons import SIZE, STANDING
 from PIL import Image
 
 from mmga import masks
-from mmga.bodyparts.detector import Person
+from mmga.bodyparts.detector import DetectedPerson
 from mmga.bodyparts.importers import KINDS
+from mmga.bodyparts.mask_folder import projection
 from mmga.bodyparts.skeleton import from_points
 from mmga.common.errors import UserError
 
@@ -40,7 +41,7 @@ class Stub:
             red = image[0, 0, 0] > 200
             # A skeleton in every other image.
             skeleton = from_points(STANDING) if image[1, 0, 0] > 100 else None
-            persons.append(None if red else Person(body, skeleton))
+            persons.append(None if red else DetectedPerson(body, skeleton))
         return persons
 
 
@@ -172,16 +173,12 @@ def test_a_full_disk(tmp_path, market, monkeypatch):
     assert len(list((tmp_path / "masks").rglob("*.png"))) == 9
 
 
-def test_a_long_time_is_announced(capsys):
-    say = masks._announce(masks.Options(out=None, device="cpu"))
-    say(12_928, 20.0 * 12_928)
-    said = capsys.readouterr().out
+def test_a_long_time_is_announced():
+    said = projection(12_928, 20.0 * 12_928, "cpu")
     assert said.startswith("12928 images to go, about 71.8 h here; GPU advised")
-    say(100, 60.0)
-    assert capsys.readouterr().out == "100 images to go, about 60 s here\n"
-    masks._announce(masks.Options(out=None, device="cuda:0"))(10, 9000.0)
-    assert "GPU" not in capsys.readouterr().out
-    assert masks.duration(600) == "10 min"
+    assert projection(100, 60.0, "cpu") == "100 images to go, about 60 s here"
+    assert "GPU" not in projection(10, 9000.0, "cuda:0")
+    assert "about 10 min here" in projection(10, 600.0, "cpu")
 
 
 def test_importing_through_the_command_line(tmp_path, market, capsys):
@@ -229,13 +226,13 @@ def test_bad_input(words, sentence, tmp_path, capsys):
 
 
 def test_the_kinds_are_spelled_as_the_library_has_them():
-    assert typing.get_args(masks.KindName) == KINDS
+    assert typing.get_args(masks.Kind) == KINDS
 
 
 def test_an_empty_silhouette_has_no_file(tmp_path, market):
     class Nobody(Stub):
         def __call__(self, images):
-            return [Person(np.zeros(SIZE, bool), None) for _ in images]
+            return [DetectedPerson(np.zeros(SIZE, bool), None) for _ in images]
 
     masks.body(_options(tmp_path, market), Nobody())
     assert not list((tmp_path / "masks").rglob("*.png"))

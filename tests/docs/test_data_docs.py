@@ -12,7 +12,7 @@ from persons import SIZE, STANDING
 from PIL import Image
 
 from mmga import masks, train
-from mmga.bodyparts.detector import Person
+from mmga.bodyparts.detector import DetectedPerson
 from mmga.common import cli
 from mmga.data.build import load_data
 from mmga.data.masks import PartMask, write_mask
@@ -94,7 +94,7 @@ def test_training_commands_find_their_data(line, folder):
 @pytest.mark.parametrize("line", MASKS)
 def test_mask_commands_make_masks(line, folder):
     def find(batch):
-        return [Person(np.ones(image.shape[1:], bool), None) for image in batch]
+        return [DetectedPerson(np.ones(image.shape[1:], bool), None) for image in batch]
 
     options = cli.parse("masks", masks.Options, shlex.split(line)[3:])
     if options.kind is None:
