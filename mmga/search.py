@@ -6,8 +6,6 @@ python -m mmga.search --gallery g.npz --save-index gallery.mmga-index
 python -m mmga.search --query q.npz --index gallery.mmga-index
 """
 
-import csv
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +17,7 @@ from mmga.common.errors import UserError
 from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mmga.common.progress import Progress
-    from mmga.retrieval.features import Features
-    from mmga.retrieval.reranking.index import GalleryIndex
 
 _RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
 _SHOWN = 20  # queries in the table; files hold all
@@ -74,21 +68,33 @@ class Options:
 
 def body(options: Options) -> int | None:
     """Search and write."""
-    from mmga.common import progress as bars
+    from mmga.common.progress import bar
+    from mmga.retrieval.features import load_features
+    from mmga.retrieval.reranking.index import GalleryIndex
+    from mmga.retrieval.reranking.ranked_lists import Expansion, search_features, search_index
 
     _check(options)
     rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
-    with bars.bar() as progress:
+    expansion = Expansion(options.expand, options.augment, options.alpha)
+    with bar() as progress:
         if options.save_index is not None:
             _save_index(options, rule, progress)
             if options.query is None and options.features is None:
                 return None
-        query, gallery, distances, indices = _search(options, rule, progress)
-    rows = _rows(query, gallery, distances, indices)
+        query = load_features(*_side(options, "query"), options.query_columns)
+        if options.index is not None:
+            index = GalleryIndex.load(options.index)
+            found = search_index(query, index, options.topk, progress)
+        else:
+            gallery = load_features(*_side(options, "gallery"), options.gallery_columns)
+            chosen = rule if options.rerank else None
+            found = search_features(
+                query, gallery, options.topk, options.metric, chosen, expansion, progress
+            )
     if options.out is None:
-        _print(rows, options.topk, len(query))
+        _print(found.records(), options.topk, len(query))
     else:
-        _write(options, rows)
+        found.write(options.out, {"topk": options.topk, "metric": options.metric})
     return None
 
 
@@ -116,86 +122,18 @@ def _check(options: Options) -> None:
                 raise UserError(f"--{name} is missing: give a file of features, or --features")
 
 
-def _sides(options: Options) -> "tuple[Features, Features]":
-    from mmga.retrieval.features import load_features
-
-    columns = options.query_columns, options.gallery_columns
+def _side(options: Options, side: str) -> tuple[str, str | None]:
+    """Return the file that holds a side, and the side where the file holds both."""
     if options.features is not None:
-        return (
-            load_features(options.features, "query", columns[0]),
-            load_features(options.features, "gallery", columns[1]),
-        )
-    return (
-        load_features(options.query or "", columns=columns[0]),
-        load_features(options.gallery or "", columns=columns[1]),
-    )
+        return options.features, side
+    return getattr(options, side) or "", None
 
 
-def _search(
-    options: Options, rule: KReciprocal, progress: "Progress"
-) -> "tuple[Features, dict[str, Any], np.ndarray, np.ndarray]":
-    """Return the queries, the gallery's labels, distances and indices [Q, topk]."""
-    from mmga.retrieval.features import Features, load_features
-    from mmga.retrieval.neighbours.knn import nearest
-    from mmga.retrieval.neighbours.query_expansion import augment_gallery, expand_queries
-    from mmga.retrieval.reranking.index import row_labels
-    from mmga.retrieval.reranking.rerank import rerank
-
-    if options.index is not None:
-        query = load_features(options.query or "", columns=options.query_columns)
-        return _search_index(options, query, progress)
-    query, gallery = _sides(options)
-    labels = row_labels(gallery)
-    found: Any = query
-    among: Any = gallery
-    if options.augment:
-        among = augment_gallery(gallery, options.augment, options.alpha, progress=progress)
-    if options.expand:
-        found = expand_queries(query, among, options.expand, options.alpha, progress=progress)
-    if options.rerank:
-        # Labels say what is junk, which the neighbour graph leaves out.
-        found, among = (
-            side if isinstance(side, Features) else Features(side, original.pids)
-            for side, original in ((found, query), (among, gallery))
-        )
-        near = rerank(
-            found, among, rule, metric=options.metric, topk=options.topk, progress=progress
-        )
-    else:
-        near = nearest(found, among, options.topk, options.metric, progress=progress)
-    return query, labels, near[0].numpy(), near[1].numpy()
-
-
-def _search_index(
-    options: Options, query: "Features", progress: "Progress"
-) -> "tuple[Features, dict[str, Any], np.ndarray, np.ndarray]":
-    import numpy as np
-    import torch
-
-    from mmga.ops.neighbours import nearest_in_rows
-    from mmga.retrieval.reranking.index import GalleryIndex
-
-    index = GalleryIndex.load(options.index or "")
-    if not 1 <= options.topk <= len(index):
-        raise UserError(f"--topk must be from 1 to the {len(index)} items, got {options.topk}")
-    distances, indices = [], []
-    for number in range(len(query)):
-        final = torch.from_numpy(index.rerank(query.rows.block(number, number + 1)[0]))
-        near, which = nearest_in_rows(final[None], options.topk)
-        distances.append(near[0].numpy())
-        indices.append(which[0].numpy())
-        progress("re-ranking", number + 1, len(query))
-    return query, index.labels, np.stack(distances), np.stack(indices)
-
-
-def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> "GalleryIndex":
+def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> None:
     from mmga.retrieval.features import JUNK, load_features
     from mmga.retrieval.reranking.index import GalleryIndex
 
-    if options.features is not None:
-        gallery = load_features(options.features, "gallery", options.gallery_columns)
-    else:
-        gallery = load_features(options.gallery or "", columns=options.gallery_columns)
+    gallery = load_features(*_side(options, "gallery"), options.gallery_columns)
     junk = int((gallery.pids == JUNK).sum())
     if junk:
         gallery = gallery.select(gallery.pids != JUNK)
@@ -206,45 +144,6 @@ def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> "G
         )
     index = GalleryIndex.build(gallery, rule, options.metric, progress=progress)
     index.save(options.save_index or "")
-    return index
-
-
-def _rows(
-    query: "Features", gallery: dict[str, Any], distances: "np.ndarray", indices: "np.ndarray"
-) -> Iterator[dict[str, Any]]:
-    """Yield one record for each query and rank."""
-    from mmga.retrieval.reranking.index import row_labels
-
-    own = row_labels(query)
-    for number, (near, which) in enumerate(zip(distances, indices, strict=True)):
-        for rank, (distance, item) in enumerate(zip(near, which, strict=True), 1):
-            record: dict[str, Any] = {"query": number}
-            record |= {f"query_{name}": _plain(values[number]) for name, values in own.items()}
-            record |= {"rank": rank, "gallery": int(item), "distance": float(distance)}
-            record |= {f"gallery_{name}": _plain(values[item]) for name, values in gallery.items()}
-            yield record
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _write(options: Options, rows: Iterator[dict[str, Any]]) -> None:
-    from mmga.common.files import atomic_path
-
-    out = options.out or Path()
-    with atomic_path(out) as path, path.open("w", newline="") as file:
-        if out.suffix == ".json":
-            settings = {"topk": options.topk, "metric": options.metric}
-            json.dump({"schema": 1, **settings, "results": list(rows)}, file, indent=1)
-            file.write("\n")
-            return
-        writer = None
-        for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(file, list(row))
-                writer.writeheader()
-            writer.writerow(row)
 
 
 def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:

@@ -1,0 +1,165 @@
+"""Ranked lists of gallery items, plain or re-ranked, from features or from a saved index."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
+from mmga.common.progress import Progress
+from mmga.ops.neighbours import nearest_in_rows
+from mmga.retrieval.features import Features
+from mmga.retrieval.neighbours.knn import nearest
+from mmga.retrieval.neighbours.query_expansion import augment_gallery, expand_queries
+from mmga.retrieval.reranking.index import GalleryIndex, row_labels
+from mmga.retrieval.reranking.rerank import rerank
+from mmga.retrieval.reranking.settings import KReciprocal
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """Averaging of features with their neighbours before a search.
+
+    Attributes:
+        expand: nearest gallery items that each query is averaged with.
+        augment: nearest other items that each gallery item is averaged with.
+        alpha: weights are cosine to this power.
+    """
+
+    expand: int = 0
+    augment: int = 0
+    alpha: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class RankedLists:
+    """The nearest gallery items of every query.
+
+    Attributes:
+        query: features of the queries.
+        labels: pid, camid and path of the gallery's items, each [G], as far as they are known.
+        distances: [Q, K], ascending.
+        indices: [Q, K], of gallery items.
+    """
+
+    query: Features
+    labels: dict[str, np.ndarray]
+    distances: np.ndarray
+    indices: np.ndarray
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield one record for each query and rank."""
+        own = row_labels(self.query)
+        for number, pairs in enumerate(zip(self.distances, self.indices, strict=True)):
+            for rank, (distance, item) in enumerate(zip(*pairs, strict=True), 1):
+                record: dict[str, Any] = {"query": number}
+                record |= {f"query_{name}": _plain(values[number]) for name, values in own.items()}
+                record |= {"rank": rank, "gallery": int(item), "distance": float(distance)}
+                record |= {
+                    f"gallery_{name}": _plain(values[item]) for name, values in self.labels.items()
+                }
+                yield record
+
+    def write(self, out: Path, settings: dict[str, Any]) -> None:
+        """Write all records as .csv or .json.
+
+        Args:
+            out: the file.
+            settings: of the search, written to JSON.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        with atomic_path(out) as path, path.open("w", newline="") as file:
+            if out.suffix == ".json":
+                content = {"schema": 1, **settings, "results": list(self.records())}
+                json.dump(content, file, indent=1)
+                file.write("\n")
+                return
+            writer = None
+            for record in self.records():
+                if writer is None:
+                    writer = csv.DictWriter(file, list(record))
+                    writer.writeheader()
+                writer.writerow(record)
+
+
+def search_features(
+    query: Features,
+    gallery: Features,
+    topk: int,
+    metric: str,
+    rule: KReciprocal | None = None,
+    expansion: Expansion | None = None,
+    progress: Progress | None = None,
+) -> RankedLists:
+    """Search a gallery for the nearest items of every query.
+
+    Args:
+        query: features of the queries.
+        gallery: features of the gallery.
+        topk: items for each query.
+        metric: "cosine" or "euclidean".
+        rule: re-ranks all queries together; None ranks by the plain distance.
+        expansion: see `Expansion`; none by default.
+        progress: called as (phase, done, total).
+
+    Raises:
+        UserError: the sides do not fit each other, or `topk` exceeds the gallery.
+    """
+    expansion = expansion or Expansion()
+    found: Any = query
+    among: Any = gallery
+    if expansion.augment:
+        among = augment_gallery(gallery, expansion.augment, expansion.alpha, progress=progress)
+    if expansion.expand:
+        found = expand_queries(query, among, expansion.expand, expansion.alpha, progress=progress)
+    if rule is None:
+        near = nearest(found, among, topk, metric, progress=progress)
+    else:
+        # Labels mark junk, which the neighbour graph leaves out.
+        found, among = (
+            side if isinstance(side, Features) else Features(side, original.pids)
+            for side, original in ((found, query), (among, gallery))
+        )
+        near = rerank(found, among, rule, metric=metric, topk=topk, progress=progress)
+    return RankedLists(query, row_labels(gallery), near[0].numpy(), near[1].numpy())
+
+
+def search_index(
+    query: Features, index: GalleryIndex, topk: int, progress: Progress | None = None
+) -> RankedLists:
+    """Search an index for the nearest items of every query, each re-ranked by itself.
+
+    Args:
+        query: features of the queries.
+        index: of the gallery.
+        topk: items for each query.
+        progress: called as (phase, done, total).
+
+    Raises:
+        UserError: the features do not fit the index, or `topk` exceeds it.
+    """
+    if not 1 <= topk <= len(index):
+        raise UserError(f"--topk must be from 1 to the {len(index)} items, got {topk}")
+    distances, indices = [], []
+    for number in range(len(query)):
+        final = torch.from_numpy(index.rerank(query.rows.block(number, number + 1)[0]))
+        near, which = nearest_in_rows(final[None], topk)
+        distances.append(near[0].numpy())
+        indices.append(which[0].numpy())
+        if progress is not None:
+            progress("re-ranking", number + 1, len(query))
+    return RankedLists(query, index.labels, np.stack(distances), np.stack(indices))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
