@@ -15,7 +15,7 @@ import torch
 from mmga.bodyparts.skeleton import Skeleton, from_coco
 from mmga.bodyparts.split import divide
 from mmga.common.errors import UserError
-from mmga.common.files import read_tensors
+from mmga.common.files import read_weights
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask
 
@@ -262,15 +262,7 @@ def _read_files(
     states: dict[str, tuple[dict[str, torch.Tensor], str]] = {}
     expected = " or ".join(_file_name(kind) for kind in _HEADS) if files else ""
     for path in files:
-        try:
-            state: Any = read_tensors(path)
-        except FileNotFoundError as error:
-            raise UserError(f"--weights {path} does not exist; expected {expected}") from error
-        except Exception as error:  # torch and safetensors raise many kinds for a broken file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"--weights {path} cannot be read ({reason}); expected {expected}"
-            ) from error
+        state = read_weights(path, "--weights", f"expected {expected}")
         names = list(state) if isinstance(state, dict) else []
         kinds = [
             kind

@@ -13,8 +13,9 @@ from mmga.bodyparts import Kind
 from mmga.bodyparts.skeleton import Skeleton, from_points
 from mmga.bodyparts.split import drawn
 from mmga.common.errors import UserError
+from mmga.common.files import package_of
 from mmga.data.dataset import SPLIT_NAMES, DataSet, ImageSet
-from mmga.data.masks import LABEL_SETS, OTHER, PartMask, to_part_mask
+from mmga.data.masks import LABEL_SETS, OTHER, PartMask, read_labels, to_part_mask
 
 KINDS = typing.get_args(Kind)
 
@@ -191,10 +192,7 @@ def read_poses(path: Path, data: DataSet) -> Poses:
     Raises:
         UserError: no such file, or the number of rows does not fit.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs h5py; pip install 'mmga[h5]'") from error
+    h5py = package_of("h5", "h5py", path)
     points: dict[str, np.ndarray] = {}
     for split in SPLIT_NAMES:
         file = path / f"market1501_14point_{split}.mat"
@@ -268,32 +266,6 @@ def _size_of(images: ImageSet, place: int) -> tuple[int, int] | None:
     except UserError:
         return None
     return height, width
-
-
-def read_labels(path: Path, *, grey: bool = False) -> np.ndarray:
-    """Read a single-channel image file, uint8 [H, W].
-
-    Args:
-        path: the file.
-        grey: turn colours to grey instead of refusing them.
-
-    Raises:
-        UserError: the file cannot be read as such.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if grey and image.mode not in ("L", "1"):
-                return np.array(image.convert("L"))
-            if image.mode in ("L", "P", "1"):
-                return np.array(image).astype(np.uint8, copy=False)
-            mode = image.mode
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}); replace it") from error
-    raise UserError(
-        f"{path} must be an 8-bit single-channel label map, found mode {mode}; convert it"
-    )
 
 
 def fitted(mask: PartMask, size: tuple[int, int] | None) -> PartMask:

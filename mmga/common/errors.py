@@ -1,4 +1,4 @@
-"""The exception that means: the user's input is wrong, and this sentence says how."""
+"""Exceptions for mistakes in the user's input."""
 
 
 class UserError(ValueError):
@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class PeerError(UserError):
-    """Another process of the same run has met an error and reports it; this one only leaves.
+    """An error of another process of the same run, which reports it; this process only exits.
 
     Attributes:
         code: exit code of that error: 2 for the user's mistake, 1 for anything else.
@@ -19,3 +19,8 @@ class PeerError(UserError):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,6 +1,7 @@
-"""Files that are either whole or not there."""
+"""Atomic file writes, and reading of tensor files."""
 
 import contextlib
+import importlib
 import os
 import re
 import shutil
@@ -8,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
 
 
 def _reason(error: Exception) -> str | None:
-    """Return what the system says where the error or its text holds an error number."""
+    """Return the system's message for the error number in an error or in its text, if any."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     number = re.search(r"\b(?:errno = |os error )(\d+)", str(error))
@@ -76,9 +77,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Any:
-    """Return what a .safetensors file holds, or any other one as torch.save wrote it, on the CPU.
+    """Return the contents of a .safetensors file, or of one that torch.save wrote, on the CPU.
 
-    Never unpickles. What a broken file raises is torch's or safetensors' own, of many kinds.
+    Never unpickles. A broken file raises an error of torch or safetensors, of many kinds.
     """
     if str(path).endswith(".safetensors"):
         from safetensors.torch import load_file
@@ -87,3 +88,37 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def read_weights(path: str | os.PathLike[str], name: str, hint: str) -> Any:
+    """Read a file of weights as `read_tensors` does.
+
+    Args:
+        path: the file.
+        name: of the argument or file, for messages.
+        hint: end of a message.
+
+    Raises:
+        UserError: the file does not exist or cannot be read.
+    """
+    try:
+        return read_tensors(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{name} {path} does not exist; {hint}") from error
+    except Exception as error:  # torch and safetensors raise many kinds for a broken file
+        raise UserError(f"{name} {path} cannot be read ({first_line(error)}); {hint}") from error
+
+
+def package_of(extra: str, module: str, path: str | os.PathLike[str]) -> Any:
+    """Import the module of an extra that reads a file.
+
+    Raises:
+        UserError: the extra is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise UserError(
+            f"{path}: reading it needs {package}; pip install 'mmga[{extra}]'"
+        ) from error

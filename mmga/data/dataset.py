@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
 from mmga.data.masks import FindMask, MaskFolder, PartMask
 
 Ints = Sequence[int] | np.ndarray
@@ -297,9 +297,8 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"image {path} cannot be opened ({error.strerror})") from error
     except (OSError, RuntimeError, SyntaxError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"image {path} cannot be decoded ({reason}); replace or remove it"
+            f"image {path} cannot be decoded ({first_line(error)}); replace or remove it"
         ) from error
 
 

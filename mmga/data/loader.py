@@ -102,7 +102,7 @@ class TrainLoader:
         self.broken: dict[str, str] = {}
         self._group = group or Group()
         self._fill, self._loading = transform.erasing_fill, loading or Loading()
-        self._batches = _Batches()
+        self._batches: list[list[_Item]] = []  # the loader's, which reads it in every epoch
         classes = sampler.labels(images.pids)
         kept = ImageCache(cache, len(images), transform.size) if cache else None
         samples = _Samples(images, classes, transform, seed, cache=kept)
@@ -123,7 +123,7 @@ class TrainLoader:
             UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
         """
         batches = self._indices(epoch)[start:]
-        self._batches.batches = [_with_repeats(epoch, batch) for batch in batches]
+        self._batches[:] = [_with_repeats(epoch, batch) for batch in batches]
         return _finished(self._loader, self._fill, self._loading, self.broken)
 
 
@@ -150,8 +150,8 @@ def eval_batches(
         UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
     """
     loading = loading or Loading()
-    batches, count = _Batches(), len(images)
-    batches.batches = [
+    count = len(images)
+    batches = [
         [(0, i, 0) for i in range(a, min(a + batch_size, count))]
         for a in range(0, count, batch_size)
     ]
@@ -164,19 +164,6 @@ _SCENES = 4
 
 _Item = tuple[int, int, int]
 """Epoch, index and number of times that the index occurs earlier in the batch."""
-
-
-class _Batches:
-    """The batch sampler of torch's loader; its list changes from epoch to epoch."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[_Item]] = []
-
-    def __iter__(self) -> Iterator[list[_Item]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 @dataclasses.dataclass(slots=True)
@@ -295,7 +282,9 @@ class _Samples(Dataset[Any]):
         return image, mask
 
 
-def _data_loader(samples: _Samples, batches: _Batches, loading: Loading) -> "DataLoader[Any]":
+def _data_loader(
+    samples: _Samples, batches: "list[list[_Item]]", loading: Loading
+) -> "DataLoader[Any]":
     return DataLoader(
         samples,
         batch_sampler=batches,

@@ -141,6 +141,32 @@ def to_part_mask(
     return PartMask(torch.from_numpy(mapped))
 
 
+def read_labels(path: str | os.PathLike[str], *, grey: bool = False) -> np.ndarray:
+    """Read an 8-bit single-channel or palette image file, uint8 [H, W].
+
+    Args:
+        path: the file; a palette's indices are the labels, its colours are decoration.
+        grey: convert colours to grey instead of refusing them.
+
+    Raises:
+        UserError: the file cannot be read as such.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if grey and image.mode not in ("L", "1"):
+                return np.array(image.convert("L"))
+            if image.mode in ("L", "P", "1"):
+                return np.array(image).astype(np.uint8, copy=False)
+            mode = image.mode
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); replace it") from error
+    raise UserError(
+        f"{path} must be an 8-bit single-channel label map, found mode {mode}; convert it"
+    )
+
+
 def read_mask(
     path: str | os.PathLike[str], label_set: str = "parts", *, split: float | None = None
 ) -> PartMask:
@@ -154,22 +180,7 @@ def read_mask(
     Raises:
         UserError: the file cannot be read as such, or holds unknown labels.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            # A palette file's indices are the labels; its colours are decoration.
-            if image.mode not in ("L", "P", "1"):
-                raise UserError(
-                    f"{path} must be an 8-bit single-channel label map, found mode {image.mode}; "
-                    "convert it"
-                )
-            values = np.array(image)
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a mask image ({error}); replace it") from error
-    mask = to_part_mask(values, label_set, name=str(path))
+    mask = to_part_mask(read_labels(path), label_set, name=str(path))
     if split is not None and not mask.parts:
         return PartMask.from_silhouette(mask.labels, split)
     return mask

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmga.common.errors import UserError
-from mmga.common.files import read_tensors
+from mmga.common.files import read_weights
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 """Names of a ResNet's stages in a state dict; everything else (the classifier) is left out."""
@@ -128,16 +128,8 @@ def _download(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 
 def _read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    try:
-        state: Any = read_tensors(path)
-    except FileNotFoundError as error:
-        raise UserError(f"backbone weights file {path} does not exist") from error
-    except Exception as error:  # torch and safetensors raise many kinds for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"backbone weights file {path} cannot be read as a plain state dict ({reason}); "
-            "save model.state_dict() alone, as .pth or .safetensors"
-        ) from error
+    hint = "save model.state_dict() alone, as .pth or .safetensors"
+    state = read_weights(path, "backbone weights file", hint)
     for key in ("state_dict", "model", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

@@ -1,5 +1,6 @@
-"""Networks from configurations and from trained runs."""
+"""Build networks from configurations and load them from trained runs."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,22 +33,7 @@ class Trained:
 
 def build_network(config: ModelConfig, num_classes: int) -> MMGA:
     """Build the network that a configuration describes, with `num_classes` identities."""
-    return MMGA(
-        num_classes,
-        config.backbone,
-        None if config.weights == "none" else config.weights,
-        backbone_weights=config.backbone_weights,
-        attention=config.attention,
-        combine=config.combine,
-        branches=config.branches,
-        heads=config.heads,
-        neck=config.neck,
-        pool=config.pool,
-        spatial_kernel=config.spatial_kernel,
-        read0=config.read0,
-        reduction=config.reduction,
-        classifier=config.classifier,
-    )
+    return MMGA(num_classes, **dataclasses.asdict(config))
 
 
 def load_trained(path: str | os.PathLike[str]) -> Trained:

@@ -4,7 +4,8 @@ A network that has learned only the usual position of persons predicts the train
 for every image; a map is useful where it fits better than that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,71 +105,61 @@ def measure(
     Returns:
         A fit by map; empty where the network has no attention or no held-out image has a mask.
     """
-    device = next(network.parameters()).device
     was_training = network.training
     network.eval()
-    drawn: dict[str, list[torch.Tensor]] = {}
-    held = _Targets()
-    transform = eval_transform(config)
-    workers = config.data.workers
-    for batch in eval_batches(held_out, transform, Loading(workers, device)):
-        maps = network.attention(batch.images)
-        for name, value in maps.items():
-            drawn.setdefault(name, []).append(value.cpu())
-        held.add(
-            batch.labels, batch.parts, batch.has_mask, [_size(value) for value in maps.values()]
-        )
-        if progress is not None:
-            progress("attention", len(held), len(held_out))
+    held = _Collected(held_out, config, "attention", progress, network=network)
     network.train(was_training)
-    sizes = {name: _size(values[0]) for name, values in drawn.items()}
-    if not sizes or not held.any_known():
+    sizes = {name: _size(maps) for name, maps in held.maps.items()}
+    if not sizes or not held.known.any():
         return {}
-    taught = _Targets()
-    for batch in eval_batches(train, transform, Loading(workers)):
-        taught.add(batch.labels, batch.parts, batch.has_mask, list(sizes.values()))
-        if progress is not None:
-            progress("mean mask", len(taught), len(train))
-    means = {size: MeanMask(*taught.at(size)) for size in set(sizes.values())}
+    taught = _Collected(train, config, "mean mask", progress, sizes=set(sizes.values()))
+    means = {size: MeanMask(targets, taught.known) for size, targets in taught.targets.items()}
     return fit(
-        {name: torch.cat(values) for name, values in drawn.items()},
-        {name: held.at(size)[0] for name, size in sizes.items()},
-        held.known(),
+        held.maps,
+        {name: held.targets[size] for name, size in sizes.items()},
+        held.known,
         {name: means[size] for name, size in sizes.items()},
     )
 
 
-class _Targets:
-    """Targets of many batches, at each map size."""
+class _Collected:
+    """Attention maps and targets of a whole set, on the CPU.
 
-    def __init__(self) -> None:
-        self._targets: dict[tuple[int, int], list[torch.Tensor]] = {}
-        self._known: list[torch.Tensor] = []
+    Attributes:
+        maps: float [N, 1, h, w] by name, of a network.
+        targets: float [N, 3, h, w] by map size.
+        known: bool [N, 3].
+    """
 
-    def __len__(self) -> int:
-        return sum(map(len, self._known))
-
-    def add(
+    def __init__(
         self,
-        labels: torch.Tensor,
-        parts: torch.Tensor,
-        has_mask: torch.Tensor,
-        sizes: Sequence[tuple[int, int]],
+        images: ImageSet,
+        config: Config,
+        phase: str,
+        progress: Progress | None,
+        *,
+        network: MMGA | None = None,
+        sizes: Collection[tuple[int, int]] = (),
     ) -> None:
-        for size in set(sizes):
-            targets, known = part_targets(labels, parts, has_mask, size)
-            self._targets.setdefault(size, []).append(targets.cpu())
-        if sizes:
-            self._known.append(known.cpu())
-
-    def known(self) -> torch.Tensor:
-        return torch.cat(self._known)
-
-    def any_known(self) -> bool:
-        return bool(self._known) and bool(self.known().any())
-
-    def at(self, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.cat(self._targets[size]), self.known()
+        device = torch.device("cpu") if network is None else next(network.parameters()).device
+        maps, targets, known = defaultdict(list), defaultdict(list), []
+        loading = Loading(config.data.workers, device)
+        for batch in eval_batches(images, eval_transform(config), loading):
+            if network is not None:
+                drawn = network.attention(batch.images)
+                sizes = {_size(value) for value in drawn.values()}
+                for name, value in drawn.items():
+                    maps[name].append(value.cpu())
+            seen = batch.has_mask.new_zeros(len(batch), 3)
+            for size in sizes:
+                target, seen = part_targets(batch.labels, batch.parts, batch.has_mask, size)
+                targets[size].append(target.cpu())
+            known.append(seen.cpu())
+            if progress is not None:
+                progress(phase, sum(map(len, known)), len(images))
+        self.maps = {name: torch.cat(values) for name, values in maps.items()}
+        self.targets = {size: torch.cat(values) for size, values in targets.items()}
+        self.known = torch.cat(known)
 
 
 def _size(maps: torch.Tensor) -> tuple[int, int]:

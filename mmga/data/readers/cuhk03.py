@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
+from mmga.common.files import package_of
 from mmga.config import DataConfig, default_root
 from mmga.data.dataset import DataSet, Ints, Labelled
 from mmga.data.masks import MaskFolder, PartMask
@@ -201,10 +202,7 @@ def _find_mat(root: Path | None) -> Path:
 
 
 def _opened(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs h5py; pip install 'mmga[h5]'") from error
+    h5py = package_of("h5", "h5py", path)
     try:
         return h5py.File(path, "r")
     except OSError as error:

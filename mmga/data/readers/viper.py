@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
+from mmga.common.files import package_of
 from mmga.config import DataConfig
 from mmga.data.dataset import DataSet, ImageFiles
 from mmga.data.masks import FindMask, MaskFolder, PartMask
@@ -79,16 +80,11 @@ def read_silhouettes(path: Path, order: list[str], split: float | None = None) -
     Raises:
         UserError: the file cannot be read or holds another number of silhouettes.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading .mat files needs scipy; pip install 'mmga[mat]'"
-        ) from error
+    scipy_io = package_of("mat", "scipy.io", path)
     if not path.is_file():
         raise UserError(f"masks file {path} does not exist")
     try:
-        cells = loadmat(path, variable_names=["msk"])["msk"].ravel()
+        cells = scipy_io.loadmat(path, variable_names=["msk"])["msk"].ravel()
     except Exception as error:  # scipy raises many kinds for a broken file
         raise UserError(
             f"masks file {path} holds no readable cell array 'msk' "
