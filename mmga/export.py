@@ -36,10 +36,10 @@ def body(options: Options) -> int:
     if options.out is not None and options.out.suffix != suffix:
         raise UserError(f"--out must end in {suffix} for {options.format}, got {options.out}")
 
-    from mmga.extraction.of_run import open_run
     from mmga.models import export as graph
+    from mmga.models.loading import load_run
 
-    run = open_run(options.run, "cpu")
+    run = load_run(options.run)
     out = options.out or run.folder / f"network{suffix}"
     size = (run.config.data.height, run.config.data.width)
     write = graph.write_onnx if options.format == "onnx" else graph.write_program

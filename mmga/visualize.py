@@ -44,16 +44,18 @@ def body(options: Options) -> int:
     import torch
 
     from mmga.common import plots
+    from mmga.common.device import resolve_device
     from mmga.common.progress import bar
     from mmga.data.build import load_data
     from mmga.data.dataset import Subset
     from mmga.data.loader import Loading, eval_batches
     from mmga.data.transforms import denormalise
     from mmga.extraction.extract import embedder_of, extract
-    from mmga.extraction.of_run import DataChoice, open_run, with_data
+    from mmga.extraction.of_run import DataChoice, with_data
+    from mmga.models.loading import load_run
     from mmga.retrieval.features import load_features
 
-    run = open_run(options.run, options.device)
+    run = load_run(options.run, resolve_device(options.device))
     config = with_data(run.config, DataChoice(options.data, options.root))
     folder = options.out or run.folder
     with bar() as progress:

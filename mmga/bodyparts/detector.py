@@ -7,7 +7,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -65,7 +65,26 @@ class Thresholds:
     overlap: float = 0.5
 
 
-_HEADS = {"mask": "roi_heads.mask_predictor.", "keypoint": "roi_heads.keypoint_predictor."}
+class _Kind(NamedTuple):
+    """A network of torchvision: its builder, its weights and a prefix of their names."""
+
+    builder: str
+    weights: str
+    head: str
+
+
+_KINDS = {
+    "mask": _Kind(
+        "maskrcnn_resnet50_fpn_v2",
+        "MaskRCNN_ResNet50_FPN_V2_Weights",
+        "roi_heads.mask_predictor.",
+    ),
+    "keypoint": _Kind(
+        "keypointrcnn_resnet50_fpn",
+        "KeypointRCNN_ResNet50_FPN_Weights",
+        "roi_heads.keypoint_predictor.",
+    ),
+}
 
 
 class TorchvisionDetector:
@@ -94,14 +113,14 @@ class TorchvisionDetector:
         states = _read_files(weights)
         self.models = {}
         self.weights: dict[str, str] = {}
-        for kind in _HEADS:
+        for kind in _KINDS:
             state, self.weights[kind] = states.get(kind) or _download(kind)
             model = build(kind, min_size, self.thresholds.score)
             try:
                 model.load_state_dict(state)
             except RuntimeError as error:
                 raise UserError(
-                    f"weights {self.weights[kind]} do not fit torchvision's {_builder(kind)} "
+                    f"weights {self.weights[kind]} do not fit torchvision's {_KINDS[kind].builder} "
                     f"({str(error).splitlines()[-1].strip()}); expected {_file_name(kind)}"
                 ) from error
             self.models[kind] = model.to(self.device).eval()
@@ -209,7 +228,7 @@ def build(kind: str, min_size: int, score: float = 0.5, **changes: Any) -> Any:
     """
     from torchvision.models import detection
 
-    builder = getattr(detection, _builder(kind))
+    builder = getattr(detection, _KINDS[kind].builder)
     settings: dict[str, Any] = {
         "min_size": min_size,
         "max_size": 4 * min_size,
@@ -221,16 +240,10 @@ def build(kind: str, min_size: int, score: float = 0.5, **changes: Any) -> Any:
     return builder(weights=None, weights_backbone=None, **settings)
 
 
-def _builder(kind: str) -> str:
-    return {"mask": "maskrcnn_resnet50_fpn_v2", "keypoint": "keypointrcnn_resnet50_fpn"}[kind]
-
-
 def _published(kind: str) -> Any:
     from torchvision.models import detection
 
-    if kind == "mask":
-        return detection.MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1
-    return detection.KeypointRCNN_ResNet50_FPN_Weights.COCO_V1
+    return getattr(detection, _KINDS[kind].weights).COCO_V1
 
 
 def _file_name(kind: str) -> str:
@@ -251,7 +264,7 @@ def _download(kind: str) -> tuple[dict[str, torch.Tensor], str]:
         raise UserError(
             f"weights {name} could not be downloaded ({error}); get that file on another machine "
             f"and give it with --weights {name} (both are taken: "
-            f"{', '.join(_file_name(kind) for kind in _HEADS)})"
+            f"{', '.join(_file_name(kind) for kind in _KINDS)})"
         ) from error
     return state, name
 
@@ -260,14 +273,14 @@ def _read_files(
     files: Sequence[str | os.PathLike[str]],
 ) -> dict[str, tuple[dict[str, torch.Tensor], str]]:
     states: dict[str, tuple[dict[str, torch.Tensor], str]] = {}
-    expected = " or ".join(_file_name(kind) for kind in _HEADS) if files else ""
+    expected = " or ".join(_file_name(kind) for kind in _KINDS) if files else ""
     for path in files:
         state = read_weights(path, "--weights", f"expected {expected}")
         names = list(state) if isinstance(state, dict) else []
         kinds = [
             kind
-            for kind, head in _HEADS.items()
-            if any(str(name).startswith(head) for name in names)
+            for kind, network in _KINDS.items()
+            if any(str(name).startswith(network.head) for name in names)
         ]
         if not kinds:
             raise UserError(
@@ -275,6 +288,8 @@ def _read_files(
                 f"expected {expected}"
             )
         if kinds[0] in states:
-            raise UserError(f"--weights names two files for {_builder(kinds[0])}; leave one out")
+            raise UserError(
+                f"--weights names two files for {_KINDS[kinds[0]].builder}; leave one out"
+            )
         states[kinds[0]] = state, Path(path).name
     return states

@@ -60,99 +60,79 @@ def open_importer(kind: str, path: Path, data: DataSet, skeletons: Path | None =
     if not path.is_dir():
         raise UserError(f"--source {path} must be the folder of {kind}'s files")
     if kind == "bpbreid":
-        return ConfidenceFields(path)
+        return functools.partial(read_confidence_fields, path)
     if kind in ("mgcam", "silhouette"):
-        return SilhouetteFiles(path)
-    return LabelMaps(path, kind, poses)
+        return functools.partial(read_silhouette, path)
+    return functools.partial(read_label_map, path, kind, poses)
 
 
-@dataclasses.dataclass(frozen=True)
-class LabelMaps:
-    """A human parser's label maps, PNG files named as the images.
+def read_label_map(
+    folder: Path, label_set: str, poses: "Poses | None", path: str, size: Size
+) -> PartMask | None:
+    """Return the mask of an image from a human parser's label map, a PNG file named as the image.
 
-    Attributes:
-        folder: of the files.
-        label_set: a key of `mmga.data.masks.LABEL_SETS`.
-        skeletons: split dresses and jumpsuits at the hips; None leaves them to the upper body.
+    Skeletons split dresses and jumpsuits at the hips; without them they are upper body.
     """
-
-    folder: Path
-    label_set: str
-    skeletons: "Poses | None" = None
-
-    def __call__(self, path: str, size: Size) -> PartMask | None:
-        """Return the mask of an image, None where there is no file."""
-        file = _named(self.folder, path, (".png",))
-        if file is None:
-            return None
-        values = read_labels(file)
-        hip = None
-        if self.skeletons is not None and LABEL_SETS[self.label_set].dress:
-            skeleton = self.skeletons.skeleton(path)
-            row = None if skeleton is None else skeleton.hip_row
-            if row is not None:
-                hip = round(row * values.shape[0] / POSE_SIZE[0])
-        return fitted(to_part_mask(values, self.label_set, hip=hip, name=str(file)), size())
+    file = _named(folder, path, (".png",))
+    if file is None:
+        return None
+    values = read_labels(file)
+    hip = None
+    if poses is not None and LABEL_SETS[label_set].dress:
+        skeleton = poses.skeleton(path)
+        row = None if skeleton is None else skeleton.hip_row
+        if row is not None:
+            hip = round(row * values.shape[0] / POSE_SIZE[0])
+    return fitted(to_part_mask(values, label_set, hip=hip, name=str(file)), size())
 
 
-@dataclasses.dataclass(frozen=True)
-class SilhouetteFiles:
-    """Binary masks of whole bodies, such as MGCAM's (Song et al., CVPR 2018).
+def read_silhouette(folder: Path, path: str, size: Size) -> PartMask | None:
+    """Return the mask of an image from a binary mask, such as MGCAM's (Song et al., CVPR 2018).
 
     The files are at the images' relative paths, or in folders with `_seg` at their end, as MGCAM's
     are (bounding_box_train_seg).
     """
-
-    folder: Path
-
-    def __call__(self, path: str, size: Size) -> PartMask | None:
-        """Return the mask of an image; None where there is no file, or nobody in it."""
-        file = _named(self.folder, path, (".png", ".bmp", ".jpg"), ("", "_seg"))
-        if file is None:
-            return None
-        values = read_labels(file, grey=True)
-        # Half of the brightest: a JPEG's edges are not zero, a 0/1 file's ones are not 255.
-        body = values > int(values.max(initial=0)) // 2
-        if not body.any():
-            return None
-        return fitted(PartMask.from_silhouette(torch.from_numpy(body)), size())
+    file = _named(folder, path, (".png", ".bmp", ".jpg"), ("", "_seg"))
+    if file is None:
+        return None
+    values = read_labels(file, grey=True)
+    # Half of the brightest: a JPEG's edges are not zero, a 0/1 file's ones are not 255.
+    body = values > int(values.max(initial=0)) // 2
+    if not body.any():
+        return None
+    return fitted(PartMask.from_silhouette(torch.from_numpy(body)), size())
 
 
-@dataclasses.dataclass(frozen=True)
-class ConfidenceFields:
-    """BPBReID's files (Somers et al., WACV 2023): OpenPifPaf's fields, 36 planes in [0, 1].
+def read_confidence_fields(folder: Path, path: str, size: Size) -> PartMask | None:
+    """Return the mask of an image from BPBReID's file (Somers et al., WACV 2023).
 
-    Three spellings are in use: `x.npy`, `x.jpg.npy` and `x.jpg.confidence_fields.npy`; planes come
-    first or last. Head, arms and trunk are upper, hips and legs bottom, as in its groups of two.
+    It holds OpenPifPaf's fields, 36 planes in [0, 1], first or last. Three spellings are in use:
+    `x.npy`, `x.jpg.npy` and `x.jpg.confidence_fields.npy`. Head, arms and trunk are upper, hips and
+    legs bottom, as in its groups of two.
     """
-
-    folder: Path
-
-    def __call__(self, path: str, size: Size) -> PartMask | None:
-        """Return the mask of an image; None where there is no file, or nobody in it."""
-        suffix = PurePosixPath(path).suffix
-        endings = (".npy", f"{suffix}.npy", f"{suffix}.confidence_fields.npy")
-        file = _named(self.folder, path, endings)
-        if file is None:
-            return None
-        fields = _planes(file)  # [36, h, w]
-        wanted = size()
-        if wanted is None:
-            raise UserError(
-                f"{file} is smaller than its image {path}, whose size is not known; "
-                "the images themselves are needed"
-            )
-        grown = torch.nn.functional.interpolate(
-            torch.from_numpy(fields)[None], wanted, mode="bilinear", align_corners=False
-        )[0].numpy()  # [36, H, W]
-        is_bottom = np.zeros(_PIFPAF_PLANES, bool)
-        is_bottom[list(_PIFPAF_BOTTOM)] = True
-        upper, bottom = grown[~is_bottom].max(0), grown[is_bottom].max(0)
-        body = np.maximum(upper, bottom) >= CONFIDENT
-        if not body.any():
-            return None
-        labels = np.where(body, np.where(bottom > upper, 2, 1), 0).astype(np.uint8)
-        return PartMask(torch.from_numpy(labels))
+    suffix = PurePosixPath(path).suffix
+    endings = (".npy", f"{suffix}.npy", f"{suffix}.confidence_fields.npy")
+    file = _named(folder, path, endings)
+    if file is None:
+        return None
+    fields = _planes(file)  # [36, h, w]
+    wanted = size()
+    if wanted is None:
+        raise UserError(
+            f"{file} is smaller than its image {path}, whose size is not known; "
+            "the images themselves are needed"
+        )
+    grown = torch.nn.functional.interpolate(
+        torch.from_numpy(fields)[None], wanted, mode="bilinear", align_corners=False
+    )[0].numpy()  # [36, H, W]
+    is_bottom = np.zeros(_PIFPAF_PLANES, bool)
+    is_bottom[list(_PIFPAF_BOTTOM)] = True
+    upper, bottom = grown[~is_bottom].max(0), grown[is_bottom].max(0)
+    body = np.maximum(upper, bottom) >= CONFIDENT
+    if not body.any():
+        return None
+    labels = np.where(body, np.where(bottom > upper, 2, 1), 0).astype(np.uint8)
+    return PartMask(torch.from_numpy(labels))
 
 
 @dataclasses.dataclass(frozen=True)

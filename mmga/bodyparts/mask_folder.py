@@ -159,23 +159,23 @@ class MaskMaker:
         """
         from mmga.common.version import __version__
 
-        areas = part_areas(images, MaskFolder(self.out))
+        masks, silhouettes, by_camera = part_areas(images, MaskFolder(self.out))
         without = len(self.empty() & set(images.paths))
         manifest = {
             "schema": 1,
-            "finished": areas.masks + without + broken == len(images),
+            "finished": masks + without + broken == len(images),
             "origin": self.origin,
             "label_set": "parts",
             "labels": {"background": 0, "upper": 1, "bottom": 2, "other body": 3},
             "silhouette": {"background": 0, "body": 255},
             "counts": {
                 "images": len(images),
-                "masks": areas.masks,
-                "silhouettes": areas.silhouettes,
+                "masks": masks,
+                "silhouettes": silhouettes,
                 "without_person": without,
                 "broken": broken,
             },
-            "area_by_camera": areas.by_camera,
+            "area_by_camera": by_camera,
             "version": __version__,
         }
         self._write(manifest)
@@ -223,24 +223,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Areas:
-    """Share of the images that the parts cover.
+def part_areas(
+    images: ImageSet, masks: MaskFolder
+) -> tuple[int, int, dict[str, dict[str, float | int | None]]]:
+    """Count and measure the masks of a set.
 
-    Attributes:
-        masks: images with a mask.
-        silhouettes: those of them whose halves are unknown.
-        by_camera: for each camera the images, the share without a mask, and the mean share of the
-            image that is body, upper and bottom; null where no mask knows it.
-    """
-
-    masks: int
-    silhouettes: int
-    by_camera: dict[str, dict[str, float | int | None]]
-
-
-def part_areas(images: ImageSet, masks: MaskFolder) -> Areas:
-    """Measure the masks of a set, by camera.
+    Returns:
+        The number of masks, of them the number of silhouettes, and by camera: the images, the share
+        without a mask, and the mean share of the image that is body, upper and bottom; None where
+        no mask knows it.
 
     Raises:
         UserError: a mask cannot be read.
@@ -271,7 +262,7 @@ def part_areas(images: ImageSet, masks: MaskFolder) -> Areas:
             values = values[~np.isnan(values)]
             row[part] = round(float(values.mean()), 6) if len(values) else None
         by_camera[str(camid)] = row
-    return Areas(int(there.sum()), silhouettes, by_camera)
+    return int(there.sum()), silhouettes, by_camera
 
 
 def projection(left: int, seconds: float, device: str) -> str:

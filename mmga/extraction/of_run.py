@@ -11,30 +11,10 @@ from mmga.config import Config, DataName, check, merged
 from mmga.data.build import load_data
 from mmga.extraction.embedder import Embedder
 from mmga.extraction.extract import embedder_of, extract
-from mmga.models import MMGA
-from mmga.models.loading import load_trained
+from mmga.models.loading import load_run
 
 if TYPE_CHECKING:
     from mmga.retrieval.features import Features
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A trained run, ready to be used.
-
-    Attributes:
-        folder: the run's folder.
-        config: its configuration.
-        network: in evaluation mode, on the device asked for.
-        step: steps it was trained for.
-        averaged: whether its weights are the moving average (`--ema`) of training.
-    """
-
-    folder: Path
-    config: Config
-    network: MMGA
-    step: int
-    averaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +32,6 @@ class DataChoice:
     root: Path | None = None
     split: int | None = None
     splits_file: Path | None = None
-
-
-def open_run(path: Path, device: str = "auto") -> Run:
-    """Load a trained run from its folder or from one of its checkpoints.
-
-    Where training kept a moving average of the weights, that average is loaded.
-
-    Raises:
-        UserError: there is no checkpoint, or it is truncated or foreign.
-    """
-    trained = load_trained(path)
-    network = trained.network.to(resolve_device(device))
-    return Run(trained.file.parent, trained.config, network, trained.step, trained.averaged)
 
 
 def with_data(config: Config, choice: DataChoice, workers: int = 0) -> Config:
@@ -107,7 +74,7 @@ def features_of_run(
     Raises:
         UserError: the run or its data cannot be read.
     """
-    run = open_run(path, device)
+    run = load_run(path, resolve_device(device))
     config = with_data(run.config, choice, workers)
     if not flip:
         config = merged(config, {"run": {"flip_test": False}}, where="--no-flip")
@@ -131,9 +98,8 @@ def embedder_of_run(path: Path, *, device: str = "auto", flip: bool, parts: bool
     Raises:
         UserError: there is no checkpoint, or the network has no attention maps of parts.
     """
-    run = open_run(path, device)
-    file = path / "last.safetensors" if path.is_dir() else path
-    name = f"{file} at step {run.step}, written {file.stat().st_mtime_ns}"
+    run = load_run(path, resolve_device(device))
+    name = f"{run.file} at step {run.step}, written {run.file.stat().st_mtime_ns}"
     name += ", parts" if parts else ""
     embedder = embedder_of(run.network, run.config, name=name, parts=parts)
     return dataclasses.replace(embedder, flip=flip)

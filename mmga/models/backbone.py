@@ -82,26 +82,14 @@ def _basic_stage(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(channels, width, stride, shortcut), BasicBlock(width, width))
 
 
-def _torchvision_resnets() -> list[str]:
-    from torchvision import models
-
-    return list(models.list_models(module=models, include=["resne*t*", "wide_resnet*"]))
-
-
 def _torchvision_resnet(name: str) -> Any:
     from torchvision import models
 
-    names = _torchvision_resnets()
+    names = list(models.list_models(module=models, include=["resne*t*", "wide_resnet*"]))
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
-        raise UserError(
-            f"backbone {name!r} is not known; "
-            + (
-                f"did you mean {near[0]!r}?"
-                if near
-                else f"choose tiny or one of {', '.join(names)}"
-            )
-        )
+        hint = f"did you mean {near[0]!r}?" if near else f"choose tiny or one of {', '.join(names)}"
+        raise UserError(f"backbone {name!r} is not known; {hint}")
     return models.get_model(name, weights=None)
 
 

@@ -1,10 +1,7 @@
-"""What follows the pooled features: reduction, neck and classifier."""
+"""Heads on the pooled features: reduction, neck and classifier."""
 
 import torch
 from torch import nn
-
-CLASSIFIERS = ("kaiming", "normal")
-NECKS = ("none", "bnneck")
 
 
 def make_reduction(channels: int, embed_dim: int, neck: str) -> nn.Module:

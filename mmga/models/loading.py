@@ -13,12 +13,12 @@ from mmga.models.network import MMGA
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """A trained network and its origin.
+class Run:
+    """A trained run.
 
     Attributes:
         file: the checkpoint.
-        network: in evaluation mode, on the CPU.
+        network: in evaluation mode.
         config: the run's configuration.
         step: steps that it was trained for.
         averaged: whether its weights are the moving average (`--ema`) of training.
@@ -30,14 +30,19 @@ class Trained:
     step: int
     averaged: bool
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.file.parent
+
 
 def build_network(config: ModelConfig, num_classes: int) -> MMGA:
     """Build the network that a configuration describes, with `num_classes` identities."""
     return MMGA(num_classes, **dataclasses.asdict(config))
 
 
-def load_trained(path: str | os.PathLike[str]) -> Trained:
-    """Load a network from a run's folder (its last checkpoint) or from a checkpoint file.
+def load_run(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Run:
+    """Load a run from its folder (its last checkpoint) or from one of its checkpoints.
 
     Where training kept a moving average of the weights, that average is loaded.
 
@@ -55,7 +60,7 @@ def load_trained(path: str | os.PathLike[str]) -> Trained:
     network = build_network(bare.model, checkpoint.num_classes)
     load_weights(network, checkpoint, file, average=checkpoint.average is not None)
     step = checkpoint.position.step
-    return Trained(file, network.eval(), config, step, config.optimizer.ema > 0)
+    return Run(file, network.to(device).eval(), config, step, config.optimizer.ema > 0)
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MMGA:
@@ -67,4 +72,4 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MM
     Raises:
         UserError: there is no checkpoint, or it is truncated or foreign.
     """
-    return load_trained(path).network.to(device)
+    return load_run(path, device).network

@@ -5,6 +5,7 @@ Legend: `B` images, `C` channels, `h w` feature map, `P` parts of one branch, `D
 
 import copy
 import os
+import typing
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,9 +13,10 @@ import torch
 from torch import nn
 
 from mmga.common.errors import UserError
+from mmga.config import ModelConfig
 from mmga.models.attention import Attention
 from mmga.models.backbone import build_backbone
-from mmga.models.head import CLASSIFIERS, NECKS, Head, make_reduction
+from mmga.models.head import Head, make_reduction
 from mmga.ops.attention import attention_multiply, attention_pool
 from mmga.ops.reference import stripe_rows
 
@@ -29,17 +31,10 @@ _STRIPES: dict[int, dict[str, tuple[int, ...]]] = {
     8: {"whole": (1,), "upper": (1, 2), "bottom": (1, 3)},
 }
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "attention": ("both", "first", "none", "auxiliary"),
-    "combine": ("product", "residual"),
-    "branches": ("copies", "shared", "single"),
-    "heads": tuple(_STRIPES),
-    "neck": NECKS,
-    "pool": ("max", "avg", "gem"),
-    "spatial_kernel": (1, 3),
-    "read0": ("layer1", "layer2"),
-    "reduction": ("head", "shared"),
-    "classifier": CLASSIFIERS,
+_CHOICES = {
+    name: typing.get_args(hint)
+    for name, hint in typing.get_type_hints(ModelConfig).items()
+    if typing.get_origin(hint) is typing.Literal
 }
 
 

@@ -6,6 +6,7 @@ for batch normalisation, whose statistics are each process' own unless synced).
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,40 +64,26 @@ def wrap(network: MMGA, config: Config, device: torch.device, group: Group) -> A
     return forward
 
 
-def group_losses(
-    output: Output, batch: Batch, config: Config, group: Group, prior: Tensor | None = None
-) -> tuple[dict[str, Tensor], list[int]]:
-    """Return this process' losses, whose mean over processes is the loss of the whole batch.
-
-    Args:
-        output: of the network for this process' images.
-        batch: those images.
-        config: weights of the losses.
-        group: the processes.
-        prior: float [3, H, W], the mean mask, where that guides every image.
-
-    Returns:
-        The losses of `mmga.training.losses.total_loss`, and the number of images of each process.
-    """
+def whole_batch(output: Output, batch: Batch, group: Group) -> tuple[WholeBatch | None, int]:
+    """Return the batch of all processes and its number of images; None where this one has all."""
     known = batch.has_mask.sum().item()
     halves = (batch.has_mask & batch.parts).sum().item()
     table = group.table([len(batch), known, halves, halves])  # [W, 4]
     sizes = table[:, 0].long().tolist()
-    whole = None
-    if group.world > 1:
-        names = list(output.embeddings)
-        wide = torch.cat([output.embeddings[name] for name in names], dim=1).float()
-        widths = [output.embeddings[name].shape[1] for name in names]
-        rows = gather_with_gradient(wide, sizes, group).split(widths, dim=1)
-        shares = (table.sum(0) / group.world).to(batch.images.device, torch.float32)
-        whole = WholeBatch(
-            dict(zip(names, rows, strict=True)),
-            gather(batch.pids, sizes, group),
-            shares[1:],
-            table[:, 0].mean().item(),
-        )
-    masks = guides(batch, config.loss.guide)
-    return total_loss(output, batch.pids, masks, config.loss, prior=prior, whole=whole), sizes
+    if group.world == 1:
+        return None, sizes[0]
+    names = list(output.embeddings)
+    wide = torch.cat([output.embeddings[name] for name in names], dim=1).float()
+    widths = [output.embeddings[name].shape[1] for name in names]
+    rows = gather_with_gradient(wide, sizes, group).split(widths, dim=1)
+    shares = (table.sum(0) / group.world).to(batch.images.device, torch.float32)
+    whole = WholeBatch(
+        embeddings=dict(zip(names, rows, strict=True)),
+        classes=gather(batch.pids, sizes, group),
+        counts=shares[1:],
+        images=table[:, 0].mean().item(),
+    )
+    return whole, sum(sizes)
 
 
 def guides(batch: Batch, guide: str) -> Masks:
@@ -138,32 +125,27 @@ def strangers(pids: Tensor) -> Tensor:
     return partners
 
 
+@dataclass(slots=True)
 class Step:
     """Takes optimizer steps.
 
-    Args:
+    Attributes:
         forward: the network as `wrap` returns it.
         optimizer: over its parameters.
         config: of the run.
         group: the processes.
         paths: path of each training image, for messages.
         prior: float [3, H, W], the mean mask, where that guides every image.
+        images: images of all processes in the last step.
     """
 
-    def __init__(
-        self,
-        forward: Any,
-        optimizer: torch.optim.Optimizer,
-        config: Config,
-        group: Group,
-        paths: Sequence[str],
-        prior: Tensor | None = None,
-    ) -> None:
-        self.prior = prior
-        self.forward, self.optimizer = forward, optimizer
-        self.config, self.group, self.paths = config, group, paths
-        self.images = 0
-        """Images of all processes in the last step."""
+    forward: Any
+    optimizer: torch.optim.Optimizer
+    config: Config
+    group: Group
+    paths: Sequence[str]
+    prior: Tensor | None = None
+    images: int = 0
 
     def take(self, batch: Batch, step: int, gradients: bool = False) -> dict[str, Any]:
         """Take one step.
@@ -195,7 +177,10 @@ class Step:
         return metrics | {"gradient_norm": norm}
 
     def losses(self, batch: Batch) -> tuple[dict[str, Tensor], Output]:
-        """Return this process' losses and the network's output."""
+        """Return the network's output and this process' losses.
+
+        The mean over processes of each loss is that of the whole batch.
+        """
         run = self.config.run
         images = batch.images
         if run.channels_last:
@@ -204,8 +189,9 @@ class Step:
             images.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"
         ):
             output: Output = self.forward(images)
-            losses, sizes = group_losses(output, batch, self.config, self.group, self.prior)
-        self.images = sum(sizes)
+            whole, self.images = whole_batch(output, batch, self.group)
+            masks, weights = guides(batch, self.config.loss.guide), self.config.loss
+            losses = total_loss(output, batch.pids, masks, weights, prior=self.prior, whole=whole)
         return losses, output
 
     def _clip(self) -> float:

@@ -22,14 +22,13 @@ from mmga.config import Config, merged, recipe_config
 from mmga.data.build import train_loader
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
-from mmga.extraction.of_run import open_run
 from mmga.models.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_optimizer_state,
     save_checkpoint,
 )
-from mmga.models.loading import build_network
+from mmga.models.loading import build_network, load_run
 from mmga.training import step, trainer
 from mmga.training.validation import score
 
@@ -248,7 +247,7 @@ def test_the_moving_average_is_what_is_evaluated(tmp_path):
     expected = 0.25 * first.average[name] + 0.75 * checkpoint.weights[name]
     assert checkpoint.position.step == 2
     torch.testing.assert_close(checkpoint.average[name], expected)
-    run = open_run(tmp_path / "run", "cpu")
+    run = load_run(tmp_path / "run")
     assert run.averaged
     assert torch.equal(run.network.state_dict()[name], checkpoint.average[name])
     line = train_lines(tmp_path / "run", "eval")[-1]
@@ -268,7 +267,7 @@ def test_the_best_checkpoint_is_chosen_on_held_out_identities(tmp_path):
     assert best.metrics["mAP"] == max(scores)
     assert best.position.epoch == scores.index(max(scores)) + 1
     assert best.num_classes == 4  # of six identities, two are held out
-    assert open_run(tmp_path / "best.safetensors", "cpu").step == best.position.step
+    assert load_run(tmp_path / "best.safetensors").step == best.position.step
 
 
 def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path):
