@@ -4,16 +4,13 @@ import difflib
 import importlib
 import sys
 
-VERBS = {
-    "train": "train MMGA",
-    "eval": "CMC, mAP, mINP and re-ranking from features",
-    "masks": "body-part masks of a data set, made or imported",
-    "extract": "features of a folder of images",
-    "export": "a trained network as one file: torch.export or ONNX",
-    "search": "the nearest gallery items of each query",
-    "visualize": "sheets of attention maps and ranked lists",
-    "doctor": "what is active here, and what is wrong with a set of features",
-}
+VERBS = ("train", "eval", "masks", "extract", "export", "search", "visualize", "doctor")
+
+
+def _summary(verb: str) -> str:
+    """Return the first line of a command's documentation, without the command."""
+    line = str(importlib.import_module(f"mmga.{verb}").__doc__).splitlines()[0]
+    return line.split("`: ", 1)[1].rstrip(".")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,8 +18,8 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print("usage: mmga <verb> [options]; mmga <verb> --help for its options\n")
-        for verb, what in VERBS.items():
-            print(f"  {verb:<10} {what}")
+        for verb in VERBS:
+            print(f"  {verb:<10} {_summary(verb)}")
         return
     if words[0] == "--version":
         from mmga.common.version import __version__

@@ -35,7 +35,7 @@ RecipeName = Literal["synthetic", "mgn", "bot", "strong"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """What is trained on."""
+    """Data sets, their splits, masks and loading."""
 
     data: DataName = "synthetic"
     """Data set."""
@@ -100,7 +100,7 @@ class DataConfig:
         return self.root if table == (name == "csv") else None
 
     def masks_of(self, name: str) -> Path | None:
-        """Return where the masks of one of the sets are, None where there are none."""
+        """Return the masks' folder of one of the sets, None where there is none."""
         if self.masks is None or not self.also:
             return self.masks if name == self.data else None
         folder = self.masks / name
@@ -159,7 +159,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """Adam with coupled L2, and how its learning rate moves."""
+    """Adam with coupled L2, and the schedule of its learning rate."""
 
     lr: float = 2e-4
     """Learning rate, for the whole batch of P*K images."""
@@ -188,7 +188,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchConfig:
-    """How batches are drawn, and how images are changed."""
+    """Sampling of batches and augmentation of images."""
 
     sampler: Literal["mgn", "bot"] = "mgn"
     """mgn: every identity once an epoch; bot: every image, in chunks of K."""
@@ -215,7 +215,7 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """How long, where, and how exactly."""
+    """Length, device, precision and logging of a run."""
 
     epochs: int = 500
     """Epochs to train."""
@@ -251,7 +251,7 @@ class Config:
     """A whole training run; each field of each section is a flag of its own name."""
 
     recipe: RecipeName = "mgn"
-    """What the defaults come from."""
+    """Source of the defaults."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -268,17 +268,22 @@ def default_root() -> Path | None:
 
 def check(config: Config) -> None:
     """Raise a UserError if the values of a configuration do not fit together."""
-    data, run = config.data, config.run
-    for name, value in {
-        "height": data.height,
-        "width": data.width,
-        "p": config.batch.p,
-        "epochs": run.epochs,
-        "checkpoint-every": run.checkpoint_every,
-        "log-every": run.log_every,
-    }.items():
-        if value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
+    data, run, optimizer = config.data, config.run, config.optimizer
+    for name, value, least in (
+        ("height", data.height, 1),
+        ("width", data.width, 1),
+        ("p", config.batch.p, 1),
+        ("epochs", run.epochs, 1),
+        ("checkpoint-every", run.checkpoint_every, 1),
+        ("log-every", run.log_every, 1),
+        ("val-ids", data.val_ids, 0),
+        ("warmup-epochs", optimizer.warmup_epochs, 0),
+        ("eval-every", run.eval_every, 0),
+        ("workers", data.workers, 0),
+    ):
+        if value < least:
+            bound = f"be at least {least}" if least else "not be negative"
+            raise UserError(f"--{name} must {bound}, got {value}")
     if config.batch.k < 2:
         raise UserError(
             f"--k must be at least 2, because a triplet needs two images of an identity, "
@@ -297,22 +302,14 @@ def check(config: Config) -> None:
             f"--p must be at least 2 for --guide other, which takes another identity's masks, "
             f"got {config.batch.p}"
         )
-    if not 0 <= config.optimizer.ema < 1:
-        raise UserError(f"--ema must be from 0 to below 1, got {config.optimizer.ema}")
-    for name, least in {
-        "val-ids": data.val_ids,
-        "warmup-epochs": config.optimizer.warmup_epochs,
-        "eval-every": run.eval_every,
-        "workers": data.workers,
-    }.items():
-        if least < 0:
-            raise UserError(f"--{name} must not be negative, got {least}")
-    if not config.optimizer.clip_norm >= 0:
-        raise UserError(f"--clip-norm must not be negative, got {config.optimizer.clip_norm}")
-    if not 0 < config.optimizer.beta2 < 1:
-        raise UserError(f"--beta2 must be between 0 and 1, got {config.optimizer.beta2}")
-    if not config.optimizer.lr > 0:
-        raise UserError(f"--lr must be above 0, got {config.optimizer.lr}")
+    if not 0 <= optimizer.ema < 1:
+        raise UserError(f"--ema must be from 0 to below 1, got {optimizer.ema}")
+    if not optimizer.clip_norm >= 0:
+        raise UserError(f"--clip-norm must not be negative, got {optimizer.clip_norm}")
+    if not 0 < optimizer.beta2 < 1:
+        raise UserError(f"--beta2 must be between 0 and 1, got {optimizer.beta2}")
+    if not optimizer.lr > 0:
+        raise UserError(f"--lr must be above 0, got {optimizer.lr}")
     _check_sets(data)
 
 
@@ -354,7 +351,7 @@ def _bot(**run: Any) -> dict[str, dict[str, Any]]:
 
 
 def recipe_values(recipe: str) -> dict[str, Any]:
-    """Return what a recipe changes of the defaults, as nested mappings.
+    """Return the values that a recipe changes, as nested mappings.
 
     Raises:
         UserError: there is no such recipe.
@@ -454,7 +451,7 @@ def _merge(instance: Any, values: dict[str, Any], where: str, prefix: str) -> An
 
 
 def _converted(value: Any, hint: Any, name: str) -> Any:
-    """Return `value` as the annotated type, refusing what only looks like it."""
+    """Return `value` as the annotated type; refuse values of similar types."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if value not in arguments:

@@ -22,12 +22,7 @@ logger = logging.getLogger(__name__)
 def load_data(
     config: Config, progress: Progress | None = None, *, training: bool = True
 ) -> DataSet:
-    """Read or render the data set of a configuration.
-
-    Args:
-        config: names the data set and its switches.
-        progress: told how many images are rendered.
-        training: whether the training images are wanted; without them nothing is rendered for it.
+    """Read or render the data set of a configuration; without `training` render no image for it.
 
     Raises:
         UserError: a folder or file is missing or does not hold what it should.
@@ -55,13 +50,6 @@ def load_mixture(
     config: Config, progress: Progress | None = None
 ) -> tuple[ImageSet, dict[str, DataSet]]:
     """Read the training images of a configuration, joined over its data sets, and the test sets.
-
-    Args:
-        config: names the data sets and their switches.
-        progress: told how many images are rendered.
-
-    Returns:
-        The training images, and the data sets to test on by name.
 
     Raises:
         UserError: a folder or file is missing or does not hold what it should.
@@ -94,12 +82,6 @@ def train_loader(
     config: Config, images: ImageSet, device: torch.device, group: Group
 ) -> TrainLoader:
     """Return the training batches of a configuration, this process' share of each.
-
-    Args:
-        config: sampler, transform and loading are taken from it.
-        images: the training set.
-        device: where batches are put.
-        group: the processes.
 
     Raises:
         UserError: too few identities have two images, or `--cache` is no size.

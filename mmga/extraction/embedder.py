@@ -56,21 +56,6 @@ class Embedder:
         return nn.functional.normalize(rows, dim=-1), visible
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """The embeddings of the images of a set that could be read.
-
-    Attributes:
-        rows: [N, D] or [N, P, D], on the CPU; empty where there is no image.
-        visibility: [N, P] of part features, else None.
-        places: int64 [N], of the images in the set.
-    """
-
-    rows: Tensor
-    visibility: Tensor | None
-    places: Tensor
-
-
 def embed_images(
     embedder: Embedder,
     images: ImageSet,
@@ -79,7 +64,7 @@ def embed_images(
     workers: int = 0,
     broken: dict[str, str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
-) -> Embedded:
+) -> tuple[Embeddings, Tensor]:
     """Embed all images of a set, in their order.
 
     Args:
@@ -89,6 +74,10 @@ def embed_images(
         workers: processes that load images.
         broken: filled with the message by path of each image that cannot be decoded; None raises.
         progress: called with the number of images done.
+
+    Returns:
+        The embeddings on the CPU, empty where there is no image, and the places int64 [N] of their
+        images in the set.
 
     Raises:
         UserError: an image cannot be decoded and `broken` is None.
@@ -107,17 +96,12 @@ def embed_images(
         places.append(batch.indices.cpu())
         done += len(batch)
         progress(done)
-    return Embedded(
-        torch.cat(rows[1:] or rows), torch.cat(visible) if visible else None, torch.cat(places)
-    )
+    embeddings = torch.cat(rows[1:] or rows), torch.cat(visible) if visible else None
+    return embeddings, torch.cat(places)
 
 
 def visibility(attention: Tensor) -> Tensor:
-    """Return how visible a part is, [B]: the mean of the highest tenth of its map's values.
-
-    Args:
-        attention: sigmoid map [B, 1, h, w].
-    """
+    """Return the visibility of a part, [B]: the mean of the highest tenth of its sigmoid map."""
     values = attention.float().flatten(1)  # [B, h w]
     return values.topk(max(1, round(values.shape[1] / 10)), dim=1).values.mean(1)
 
@@ -170,15 +154,7 @@ def whole_embeddings(network: nn.Module, name: str) -> Callable[[Tensor], Embedd
 def embedder_of_model(
     name: str, arguments: str, weights: Path | None, size: tuple[int, int], device: str, flip: bool
 ) -> Embedder:
-    """Return any network as an extractor.
-
-    Args:
-        name: see `foreign_network`, as are the next two.
-        arguments: of the call.
-        weights: of the network.
-        size: height and width of its images.
-        device: where it runs.
-        flip: sum the features of an image and of its mirror image.
+    """Return any network, built by `foreign_network`, as an extractor of images of a size.
 
     Raises:
         UserError: the network cannot be built, or there is no such device.
@@ -197,7 +173,7 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
     is among the arguments, so that it returns pooled features.
 
     Args:
-        name: module and what to call in it, `package.module:callable`.
+        name: module and callable, `package.module:callable`.
         arguments: keyword arguments of the call, as JSON.
         weights: a plain state dict (.pth, .pt, .safetensors).
 

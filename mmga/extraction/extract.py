@@ -27,13 +27,7 @@ BATCH = 64
 def embedder_of(
     network: MMGA, config: Config, *, name: str = "mmga", parts: bool = False
 ) -> Embedder:
-    """Return a network as the extractor that its configuration evaluates.
-
-    Args:
-        network: in evaluation mode.
-        config: image size and mirror image are taken from it.
-        name: of the network.
-        parts: extract the features of each part instead of the whole.
+    """Return a network as the extractor that its configuration evaluates, of whole or of parts.
 
     Raises:
         UserError: the network has no attention maps of parts.
@@ -82,7 +76,7 @@ def extract(
     with group.together():
         broken: dict[str, str] = {}
         was_training = network.training
-        found = embed_images(
+        (rows, _), places = embed_images(
             embedder_of(network.eval(), config),
             Subset(images, share),
             batch_size=BATCH,
@@ -93,8 +87,8 @@ def extract(
         network.train(was_training)
         if broken:
             logger.warning("%s: %d images were left out as broken", phase, len(broken))
-        rows = found.rows if len(found.rows) else torch.empty(0, network.dim)
-        places = torch.from_numpy(share)[found.places]
+        rows = rows if len(rows) else torch.empty(0, network.dim)
+        places = torch.from_numpy(share)[places]
     sizes = group.table([len(rows)])[:, 0].long().tolist()
     rows = gather(rows.to(group.device), sizes, group).cpu()
     places = gather(places.to(group.device), sizes, group).cpu()

@@ -87,13 +87,7 @@ def features_of_run(
 
 
 def embedder_of_run(path: Path, *, device: str = "auto", flip: bool, parts: bool) -> Embedder:
-    """Return the network of a run as an extractor of any images.
-
-    Args:
-        path: the run's folder, or one of its checkpoints.
-        device: where the network runs.
-        flip: sum the features of an image and of its mirror image.
-        parts: extract the features of each part instead of the whole.
+    """Return the network of a run, by its folder or checkpoint, as an extractor of any images.
 
     Raises:
         UserError: there is no checkpoint, or the network has no attention maps of parts.

@@ -77,7 +77,7 @@ def extract_to(
             done(end - start)
             continue
         share = Subset(images, np.arange(start, end))
-        found = embed_images(
+        (rows, visibility), places = embed_images(
             embedder,
             share,
             batch_size=batch_size,
@@ -85,14 +85,14 @@ def extract_to(
             broken=broken,
             progress=done,
         )
-        if not len(found.rows):
+        if not len(rows):
             raise UserError(
                 f"--images: none of {len(share)} images in a row could be decoded, from "
                 f"{share.paths[0]} on"
             )
-        arrays = {"rows": found.rows.numpy(), "places": (found.places + start).numpy()}
-        if found.visibility is not None:
-            arrays["visibility"] = found.visibility.numpy()
+        arrays = {"rows": rows.numpy(), "places": (places + start).numpy()}
+        if visibility is not None:
+            arrays["visibility"] = visibility.numpy()
         with atomic_path(file) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]
     features = _joined([folder / f"{start:09d}.npz" for start in starts], images)

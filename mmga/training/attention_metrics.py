@@ -47,12 +47,7 @@ class MeanMask:
     """The mean of the training masks at one map size, and the threshold that fits them best."""
 
     def __init__(self, targets: torch.Tensor, known: torch.Tensor) -> None:
-        """Average the training targets.
-
-        Args:
-            targets: float [N, 3, h, w].
-            known: bool [N, 3].
-        """
+        """Average training targets, float [N, 3, h, w], where known, bool [N, 3]."""
         weight = known[:, :, None, None].float()
         self.mean = (targets * weight).sum(0) / weight.sum(0).clamp(min=1)  # [3, h, w]
         self.threshold = torch.empty(3)
@@ -100,7 +95,7 @@ def measure(
         train: images of the mean mask.
         held_out: images that were not trained on.
         config: image size and loading are taken from it.
-        progress: called with ("attention", images done, images in all).
+        progress: called with (phase, images done, images in all).
 
     Returns:
         A fit by map; empty where the network has no attention or no held-out image has a mask.
@@ -199,5 +194,5 @@ def fit(
 
 
 def _iou(drawn: torch.Tensor, masks: torch.Tensor) -> float:
-    """Return the mean intersection over union, leaving out images in which both are empty."""
+    """Return the mean intersection over union of the images in which either has a pixel."""
     return mask_iou(drawn.expand_as(masks), masks).nanmean().item()

@@ -25,12 +25,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Update the average with the weights after a step.
-
-        Args:
-            network: the network.
-            step: steps taken, from 1.
-        """
+        """Update the average with the weights after a step, counted from 1."""
         keep = min(self.decay, (1 + step) / (10 + step))
         for name, value in _state(network).items():
             if value.is_floating_point():

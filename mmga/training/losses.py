@@ -52,14 +52,11 @@ class WholeBatch:
 
 
 def mask_rmse(maps: Tensor, targets: Tensor) -> Tensor:
-    """Return sqrt(mean over pixels of (S - M)^2 + 1e-8) of each image.
+    """Return sqrt(mean over pixels of (S - M)^2 + 1e-8) of each image, float32 [B].
 
     Args:
         maps: attention in [0, 1], [B, 1, h, w] or [B, h, w].
         targets: masks in [0, 1], the same number of values.
-
-    Returns:
-        float32 [B].
     """
     difference = maps.float().flatten(1) - targets.float().flatten(1)  # [B, h w]
     return difference.square().mean(1).add(1e-8).sqrt()

@@ -9,13 +9,7 @@ WARMUP_START = 0.01
 
 
 def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:
-    """Return the learning rate of an epoch.
-
-    Args:
-        config: rate, warm-up and schedule.
-        epoch: counted from 0.
-        epochs: epochs of the whole run.
-    """
+    """Return the learning rate of an epoch, counted from 0, of a run of `epochs`."""
     rate = config.lr
     if epoch < config.warmup_epochs:
         share = epoch / config.warmup_epochs

@@ -1,4 +1,4 @@
-"""One training step: forward, the losses of all processes' images, gradients, and a guard.
+"""Take one training step: forward, losses of all processes' images, gradients, update.
 
 Legend: `W` processes. Losses and gradients are those of one process that has the whole batch (but
 for batch normalisation, whose statistics are each process' own unless synced).
@@ -89,10 +89,8 @@ def whole_batch(output: Output, batch: Batch, group: Group) -> tuple[WholeBatch 
 def guides(batch: Batch, guide: str) -> Masks:
     """Return the masks that guide the images of a batch.
 
-    Args:
-        batch: the images.
-        guide: of the configuration; with `other` each image is given the mask, transformed as it
-            was, of another identity's image.
+    With the guide `other` each image is given the mask, transformed as it was, of another
+    identity's image.
     """
     masks = Masks(batch.labels, batch.parts, batch.has_mask)
     if guide != "other":
@@ -102,13 +100,7 @@ def guides(batch: Batch, guide: str) -> Masks:
 
 
 def strangers(pids: Tensor) -> Tensor:
-    """Return for each image of a batch another one of a different identity, each once.
-
-    Args:
-        pids: int64 [B].
-
-    Returns:
-        int64 [B], a permutation.
+    """Return a permutation of a batch, int64 [B], that maps each image to another identity's.
 
     Raises:
         UserError: more than half of the images are of one identity.

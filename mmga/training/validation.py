@@ -34,9 +34,8 @@ def score(
         network: left in the mode it was in.
         sides: the sets `query` and `gallery`.
         config: image size, mirror image and loading are taken from it.
-        train: training images, with whose mean mask the attention maps are compared; without them
-            the maps are not measured.
-        protocol: the evaluator's.
+        train: images of the mean mask with which attention maps are compared; None measures none.
+        protocol: of the evaluation.
         progress: called with (phase, images done, images in all).
         group: the processes.
 
@@ -73,13 +72,7 @@ def score_all(
 ) -> dict[str, Any]:
     """Return the metrics of one data set; of several the mean, and each set's own under `sets`.
 
-    Args:
-        network: left in the mode it was in.
-        sets: the data sets by name.
-        config: of the run.
-        train: training images; see `score`.
-        progress: see `score`.
-        group: the processes.
+    The arguments are those of `score`, with the data sets by name in place of their sides.
     """
     found = {
         name: score(
