@@ -139,7 +139,7 @@ def run_tiles(query: Features, gallery: Features, bound: str | None, peak: memor
     begun = time.perf_counter()
     for pairs in selection.pairs(PAIR_LIMIT, source.max_rows):
         for _ in source.tiles(pairs.start, pairs.stop):
-            peak.look()
+            peak.sample()
     print_result(time.perf_counter() - begun, peak)
 
 
@@ -150,14 +150,14 @@ def run_product(query: Features, gallery: Features, peak: memory.Peak) -> None:
         height = max(64, OUTPUT_BYTES // (4 * len(gallery)) // 64 * 64)
         for top in range(0, len(query), height):
             _ = query.features[top : top + height] @ gallery.features.T
-            peak.look()
+            peak.sample()
             del _
     else:
         rows = query.features.float()
         width = max(64, OUTPUT_BYTES // (4 * max(len(query), query.dimension)) // 64 * 64)
         for left in range(0, len(gallery), width):
             _ = rows @ gallery.features[left : left + width].float().T
-            peak.look()
+            peak.sample()
             del _
     print_result(time.perf_counter() - begun, peak)
 
@@ -180,7 +180,7 @@ def run_mmga(query: Features, gallery: Features, bound: str | None) -> None:
 
 def print_result(seconds: float, peak: memory.Peak) -> None:
     """Tell the parent what was measured."""
-    peak.look()
+    peak.sample()
     result = {"seconds": seconds, "peak_bytes": peak.bytes, "process_bytes": memory.process_peak()}
     print(json.dumps(result))
 

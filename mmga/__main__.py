@@ -14,7 +14,7 @@ def _summary(verb: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Hand over to the verb's own command."""
+    """Run the command of a verb."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print("usage: mmga <verb> [options]; mmga <verb> --help for its options\n")

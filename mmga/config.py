@@ -1,4 +1,4 @@
-"""The configuration of a training run: typed, from a recipe, a YAML file and flags, in that order.
+"""Configuration of a training run: typed, from a recipe, a YAML file and flags, in that order.
 
 Imports no torch, so that `--help` and the checks of a configuration are instant. Sources of the
 defaults: PAPER = the paper or notes on it; AUTHOR = the first author's public code of the same
@@ -57,9 +57,9 @@ class DataConfig:
     splits_file: Path | None = None
     """File of fixed splits (viper); without it splits are drawn from their number."""
     direction: Literal["ab", "ba"] = "ab"
-    """Which camera is the query (viper)."""
+    """Camera of the queries (viper)."""
     boxes: Literal["detected", "labeled"] = "detected"
-    """Which bounding boxes (cuhk03, cuhk03-classic)."""
+    """Bounding boxes (cuhk03, cuhk03-classic)."""
     with_val: bool = True
     """Train on train and val, or on train alone (msmt17)."""
     distractors: Path | None = None
@@ -73,13 +73,13 @@ class DataConfig:
     test_persons: int = 48
     """Test identities (synthetic)."""
     challenge: str = "mixed"
-    """What makes the images hard (synthetic): mixed, clean, pose, misalignment, occlusion, ..."""
+    """Difficulty of the images (synthetic): mixed, clean, pose, misalignment, occlusion, ..."""
     severity: int = 1
-    """How hard, 1 to 3 (synthetic)."""
+    """Severity of the difficulty, 1 to 3 (synthetic)."""
     schemes: int = 0
     """Colour schemes of the clothes (synthetic); fewer is harder, 0 for as many as persons ask."""
     population: str = "varied"
-    """Which persons (synthetic): varied, or uniform, whose colours tell little."""
+    """Distribution of persons (synthetic): varied, or uniform, whose colours tell little."""
     data_seed: int = 0
     """Seed of the generated images (synthetic)."""
     val_ids: int = 0
@@ -132,11 +132,11 @@ class ModelConfig:
     spatial_kernel: Literal[1, 3] = 1
     """Kernel of the spatial attention's convolutions: 1 [PAPER] or 3 [AUTHOR]."""
     read0: Literal["layer1", "layer2"] = "layer1"
-    """Where module 1 reads."""
+    """Stage that module 1 reads."""
     reduction: Literal["head", "shared"] = "head"
     """The 1x1 convolution to the embedding: one per head [OURS] or shared [AUTHOR]."""
     classifier: Literal["kaiming", "normal"] = "kaiming"
-    """How classifiers start: kaiming fan_out [AUTHOR], or N(0, .001) without bias [TRICKS]."""
+    """Start of classifiers: kaiming fan_out [AUTHOR], or N(0, .001) without bias [TRICKS]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +148,7 @@ class LossConfig:
     mask_weight: float = 1.0
     """lambda, weight of the mask-guided attention loss [OURS]."""
     guide: Literal["own", "whole", "mean", "other"] = "own"
-    """What guides the attention maps: the image's own masks [PAPER], its whole body on every map,
+    """Guide of the attention maps: the image's own masks [PAPER], its whole body on every map,
     or, as controls that show no image its own mask, the mean mask of the training set or the masks
     of another identity's image in the batch [OURS]."""
     margin: float = 1.2
@@ -183,7 +183,7 @@ class OptimizerConfig:
     clip_norm: float = 0.0
     """Largest gradient norm; 0 clips nothing."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then what is evaluated; 0 keeps none."""
+    """Decay of a moving average of the weights, which is then evaluated; 0 keeps none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +197,7 @@ class BatchConfig:
     k: int = 4
     """Images of each."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    """How images are resized."""
+    """Resizing of images."""
     flip: float = 0.5
     """Probability of a mirror image."""
     pad: int = 0

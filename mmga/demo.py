@@ -1,7 +1,7 @@
-"""`python -m mmga.demo`: the whole road on synthetic persons, from training to pictures.
+"""`python -m mmga.demo`: every stage on synthetic persons, from training to pictures.
 
-Train, extract, evaluate with and without re-ranking, draw; then say where to look. What it reaches
-is said of generated figures, not of any real data set.
+Train, extract, evaluate with and without re-ranking, draw; then print the files. Its metrics are of
+generated persons, not of any real data set.
 """
 
 import os
@@ -18,7 +18,7 @@ SMOKE = {
     "batch": {"p": 6},
     "run": {"epochs": 1, "log_every": 2},
 }
-"""With MMGA_SMOKE=1 every stage runs, at a size that shows nothing but that it runs."""
+"""With MMGA_SMOKE=1 every stage runs, at a size that tests only that it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Options:
 
 
 def body(options: Options) -> int:
-    """Run every stage and print what came out."""
+    """Run every stage and print the results."""
     from mmga import extract, train, visualize
     from mmga.eval import main as evaluate
 

@@ -1,8 +1,7 @@
-"""`python -m mmga.doctor`: what is active here, and what is wrong with a set of features.
+"""`python -m mmga.doctor`: active back ends, or the faults of a set of features.
 
-With --query and --gallery (or --features) it looks through feature files before anything is
-computed and says what would spoil an evaluation, and the fix; the exit code is 2 if none is
-possible.
+With --query and --gallery (or --features) it checks feature files before anything is computed and
+prints what would spoil an evaluation, and the fix; the exit code is 2 if none is possible.
 """
 
 import platform
@@ -16,7 +15,7 @@ from mmga.common.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Say what is active on this machine, or what is wrong with a set of features."""
+    """Print the active back ends of this machine, or the faults of a set of features."""
 
     query: tuple[str, ...] = ()
     """Features of the queries; several shards, or a pattern in quotes."""

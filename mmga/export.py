@@ -1,4 +1,4 @@
-"""`python -m mmga.export`: a trained run as one file that needs nothing of this package.
+"""`python -m mmga.export`: a trained network as one file, by torch.export or as ONNX.
 
     python -m mmga.export --run runs/x --format onnx
     python -m mmga.export --run runs/x --format torchexport --out network.pt2
@@ -20,7 +20,7 @@ SUFFIXES = {"torchexport": ".pt2", "onnx": ".onnx"}
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Export a trained network, and compare what was written with the network."""
+    """Export a trained network, and compare the file with the network."""
 
     run: Path
     """Folder of a run, or one of its checkpoints."""

@@ -37,15 +37,15 @@ class Options:
     root: Path | None = None
     """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
     kind: Annotated[Kind | None, tyro.conf.arg(name="from")] = None
-    """Import what others have made, instead of detecting persons."""
+    """Import masks of other projects, instead of detecting persons."""
     source: Path | None = None
-    """With --from: folder (or .mat file) of what is imported."""
+    """With --from: folder (or .mat file) to import."""
     skeletons: Path | None = None
     """With --from lip or atr: folder of 14-point skeletons, which split dresses at the hips."""
     splits: tuple[Literal["train", "query", "gallery"], ...] = ("train",)
     """Which images; training needs masks of train alone."""
     weights: tuple[Path, ...] = ()
-    """Files of weights of Mask R-CNN and Keypoint R-CNN; what is not given is downloaded."""
+    """Files of weights of Mask R-CNN and Keypoint R-CNN; others are downloaded."""
     min_size: int = 320
     """Shorter side in pixels to which crops are enlarged for the detectors."""
     score: float = 0.5
@@ -154,7 +154,7 @@ def _check(options: Options) -> None:
 
 
 def _origin(options: Options) -> dict[str, object]:
-    """Return what the manifest records of the masks' origin."""
+    """Return the origin of the masks, as the manifest records it."""
     if options.kind is not None and options.source is not None:
         skeletons = options.skeletons is not None
         return {"from": options.kind, "source": options.source.name, "skeletons": skeletons}

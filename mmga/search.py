@@ -123,7 +123,7 @@ def _check(options: Options) -> None:
 
 
 def _side(options: Options, side: str) -> tuple[str, str | None]:
-    """Return the file that holds a side, and the side where the file holds both."""
+    """Return the file of a side, and the side's name where the file holds both."""
     if options.features is not None:
         return options.features, side
     return getattr(options, side) or "", None

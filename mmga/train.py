@@ -66,7 +66,7 @@ def starting_point(words: list[str]) -> Options:
 
 
 def body(options: Options) -> int:
-    """Train, evaluate, and say where everything is."""
+    """Train, evaluate, and print the folder of the run."""
     if options.print_config:
         print(to_yaml(options.settings), end="")
         return 0

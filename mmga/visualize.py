@@ -1,4 +1,4 @@
-"""`python -m mmga.visualize`: pictures of what a run attends to and whom it finds.
+"""`python -m mmga.visualize`: attention maps and ranked lists of a run, as pictures.
 
     python -m mmga.visualize --run runs/x
 
@@ -37,7 +37,7 @@ class Options:
 
 
 def body(options: Options) -> int:
-    """Draw both sheets and say where they are."""
+    """Draw both sheets and print their files."""
     if options.rows < 1 or options.top < 1:
         raise UserError("--rows and --top must be at least 1")
     import numpy as np

@@ -266,13 +266,7 @@ def part_areas(
 
 
 def projection(left: int, seconds: float, device: str) -> str:
-    """Return the projected time of the images that are left, with advice where it is long.
-
-    Args:
-        left: number of images.
-        seconds: that they may take.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-    """
+    """Return the projected seconds of the images left as a sentence, with advice on a slow CPU."""
     if seconds < 90:
         time_left = f"{seconds:.0f} s"
     else:
@@ -303,13 +297,7 @@ def summary(manifest: dict[str, Any]) -> str:
 
 
 def draw_preview(path: Path, images: ImageSet, masks: Path, count: int) -> None:
-    """Draw a sheet of images beside their masks, spread evenly over the set.
-
-    Args:
-        path: the PNG to write.
-        images: the set.
-        masks: folder of the masks.
-        count: images on the sheet.
+    """Draw `count` images beside their masks to a PNG, spread evenly over the set.
 
     Raises:
         UserError: matplotlib is not installed, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""Skeletons of fourteen joints, whatever detector they come from."""
+"""Skeletons of fourteen joints, of any detector."""
 
 import dataclasses
 
@@ -81,10 +81,10 @@ class Skeleton:
 
     @property
     def scale(self) -> float | None:
-        """Length of the trunk in pixels as limbs together tell it; None where the trunk is unknown.
+        """Length of the trunk in pixels, estimated from all limbs; None where the trunk is unknown.
 
-        Whoever bends or sits has a trunk or a thigh that looks short: the median of trunk, thighs
-        and shanks does not follow one of them.
+        The trunk or a thigh of a person who bends or sits is foreshortened: the median of trunk,
+        thighs and shanks is robust to one of them.
         """
         trunk = self.trunk
         if trunk is None:
@@ -110,7 +110,7 @@ def from_points(points: np.ndarray) -> Skeleton:
 def from_coco(keypoints: np.ndarray, known: np.ndarray) -> Skeleton:
     """Return a skeleton from COCO's 17 keypoints.
 
-    The head is the middle of what is known of the face; the neck that of both shoulders.
+    The head is the middle of the known points of the face; the neck that of both shoulders.
 
     Args:
         keypoints: [17, 2], x and y in pixels.

@@ -1,4 +1,4 @@
-"""From a body and its skeleton to upper and bottom; from a skeleton alone to a body.
+"""Split a body into upper and bottom by its skeleton; draw a body from a skeleton alone.
 
 Legend: `H W` image, `P` pixels, `S` segments.
 """
@@ -28,11 +28,10 @@ RADII = {
     "shank": 0.12,
     "foot": 0.12,
 }
-"""Radius of the capsule round each limb, as a share of the body's scale (this project's choice; the
-scale is the distance from shoulders to hips, as all limbs together tell it)."""
+"""Radius of the capsule round each limb, as a share of `Skeleton.scale` (this project's choice)."""
 
 SHORTEST, LONGEST = 0.08, 0.75
-"""A trunk outside these shares of the image's height is no standing person's."""
+"""Length of a standing person's trunk, as shares of the image's height."""
 
 _Segment = tuple[np.ndarray, np.ndarray]
 
@@ -69,7 +68,7 @@ def divide(body: np.ndarray, skeleton: Skeleton | None) -> PartMask:
         cut.append((hip, middle))
         bottom.append((middle, knee))
     nearest = np.stack([_nearest(x, y, group) for group in (cut, upper, bottom)])  # [3, P]
-    # Where two limbs lie on one another, all of their pixels go to one of them, not to rounding.
+    # Where two limbs overlap, all of their pixels go to one of them, not to rounding.
     group = nearest.round(6).argmin(0)
     is_bottom = (group == 2) | ((group == 0) & below)
     labels = np.full(body.shape, BACKGROUND, np.uint8)

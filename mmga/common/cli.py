@@ -1,4 +1,4 @@
-"""What every command shares: options from a dataclass, one-line errors, exit codes.
+"""Command lines: options from a dataclass, one-line errors, exit codes.
 
 Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 Ctrl-C, 143 SIGTERM,
 1 anything else, with its traceback.
@@ -44,7 +44,7 @@ def run(
         options_class: a dataclass; the string below a field is its help.
         body: does the work; its return value, if any, is the exit code.
         argv: words of the command line, `sys.argv[1:]` if None.
-        default: gives the options that the words start from, out of the words themselves.
+        default: returns the options that the words change, given the words.
 
     Raises:
         SystemExit: always but for success.

@@ -1,4 +1,4 @@
-"""The processes of one training run: which one this is, and what they tell one another.
+"""Process groups of a training run: environment, exchange and errors.
 
 Legend: `W` processes. All of a group's processes call its methods together, in the same order.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from mmga.common.errors import PeerError, UserError
 
 PATIENCE = datetime.timedelta(hours=2)
-"""How long a process waits for the others, such as while the first one evaluates."""
+"""Longest time that a process waits for the others, such as while the first one evaluates."""
 
 
 def environment() -> tuple[int, int, int]:
@@ -52,7 +52,7 @@ def join(device: torch.device) -> Iterator["Group"]:
     may be left behind.
 
     Args:
-        device: where this process computes; CUDA devices talk by nccl, everything else by gloo.
+        device: where this process computes; CUDA devices exchange by nccl, others by gloo.
     """
     rank, world, local = environment()
     if world == 1:
@@ -60,7 +60,7 @@ def join(device: torch.device) -> Iterator["Group"]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    talker = device if device.type == "cuda" else torch.device("cpu")
+    exchanged = device if device.type == "cuda" else torch.device("cpu")
     ours = not dist.is_initialized()
     if ours:
         # Default arguments of this module hold the group that exists when it is first imported,
@@ -68,7 +68,7 @@ def join(device: torch.device) -> Iterator["Group"]:
         importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Group(rank, world, local, talker)
+        yield Group(rank, world, local, exchanged)
     except BaseException as error:
         if ours:
             traceback.clear_frames(error.__traceback__)  # their locals hold the wrapped network
@@ -81,13 +81,13 @@ def join(device: torch.device) -> Iterator["Group"]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The processes of a run; by default this one alone, for which every exchange is free.
+    """The processes of a run; by default this one alone, which exchanges nothing.
 
     Attributes:
         rank: number of this process.
         world: number of processes.
         local_rank: number of this process on its machine.
-        device: where what is exchanged lies.
+        device: of exchanged tensors.
     """
 
     rank: int = 0
@@ -152,13 +152,13 @@ class Group:
             yield
         except Exception as caught:
             error = caught
-        self.settle(error)
+        self.raise_first(error)
 
-    def settle(self, error: Exception | None) -> None:
-        """Raise where a process has an error: its own in the first such process, else PeerError.
+    def raise_first(self, error: Exception | None) -> None:
+        """Raise if any process has an error: its own in the first such process, else PeerError.
 
         Args:
-            error: what went wrong in this process, if anything did.
+            error: of this process, if it has one.
         """
         if self.world == 1:
             if error is not None:

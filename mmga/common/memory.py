@@ -1,4 +1,4 @@
-"""How much memory a computation takes, and how much it may take."""
+"""Memory sizes, and the memory that a computation takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parse(text: str | int | None, name: str = "memory") -> int | None:
 
 
 def spell(size: int) -> str:
-    """Return bytes as a person writes them, rounded up."""
+    """Return a number of bytes with its unit, such as 2.1G, rounded up."""
     for unit in ("G", "M", "K"):
         scale = _UNITS[unit.lower()]
         if size >= scale:
@@ -41,7 +41,7 @@ def spell(size: int) -> str:
 
 
 def _resident() -> int:
-    """Bytes of resident memory, clean pages of mapped files not counted where that can be told."""
+    """Return the resident memory in bytes, where possible without clean pages of mapped files."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -68,17 +68,17 @@ def baseline() -> int:
 
 
 class Peak:
-    """The highest resident size beyond the baseline, as far as it was looked at."""
+    """The highest sampled resident size beyond the baseline."""
 
     def __init__(self) -> None:
         self._base = baseline()
         self.bytes = 0
-        self._looked = -1.0
-        self.look()
+        self._sampled = -1.0
+        self.sample()
 
-    def look(self) -> None:
-        """Take the present size into account, at most every 100 ms."""
+    def sample(self) -> None:
+        """Sample the present size, at most every 100 ms."""
         now = time.monotonic()
-        if now - self._looked >= 0.1:
-            self._looked = now
+        if now - self._sampled >= 0.1:
+            self._sampled = now
             self.bytes = max(self.bytes, _resident() - self._base)

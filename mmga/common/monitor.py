@@ -13,7 +13,7 @@ from mmga.common.progress import Progress
 
 @dataclass(slots=True)
 class Monitor:
-    """Report how far a computation is, and record what it took.
+    """Report the progress of a computation, and record its time and memory.
 
     Attributes:
         progress: called as (phase, done, total), or None.
@@ -27,7 +27,7 @@ class Monitor:
 
     def step(self, phase: str, done: int, total: int) -> None:
         """Report progress and sample the memory."""
-        self.peak.look()
+        self.peak.sample()
         if self.progress is not None:
             self.progress(phase, done, total)
 
@@ -37,7 +37,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Add what the block takes to a phase."""
+        """Add the seconds of a block to a phase."""
         begun = time.perf_counter()
         yield
         self.add(phase, time.perf_counter() - begun)

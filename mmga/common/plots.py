@@ -1,4 +1,4 @@
-"""Sheets to look at: attention maps beside true masks, ranked lists with right and wrong hits."""
+"""Plots: attention maps beside true masks, ranked lists with right and wrong hits."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def attention_sheet(
     labels: Sequence[torch.Tensor | None],
     titles: Sequence[str],
 ) -> None:
-    """Draw one row an image: the image, then each attention map beside the true mask it was taught.
+    """Draw one row an image: the image, its attention maps and the true mask.
 
     Args:
         path: the PNG to write.

@@ -1,4 +1,4 @@
-"""Resized images and masks kept in memory from epoch to epoch, shared by all loading processes."""
+"""Cache of resized images and masks from epoch to epoch, shared by all loading processes."""
 
 import mmap
 import multiprocessing
@@ -13,7 +13,7 @@ _EMPTY, _NO_MASK, _SILHOUETTE, _PARTS = range(4)
 
 
 class ImageCache:
-    """The first images of a set, as far as the memory reaches.
+    """Cache of the first images of a set, as many as fit a number of bytes.
 
     Anonymous memory that forked workers share: an image that one of them has read, all of them
     have. Pages are taken from the system when they are first written.
@@ -32,14 +32,14 @@ class ImageCache:
         self._lock = multiprocessing.get_context("fork").Lock()
         pages = mmap.mmap(-1, max(1, self.slots * (4 * area + 1)))
         whole = np.frombuffer(pages, np.uint8, self.slots * (4 * area + 1))
-        self._state = whole[: self.slots]  # what each slot holds
+        self._state = whole[: self.slots]  # content of each slot
         self._pixels = whole[self.slots :].reshape(self.slots, 4 * area)  # image, then labels
 
     def get(self, index: int) -> tuple[torch.Tensor, PartMask | None] | None:
         """Return image uint8 [3, H, W] and mask of an index, None where they are not kept."""
         if index >= self.slots:
             return None
-        with self._lock:  # whoever sees the state sees the pixels that were written before it
+        with self._lock:  # a process that reads the state reads the pixels written before it
             state = int(self._state[index])
         if state == _EMPTY:
             return None

@@ -1,4 +1,4 @@
-"""Image sets and data sets: what every reader returns and every consumer takes."""
+"""Image sets and data sets, the interface between readers and consumers."""
 
 import dataclasses
 import functools
@@ -51,12 +51,12 @@ class DataSet:
     Attributes:
         name: of the set.
         train: images to train on.
-        query: images that are searched for.
-        gallery: images that are searched.
-        protocol: the evaluator's protocol that the set's published figures are made with.
+        query: images to search for.
+        gallery: images to search.
+        protocol: the evaluator's protocol of the set's published metrics.
         multi_query: for protocol `multi-query`, all images of each query's identity and camera;
             None where the set has none.
-        notes: what a report should say about how the set was read.
+        notes: remarks for reports on how the set was read.
     """
 
     name: str
@@ -241,7 +241,7 @@ def concatenated(sets: Mapping[str, ImageSet]) -> Concatenation:
     """Return image sets of unrelated numberings as one, to be trained on together.
 
     Identities and cameras of each set are shifted past those of the sets before it, so that equal
-    numbers of different sets stay apart; junk (-1) stays junk. Each image keeps its own set's mask.
+    numbers of different sets differ; junk (-1) stays junk. Each image keeps its own set's mask.
 
     Args:
         sets: the image sets by name; the names go before their paths.

@@ -1,4 +1,4 @@
-"""Training identities held out for validation, so that nothing is ever chosen on test figures."""
+"""Training identities held out for validation, so that nothing is ever chosen on test metrics."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from mmga.common.errors import UserError
 from mmga.data.dataset import ImageSet, Subset
 
 SEED = 0
-"""Who is held out depends on the data set alone: runs of all seeds validate on the same persons."""
+"""The held-out identities depend on the data set alone: runs of all seeds share them."""
 
 
 def hold_out(images: ImageSet, count: int) -> tuple[Subset, Subset, Subset]:
-    """Split a training set into what is trained on, and validation queries and gallery.
+    """Split a training set into training images, validation queries and validation gallery.
 
     Identities seen by two cameras or more are drawn. Their images are the gallery; the first image
-    of each in every camera is a query as well, which the protocol keeps from finding itself, as it
-    leaves out whatever shows the query's person in the query's camera.
+    of each in every camera is a query as well, which cannot find itself: the protocol excludes
+    images of the query's identity and camera.
 
     Args:
         images: the training set.

@@ -255,7 +255,7 @@ class _Samples(Dataset[Any]):
     def _before_another_scene(
         self, item: _Item, image: torch.Tensor, mask: PartMask, broken: list[tuple[str, str]]
     ) -> torch.Tensor:
-        """Return an image whose scene is, at times, that of other images of the set."""
+        """Return an image, with some probability with the background of other images."""
         # A generator of its own: the other changes are drawn as without a new background.
         random = np.random.default_rng((self.seed, *item, _SCENES))
         if random.random() >= self.new_background:

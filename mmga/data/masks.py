@@ -18,12 +18,12 @@ BACKGROUND, UPPER, BOTTOM, OTHER = 0, 1, 2, 3
 """Values of a label map; OTHER is body that is neither upper nor bottom (a carried bag)."""
 
 _SILHOUETTE = 255
-"""Value of the body in a file that knows the whole body only."""
+"""Value of the body in a file without halves."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class PartMask:
-    """Where the body and its halves are in one image.
+    """Mask of the body and its halves in one image.
 
     Attributes:
         labels: uint8 tensor [H, W] of BACKGROUND, UPPER, BOTTOM, OTHER; the whole body is every
@@ -64,10 +64,10 @@ FindMask = Callable[[str], PartMask | None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelSet:
-    """How the labels of a human parser map to upper and bottom.
+    """Mapping of a human parser's labels to upper and bottom.
 
     Attributes:
-        labels: number of labels; values from here on are errors.
+        labels: number of labels; greater values are errors.
         upper: labels of the upper body.
         bottom: labels of the bottom body; any other non-zero label counts for the whole only.
         dress: labels out of `upper` that reach below the hips.
@@ -268,7 +268,7 @@ def part_targets(
 
     Returns:
         targets: float32 [B, 3, h, w] in [0, 1].
-        known: bool [B, 3]; targets that are not known are to be left out, not taken as zero.
+        known: bool [B, 3]; unknown targets must be excluded, not taken as zero.
     """
     masks = torch.stack((labels != BACKGROUND, labels == UPPER, labels == BOTTOM), dim=1)
     targets = torch.nn.functional.adaptive_avg_pool2d(masks.float(), (size[0], size[1]))

@@ -1,7 +1,7 @@
-"""Changes made to images, with the mask moving along: one coin, one offset, one rectangle for both.
+"""Image transforms that treat the mask alike: one coin, one offset, one rectangle for both.
 
-Every function draws from the generator it is given, so that an image of an epoch looks the same
-whichever process prepares it. Images stay uint8 until the batch is normalised.
+Every function draws from the generator it is given, so that an image of an epoch is the same in any
+process. Images stay uint8 until the batch is normalised.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ class TrainTransform:
         erasing_aspect: its least and largest height divided by width.
         erasing_fill: after normalisation: `zero` (the mean colour), `mean` (the value of MEAN, as
             Bag of Tricks has it) or `random` (unit normal noise).
-        erase_mask: whether the label is erased too (what is covered is no body).
+        erase_mask: whether the label is erased, too (a covered pixel is no body).
         new_background: probability with which scenes of other images replace the image's own,
             before all else; the loader, which has those images, does it (`replace_background`).
     """
@@ -150,7 +150,7 @@ def replace_background(
     labels: torch.Tensor,
     others: Iterable[tuple[torch.Tensor, torch.Tensor]],
 ) -> torch.Tensor:
-    """Return an image before the scenes of others.
+    """Return an image with the background of others.
 
     A pixel off the body takes the colour of the first other image that has no body there, and
     keeps its own where there is none.
@@ -182,7 +182,7 @@ def draw_rectangle(
     aspect: tuple[float, float],
     random: np.random.Generator,
 ) -> Rectangle | None:
-    """Draw a rectangle of random area and aspect that lies inside an image.
+    """Draw a rectangle of random area and aspect inside an image.
 
     Returns:
         The rectangle; None where a hundred draws did not fit.
@@ -206,7 +206,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def denormalise(images: torch.Tensor) -> torch.Tensor:
-    """Return the uint8 images that `normalise` was given."""
+    """Return the uint8 images whose normalisation is given."""
     scale, shift = _affine(images.device)
     return ((images.float() - shift) / scale).round_().clamp_(0, 255).to(torch.uint8)
 

@@ -201,7 +201,7 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
         raise UserError(f"--model {name} cannot be imported ({error}); check the name") from error
     try:
         network = make if isinstance(make, nn.Module) else make(**given)
-    except Exception as error:  # foreign code raises what it likes
+    except Exception as error:  # foreign code may raise anything
         raise UserError(
             f"--model {name} could not be called with {arguments} ({type(error).__name__}: {error})"
         ) from error

@@ -1,4 +1,4 @@
-"""One attention: a spatial map and channel weights, both read where features enter a stage.
+"""Attention: a spatial map and channel weights, both computed where features enter a stage.
 
 The modules return logits; `mmga.ops` takes the sigmoids while it multiplies.
 """

@@ -1,4 +1,4 @@
-"""A network as a graph that needs nothing of this package: torch.export programs and ONNX.
+"""Export networks as graphs that need nothing of this package: torch.export programs and ONNX.
 
 Legend: `B` images, `D` features.
 """
@@ -24,10 +24,10 @@ from mmga.models import MMGA
 from mmga.ops.attention import decompositions
 
 TOLERANCE = 1e-4
-"""Largest difference to the network in any feature or map that is let through."""
+"""Largest difference to the network in any feature or map that is accepted."""
 
 BATCHES = (1, 3)
-"""Numbers of images that a written graph is tried with; it was traced with another."""
+"""Numbers of images that a written graph is tested with; it was traced with another."""
 
 
 class FeaturesAndMaps(nn.Module):
@@ -75,7 +75,7 @@ def output_names(network: MMGA, size: tuple[int, int]) -> list[str]:
 
 
 def facts(network: MMGA, size: tuple[int, int], names: Sequence[str]) -> dict[str, Any]:
-    """Return what someone who runs the graph must know."""
+    """Return the metadata of a graph: input, normalisation and outputs."""
     return {
         "input": f"images [B, 3, {size[0]}, {size[1]}], RGB / 255, minus mean, divided by std",
         "mean": list(MEAN),

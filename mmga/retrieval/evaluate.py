@@ -434,7 +434,7 @@ def _report(
 
 
 def _finish(report: Report, begun: float, monitor: Monitor) -> Report:
-    monitor.peak.look()
+    monitor.peak.sample()
     report.seconds["total"] = time.perf_counter() - begun
     report.peak_memory_bytes = monitor.peak.bytes
     report.process_peak_bytes = memory_sizes.process_peak()

@@ -125,7 +125,7 @@ def train(
 
 @dataclass(slots=True)
 class _Run:
-    """The loop over epochs and steps, with what it needs."""
+    """The loop over epochs and steps."""
 
     folder: Path
     state: State
@@ -210,7 +210,7 @@ class _Run:
                 batch = next(batches, None)
             except Exception as caught:
                 error = caught
-            self.group.settle(error)
+            self.group.raise_first(error)
             if (
                 self.group.world > 1
                 and self.group.table([batch is None])[:, 0].unique().numel() > 1

@@ -1,6 +1,6 @@
 """DukeMTMC-reID (Zheng et al., ICCV 2017) and Occluded-Duke (Miao et al., ICCV 2019).
 
-DukeMTMC was withdrawn by its authors in 2019: these readers are for whoever has it already.
+DukeMTMC was withdrawn by its authors in 2019: these readers serve existing copies.
 """
 
 import re

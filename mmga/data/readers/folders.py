@@ -89,7 +89,7 @@ def list_images(root: Path, folder: str, pattern: re.Pattern[str]) -> list[tuple
 
 
 def check_counts(name: str, found: Mapping[str, int], known: Mapping[str, int]) -> None:
-    """Log a warning that says what differs from the published counts."""
+    """Log a warning with the differences to the published counts."""
     differences = [
         f"{found[what]:,} {what} (published: {count:,})"
         for what, count in known.items()
@@ -118,7 +118,7 @@ def read_folders(
         masks: mask files, or None.
         counts: the published counts, by the keys of `counted`.
         prefix: folder below `folder` that holds the three, with a slash at its end.
-        title: what warnings call the set; its folder where empty.
+        title: name of the set in warnings; its folder where empty.
 
     Raises:
         UserError: a folder is missing or holds no image of the set.
