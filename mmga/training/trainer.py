@@ -278,7 +278,7 @@ class _Training:
                 before = checkpoints.load_checkpoint(best).metrics.get("mAP", -1.0)
             if metrics["mAP"] > before:
                 kept = {name: metrics.get(name, 0.0) for name in ("mAP", "rank1")}
-                self.state.save_best(self.folder, position, kept)
+                self.state.save(self.folder, position, kept)
 
 
 @contextlib.contextmanager
