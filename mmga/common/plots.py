@@ -1,4 +1,9 @@
-"""Plots: attention maps beside true masks, ranked lists with right and wrong hits."""
+"""Plots: attention maps beside true masks, ranked lists with right and wrong hits.
+
+Every sheet is a PNG. Images are uint8 [3, H, W], labels are label maps [H, W] (`mmga.data.masks`)
+and a title is one short line an image. A `UserError` is raised if matplotlib is not installed or
+the file cannot be written.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,17 +29,9 @@ def attention_sheet(
     labels: Sequence[torch.Tensor | None],
     titles: Sequence[str],
 ) -> None:
-    """Draw one row an image: the image, its attention maps and the true mask.
+    """Draw one row an image: the image, its attention maps and the true mask, if there is one.
 
-    Args:
-        path: the PNG to write.
-        images: uint8 [N, 3, H, W].
-        maps: float [N, 1, h, w] in [0, 1], named whole0, whole, upper, bottom.
-        labels: label map [H, W] of each image (`mmga.data.masks`), None where there is none.
-        titles: one short line an image.
-
-    Raises:
-        UserError: matplotlib is not installed, or the file cannot be written.
+    The maps are float [N, 1, h, w] in [0, 1], named whole0, whole, upper, bottom.
     """
     plt = _pyplot()
     names = [name for name in ("whole0", "whole", "upper", "bottom") if name in maps]
@@ -66,14 +63,7 @@ def ranked_sheet(
 ) -> None:
     """Draw one row a query: the query, then its nearest gallery images framed green or red.
 
-    Args:
-        path: the PNG to write.
-        queries: uint8 [3, H, W] each.
-        hits: for each query its hits in order: image, whether it is a true match, a short line.
-        titles: one short line a query.
-
-    Raises:
-        UserError: matplotlib is not installed, or the file cannot be written.
+    The hits of a query are in order: image, whether it is a true match, a short line.
     """
     plt = _pyplot()
     columns = 1 + max(len(row) for row in hits)
@@ -99,15 +89,7 @@ def mask_sheet(
 ) -> None:
     """Draw images beside their masks, several pairs a row: upper orange, bottom blue, other grey.
 
-    Args:
-        path: the PNG to write.
-        images: uint8 [3, H, W] each, None where there is only a mask.
-        labels: label map [H, W] of each image (`mmga.data.masks`), None where there is none.
-        titles: one short line an image.
-        columns: pairs in a row.
-
-    Raises:
-        UserError: matplotlib is not installed, or the file cannot be written.
+    Masks without images are drawn alone.
     """
     plt = _pyplot()
     columns = max(1, min(columns, len(images)))

@@ -184,24 +184,25 @@ class State:
             self.average.load(checkpoint.average)
         return checkpoint.position
 
-    def save(self, folder: Path, position: checkpoints.Position) -> None:
-        """Write last.safetensors, from which the run can be resumed."""
-        average = None if self.average is None else self.average.values
-        contents = self._contents(position, average=average)
-        checkpoints.save_checkpoint(
-            folder / "last.safetensors", contents, self.optimizer.state_dict()
-        )
-
-    def save_best(
-        self, folder: Path, position: checkpoints.Position, metrics: dict[str, float]
+    def save(
+        self, folder: Path, position: checkpoints.Position, metrics: dict[str, float] | None = None
     ) -> None:
-        """Write best.safetensors: the very weights that were validated, for inference alone."""
-        contents = self._contents(position, metrics=metrics)
-        checkpoints.save_checkpoint(folder / "best.safetensors", contents)
+        """Write last.safetensors, from which the run can be resumed.
 
-    def _contents(self, position: checkpoints.Position, **more: Any) -> checkpoints.Checkpoint:
-        weights, config = self.network.state_dict(), as_dict(self.config)
-        return checkpoints.Checkpoint(weights, position, self.num_classes, config, **more)
+        With metrics of a validation, write best.safetensors instead: the very weights that were
+        validated, for inference alone.
+        """
+        best = metrics is not None
+        contents = checkpoints.Checkpoint(
+            self.network.state_dict(),
+            position,
+            self.num_classes,
+            as_dict(self.config),
+            average=None if best or self.average is None else self.average.values,
+            metrics=metrics or {},
+        )
+        file = folder / ("best.safetensors" if best else "last.safetensors")
+        checkpoints.save_checkpoint(file, contents, None if best else self.optimizer.state_dict())
 
     def evaluated(self) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which the network has the weights that are evaluated."""

@@ -112,10 +112,10 @@ def train(
                 prior = mean_mask(sets.train, config).to(device)
         forward = wrap(state.network, config, device, group)
         step = Step(forward, state.optimizer, config, group, sets.train.paths, prior)
-        run = _Run(folder, state, sets, loader, step, log, progress, observe)
+        training = _Training(folder, state, sets, loader, step, log, progress, observe)
         try:
             with _sigterm() as stopped:
-                return run.take_steps(position, stopped)
+                return training.run(position, stopped)
         except NotFinite as error:
             log.write("stopped", error.step, {"reason": str(error), "paths": error.paths})
             raise
@@ -124,7 +124,7 @@ def train(
 
 
 @dataclass(slots=True)
-class _Run:
+class _Training:
     """The loop over epochs and steps."""
 
     folder: Path
@@ -144,7 +144,7 @@ class _Run:
     def group(self) -> Group:
         return self.step.group
 
-    def take_steps(self, position: Position, stopped: Callable[[], bool]) -> Result:
+    def run(self, position: Position, stopped: Callable[[], bool]) -> Result:
         """Take the steps that are left."""
         run = self.config.run
         # Epochs may differ by a batch or two: good enough for a time left.
@@ -278,7 +278,7 @@ class _Run:
                 before = checkpoints.load_checkpoint(best).metrics.get("mAP", -1.0)
             if metrics["mAP"] > before:
                 kept = {name: metrics.get(name, 0.0) for name in ("mAP", "rank1")}
-                self.state.save_best(self.folder, position, kept)
+                self.state.save(self.folder, position, kept)
 
 
 @contextlib.contextmanager

@@ -69,11 +69,7 @@ class RankedLists:
                 yield record
 
     def write(self, out: Path, settings: dict[str, Any]) -> None:
-        """Write all records as .csv or .json.
-
-        Args:
-            out: the file.
-            settings: of the search, written to JSON.
+        """Write all records as .csv or, with the settings of the search, as .json.
 
         Raises:
             UserError: the file cannot be written.
@@ -109,7 +105,7 @@ def search_features(
         topk: items for each query.
         metric: "cosine" or "euclidean".
         rule: re-ranks all queries together; None ranks by the plain distance.
-        expansion: see `Expansion`; none by default.
+        expansion: averages features first; None does not.
         progress: called as (phase, done, total).
 
     Raises:
@@ -137,13 +133,7 @@ def search_features(
 def search_index(
     query: Features, index: GalleryIndex, topk: int, progress: Progress | None = None
 ) -> RankedLists:
-    """Search an index for the nearest items of every query, each re-ranked by itself.
-
-    Args:
-        query: features of the queries.
-        index: of the gallery.
-        topk: items for each query.
-        progress: called as (phase, done, total).
+    """Search an index for the `topk` nearest items of every query, each re-ranked by itself.
 
     Raises:
         UserError: the features do not fit the index, or `topk` exceeds it.

@@ -1,0 +1,60 @@
+"""Drop-ins with the signatures and results of the peers' functions."""
+
+import naive_evaluation as naive
+import numpy as np
+import pytest
+import torch
+from unit_rows import unit
+
+from mmga import compat
+
+
+def given(seed=0, junk=False):
+    generator = np.random.default_rng(seed)
+    low = -1 if junk else 0
+    return (
+        generator.random((8, 30)),
+        generator.integers(low, 4, 8),
+        generator.integers(low, 4, 30),
+        generator.integers(0, 2, 8),
+        generator.integers(0, 2, 30),
+    )
+
+
+@pytest.mark.parametrize("junk", [False, True])
+def test_torchreid_and_fastreid(junk):
+    distmat, q_pids, g_pids, q_camids, g_camids = given(junk=junk)
+    # The peers know no junk: -1 is an identity.
+    shift = 10
+    expected = naive.evaluate(distmat, q_pids + shift, g_pids + shift, q_camids, g_camids)
+    cmc, mean = compat.evaluate_rank(distmat, q_pids, g_pids, q_camids, g_camids)
+    assert len(cmc) == 30, "no more ranks than the gallery has items"
+    assert cmc.tolist() == pytest.approx(expected["cmc"][:30])
+    assert mean == pytest.approx(expected["mAP"])
+    cmc, precision, penalty = compat.fastreid_evaluate_rank(
+        distmat, q_pids, g_pids, q_camids, g_camids, 10
+    )
+    assert len(cmc) == 10
+    scored = [one for one in expected["per_query"] if one]
+    assert precision.tolist() == pytest.approx([one[0] for one in scored])
+    assert penalty.tolist() == pytest.approx([one[1] for one in scored])
+
+
+def test_re_ranking_squares_what_it_is_given():
+    from mmga.retrieval.reranking.rerank import rerank_distances
+    from mmga.retrieval.reranking.settings import KReciprocal
+
+    rows = np.random.default_rng(0).random((12, 3))
+    distances = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    q_g, q_q, g_g = distances[:4, 4:], distances[:4, :4], distances[4:, 4:]
+    expected = rerank_distances(q_g**2, q_q**2, g_g**2, KReciprocal(4, 2, 0.3), squared=True)
+    np.testing.assert_allclose(compat.re_ranking(q_g, q_q, g_g, 4, 2), expected, rtol=1e-6)
+
+
+def test_jaccard_is_dense_and_symmetric():
+    pytest.importorskip("mmga.retrieval.reranking.jaccard")
+    dense = compat.compute_jaccard_distance(torch.from_numpy(unit(30)), k1=5, k2=2)
+    assert dense.shape == (30, 30)
+    assert np.array_equal(dense, dense.T)
+    assert (np.diag(dense) < 1e-6).all()
+    assert (dense == 1).any()
