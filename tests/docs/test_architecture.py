@@ -94,7 +94,7 @@ WAYS = list(ways())
 
 
 def test_three_ways_are_shown():
-    assert [lines[0][0][0][1] for lines in WAYS] == ["evaluate", "_rerank", "train"]
+    assert [lines[0][0][0][1] for lines in WAYS] == ["evaluate", "_rerank", "_Training.run"]
 
 
 @pytest.mark.parametrize("lines", WAYS, ids=["evaluate", "rerank", "training"])
