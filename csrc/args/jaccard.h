@@ -11,9 +11,9 @@ namespace mmga {
 
 constexpr CsrNames kInvertedNames{"inverted_offsets", "inverted_rows", "inverted_values"};
 
-// Checks rows of sparse rows that a call works on, and the columns of these rows. What other rows
-// and inverted indices hold is left to the Python wrappers, which get them from the operators that
-// check it: a pass over all entries may cost more than the call.
+// Checks which rows a call works on, and the columns of these rows. The columns of other rows and
+// the entries of inverted indices are left to the Python wrappers, which take both from operators
+// that make none out of range: a pass over all entries may cost more than the call.
 inline const int64_t* chosen_rows(const Arguments& args, const Tensor& rows, const Csr& csr,
                                   const CsrNames& names = {}) {
   const auto* chosen = args.input<int64_t>(rows, "rows", {kAny});

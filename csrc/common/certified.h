@@ -50,7 +50,7 @@ struct PairKeys {
   }
 };
 
-// The arrays of settle_pairs: the keys' bounds and the matches whose order is open.
+// The arrays of settle_pairs: bounds of keys, and the matches that pairs may precede.
 struct Settlement {
   PairKeys key;
   const double* row_radius;  // null: the products are exact

@@ -28,9 +28,9 @@ constexpr int64_t kAny = -1;  // an extent that is not checked
 // Which gaps a tensor may have in memory: none, between rows (its last dimension has none), any.
 enum class Gaps { kNone, kBetweenRows, kAnywhere };
 
-// Offsets and indices are read where they lie in host memory. On a device their values are left to
-// the Python wrappers: reading them would wait for the device. Tests compile the CUDA sources for
-// the CPU, and keep this difference.
+// Whether the values of offsets and indices are checked. On a device they are left to the Python
+// wrappers: reading them would wait for the device. Tests that compile the CUDA sources for the CPU
+// do likewise.
 #ifdef USE_CUDA
 constexpr bool kReadsValues = false;
 #else

@@ -8,9 +8,17 @@
 
 namespace mmga {
 
+// A candidate: the bits of a float >= 0, which order like the number, above the index.
+MMGA_HOST_DEVICE MMGA_INLINE int64_t pack(float distance, int64_t index) {
+  return static_cast<int64_t>(bit_cast<int32_t>(distance)) << 32 | index;
+}
+MMGA_HOST_DEVICE MMGA_INLINE float distance_of(int64_t candidate) {
+  return bit_cast<float>(static_cast<int32_t>(candidate >> 32));
+}
+
 // A tile of inner products between items and others, and the candidate lists that it updates.
 struct TileUpdate {
-  int64_t* candidates;  // [N, slots]: the bits of a float >= 0 above an index
+  int64_t* candidates;  // [N, slots]
   int32_t* counts;      // [N]
   float* thresholds;    // [N]
   float* maxima;        // [N]

@@ -1,5 +1,5 @@
 // The raw arrays of the operators that read a tile of distances, without torch: shared by the CPU
-// and CUDA kernels. mmga/ops/reference.py specifies the operators and names the arrays.
+// and CUDA kernels. mmga/ops/reference specifies the operators and names the arrays.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,15 @@ struct TileView {
   const bool* removed;  // null: none
   int64_t removed_stride;
 };
+
+// Whether a match ranks before another, by key and then by item; NaN goes last.
+template <typename T>
+MMGA_HOST_DEVICE bool ranks_before(T key, int64_t item, T other_key, int64_t other_item) {
+  const bool nan = key != key;
+  const bool other_nan = other_key != other_key;
+  if (nan || other_nan) return nan == other_nan ? item < other_item : other_nan;
+  return key < other_key || (key == other_key && item < other_item);
+}
 
 // The matches of a tile's rows, to be sorted.
 template <typename T>

@@ -33,7 +33,7 @@ using Half = torch::headeronly::Half;
 using BFloat16 = torch::headeronly::BFloat16;
 
 // Lines whose sums over elements go into one partial result, and channels of one task of the
-// channels_last pooling kernels (their running maxima stay in the L1 cache).
+// channels_last pooling kernels (their running maxima fit the L1 cache).
 constexpr int64_t kLinesPerChunk = 64;
 constexpr int64_t kChannelsPerTile = 256;
 // Pixels whose maximum is found by vector code before the first place of it is sought.
@@ -210,7 +210,7 @@ struct Shape {
   int64_t length() const { return channels_last ? channels : pixels; }
 };
 
-// A feature map in memory: element (b, line, i) stands at b * image + line * stride + i.
+// A feature map in memory: element (b, line, i) is at b * image + line * stride + i.
 template <typename T>
 struct Map {
   T* data;

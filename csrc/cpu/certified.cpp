@@ -3,7 +3,7 @@
 //
 // count_certain takes a row in segments that fit the L1 cache, like count_preceding: the lowest key
 // that each of 64 items may have is compared with the row's largest threshold first, so that most
-// groups cost one comparison. mmga/ops/reference.py specifies every function.
+// groups cost one comparison. mmga/ops/reference specifies every function.
 
 #include "args/certified.h"
 
@@ -182,7 +182,7 @@ class CertainCounter {
       const Segment s = fill(row, start, std::min(kSegment, tile_.width - start));
       certain_.assign(count, 0);
       const bool few = count <= kFewMatches, narrow = few && s.radius == 0;
-      if (!narrow) lowest(s, minima_);  // where it is narrow, minima of keys serve
+      if (!narrow) lowest(s, minima_);  // where it is narrow, the minima of keys will do
       const auto counted = narrow ? count_few<true> : few ? count_few<false> : count_many;
       counted(s, minima_, lower, upper, count, certain_.data(), open_);
       for (int64_t k = 0; k < count; ++k) in_.preceding[first + k] += certain_[k];
@@ -236,7 +236,7 @@ class CertainCounter {
   uint64_t open_[kSegment / kGroup];
 };
 
-// Counts the matches that a pair's key decides; those that it leaves open are appended to `open`.
+// Counts the matches that a pair's key decides, and appends the others to `open`.
 void settle(const Settlement& s, const Undecided& pair, double product,
             std::vector<Undecided>& open) {
   const double k = s.key(pair.row, pair.column, product);

@@ -1,6 +1,6 @@
 // Certified neighbours on the CPU: pairs of a tile of approximate keys that may be near (or far)
 // enough for one of their items, a filter of them by products of integers, and lists of the nearest
-// by exact distances. mmga/ops/reference.py specifies every function.
+// by exact distances. mmga/ops/reference specifies every function.
 
 #include <torch/csrc/stable/library.h>
 
@@ -17,7 +17,7 @@
 namespace mmga {
 namespace {
 
-// Bounds on the error of keys, and which keys are wanted; see open_pairs in reference.py.
+// Bounds on the error of keys, and which keys are wanted; see open_pairs in mmga/ops/reference.
 template <typename T>
 struct Limits {
   const T* row_radius;

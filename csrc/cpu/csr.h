@@ -1,4 +1,5 @@
-// Building CSR arrays whose sizes are known only afterwards, and small sets in ascending order.
+// Sparse rows whose lengths are known only afterwards, and sets that are drained in ascending
+// order.
 #pragma once
 
 #ifdef __linux__
@@ -17,16 +18,13 @@ namespace mmga {
 
 // Asks for large pages under fresh memory that will be written once: a fault for each 4 KiB costs
 // more than writing them.
-inline void expect_large(void* memory, size_t bytes) {
+inline void expect_large([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
   constexpr size_t kWorthIt = 4 << 20;
   if (bytes >= kWorthIt) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)memory;
-  (void)bytes;
 #endif
 }
 

@@ -1,5 +1,5 @@
 // Sums of products in float64 on the CPU, in one order on every machine. Bound by one read of the
-// rows. mmga/ops/reference.py specifies every function.
+// rows. mmga/ops/reference specifies every function.
 
 #include "args/distance.h"
 

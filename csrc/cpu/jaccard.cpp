@@ -1,5 +1,5 @@
 // Jaccard distances of sparse rows on the CPU, and final re-ranked distances, threads over rows.
-// Bound by memory latency. mmga/ops/reference.py specifies every function.
+// Bound by memory latency. mmga/ops/reference specifies every function.
 
 #include "args/jaccard.h"
 
@@ -21,7 +21,8 @@ namespace {
 constexpr int64_t kRowsPerChunk = 256;
 constexpr int64_t kRowsPerTask = 32;
 // Light entries of a row are at most this share of the least overlap; see heavy_rows in
-// reference.py. The larger, the fewer entries are heavy and the more overlaps are summed in vain.
+// mmga/ops/reference. The larger, the fewer entries are heavy and the more overlaps are summed in
+// vain.
 constexpr double kLightShare = 0.35, kLighter = 0.7;
 
 // One row's sums over all items, and marks on the blocks of sums that are not 0.
@@ -201,8 +202,8 @@ class NearRow {
       shared_.add_minima(heavy_.values[e], index_.columns + begin, index_.values + begin, count,
                          item);
     }
-    // Sums of so many float32 of one sign are off by no more than this share of them. What is not
-    // marked has a sum of 0 and must not pass.
+    // Sums of so many float32 of one sign are off by no more than this share of them. Items that
+    // are not marked have a sum of 0 and must not pass.
     const double share_off = std::min(0.5, static_cast<double>(last - first + 8) * 0x1p-23);
     const auto enough =
         std::max(static_cast<float>((1 - 2 * kLightShare) * least_ * (1 - share_off)),
@@ -278,8 +279,8 @@ SparseRows mirror_rows(const Tensor& offsets, const Tensor& columns, const Tenso
     begin_of[i + 1] += upper.offsets[i + 1] - upper.offsets[i];
     for (int64_t e = upper.offsets[i]; e < upper.offsets[i + 1]; ++e) {
       const int64_t j = upper.columns[e];
-      args.require(j >= i && j < n, "columns: row ", i, " has column ", j, ", expected ", i, " to ",
-                   n - 1);
+      args.require(j >= i && j < n, "columns: expected ", i, " to ", n - 1, ", found that row ", i,
+                   " has column ", j);
       if (j > i) ++begin_of[j + 1];
     }
   }
@@ -371,7 +372,8 @@ struct Cpu {
   static void mix_distances(const Tensor&, const MatrixView<T>& squared, const Csr& overlaps,
                             const Mix& mix, double* result) {
     const int64_t grain = rows_per_thread(squared.width, kGrain / 2);
-    std::atomic<bool> inside{true};
+    constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
+    std::atomic<int64_t> outside{kNone};  // an item that is not of the gallery
     torch::stable::parallel_for(0, squared.rows, grain, [&](int64_t begin, int64_t end) {
       const auto [maxima, first, lambda, power, scale] = mix;  // local: results might alias them
       for (int64_t r = begin; r < end; ++r) {
@@ -385,7 +387,7 @@ struct Cpu {
         for (int64_t e = overlaps.offsets[r]; e < overlaps.offsets[r + 1]; ++e) {
           const int64_t g = overlaps.columns[e] - first;
           if (g < 0 || g >= squared.width) {
-            inside = false;
+            outside = overlaps.columns[e];
             continue;
           }
           double original = row[g];
@@ -398,8 +400,8 @@ struct Cpu {
         }
       }
     });
-    STD_TORCH_CHECK(inside, "mix_distances: columns: found an item outside the gallery's ",
-                    mix.first, " to ", mix.first + squared.width - 1);
+    STD_TORCH_CHECK(outside == kNone, "mix_distances: columns: expected ", mix.first, " to ",
+                    mix.first + squared.width - 1, ", found ", outside);
   }
 };
 

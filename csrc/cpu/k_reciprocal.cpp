@@ -1,6 +1,6 @@
 // k-reciprocal encoding on the CPU: sets, weights and their inverted index as CSR, threads over
 // rows (Zhong et al., CVPR 2017). Nothing here is of size N x N: scratch is a few arrays of N
-// entries a thread. Bound by memory latency. mmga/ops/reference.py specifies every function.
+// entries a thread. Bound by memory latency. mmga/ops/reference specifies every function.
 
 #include "args/k_reciprocal.h"
 

@@ -1,7 +1,7 @@
 // Exact k nearest neighbours from tiles of inner products. A tile is read once: distances are made
 // in registers and compared with the thresholds of both their items, and the few that pass are
 // inserted into bounded lists. Bound by one read of the tile, which callers choose of cache size.
-// mmga/ops/reference.py specifies every function.
+// mmga/ops/reference specifies every function.
 
 #include "args/knn.h"
 
@@ -24,15 +24,6 @@ namespace {
 constexpr int64_t kBlock = 64;
 // Entries of a tile below which another thread costs more than it saves.
 constexpr int64_t kEntriesPerThread = 1 << 14;
-
-// A candidate: the bits of a float >= 0, which order like the number, above the index.
-inline int64_t pack(float distance, int64_t index) {
-  return static_cast<int64_t>(bit_cast<int32_t>(distance)) << 32 | index;
-}
-
-inline float distance_of(int64_t candidate) {
-  return bit_cast<float>(static_cast<int32_t>(candidate >> 32));
-}
 
 // Shrinks a list to its k smallest candidates and perhaps some more, all up to `bound`, and returns
 // how many. Candidates differ (in their index), so that bisection ends; no branch depends on one.
@@ -397,14 +388,14 @@ struct Cpu {
   static void ordered_candidates(const Tensor&, const CandidateLists& lists, int64_t k,
                                  int32_t* index, float* distances) {
     const int64_t slots = lists.slots;
-    std::atomic<bool> enough{true};
+    std::atomic<int64_t> wrong{k};  // a count that is not from k to the slots
     torch::stable::parallel_for(0, lists.items, kBlock, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> sorted(slots);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t* list = lists.candidates + i * slots;
         const int32_t count = lists.counts[i];
         if (count < k || count > slots) {
-          enough = false;
+          wrong = count;
           continue;
         }
         if (count <= kFewCandidates) {
@@ -421,7 +412,8 @@ struct Cpu {
         }
       }
     });
-    STD_TORCH_CHECK(enough, "ordered_candidates: counts: an item has fewer than k candidates");
+    STD_TORCH_CHECK(wrong == k, "ordered_candidates: counts: expected ", k, " to ", slots,
+                    ", found ", wrong);
   }
 
   template <typename T>
@@ -436,7 +428,7 @@ struct Cpu {
         if (!found) numbers = false;
       }
     });
-    STD_TORCH_CHECK(numbers, "nearest_in_rows: distances must not be NaN");
+    STD_TORCH_CHECK(numbers, "nearest_in_rows: distances: expected numbers, found NaN");
   }
 };
 

@@ -1,5 +1,4 @@
-// Pairs of rows that a tile leaves undecided or wanted: lists of them made by several threads, and
-// their products.
+// Lists of pairs of rows, which several threads make, and the products of these rows.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

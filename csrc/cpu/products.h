@@ -1,8 +1,8 @@
 // Inner products of pairs of rows, the same on every machine.
 //
-// Rows of float32 in float64: eight interleaved accumulators and a fixed tree (reference.py,
-// interleaved_sum). Their products are exact in float64, so that a machine with fused multiply-add
-// gives the same bits as one without. Rows of 16-bit integers (reference.py, integer_rows): exact.
+// Rows of float32 in float64: eight interleaved accumulators and a fixed tree (`interleaved_sum` of
+// mmga/ops/reference). Their products are exact in float64, so that a machine with fused
+// multiply-add gives the same bits as one without. Rows of 16-bit integers: exact.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +52,7 @@ MMGA_VECTOR_CLONES void multiply(const double* x, const float* const* y, int64_t
   }
 }
 
-// The lengths of integer rows are below 2^15.5: no part of a sum leaves 32 bits, by Cauchy's
+// The lengths of integer rows are below 2^15.5: no partial sum exceeds 32 bits, by Cauchy's
 // inequality.
 template <int kRows>
 MMGA_VECTOR_CLONES void multiply(const int16_t* x, const int16_t* const* y, int64_t width,

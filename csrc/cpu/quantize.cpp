@@ -1,5 +1,5 @@
 // Features as integers of 8 or 16 bits on the CPU, and inner products of integers as float32. The
-// products themselves are torch's. mmga/ops/reference.py specifies every function.
+// products themselves are torch's. mmga/ops/reference specifies every function.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

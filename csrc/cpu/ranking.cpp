@@ -1,11 +1,11 @@
 // count_preceding on the CPU: how many items of a tile rank before each match of its rows.
 //
-// A row is taken in segments that stay in the L1 cache. Keys are made from inner products there,
+// A row is taken in segments that fit the L1 cache. Keys are made from inner products there,
 // items that are not counted become NaN (which no comparison finds smaller), and groups of 64 keys
 // are compared with the row's sorted thresholds: first the group's minimum, which most thresholds
 // of a good ranking are below, then every key with the thresholds that are left. Rows with many
 // matches search the sorted thresholds instead. Work is compare-bound: two comparisons for each key
-// and threshold that the minimum does not settle.
+// and threshold that the minimum does not decide.
 
 #include "args/ranking.h"
 
@@ -29,7 +29,7 @@ constexpr int64_t kFewMatches = 128;
 // Rows of matches below which another thread costs more than it saves.
 constexpr int64_t kRowGrain = 64;
 
-// What one row counts its keys against, and the counts of one segment.
+// The thresholds of one row, and the counts of one segment.
 template <typename T>
 struct Thresholds {
   const T* key;  // ascending
@@ -212,12 +212,7 @@ struct Cpu {
   static void sort_matches(const Tensor&, const TileView<T>& tile, const MatchLists<T>& lists) {
     using Match = std::pair<T, int64_t>;
     const auto before = [](const Match& one, const Match& other) {
-      const bool one_is_nan = one.first != one.first;
-      const bool other_is_nan = other.first != other.first;
-      if (one_is_nan || other_is_nan) {
-        return one_is_nan == other_is_nan ? one.second < other.second : other_is_nan;
-      }
-      return one < other;
+      return ranks_before(one.first, one.second, other.first, other.second);
     };
     const bool given = tile.metric == kGiven;
     torch::stable::parallel_for(0, tile.rows, kRowGrain, [&](int64_t first, int64_t last) {

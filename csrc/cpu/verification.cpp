@@ -1,6 +1,6 @@
 // count_impostors on the CPU: a histogram of the keys of a tile that are no match, and the nearest.
 //
-// A row is taken in segments that stay in the L1 cache: keys are made from inner products, a first
+// A row is taken in segments that fit the L1 cache: keys are made from inner products, a first
 // guess of each key's bin is made in vector code, and one step or a search corrects it. Every
 // thread counts into a histogram of its own; sums of integers do not depend on their order.
 
@@ -48,7 +48,7 @@ class Counter {
  public:
   Counter(const TileView<T>& tile, const Histogram& out)
       : tile_(tile), out_(out), counts_(out.bins + 1) {
-    // The last edge may lie beyond all keys: the one before it tells how wide bins are.
+    // The last edge may be beyond all keys: the one before it tells how wide bins are.
     const int64_t at = std::max<int64_t>(0, out.bins - 2);
     const double edge = out.edges[at];
     const double unit = roots() ? std::sqrt(edge) : edge;

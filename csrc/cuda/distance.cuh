@@ -1,4 +1,4 @@
-// Launchers of sums of products in float64, in the one order of reference.py's interleaved_sum.
+// Launchers of sums of products in float64, in the one order of mmga/ops/reference.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -11,16 +11,7 @@
 namespace mmga {
 namespace {
 
-constexpr uint64_t kAnyIndex = 0xffffffffu;
-
-__device__ uint64_t pack(float distance, int64_t index) {
-  return static_cast<uint64_t>(__float_as_int(distance)) << 32 | static_cast<uint64_t>(index);
-}
-
-// Of the bits of a float >= 0.
-__device__ float distance_of(uint64_t candidate) {
-  return __int_as_float(static_cast<int>(candidate >> 32));
-}
+constexpr int64_t kAnyIndex = 0xffffffff;
 
 __global__ void __launch_bounds__(kWarpThreads) update_kernel(const TileUpdate u, bool transposed) {
   auto* candidates = reinterpret_cast<uint64_t*>(u.candidates);
@@ -38,7 +29,7 @@ __global__ void __launch_bounds__(kWarpThreads) update_kernel(const TileUpdate u
       }
     }
     SmallestKeys<uint64_t> nearest{candidates + item * u.slots, u.slots, u.k, u.counts[item],
-                                   pack(u.thresholds[item], kAnyIndex)};
+                                   static_cast<uint64_t>(pack(u.thresholds[item], kAnyIndex))};
     float farthest = 0;
     for (int64_t first = begin; first < end; first += kWarp) {
       const int64_t o = first + lane();
@@ -79,7 +70,7 @@ __global__ void __launch_bounds__(kWarpThreads)
       index[item * k + place] = static_cast<int32_t>(candidate & 0x7fffffff);
       distances[item * k + place] = distance_of(candidate);
     });
-    for (int64_t place = held + lane(); place < k; place += kWarp) {  // as in reference.py
+    for (int64_t place = held + lane(); place < k; place += kWarp) {  // as in mmga/ops/reference
       index[item * k + place] = 0x7fffffff;
       distances[item * k + place] = __int_as_float(0x7fffffff);
     }

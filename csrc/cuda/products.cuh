@@ -30,7 +30,7 @@ __device__ double interleaved_sum(const T* x, const T* y, int64_t width) {
   return sum;
 }
 
-// The same of integers, exact: no part of it leaves 32 bits (reference.py, integer_rows).
+// The same of integers: exact, as no partial sum exceeds 32 bits.
 __device__ inline double interleaved_sum(const int16_t* x, const int16_t* y, int64_t width) {
   int32_t sum = 0;
   for (int64_t i = lane() % kAccumulators; i < width; i += kAccumulators) {

@@ -113,15 +113,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Whether one match comes before another; NaN goes last.
-template <typename T>
-__device__ bool ranks_before(T key, int64_t item, T other_key, int64_t other_item) {
-  const bool nan = key != key;
-  const bool other_nan = other_key != other_key;
-  if (nan || other_nan) return nan == other_nan ? item < other_item : other_nan;
-  return key < other_key || (key == other_key && item < other_item);
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kWarpThreads)
     sort_matches_kernel(const TileView<T> tile, const MatchLists<T> lists, int64_t* sorted_item,

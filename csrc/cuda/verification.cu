@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
   MMGA_SHARED(int64_t, items, kThreads / kWarp);
   const int64_t row = blockIdx.x;
   const bool roots = tile.metric == kEuclidean;
-  // The last edge may lie beyond all keys: the one before it tells how wide bins are.
+  // The last edge may be beyond all keys: the one before it tells how wide bins are.
   const int64_t at = out.bins > 2 ? out.bins - 2 : 0;
   const double unit = roots ? sqrt(out.edges[at]) : out.edges[at];
   const double scale = unit > 0 ? static_cast<double>(at + 1) / unit : 0.0;
