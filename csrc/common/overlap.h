@@ -38,6 +38,14 @@ struct Mix {
   double scale;
 };
 
+// Returns the distance d' of mix_distances: divided by the row's maximum where there is one, or
+// scaled.
+MMGA_HOST_DEVICE MMGA_INLINE double original_distance(double d, double divisor, double factor,
+                                                      int64_t power) {
+  if (!(divisor > 0)) return d * factor;
+  return (power == 2 ? d * d : d) / divisor;
+}
+
 MMGA_HOST_DEVICE MMGA_INLINE double jaccard_distance(double overlap) {
   const double distance = 1.0 - overlap / (2.0 - overlap);
   return distance > 0.0 ? distance : 0.0;

@@ -98,16 +98,15 @@ MMGA_VECTOR_CLONES void count_few(const Segment& s, const float* minima, const f
     Masks undecided[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       const int64_t j = group * kGroup + v * kLanes;
-      Floats key, width = {};
-      load(key, s.keys + j);
-      if (!kNarrow) {
-        Floats radius, slack;
-        load(radius, s.column_radius + j);
-        load(slack, s.slack + j);
-        width = s.radius * radius + slack;
-      }
-      least[v] = kNarrow ? key : key - width;
-      most[v] = kNarrow ? key : key + width;
+      load(least[v], s.keys + j);
+      if (kNarrow) continue;
+      const Floats key = least[v];
+      Floats radius, slack;
+      load(radius, s.column_radius + j);
+      load(slack, s.slack + j);
+      const Floats width = s.radius * radius + slack;
+      least[v] = key - width;
+      most[v] = key + width;
       undecided[v] = Masks{};
     }
     while (first_used > k) below[--first_used] = Masks{};
@@ -116,7 +115,7 @@ MMGA_VECTOR_CLONES void count_few(const Segment& s, const float* minima, const f
       const Floats high = Floats{} + highs[k];
       Masks certainly = {}, possible = {};
       for (int v = 0; v < kVectors; ++v) {
-        const Masks before = most[v] < low;
+        const Masks before = (kNarrow ? least[v] : most[v]) < low;
         certainly += before;
         if (kNarrow) {
           possible += least[v] <= high;
@@ -124,10 +123,10 @@ MMGA_VECTOR_CLONES void count_few(const Segment& s, const float* minima, const f
           undecided[v] |= (least[v] <= high) & ~before;
         }
       }
-      if (kNarrow && any_lane(certainly != possible)) {
-        count_one_by_one(s, group, lower[k], upper[k], certain[k], open[group]);
-      } else {
+      if (!kNarrow || !any_lane(certainly != possible)) {
         below[k] -= certainly;
+      } else {
+        count_one_by_one(s, group, lower[k], upper[k], certain[k], open[group]);
       }
     }
     if (kNarrow) continue;

@@ -304,26 +304,14 @@ SparseRows mirror_rows(const Tensor& offsets, const Tensor& columns, const Tenso
   return {all_offsets, all_columns, all_values};
 }
 
-// Final distances of one row, as if no item had an overlap.
+// Writes final distances of one row, as if no item had an overlap.
 template <typename T>
 MMGA_VECTOR_CLONES void mix_row(const T* squared, int64_t gallery, double divisor, double factor,
                                 const Mix& mix, double* out) {
   const double lambda = mix.lambda, rest = (1 - lambda) * 1.0;
-  if (divisor > 0) {
-    if (mix.power == 2) {
-      for (int64_t g = 0; g < gallery; ++g) {
-        const double d = squared[g];
-        out[g] = rest + lambda * (d * d / divisor);
-      }
-    } else {
-      for (int64_t g = 0; g < gallery; ++g) {
-        out[g] = rest + lambda * (static_cast<double>(squared[g]) / divisor);
-      }
-    }
-  } else {
-    for (int64_t g = 0; g < gallery; ++g) {
-      out[g] = rest + lambda * (static_cast<double>(squared[g]) * factor);
-    }
+  const int64_t power = mix.power;
+  for (int64_t g = 0; g < gallery; ++g) {
+    out[g] = rest + lambda * original_distance(squared[g], divisor, factor, power);
   }
 }
 
@@ -386,16 +374,11 @@ struct Cpu {
         mix_row(row, squared.width, divisor, factor, mix, final_row);
         for (int64_t e = overlaps.offsets[r]; e < overlaps.offsets[r + 1]; ++e) {
           const int64_t g = overlaps.columns[e] - first;
-          if (g < 0 || g >= squared.width) {
+          if (static_cast<uint64_t>(g) >= static_cast<uint64_t>(squared.width)) {
             outside = overlaps.columns[e];
             continue;
           }
-          double original = row[g];
-          if (divisor > 0) {
-            original = (power == 2 ? original * original : original) / divisor;
-          } else {
-            original = original * factor;
-          }
+          const double original = original_distance(row[g], divisor, factor, power);
           final_row[g] = (1 - lambda) * overlaps.values[e] + lambda * original;
         }
       }

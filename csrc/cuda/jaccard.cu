@@ -55,9 +55,7 @@ __global__ void __launch_bounds__(256)
     const T* row = squared.row(r);
     double* final_row = result + r * squared.width;
     const auto original = [&](int64_t g) {
-      const double d = row[g];
-      if (divisor > 0) return (mix.power == 2 ? d * d : d) / divisor;
-      return d * factor;
+      return original_distance(row[g], divisor, factor, mix.power);
     };
     for (int64_t g = threadIdx.x; g < squared.width; g += blockDim.x) {
       final_row[g] = (1 - mix.lambda) * 1.0 + mix.lambda * original(g);

@@ -1,6 +1,8 @@
 // The host side of the neighbour operators.
 #include "args/knn.h"
 
+#include <utility>
+
 #include "cuda/host.h"
 #include "cuda/knn.cuh"
 
