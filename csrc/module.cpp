@@ -2,7 +2,7 @@
 // library when it is loaded; this file includes no torch header, which pybind11 may not share.
 #include <pybind11/pybind11.h>
 
-#include "cpu/instruction_set.h"
+#include "common/dispatch.h"
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of mmga; loading it registers them with torch's dispatcher.";

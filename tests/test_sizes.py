@@ -39,15 +39,16 @@ def python_functions(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 _COMPILED = re.compile(
-    r"^(?!(?:namespace|struct|class|enum|union|extern|using|typedef)\b)"  # begins in column 0
-    r"([A-Za-z_~][^;{}]*)\{\n(?:.*\n)*?\}",  # and ends with a brace in column 0
+    r"^((?:  )?)(?!(?:template <[^\n]*>\n *)?"  # begins in column 0, or 2 where it is a member
+    r"(?:namespace|struct|class|enum|union|extern|using|typedef|if|for|while|switch|do|else)\b)"
+    r"([A-Za-z_~\[][^;{}]*)\{\n(?:.*\n)*?\1\}",  # and ends with a brace in the same column
     re.MULTILINE,
 )
 
 
 def compiled_functions(text: str) -> list[tuple[str, int]]:
     """Return the signature and the lines of every function of a formatted C++ or CUDA file."""
-    return [(found[1], found[0].count("\n") + 1) for found in _COMPILED.finditer(text)]
+    return [(found[2], found[0].count("\n") + 1) for found in _COMPILED.finditer(text)]
 
 
 def test_functions_fit_a_screen() -> None:
@@ -89,3 +90,5 @@ def test_sizes_are_counted() -> None:
     text = f"namespace x {{\n\n{body}\n}}  // namespace x\n"
     assert [n for _, n in compiled_functions(text)] == [94]
     assert compiled_functions("int add(int a, int b);\n\nstruct A {\n  int a;\n};\n") == []
+    member = "template <typename T>\nclass A {\n  int b() {\n    return 1;\n  }\n};\n"
+    assert compiled_functions(member) == [("int b() ", 3)]

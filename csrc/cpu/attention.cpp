@@ -10,7 +10,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
@@ -21,40 +22,32 @@
 #include <tuple>
 #include <type_traits>
 
-#include "common.h"
+#include "common/checks.h"
+#include "common/dispatch.h"
 
 namespace mmga {
 namespace {
 
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 using Half = torch::headeronly::Half;
 using BFloat16 = torch::headeronly::BFloat16;
 
-// Elements one thread should have before another is worth waking.
-constexpr int64_t kGrain = 32768;
 // Lines whose sums over elements go into one partial result, and channels of one task of the
-// channels_last pooling kernels (their running maxima stay in the L1 cache).
+// channels_last pooling kernels (their running maxima fit the L1 cache).
 constexpr int64_t kLinesPerChunk = 64;
 constexpr int64_t kChannelsPerTile = 256;
 // Pixels whose maximum is found by vector code before the first place of it is sought.
 constexpr int64_t kMaximumBlock = 32;
 
-template <typename To, typename From>
-inline To bit_cast(From value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  std::memcpy(&result, &value, sizeof(To));
-  return result;
-}
+// The type in which values of type T are accumulated.
+template <typename T>
+using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Conversions without branches or table look-ups: these vectorise, the type's own do not.
 inline double widen(double value) { return value; }
 inline float widen(float value) { return value; }
 inline float widen(BFloat16 value) { return bit_cast<float>(static_cast<uint32_t>(value.x) << 16); }
-inline float widen(Half value) {
+inline float widen(Half value) {  // without arithmetic on subnormals, which gradients may be
   const uint32_t magnitude = static_cast<uint32_t>(value.x & 0x7fff) << 13;
   const uint32_t exponent = magnitude & 0x0f800000;
   const uint32_t normal = magnitude + (112u << 23);
@@ -121,8 +114,8 @@ MMGA_VECTOR_CLONES acc_t<T> multiply_backward_line(T* __restrict grad_x, const T
 }
 
 template <typename T>
-inline __attribute__((always_inline)) acc_t<T> block_maximum(const T* x, const acc_t<T>* factor,
-                                                             int64_t length, bool* has_nan) {
+MMGA_INLINE acc_t<T> block_maximum(const T* x, const acc_t<T>* factor, int64_t length,
+                                   bool* has_nan) {
   acc_t<T> best = -std::numeric_limits<acc_t<T>>::infinity();
   int nan = 0;
 #pragma omp simd reduction(max : best) reduction(| : nan)
@@ -217,7 +210,7 @@ struct Shape {
   int64_t length() const { return channels_last ? channels : pixels; }
 };
 
-// A feature map in memory: element (b, line, i) stands at b * image + line * stride + i.
+// A feature map in memory: element (b, line, i) is at b * image + line * stride + i.
 template <typename T>
 struct Map {
   T* data;
@@ -313,7 +306,7 @@ std::unique_ptr<A[]> factors(const Tensor& s, bool residual) {
 
 template <typename F>
 void for_each(int64_t tasks, int64_t elements_per_task, const F& body) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, elements_per_task));
+  const int64_t grain = rows_per_thread(elements_per_task);
   torch::stable::parallel_for(0, tasks, grain, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; ++task) body(task);
   });
@@ -416,89 +409,121 @@ struct PoolShape {
   }
 };
 
+// One call of pooling: the arrays of its feature map, logits and results.
+template <typename T>
+struct Pooling {
+  using A = acc_t<T>;
+  Shape shape;
+  PoolShape at;
+  bool average;
+  Map<const T> x;
+  const A* gate;    // C [B, P, C]
+  const A* factor;  // S or 1 + S [B, P, h, w]
+  T* out;           // [B, P, stripes, C]
+  int32_t* places;  // of the maxima, likewise
+
+  const A* factor_of(int64_t b, int64_t p) const {
+    return factor + (b * at.parts + p) * shape.pixels;
+  }
+};
+
+template <typename T>
+void pool_plane(const Pooling<T>& call, int64_t b, int64_t channel) {
+  using A = acc_t<T>;
+  const auto& at = call.at;
+  const T* plane = call.x.line(b, channel);
+  for (int64_t p = 0; p < at.parts; ++p) {
+    const A* f = call.factor_of(b, p);
+    const A g = call.gate[at.logit(b, p) + channel];
+    for (int64_t i = 0; i < at.stripes; ++i) {
+      const Range rows = stripe(call.shape, at.stripes, i);
+      const int64_t to = at.pooled(b, p, i) + channel;
+      if (call.average) {
+        narrow(call.out[to],
+               dot(plane + rows.first, f + rows.first, rows.size()) / A(rows.size()) * g);
+      } else {
+        const int64_t place =
+            rows.first + first_maximum(plane + rows.first, f + rows.first, rows.size());
+        call.places[to] = static_cast<int32_t>(place);
+        narrow(call.out[to], widen(plane[place]) * f[place] * g);
+      }
+    }
+  }
+}
+
+// Channels [first, first + width) of image b; `values` and `place` hold P rows of kChannelsPerTile:
+// running maxima or sums, and the places of the maxima.
+template <typename T>
+void pool_pixels(const Pooling<T>& call, int64_t b, int64_t first, int64_t width, acc_t<T>* values,
+                 int32_t* place) {
+  using A = acc_t<T>;
+  const auto& at = call.at;
+  const A start = call.average ? A(0) : -std::numeric_limits<A>::infinity();
+  for (int64_t i = 0; i < at.stripes; ++i) {
+    const Range rows = stripe(call.shape, at.stripes, i);
+    std::fill(values, values + at.parts * kChannelsPerTile, start);
+    std::fill(place, place + at.parts * kChannelsPerTile, static_cast<int32_t>(rows.first));
+    for (int64_t pixel = rows.first; pixel < rows.last; ++pixel) {
+      const T* line = call.x.line(b, pixel) + first;
+      for (int64_t p = 0; p < at.parts; ++p) {
+        const A f = call.factor_of(b, p)[pixel];
+        if (call.average) {
+          add_scaled(values + p * kChannelsPerTile, line, f, width);
+        } else {
+          update_maxima(values + p * kChannelsPerTile, place + p * kChannelsPerTile, line, f,
+                        static_cast<int32_t>(pixel), width);
+        }
+      }
+    }
+    for (int64_t p = 0; p < at.parts; ++p) {
+      const int64_t to = at.pooled(b, p, i) + first;
+      const A* g = call.gate + at.logit(b, p) + first;
+      const A* v = values + p * kChannelsPerTile;
+      const A divisor = call.average ? A(rows.size()) : A(1);
+      for (int64_t j = 0; j < width; ++j) narrow(call.out[to + j], v[j] / divisor * g[j]);
+      if (!call.average) std::copy_n(place + p * kChannelsPerTile, width, call.places + to);
+    }
+  }
+}
+
 template <typename T>
 std::tuple<Tensor, Tensor> pool(const Tensor& given, const Tensor& spatial, const Tensor& channel,
                                 bool average, bool residual, int64_t stripes) {
   using A = acc_t<T>;
   const Shape shape = shape_of(given);
   const Tensor source = with_lines(given, shape);
-  const Map<const T> x = read<T>(source, shape);
   const PoolShape at{spatial.size(1), stripes, shape.channels};
-  const Tensor pooled =
-      torch::stable::new_empty(given, {shape.images, at.parts, stripes, shape.channels});
-  const Tensor argmax = average ? torch::stable::new_empty(given, {0}, ScalarType::Int)
+  const Tensor pooled = new_tensor<T>(given, {shape.images, at.parts, stripes, shape.channels});
+  const Tensor argmax = average ? new_tensor<int32_t>(given, {0})
                                 : torch::stable::new_empty(given, pooled.sizes(), ScalarType::Int);
-  T* out = static_cast<T*>(pooled.mutable_data_ptr());
-  int32_t* places = static_cast<int32_t*>(argmax.mutable_data_ptr());
   const Tensor gates = sigmoid<A>(channel);
   const std::unique_ptr<A[]> factor = factors<A>(sigmoid<A>(spatial), residual);
-  const A* gate = data<A>(gates);
-
+  const Pooling<T> call{shape,
+                        at,
+                        average,
+                        read<T>(source, shape),
+                        data<A>(gates),
+                        factor.get(),
+                        data_of<T>(pooled),
+                        data_of<int32_t>(argmax)};
   if (!shape.channels_last) {
-    for_each(shape.images * shape.channels, shape.pixels * at.parts, [&](int64_t task) {
-      const int64_t b = task / shape.channels, channel_index = task % shape.channels;
-      const T* plane = x.line(b, channel_index);
-      for (int64_t p = 0; p < at.parts; ++p) {
-        const A* f = factor.get() + (b * at.parts + p) * shape.pixels;
-        const A g = gate[at.logit(b, p) + channel_index];
-        for (int64_t i = 0; i < stripes; ++i) {
-          const Range rows = stripe(shape, stripes, i);
-          const int64_t to = at.pooled(b, p, i) + channel_index;
-          if (average) {
-            narrow(out[to],
-                   dot(plane + rows.first, f + rows.first, rows.size()) / A(rows.size()) * g);
-          } else {
-            const int64_t place =
-                rows.first + first_maximum(plane + rows.first, f + rows.first, rows.size());
-            places[to] = static_cast<int32_t>(place);
-            narrow(out[to], widen(plane[place]) * f[place] * g);
-          }
-        }
-      }
-    });
+    for_each(shape.images * shape.channels, shape.pixels * at.parts,
+             [&](int64_t task) { pool_plane(call, task / shape.channels, task % shape.channels); });
     return {pooled, argmax};
   }
-
   const int64_t tiles = ceil_div(shape.channels, kChannelsPerTile);
-  // Running maxima or sums of one tile, and the places of the maxima.
-  std::unique_ptr<A[]> running(new A[shape.images * tiles * at.parts * kChannelsPerTile]);
-  std::unique_ptr<int32_t[]> found(new int32_t[shape.images * tiles * at.parts * kChannelsPerTile]);
-  for_each(shape.images * tiles, kChannelsPerTile * shape.pixels * at.parts, [&](int64_t task) {
-    const int64_t b = task / tiles, first = task % tiles * kChannelsPerTile;
-    const int64_t width = std::min(kChannelsPerTile, shape.channels - first);
-    A* values = running.get() + task * at.parts * kChannelsPerTile;
-    int32_t* place = found.get() + task * at.parts * kChannelsPerTile;
-    const A start = average ? A(0) : -std::numeric_limits<A>::infinity();
-    for (int64_t i = 0; i < stripes; ++i) {
-      const Range rows = stripe(shape, stripes, i);
-      std::fill(values, values + at.parts * kChannelsPerTile, start);
-      std::fill(place, place + at.parts * kChannelsPerTile, static_cast<int32_t>(rows.first));
-      for (int64_t pixel = rows.first; pixel < rows.last; ++pixel) {
-        const T* line = x.line(b, pixel) + first;
-        for (int64_t p = 0; p < at.parts; ++p) {
-          const A f = factor[(b * at.parts + p) * shape.pixels + pixel];
-          if (average) {
-            add_scaled(values + p * kChannelsPerTile, line, f, width);
-          } else {
-            update_maxima(values + p * kChannelsPerTile, place + p * kChannelsPerTile, line, f,
-                          static_cast<int32_t>(pixel), width);
-          }
-        }
-      }
-      for (int64_t p = 0; p < at.parts; ++p) {
-        const int64_t to = at.pooled(b, p, i) + first;
-        const A* g = gate + at.logit(b, p) + first;
-        const A* v = values + p * kChannelsPerTile;
-        const A divisor = average ? A(rows.size()) : A(1);
-        for (int64_t j = 0; j < width; ++j) narrow(out[to + j], v[j] / divisor * g[j]);
-        if (!average) std::copy_n(place + p * kChannelsPerTile, width, places + to);
-      }
-    }
+  const int64_t scratch = at.parts * kChannelsPerTile;
+  std::unique_ptr<A[]> values(new A[shape.images * tiles * scratch]);
+  std::unique_ptr<int32_t[]> places(new int32_t[shape.images * tiles * scratch]);
+  for_each(shape.images * tiles, scratch * shape.pixels, [&](int64_t task) {
+    const int64_t first = task % tiles * kChannelsPerTile;
+    pool_pixels(call, task / tiles, first, std::min(kChannelsPerTile, shape.channels - first),
+                values.get() + task * scratch, places.get() + task * scratch);
   });
   return {pooled, argmax};
 }
 
-// What the gradient of pooling shares between its two modes: working values of one call.
+// One call of the gradient of pooling: arrays that both modes use.
 template <typename T>
 struct PoolGradient {
   using A = acc_t<T>;
@@ -621,13 +646,12 @@ void average_backward_pixels(const PoolGradient<T>& call, int64_t b, int64_t fir
 
 template <typename T>
 Gradients pool_backward(const Tensor& given_grad, const Tensor& given, const Tensor& spatial,
-                        const Tensor& channel, const Tensor& argmax, bool average, bool residual,
+                        const Tensor& channel, const Tensor& places, bool average, bool residual,
                         int64_t stripes) {
   using A = acc_t<T>;
   const Shape shape = shape_of(given);
   const Tensor source = with_lines(given, shape);
   const Tensor grad = widened<A>(given_grad);
-  const Tensor places = torch::stable::contiguous(argmax);
   const Tensor result = empty_map(given, shape);
   const Tensor s = sigmoid<A>(spatial);
   const Tensor c = sigmoid<A>(channel);
@@ -666,30 +690,58 @@ Gradients pool_backward(const Tensor& given_grad, const Tensor& given, const Ten
           logit_gradient(c, grad_gate.get(), channel)};
 }
 
+constexpr std::initializer_list<ScalarType> kFloating = {ScalarType::Float, ScalarType::Double,
+                                                         ScalarType::Half, ScalarType::BFloat16};
+
+// Checks a feature map and the logits of `parts` attentions; channel logits have no parts where
+// attentions multiply. Copies are made of what does not have the right gaps.
+void check_attention(const Arguments& args, const Tensor& x, const Tensor& spatial,
+                     const Tensor& channel, bool pools) {
+  args.tensor(x, "x", kFloating, {kAny, kAny, kAny, kAny}, Gaps::kAnywhere);
+  const int64_t images = x.size(0), channels = x.size(1);
+  const int64_t parts = pools && spatial.dim() == 4 ? spatial.size(1) : 1;
+  args.tensor(spatial, "spatial", kFloating, {images, parts, x.size(2), x.size(3)},
+              Gaps::kAnywhere);
+  const Extents of_parts{images, parts, channels}, of_one{images, channels};
+  args.tensor(channel, "channel", kFloating, pools ? of_parts : of_one, Gaps::kAnywhere);
+}
+
+// The same for pooling over stripes, each of which needs a pixel.
+void check_pooling(const Arguments& args, const Tensor& x, const Tensor& spatial,
+                   const Tensor& channel, int64_t stripes) {
+  check_attention(args, x, spatial, channel, true);
+  args.range("stripes", stripes, 1, x.size(2));
+  args.require(x.size(3) > 0, "x: expected at least one column to pool, found ",
+               shape_text(x.sizes()));
+}
+
 // Calls body with a value of the C++ type of the feature map.
 template <typename F>
 auto dispatch(const Tensor& x, const F& body) {
   switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return body(float{});
     case ScalarType::Double:
       return body(double{});
     case ScalarType::BFloat16:
       return body(BFloat16{});
-    default:
-      STD_TORCH_CHECK(x.scalar_type() == ScalarType::Half,
-                      "x must be float32, float64, float16 or bfloat16");
+    case ScalarType::Half:
       return body(Half{});
+    default:
+      return body(float{});
   }
 }
 
 Tensor attention_multiply(const Tensor& x, const Tensor& spatial, const Tensor& channel,
                           bool residual) {
+  check_attention(Arguments("attention_multiply", x), x, spatial, channel, false);
   return dispatch(x, [&](auto t) { return multiply<decltype(t)>(x, spatial, channel, residual); });
 }
 
 Gradients attention_multiply_backward(const Tensor& grad, const Tensor& x, const Tensor& spatial,
                                       const Tensor& channel, bool residual) {
+  const Arguments args("attention_multiply_backward", x);
+  check_attention(args, x, spatial, channel, false);
+  args.tensor(grad, "grad", kFloating, {x.size(0), x.size(1), x.size(2), x.size(3)},
+              Gaps::kAnywhere);
   return dispatch(x, [&](auto t) {
     return multiply_backward<decltype(t)>(grad, x, spatial, channel, residual);
   });
@@ -698,6 +750,7 @@ Gradients attention_multiply_backward(const Tensor& grad, const Tensor& x, const
 std::tuple<Tensor, Tensor> attention_pool(const Tensor& x, const Tensor& spatial,
                                           const Tensor& channel, bool average, bool residual,
                                           int64_t stripes) {
+  check_pooling(Arguments("attention_pool", x), x, spatial, channel, stripes);
   return dispatch(x, [&](auto t) {
     return pool<decltype(t)>(x, spatial, channel, average, residual, stripes);
   });
@@ -706,8 +759,17 @@ std::tuple<Tensor, Tensor> attention_pool(const Tensor& x, const Tensor& spatial
 Gradients attention_pool_backward(const Tensor& grad, const Tensor& x, const Tensor& spatial,
                                   const Tensor& channel, const Tensor& argmax, bool average,
                                   bool residual, int64_t stripes) {
+  const Arguments args("attention_pool_backward", x);
+  check_pooling(args, x, spatial, channel, stripes);
+  const Extents pooled{x.size(0), spatial.size(1), stripes, x.size(1)};
+  args.tensor(grad, "grad", kFloating, pooled, Gaps::kAnywhere);
+  const Tensor places = torch::stable::contiguous(argmax);
+  if (!average) {
+    const auto* values = args.input<int32_t>(places, "argmax", pooled);
+    args.indices(values, "argmax", places.numel(), 0, x.size(2) * x.size(3), "the feature map");
+  }
   return dispatch(x, [&](auto t) {
-    return pool_backward<decltype(t)>(grad, x, spatial, channel, argmax, average, residual,
+    return pool_backward<decltype(t)>(grad, x, spatial, channel, places, average, residual,
                                       stripes);
   });
 }

@@ -1,4 +1,5 @@
-// Building CSR arrays whose sizes are known only afterwards, and small sets in ascending order.
+// Sparse rows whose lengths are known only afterwards, and sets that are drained in ascending
+// order.
 #pragma once
 
 #ifdef __linux__
@@ -6,32 +7,29 @@
 #endif
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "common/checks.h"
 
 namespace mmga {
 
 // Asks for large pages under fresh memory that will be written once: a fault for each 4 KiB costs
 // more than writing them.
-inline void expect_large(void* memory, size_t bytes) {
+inline void expect_large([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t kPage = 4096;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
   const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
   constexpr size_t kWorthIt = 4 << 20;
   if (bytes >= kWorthIt) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)memory;
-  (void)bytes;
 #endif
 }
 
-// A set of integers below n that hands its members out in ascending order: a bitmap under a bitmap
-// of its words. Inserting costs two writes, draining the members plus n / 4096 words.
+// A set of integers below n that is drained in ascending order: a bitmap under a bitmap of its
+// words. Inserting costs two writes, draining the members plus n / 4096 words.
 class AscendingSet {
  public:
   explicit AscendingSet(int64_t n) : words_((n + 63) / 64, 0), blocks_((n + 4095) / 4096, 0) {}
@@ -60,58 +58,63 @@ class AscendingSet {
   std::vector<uint64_t> words_, blocks_;
 };
 
-// Rows of unknown length, filled chunk by chunk from several threads and then joined. Each chunk
-// is freed as soon as it is copied, so that the peak stays near one copy of the result.
+// Rows of unknown length, made chunk by chunk by several threads and then joined. Each chunk is
+// freed as soon as it is copied, so that the peak stays near one copy of the result.
 class ChunkedRows {
  public:
-  ChunkedRows(int64_t rows, int64_t rows_per_chunk, bool with_values)
+  ChunkedRows(int64_t rows, int64_t rows_per_chunk)
       : rows_(rows),
         rows_per_chunk_(rows_per_chunk),
         counts_(rows, 0),
         columns_((rows + rows_per_chunk - 1) / rows_per_chunk),
-        values_(with_values ? columns_.size() : 0) {}
+        values_(columns_.size()) {}
 
-  int64_t chunks() const { return static_cast<int64_t>(columns_.size()); }
-  int64_t first_row(int64_t chunk) const { return std::min(chunk * rows_per_chunk_, rows_); }
-  std::vector<int32_t>& columns(int64_t chunk) { return columns_[chunk]; }
-  std::vector<double>& values(int64_t chunk) { return values_[chunk]; }
-  void set_count(int64_t row, int64_t count) { counts_[row] = count; }
+  // Makes all rows: append(scratch, row, columns, values) adds a row's entries to the vectors, with
+  // the thread's own make_scratch(). A thread takes chunks from both ends in turn: where rows are
+  // of upper halves, threads then have equal shares.
+  template <typename MakeScratch, typename Append>
+  void fill(const MakeScratch& make_scratch, const Append& append) {
+    torch::stable::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
+      auto scratch = make_scratch();
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t c = task % 2 == 0 ? task / 2 : chunks() - 1 - task / 2;
+        for (int64_t row = first_row(c); row < first_row(c + 1); ++row) {
+          const size_t before = columns_[c].size();
+          append(scratch, row, columns_[c], values_[c]);
+          counts_[row] = columns_[c].size() - before;
+        }
+      }
+    });
+  }
 
-  torch::stable::Tensor offsets(const torch::stable::Tensor& like) {
-    auto result = torch::stable::new_empty(like, {rows_ + 1}, torch::headeronly::ScalarType::Long);
-    auto* out = result.mutable_data_ptr<int64_t>();
+  // The joined arrays: offsets first.
+  Tensor offsets(const Tensor& like) {
+    const Tensor result = new_tensor<int64_t>(like, {rows_ + 1});
+    auto* out = data_of<int64_t>(result);
     out[0] = 0;
     for (int64_t i = 0; i < rows_; ++i) out[i + 1] = out[i] + counts_[i];
     starts_.resize(columns_.size() + 1);
     for (int64_t c = 0; c <= chunks(); ++c) starts_[c] = out[first_row(c)];
     return result;
   }
-
-  // Both after offsets().
-  torch::stable::Tensor gather_columns(const torch::stable::Tensor& like) {
-    auto result =
-        torch::stable::new_empty(like, {starts_.back()}, torch::headeronly::ScalarType::Int);
-    gather(columns_, result.mutable_data_ptr<int32_t>());
-    return result;
-  }
-  torch::stable::Tensor gather_values(const torch::stable::Tensor& like) {
-    auto result =
-        torch::stable::new_empty(like, {starts_.back()}, torch::headeronly::ScalarType::Double);
-    gather(values_, result.mutable_data_ptr<double>());
-    return result;
-  }
+  Tensor columns(const Tensor& like) { return joined(columns_, like); }
+  Tensor values(const Tensor& like) { return joined(values_, like); }
 
  private:
+  int64_t chunks() const { return static_cast<int64_t>(columns_.size()); }
+  int64_t first_row(int64_t chunk) const { return std::min(chunk * rows_per_chunk_, rows_); }
+
   template <typename T>
-  void gather(std::vector<std::vector<T>>& parts, T* out) {
+  Tensor joined(std::vector<std::vector<T>>& parts, const Tensor& like) {
+    const Tensor result = new_tensor<T>(like, {starts_.back()});
+    T* out = data_of<T>(result);
     torch::stable::parallel_for(0, chunks(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
-        if (!parts[c].empty()) {
-          std::memcpy(out + starts_[c], parts[c].data(), parts[c].size() * sizeof(T));
-        }
+        std::copy(parts[c].begin(), parts[c].end(), out + starts_[c]);
         std::vector<T>().swap(parts[c]);
       }
     });
+    return result;
   }
 
   int64_t rows_, rows_per_chunk_;

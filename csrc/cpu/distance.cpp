@@ -1,51 +1,31 @@
-// squared_norms on the CPU: one read of the features, bound by memory.
+// Sums of products in float64 on the CPU, in one order on every machine. Bound by one read of the
+// rows. mmga/ops/reference specifies every function.
+
+#include "args/distance.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
-#include "common.h"
+#include "common/dispatch.h"
+#include "cpu/products.h"
 
 namespace mmga {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-constexpr int64_t kGrain = 1 << 15;
-// The order of the sum is part of the result (reference.py, interleaved_sum).
-constexpr int64_t kAccumulators = 8;
 // Elements that are widened to float64 at a time; a multiple of kAccumulators.
-constexpr int64_t kBlock = 256;
+constexpr int64_t kWidened = 256;
 
-inline double widen(float value) { return value; }
-
-// Without branches, so that it vectorises; infinity and NaN stay what they are.
-inline double widen(torch::headeronly::Half value) {
-  const uint32_t sign = static_cast<uint32_t>(value.x & 0x8000) << 16;
-  const uint32_t magnitude = static_cast<uint32_t>(value.x & 0x7fff) << 13;
-  const bool special = (magnitude & 0x0f800000) == 0x0f800000;
-  // A half's exponent, read as a float's, is too small by 112: multiplying also mends subnormals.
-  uint32_t bits = magnitude | (special ? 0x70000000u : 0u);
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  const float scaled = special ? result : result * 0x1p112f;
-  std::memcpy(&bits, &scaled, sizeof(bits));
-  bits |= sign;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
+MMGA_INLINE double widen(float value) { return value; }
+MMGA_INLINE double widen(uint16_t half) { return half_to_float(half); }
 
 template <typename T>
-__attribute__((always_inline)) inline double squared_norm_body(const T* row, int64_t width) {
+MMGA_VECTOR_CLONES double squared_norm(const T* row, int64_t width) {
   double sum[kAccumulators] = {};
-  double block[kBlock];
-  for (int64_t start = 0; start < width; start += kBlock) {
-    const int64_t length = std::min(kBlock, width - start);
+  double block[kWidened];
+  for (int64_t start = 0; start < width; start += kWidened) {
+    const int64_t length = std::min(kWidened, width - start);
     for (int64_t i = 0; i < length; ++i) block[i] = widen(row[start + i]);
     const int64_t whole = length / kAccumulators * kAccumulators;
     for (int64_t i = 0; i < whole; i += kAccumulators) {
@@ -56,44 +36,31 @@ __attribute__((always_inline)) inline double squared_norm_body(const T* row, int
   return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
-MMGA_VECTOR_CLONES double squared_norm(const float* row, int64_t width) {
-  return squared_norm_body(row, width);
-}
-MMGA_VECTOR_CLONES double squared_norm(const torch::headeronly::Half* row, int64_t width) {
-  return squared_norm_body(row, width);
-}
-
-template <typename T>
-void squared_norms_of(const Tensor& x, double* norms) {
-  const T* rows = static_cast<const T*>(x.data_ptr());
-  const int64_t stride = x.stride(0);
-  const int64_t width = x.size(1);
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width));
-  torch::stable::parallel_for(0, x.size(0), grain, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      norms[row] = squared_norm(rows + row * stride, width);
-    }
-  });
-}
-
-Tensor squared_norms(const Tensor& given) {
-  STD_TORCH_CHECK(given.dim() == 2, "x must be [N, D]");
-  const bool in_rows = given.stride(1) == 1 || given.size(1) <= 1;
-  const Tensor x = in_rows ? given : torch::stable::contiguous(given);
-  Tensor result = torch::stable::new_empty(x, {x.size(0)}, ScalarType::Double);
-  double* norms = static_cast<double*>(result.mutable_data_ptr());
-  if (x.scalar_type() == ScalarType::Half) {
-    squared_norms_of<torch::headeronly::Half>(x, norms);
-  } else {
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float, "x must be float16 or float32");
-    squared_norms_of<float>(x, norms);
+struct Cpu {
+  template <typename T>
+  static void squared_norms(const Tensor&, const MatrixView<T>& x, double* norms) {
+    torch::stable::parallel_for(0, x.rows, rows_per_thread(x.width),
+                                [&](int64_t first, int64_t last) {
+                                  for (int64_t row = first; row < last; ++row) {
+                                    norms[row] = squared_norm(x.row(row), x.width);
+                                  }
+                                });
   }
-  return result;
-}
+
+  static void pair_products(const Tensor&, const PairProducts& pairs, double* products) {
+    torch::stable::parallel_for(0, pairs.count, 64, [&](int64_t begin, int64_t end) {
+      multiply_pairs(
+          pairs.x, pairs.y, pairs.width, begin, end, [&](int64_t p) { return pairs.rows[p]; },
+          [&](int64_t p) { return pairs.columns[p]; },
+          [&](int64_t p, double product) { products[p] = product; });
+    });
+  }
+};
 
 }  // namespace
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
-  m.impl("squared_norms", TORCH_BOX(&mmga::squared_norms));
+  m.impl("squared_norms", TORCH_BOX(&mmga::squared_norms<mmga::Cpu>));
+  m.impl("pair_products", TORCH_BOX(&mmga::pair_products<mmga::Cpu>));
 }

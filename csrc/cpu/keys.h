@@ -1,5 +1,5 @@
-// How rows of a tile become ranking keys, shared by what counts them: segments that stay in the L1
-// cache, groups of keys with their minima, and items that are left out.
+// How rows of a tile become ranking keys: segments that fit the L1 cache, groups of keys with their
+// minima, and NaN in place of items that are not counted.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +7,8 @@
 #include <cstring>
 #include <limits>
 
-#include "bits.h"
-#include "common.h"
-#include "ranking.h"
+#include "common/dispatch.h"
+#include "common/tile.h"
 
 namespace mmga {
 namespace {
@@ -17,12 +16,6 @@ namespace {
 constexpr int64_t kSegment = 2048;
 constexpr int64_t kGroup = 64;
 
-// A vector that registers hold: comparisons of longer ones are taken apart lane by lane.
-#if defined(__x86_64__)
-constexpr int64_t kVectorBytes = 32;
-#else
-constexpr int64_t kVectorBytes = 16;
-#endif
 template <typename T>
 struct Vector;
 template <>
@@ -61,7 +54,13 @@ MMGA_INLINE T smallest_lane(const typename Vector<T>::type& given) {
 #endif
 }
 
-// A bit for each of a group's comparisons.
+MMGA_INLINE bool any_lane(const Vector<float>::mask& mask) {
+  int32_t some = 0;
+  for (size_t lane = 0; lane < kVectorBytes / sizeof(float); ++lane) some |= mask[lane];
+  return some != 0;
+}
+
+// Returns a bit for each of a group's comparisons.
 MMGA_INLINE uint64_t bits_of_masks(const Vector<float>::mask* masks) {
   constexpr int kLanes = kVectorBytes / sizeof(float);
   typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
@@ -73,23 +72,9 @@ MMGA_INLINE uint64_t bits_of_masks(const Vector<float>::mask* masks) {
   return bits_of_bytes(bytes);
 }
 
-// Turns a tile's value into a ranking key, X being T or a vector of T.
-template <typename T, typename X>
-MMGA_INLINE void make_key(int64_t metric, T row_term, const X& column_term, const X& value,
-                          X& key) {
-  if (metric == kCosine) {
-    key = 1 - (value * row_term) * column_term;
-  } else if (metric == kEuclidean) {
-    key = (row_term + column_term) - 2 * value;
-    key = key < 0 ? X{} : key;  // NaN stays NaN
-  } else {
-    key = value;
-  }
-}
-
 // The smallest key of a group.
 template <typename T>
-MMGA_INLINE T group_minimum_body(const T* keys) {
+MMGA_VECTOR_CLONES T group_minimum(const T* keys) {
   using V = typename Vector<T>::type;
   V low = V{} + std::numeric_limits<T>::infinity();
   for (int64_t j = 0; j < kGroup; j += kVectorBytes / sizeof(T)) {
@@ -132,8 +117,8 @@ MMGA_INLINE bool make_keys_of(const T* values, int64_t width, int64_t metric, T 
 }
 
 template <typename T>
-MMGA_INLINE bool make_keys_body(const T* values, int64_t width, int64_t metric, T row_term,
-                                const T* column_term, T* keys, T* minima) {
+MMGA_VECTOR_CLONES bool make_keys(const T* values, int64_t width, int64_t metric, T row_term,
+                                  const T* column_term, T* keys, T* minima) {
   // A constant metric takes the choice out of the loop.
   if (metric == kCosine) {
     return make_keys_of<T>(values, width, kCosine, row_term, column_term, keys, minima);
@@ -145,46 +130,47 @@ MMGA_INLINE bool make_keys_body(const T* values, int64_t width, int64_t metric, 
 }
 
 template <typename T>
-MMGA_INLINE void leave_out_camera_body(T* keys, int64_t width, int32_t camera,
+MMGA_VECTOR_CLONES void exclude_camera(T* keys, int64_t width, int32_t camera,
                                        const int32_t* column_camera) {
   const T nan = std::numeric_limits<T>::quiet_NaN();
   for (int64_t j = 0; j < width; ++j) keys[j] = column_camera[j] == camera ? nan : keys[j];
 }
 
-// A template cannot be compiled for several instruction sets, an overload can.
-#define MMGA_KEY_KERNELS(T)                                                                      \
-  [[maybe_unused]] MMGA_VECTOR_CLONES bool make_keys(const T* values, int64_t width,             \
-                                                     int64_t metric, T row_term,                 \
-                                                     const T* column_term, T* keys, T* minima) { \
-    return make_keys_body<T>(values, width, metric, row_term, column_term, keys, minima);        \
-  }                                                                                              \
-  [[maybe_unused]] MMGA_VECTOR_CLONES T group_minimum(const T* keys) {                           \
-    return group_minimum_body<T>(keys);                                                          \
-  }                                                                                              \
-  [[maybe_unused]] MMGA_VECTOR_CLONES void leave_out_camera(                                     \
-      T* keys, int64_t width, int32_t camera, const int32_t* column_camera) {                    \
-    leave_out_camera_body<T>(keys, width, camera, column_camera);                                \
-  }
-MMGA_KEY_KERNELS(float)
-MMGA_KEY_KERNELS(double)
-#undef MMGA_KEY_KERNELS
+// Makes the keys of a row's segment from column `start` on, and the minima of its whole groups;
+// returns whether a key is NaN.
+template <typename T>
+bool make_segment(const TileView<T>& tile, int64_t row, int64_t start, int64_t width, T* keys,
+                  T* minima) {
+  const bool given = tile.metric == kGiven;
+  return make_keys(tile.values + row * tile.row_stride + start, width, tile.metric,
+                   given ? T(0) : tile.row_term[row], given ? nullptr : tile.column_term + start,
+                   keys, minima);
+}
 
-// Makes the items of a row's segment that are not counted NaN, of which no comparison is true.
-// Calls `left_out(column)` for items that are named one by one; returns whether there may be
-// others.
-template <typename T, typename LeftOut>
-bool leave_out(const Tile<T>& tile, int64_t row, int64_t start, int64_t width, T* keys,
-               const LeftOut& left_out) {
-  const T nan = std::numeric_limits<T>::quiet_NaN();
+// Calls visit(column) for the ignored items of a row's segment, columns counted from its start.
+template <typename T, typename Visit>
+void each_ignored(const TileView<T>& tile, int64_t row, int64_t start, int64_t width,
+                  const Visit& visit) {
   const int64_t offset = tile.offset + start;
   const int64_t* end = tile.ignored_item + tile.ignored_start[row + 1];
   const int64_t* item = std::lower_bound(tile.ignored_item + tile.ignored_start[row], end, offset);
   for (; item < end && *item < offset + width; ++item) {
-    left_out(*item - offset);
-    keys[*item - offset] = nan;
+    if (*item >= offset) visit(*item - offset);  // always, where the items ascend
   }
-  const bool by_camera = tile.row_camera != nullptr && tile.column_camera != nullptr;
-  if (by_camera) leave_out_camera(keys, width, tile.row_camera[row], tile.column_camera + start);
+}
+
+// Sets the keys of a row's segment that are not counted to NaN, of which no comparison is true.
+// Calls visit(column) for items that are ignored one by one; returns whether there may be others.
+template <typename T, typename Visit>
+bool exclude_items(const TileView<T>& tile, int64_t row, int64_t start, int64_t width, T* keys,
+                   const Visit& visit) {
+  const T nan = std::numeric_limits<T>::quiet_NaN();
+  each_ignored(tile, row, start, width, [&](int64_t column) {
+    visit(column);
+    keys[column] = nan;
+  });
+  const bool by_camera = tile.row_camera != nullptr;
+  if (by_camera) exclude_camera(keys, width, tile.row_camera[row], tile.column_camera + start);
   if (tile.removed != nullptr) {
     const bool* removed = tile.removed + row * tile.removed_stride + start;
     for (int64_t j = 0; j < width; ++j) keys[j] = removed[j] ? nan : keys[j];

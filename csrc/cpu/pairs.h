@@ -1,67 +1,70 @@
-// What the kernels of certified ranks and of certified neighbours share: pairs that a tile leaves
-// open, and their keys from the rows themselves.
+// Lists of pairs of rows, which several threads make, and the products of these rows.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <mutex>
 #include <utility>
 #include <vector>
 
-#include "certified.h"
-#include "checks.h"
-#include "products.h"
-#include "ranking.h"
+#include "common/checks.h"
+#include "cpu/products.h"
 
 namespace mmga {
 namespace {
 
-// Pairs that one thread should have before another is worth waking.
+// Pairs below which another thread costs more than it saves.
 constexpr int64_t kPairGrain = 256;
 
-// What threads found, in the order of what they were given.
+// Results of threads, joined in the order of the ranges that threads took.
 template <typename Found>
-class Pieces {
+class OrderedChunks {
  public:
-  void add(int64_t begin, std::vector<Found>&& found) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    pieces_.emplace_back(begin, std::move(found));
+  // Calls list(begin, end, found) for ranges of [0, count), by several threads.
+  template <typename List>
+  void fill(int64_t count, int64_t grain, const List& list) {
+    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+      std::vector<Found> found;
+      list(begin, end, found);
+      const std::lock_guard<std::mutex> lock(mutex_);
+      chunks_.emplace_back(begin, std::move(found));
+    });
   }
 
+  // Returns all results as rows of int32.
   Tensor joined(const Tensor& like) {
-    std::sort(pieces_.begin(), pieces_.end(),
+    std::sort(chunks_.begin(), chunks_.end(),
               [](const auto& one, const auto& other) { return one.first < other.first; });
     int64_t count = 0;
-    for (const auto& piece : pieces_) count += piece.second.size();
-    constexpr int64_t kNumbers = sizeof(Found) / sizeof(int32_t);
-    Tensor result = torch::stable::new_empty(like, {count, kNumbers}, ScalarType::Int);
+    for (const auto& chunk : chunks_) count += chunk.second.size();
+    const Tensor result = new_tensor<int32_t>(like, {count, sizeof(Found) / sizeof(int32_t)});
     auto* to = static_cast<Found*>(result.mutable_data_ptr());
-    for (const auto& piece : pieces_) {
-      to = std::copy(piece.second.begin(), piece.second.end(), to);
+    for (const auto& chunk : chunks_) {
+      to = std::copy(chunk.second.begin(), chunk.second.end(), to);
     }
     return result;
   }
 
  private:
   std::mutex mutex_;
-  std::vector<std::pair<int64_t, std::vector<Found>>> pieces_;
+  std::vector<std::pair<int64_t, std::vector<Found>>> chunks_;
 };
 
-// multiply_pairs for rows of either kind.
-template <typename Row, typename Column, typename Use>
-void multiply_rows(const Tensor& x, const Tensor& y, int64_t begin, int64_t end, const Row& row,
-                   const Column& column, const Use& use) {
-  using detail::pointer;
-  if (x.scalar_type() == ScalarType::Short) {
-    multiply_pairs(pointer<int16_t>(x), pointer<int16_t>(y), x.size(1), begin, end, row, column,
+// multiply_pairs for the pairs `begin` to `end` of rows of float32 or of 16-bit integers.
+template <typename Pair, typename Use>
+void multiply_rows(const Tensor& x, const Tensor& y, const Pair* pairs, int64_t begin, int64_t end,
+                   const Use& use) {
+  const auto row = [pairs](int64_t p) { return pairs[p].row; };
+  const auto column = [pairs](int64_t p) { return pairs[p].column; };
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    multiply_pairs(static_cast<const T*>(x.const_data_ptr()),
+                   static_cast<const T*>(y.const_data_ptr()), x.size(1), begin, end, row, column,
                    use);
-  } else {
-    multiply_pairs(pointer<float>(x), pointer<float>(y), x.size(1), begin, end, row, column, use);
-  }
+  };
+  x.scalar_type() == ScalarType::Short ? run(int16_t{0}) : run(0.0F);
 }
 
 }  // namespace

@@ -1,29 +1,28 @@
 // Inner products of pairs of rows, the same on every machine.
 //
-// Rows of float32 in float64: eight interleaved accumulators and a fixed tree (reference.py,
-// interleaved_sum). Their products are exact in float64, so that a machine with fused multiply-add
-// gives the same bits as one without. Rows of 16-bit integers (reference.py, integer_rows): exact.
+// Rows of float32 in float64: eight interleaved accumulators and a fixed tree (`interleaved_sum` of
+// mmga/ops/reference). Their products are exact in float64, so that a machine with fused
+// multiply-add gives the same bits as one without. Rows of 16-bit integers: exact.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#include "common.h"
+#include "common/dispatch.h"
 
 namespace mmga {
 namespace {
 
 constexpr int64_t kAccumulators = 8;
-// Rows that are multiplied with one at once: their sums are independent of each other, which hides
-// the time that an addition takes.
+// Rows that are multiplied with one at once: their sums are independent, which hides the latency of
+// additions.
 constexpr int64_t kProducts = 4;
 
 typedef double Doubles __attribute__((vector_size(32)));
 
-// Adds the products of eight values. Compilers see in the lists of four what one instruction does.
-__attribute__((always_inline)) inline void add_products(Doubles& low, Doubles& high,
-                                                        const double* x, const float* y) {
+// Adds the products of eight values. Compilers turn the lists of four into one conversion.
+MMGA_INLINE void add_products(Doubles& low, Doubles& high, const double* x, const float* y) {
   Doubles x_low, x_high;
   std::memcpy(&x_low, x, sizeof x_low);
   std::memcpy(&x_high, x + 4, sizeof x_high);
@@ -34,8 +33,8 @@ __attribute__((always_inline)) inline void add_products(Doubles& low, Doubles& h
 }
 
 template <int kRows>
-__attribute__((always_inline)) inline void multiply_body(const double* x, const float* const* y,
-                                                         int64_t width, double* products) {
+MMGA_VECTOR_CLONES void multiply(const double* x, const float* const* y, int64_t width,
+                                 double* products) {
   Doubles low[kRows] = {};
   Doubles high[kRows] = {};
   const int64_t whole = width / kAccumulators * kAccumulators;
@@ -53,21 +52,11 @@ __attribute__((always_inline)) inline void multiply_body(const double* x, const 
   }
 }
 
-MMGA_VECTOR_CLONES void multiply_one(const double* x, const float* const* y, int64_t width,
-                                     double* products) {
-  multiply_body<1>(x, y, width, products);
-}
-MMGA_VECTOR_CLONES void multiply_several(const double* x, const float* const* y, int64_t width,
-                                         double* products) {
-  multiply_body<kProducts>(x, y, width, products);
-}
-
-// The lengths of integer rows are below 2^15.5: no part of a sum leaves 32 bits, by Cauchy's
+// The lengths of integer rows are below 2^15.5: no partial sum exceeds 32 bits, by Cauchy's
 // inequality.
 template <int kRows>
-__attribute__((always_inline)) inline void multiply_integers_body(const int16_t* x,
-                                                                  const int16_t* const* y,
-                                                                  int64_t width, double* products) {
+MMGA_VECTOR_CLONES void multiply(const int16_t* x, const int16_t* const* y, int64_t width,
+                                 double* products) {
   const int16_t* rows[kRows];
   int32_t sums[kRows] = {};
   for (int r = 0; r < kRows; ++r) rows[r] = y[r];
@@ -77,16 +66,7 @@ __attribute__((always_inline)) inline void multiply_integers_body(const int16_t*
   for (int r = 0; r < kRows; ++r) products[r] = sums[r];
 }
 
-[[maybe_unused]] MMGA_VECTOR_CLONES void multiply_one(const int16_t* x, const int16_t* const* y,
-                                                      int64_t width, double* products) {
-  multiply_integers_body<1>(x, y, width, products);
-}
-[[maybe_unused]] MMGA_VECTOR_CLONES void multiply_several(const int16_t* x, const int16_t* const* y,
-                                                          int64_t width, double* products) {
-  multiply_integers_body<kProducts>(x, y, width, products);
-}
-
-// A row that is multiplied with many others, in the form that this takes.
+// A row that is multiplied with many others, in the type of the arithmetic.
 template <typename T>
 class Multiplicand {
  public:
@@ -132,10 +112,10 @@ void multiply_pairs(const T* x, const T* y, int64_t width, int64_t begin, int64_
     }
     one.set(x + row(p) * width);
     if (several == kProducts) {
-      multiply_several(one.get(), others, width, products);
+      multiply<kProducts>(one.get(), others, width, products);
     } else {
       for (int64_t s = 0; s < several; ++s) {
-        multiply_one(one.get(), others + s, width, products + s);
+        multiply<1>(one.get(), others + s, width, products + s);
       }
     }
     for (int64_t s = 0; s < several; ++s) use(p + s, products[s]);

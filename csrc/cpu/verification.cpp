@@ -1,38 +1,33 @@
 // count_impostors on the CPU: a histogram of the keys of a tile that are no match, and the nearest.
 //
-// A row is taken in segments that stay in the L1 cache: keys are made from inner products, a first
-// guess of each key's bin is made in vector code, and one step or a search mends it. Every thread
-// counts into a histogram of its own; sums of integers do not depend on their order.
+// A row is taken in segments that fit the L1 cache: keys are made from inner products, a first
+// guess of each key's bin is made in vector code, and one step or a search corrects it. Every
+// thread counts into a histogram of its own; sums of integers do not depend on their order.
+
+#include "args/verification.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <mutex>
-#include <optional>
 #include <vector>
 
-#include "checks.h"
-#include "common.h"
-#include "keys.h"
+#include "common/dispatch.h"
+#include "cpu/keys.h"
 
 namespace mmga {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Keys that one thread should have before another is worth waking: each has a histogram to clear.
-constexpr int64_t kGrain = 1 << 18;
+// Keys below which another thread costs more than it saves: each has a histogram to clear.
+constexpr int64_t kHistogramGrain = 1 << 18;
 
 // Guesses bins as if all were equally wide, in the key's unit or in that of its square root.
 template <typename T>
-__attribute__((always_inline)) inline void guess_body(const T* keys, int64_t width, bool roots,
-                                                      T scale, T last, int32_t* place) {
+MMGA_VECTOR_CLONES void guess(const T* keys, int64_t width, bool roots, T scale, T last,
+                              int32_t* place) {
   if (roots) {
     for (int64_t j = 0; j < width; ++j) {
       const T at = std::sqrt(keys[j]) * scale;
@@ -48,23 +43,14 @@ __attribute__((always_inline)) inline void guess_body(const T* keys, int64_t wid
   }
 }
 
-// A template cannot be compiled for several instruction sets, an overload can.
-#define MMGA_IMPOSTOR_KERNELS(T)                                                           \
-  MMGA_VECTOR_CLONES void guess(const T* keys, int64_t width, bool roots, T scale, T last, \
-                                int32_t* place) {                                          \
-    guess_body<T>(keys, width, roots, scale, last, place);                                 \
-  }
-MMGA_IMPOSTOR_KERNELS(float)
-MMGA_IMPOSTOR_KERNELS(double)
-#undef MMGA_IMPOSTOR_KERNELS
-
 template <typename T>
 class Counter {
  public:
-  explicit Counter(const Impostors<T>& tile) : tile_(tile), counts_(tile.bins + 1) {
-    // The last edge may lie beyond all keys: the one before it tells how wide bins are.
-    const int64_t at = std::max<int64_t>(0, tile.bins - 2);
-    const double edge = tile.edges[at];
+  Counter(const TileView<T>& tile, const Histogram& out)
+      : tile_(tile), out_(out), counts_(out.bins + 1) {
+    // The last edge may be beyond all keys: the one before it tells how wide bins are.
+    const int64_t at = std::max<int64_t>(0, out.bins - 2);
+    const double edge = out.edges[at];
     const double unit = roots() ? std::sqrt(edge) : edge;
     scale_ = unit > 0 ? static_cast<T>((at + 1) / unit) : T(0);
   }
@@ -83,50 +69,46 @@ class Counter {
   bool roots() const { return tile_.metric == kEuclidean; }
 
   void segment(int64_t row, int64_t start, int64_t width) {
-    const bool given = tile_.metric == kGiven;
-    make_keys(tile_.values + row * tile_.row_stride + start, width, tile_.metric,
-              given ? T(0) : tile_.row_term[row], given ? nullptr : tile_.column_term + start,
-              keys_, minima_);
-    guess(keys_, width, roots(), scale_, static_cast<T>(tile_.bins - 1), place_);
+    make_segment(tile_, row, start, width, keys_, minima_);
+    guess(keys_, width, roots(), scale_, static_cast<T>(out_.bins - 1), place_);
     std::fill(kept_, kept_ + width, true);
-    const int64_t offset = tile_.offset + start;
-    const int64_t* end = tile_.ignored_item + tile_.ignored_start[row + 1];
-    const int64_t* item =
-        std::lower_bound(tile_.ignored_item + tile_.ignored_start[row], end, offset);
-    for (; item < end && *item < offset + width; ++item) kept_[*item - offset] = false;
+    each_ignored(tile_, row, start, width, [&](int64_t column) { kept_[column] = false; });
     if (tile_.removed != nullptr) {
       const bool* removed = tile_.removed + row * tile_.removed_stride + start;
       for (int64_t j = 0; j < width; ++j) kept_[j] = kept_[j] && !removed[j];
     }
-    if (tile_.row_camera != nullptr && !tile_.cross_camera) leave_out_camera(row, start, width);
+    if (tile_.row_camera != nullptr && !out_.cross_camera) exclude_own_camera(row, start, width);
     find_nearest(row, start, width);
-    if (tile_.row_camera != nullptr && tile_.cross_camera) leave_out_camera(row, start, width);
+    if (tile_.row_camera != nullptr && out_.cross_camera) exclude_own_camera(row, start, width);
+    const double* edges = out_.edges;
+    const int64_t bins = out_.bins;
+    int64_t* counts = counts_.data();
     for (int64_t j = 0; j < width; ++j) {
-      if (kept_[j]) ++counts_[bin_of(keys_[j], place_[j])];
+      if (kept_[j]) ++counts[bin_of(edges, bins, keys_[j], place_[j])];
     }
   }
 
-  void leave_out_camera(int64_t row, int64_t start, int64_t width) {
+  void exclude_own_camera(int64_t row, int64_t start, int64_t width) {
     const int32_t own = tile_.row_camera[row];
     const int32_t* camera = tile_.column_camera + start;
     for (int64_t j = 0; j < width; ++j) kept_[j] = kept_[j] && camera[j] != own;
   }
 
   void find_nearest(int64_t row, int64_t start, int64_t width) {
-    double nearest = tile_.nearest[row];
+    double nearest = out_.nearest[row];
     // Most segments hold nothing nearer.
     if (smallest(width) > nearest) return;
     for (int64_t j = 0; j < width; ++j) {
       const double key = keys_[j];
       if (key > nearest || !kept_[j]) continue;
-      if (tile_.known != nullptr && !tile_.known[start + j]) continue;
+      if (out_.known != nullptr && !out_.known[start + j]) continue;
       const int64_t item = tile_.offset + start + j;
-      if (key < nearest || (key == nearest && item < tile_.nearest_item[row])) {
+      if (key < nearest || (key == nearest && item < out_.nearest_item[row])) {
         nearest = key;
-        tile_.nearest_item[row] = item;
+        out_.nearest_item[row] = item;
       }
     }
-    tile_.nearest[row] = nearest;
+    out_.nearest[row] = nearest;
   }
 
   // The smallest key of a segment; NaN is none.
@@ -137,17 +119,17 @@ class Counter {
     return low;
   }
 
-  // The first bin whose edge is not below the key; `bins` past the last edge.
-  int64_t bin_of(double key, int64_t place) const {
-    const double* edges = tile_.edges;
+  // Returns the first bin whose edge is not below the key; `bins` past the last edge.
+  static int64_t bin_of(const double* edges, int64_t bins, double key, int64_t place) {
     if (place > 0 && !(edges[place - 1] < key)) --place;
-    if (edges[place] < key && place < tile_.bins - 1) ++place;
+    if (edges[place] < key && place < bins - 1) ++place;
     const bool found = !(edges[place] < key) && (place == 0 || edges[place - 1] < key);
     if (__builtin_expect(found, 1)) return place;
-    return std::lower_bound(edges, edges + tile_.bins, key) - edges;
+    return std::lower_bound(edges, edges + bins, key) - edges;
   }
 
-  const Impostors<T>& tile_;
+  const TileView<T>& tile_;
+  const Histogram& out_;
   std::vector<int64_t> counts_;
   T scale_;
   alignas(64) T keys_[kSegment];
@@ -156,68 +138,23 @@ class Counter {
   alignas(64) bool kept_[kSegment];
 };
 
-template <typename T>
-void count_tile(const Impostors<T>& tile) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, tile.width));
-  std::mutex mutex;
-  torch::stable::parallel_for(0, tile.rows, grain, [&](int64_t first, int64_t last) {
-    Counter<T> counter(tile);
-    for (int64_t row = first; row < last; ++row) counter.count(row);
-    const std::lock_guard<std::mutex> lock(mutex);
-    counter.add_to(tile.counts);
-  });
-}
-
-void count_impostors(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
-                     int64_t metric, int64_t offset, const Tensor& ignored_start,
-                     const Tensor& ignored_item, std::optional<Tensor> row_camera,
-                     std::optional<Tensor> column_camera, bool cross_camera,
-                     std::optional<Tensor> removed, std::optional<Tensor> known,
-                     const Tensor& edges, Tensor counts, Tensor nearest, Tensor nearest_item) {
-  const ScalarType type = check_tile(values, row_term, column_term, metric);
-  const int64_t rows = values.size(0);
-  const int64_t width = values.size(1);
-  check_left_out(ignored_start, ignored_item, row_camera, column_camera, removed, rows, width);
-  if (known.has_value()) check(*known, ScalarType::Bool, width, "known");
-  const int64_t bins = edges.numel();
-  STD_TORCH_CHECK(bins >= 1 && bins < (1 << 24), "edges must hold 1 to 2^24 values");
-  check(edges, ScalarType::Double, bins, "edges");
-  check(counts, ScalarType::Long, bins + 1, "counts");
-  check(nearest, ScalarType::Double, rows, "nearest");
-  check(nearest_item, ScalarType::Long, rows, "nearest_item");
-  const auto run = [&](auto key) {
-    using T = decltype(key);
-    using detail::pointer;
-    count_tile(Impostors<T>{
-        pointer<T>(values),
-        values.stride(0),
-        rows,
-        width,
-        pointer<T>(row_term),
-        pointer<T>(column_term),
-        metric,
-        offset,
-        pointer<int64_t>(ignored_start),
-        pointer<int64_t>(ignored_item),
-        pointer<int32_t>(row_camera),
-        pointer<int32_t>(column_camera),
-        cross_camera,
-        pointer<bool>(removed),
-        removed.has_value() ? removed->stride(0) : 0,
-        pointer<bool>(known),
-        pointer<double>(edges),
-        bins,
-        static_cast<int64_t*>(counts.mutable_data_ptr()),
-        static_cast<double*>(nearest.mutable_data_ptr()),
-        static_cast<int64_t*>(nearest_item.mutable_data_ptr()),
+struct Cpu {
+  template <typename T>
+  static void count_impostors(const Tensor&, const TileView<T>& tile, const Histogram& histogram) {
+    const int64_t grain = rows_per_thread(tile.width, kHistogramGrain);
+    std::mutex mutex;
+    torch::stable::parallel_for(0, tile.rows, grain, [&](int64_t first, int64_t last) {
+      Counter<T> counter(tile, histogram);
+      for (int64_t row = first; row < last; ++row) counter.count(row);
+      const std::lock_guard<std::mutex> lock(mutex);
+      counter.add_to(histogram.counts);
     });
-  };
-  type == ScalarType::Float ? run(0.0F) : run(0.0);
-}
+  }
+};
 
 }  // namespace
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
-  m.impl("count_impostors", TORCH_BOX(&mmga::count_impostors));
+  m.impl("count_impostors", TORCH_BOX(&mmga::count_impostors<mmga::Cpu>));
 }

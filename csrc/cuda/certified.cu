@@ -1,16 +1,16 @@
-// Certified ranks: what a tile of approximate keys and a bound on their error settle, and float64
-// products for the pairs that they do not.
+// Certified ranks: pairs whose order a tile of approximate keys and a bound on their error decide,
+// and float64 products for the others.
 //
 // Counting: a block takes a row and walks its keys once for every 512 of its matches, as
 // count_preceding does; thresholds are searched in device memory, where a row's stay in the cache.
 // Undecided pairs are counted on the way and listed by a second walk over the rows that have any.
 // Bound by one to two reads of the tile.
 //
-// Settling: eight lanes take a pair. Bound by reads of scattered rows.
+// Products: eight lanes take a pair. Bound by reads of scattered rows.
 #include "cuda/certified.cuh"
 #include "cuda/keys.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/sums.cuh"
+#include "cuda/products.cuh"
 
 namespace mmga {
 namespace {
@@ -18,59 +18,31 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kChunk = 512;  // matches of a row that are counted in one walk
 
-// How many of ascending thresholds are below a bound.
-__device__ int64_t count_below(const float* thresholds, int64_t count, float bound) {
-  int64_t low = 0;
-  int64_t high = count;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (thresholds[middle] < bound) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
-// The first of ascending thresholds that is above a bound.
-__device__ int64_t first_above(const float* thresholds, int64_t count, float bound) {
-  int64_t low = 0;
-  int64_t high = count;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (bound < thresholds[middle]) {
-      high = middle;
-    } else {
-      low = middle + 1;
-    }
-  }
-  return low;
-}
-
-// The matches of a row before which an item may or may not stand: it stands before those from
-// `last` on, and before none that are below `first`.
+// The matches of a row that an item may or may not precede: it precedes those from `last` on, and
+// none that are below `first`.
 struct Matches {
   int64_t first, last;
 };
 
-__device__ Matches matches_about(const Intervals& in, int64_t row, int64_t column,
-                                 const float* lower, const float* upper, int64_t count) {
-  const float key = key_at(in.tile, row, column);
+__device__ Matches matches_about(const TileView<float>& tile, const Intervals& in, int64_t row,
+                                 int64_t column, int64_t start, int64_t count) {
+  const float* upper = in.upper + start;
+  const float key = key_at(tile, row, column);
   const float width = in.row_radius[row] * in.column_radius[column] + in.column_slack[column];
   const Matches none = {count, count};
-  if (key - width > upper[count - 1] || !is_counted(in.tile, row, column)) return none;
-  return {count_below(upper, count, key - width), first_above(lower, count, key + width)};
+  if (key - width > upper[count - 1] || !is_counted(tile, row, column)) return none;
+  return {first_not_below(upper, 0, count, key - width),
+          first_above(in.lower + start, 0, count, key + width)};
 }
 
 // Grid: a block for each row, which alone writes the row's counts.
 __global__ void __launch_bounds__(kThreads)
-    count_certain_kernel(const Intervals in, int64_t* undecided) {
+    count_certain_kernel(const TileView<float> tile, const Intervals in, int64_t* undecided) {
   MMGA_SHARED(unsigned, bins, kChunk);
   MMGA_SHARED(unsigned, open, 1);
   const int64_t row = blockIdx.x;
-  const int64_t start = in.tile.match_start[row];
-  const int64_t count = in.tile.match_start[row + 1] - start;
+  const int64_t start = in.match_start[row];
+  const int64_t count = in.match_start[row + 1] - start;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) open[0] = 0;
   for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
@@ -78,41 +50,31 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     for (int k = thread; k < size; k += kThreads) bins[k] = 0;
     __syncthreads();
-    for (int64_t column = thread; column < in.tile.width; column += kThreads) {
-      const Matches about =
-          matches_about(in, row, column, in.lower + start, in.upper + start, count);
+    for (int64_t column = thread; column < tile.width; column += kThreads) {
+      const Matches about = matches_about(tile, in, row, column, start, count);
       const int64_t bin = about.last < chunk ? 0 : about.last - chunk;
       if (bin < size) atomicAdd(&bins[bin], 1u);
       if (chunk == 0 && about.first < about.last) atomicAdd(&open[0], 1u);
     }
     __syncthreads();
-    if (thread < kWarp) {
-      int64_t before = 0;
-      for (int k = 0; k < size; k += kWarp) {
-        const int mine = k + thread;
-        const int64_t sum = warp_running_sum<int64_t>(mine < size ? bins[mine] : 0u);
-        if (mine < size) in.tile.preceding[start + chunk + mine] += before + sum;
-        before += __shfl_sync(kAllLanes, sum, kWarp - 1);
-      }
-    }
+    if (thread < kWarp) add_running_sums(bins, size, in.preceding + start + chunk);
   }
   __syncthreads();
   if (thread == 0) undecided[row] = open[0];
 }
 
 __global__ void __launch_bounds__(kWarpThreads)
-    list_undecided_kernel(const Intervals in, const int64_t* offsets, Undecided* pairs) {
-  for (int64_t row = warp_number(); row < in.tile.rows; row += warp_count()) {
+    list_undecided_kernel(const TileView<float> tile, const Intervals in, const int64_t* offsets,
+                          Undecided* pairs) {
+  for (int64_t row = warp_number(); row < tile.rows; row += warp_count()) {
     int64_t place = offsets[row];
     if (place == offsets[row + 1]) continue;
-    const int64_t start = in.tile.match_start[row];
-    const int64_t count = in.tile.match_start[row + 1] - start;
-    for (int64_t left = 0; left < in.tile.width; left += kWarp) {
+    const int64_t start = in.match_start[row];
+    const int64_t count = in.match_start[row + 1] - start;
+    for (int64_t left = 0; left < tile.width; left += kWarp) {
       const int64_t column = left + lane();
       Matches about = {0, 0};
-      if (column < in.tile.width) {
-        about = matches_about(in, row, column, in.lower + start, in.upper + start, count);
-      }
+      if (column < tile.width) about = matches_about(tile, in, row, column, start, count);
       const bool open = about.first < about.last;
       const unsigned hits = __ballot_sync(kAllLanes, open);
       if (open) {
@@ -139,16 +101,16 @@ __device__ int sum_of_pair(int value) {
 
 template <typename T>
 __global__ void __launch_bounds__(kWarpThreads)
-    settle_pairs_kernel(const Settlement s, const Undecided* pairs, int64_t count, const T* x,
-                        const T* y, int64_t width, Undecided* open, int64_t* left) {
+    settle_pairs_kernel(const Settlement s, const PairRows<T> rows, Undecided* open,
+                        int64_t* left) {
   const int own = lane() % kAccumulators;
-  for (int64_t first = warp_number() * kRowsPerWarp; first < count;
+  for (int64_t first = warp_number() * kRowsPerWarp; first < rows.count;
        first += warp_count() * kRowsPerWarp) {
     const int64_t p = first + lane() / kAccumulators;
-    const bool there = p < count;
-    const Undecided pair = there ? pairs[p] : Undecided{0, 0, 0, 0};
-    const double product =
-        interleaved_sum(x + pair.row * width, y + pair.column * width, there ? width : 0);
+    const bool there = p < rows.count;
+    const Undecided pair = there ? rows.pairs[p] : Undecided{0, 0, 0, 0};
+    const double product = interleaved_sum(
+        rows.x + pair.row * rows.width, rows.y + pair.column * rows.width, there ? rows.width : 0);
     const double key = s.key(pair.row, pair.column, product);
     const int64_t start = s.match_start[pair.row];
     if (s.row_radius == nullptr) {
@@ -190,23 +152,22 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t launch_count_certain(const Intervals& intervals, int64_t* undecided,
-                                 cudaStream_t stream) {
-  return launch(count_certain_kernel, intervals.tile.rows, kThreads, stream, intervals, undecided);
+cudaError_t launch_count_certain(const TileView<float>& tile, const Intervals& intervals,
+                                 int64_t* undecided, cudaStream_t stream) {
+  return launch(count_certain_kernel, tile.rows, kThreads, stream, tile, intervals, undecided);
 }
 
-cudaError_t launch_list_undecided(const Intervals& intervals, const int64_t* offsets,
-                                  Undecided* pairs, cudaStream_t stream) {
-  return launch(list_undecided_kernel, blocks_for(intervals.tile.rows, kWarpsPerBlock),
-                kWarpThreads, stream, intervals, offsets, pairs);
+cudaError_t launch_list_undecided(const TileView<float>& tile, const Intervals& intervals,
+                                  const int64_t* offsets, Undecided* pairs, cudaStream_t stream) {
+  return launch(list_undecided_kernel, blocks_for(tile.rows, kWarpsPerBlock), kWarpThreads, stream,
+                tile, intervals, offsets, pairs);
 }
 
 template <typename T>
-cudaError_t launch_settle_pairs(const Settlement& settlement, const Undecided* pairs, int64_t count,
-                                const T* x, const T* y, int64_t width, Undecided* open,
-                                int64_t* left, cudaStream_t stream) {
-  return launch(settle_pairs_kernel<T>, blocks_for(count, kWarpsPerBlock * kRowsPerWarp),
-                kWarpThreads, stream, settlement, pairs, count, x, y, width, open, left);
+cudaError_t launch_settle_pairs(const Settlement& settlement, const PairRows<T>& rows,
+                                Undecided* open, int64_t* left, cudaStream_t stream) {
+  return launch(settle_pairs_kernel<T>, blocks_for(rows.count, kWarpsPerBlock * kRowsPerWarp),
+                kWarpThreads, stream, settlement, rows, open, left);
 }
 
 cudaError_t launch_keep_pairs(const Undecided* pairs, int64_t count, const int64_t* offsets,
@@ -215,10 +176,9 @@ cudaError_t launch_keep_pairs(const Undecided* pairs, int64_t count, const int64
                 offsets, kept);
 }
 
-template cudaError_t launch_settle_pairs(const Settlement&, const Undecided*, int64_t, const float*,
-                                         const float*, int64_t, Undecided*, int64_t*, cudaStream_t);
-template cudaError_t launch_settle_pairs(const Settlement&, const Undecided*, int64_t,
-                                         const int16_t*, const int16_t*, int64_t, Undecided*,
+template cudaError_t launch_settle_pairs(const Settlement&, const PairRows<float>&, Undecided*,
+                                         int64_t*, cudaStream_t);
+template cudaError_t launch_settle_pairs(const Settlement&, const PairRows<int16_t>&, Undecided*,
                                          int64_t*, cudaStream_t);
 
 }  // namespace mmga

@@ -1,6 +1,6 @@
-// What the host side of every CUDA operator needs: the current stream, pointers, registration.
-// Kernels and their launchers (.cu) know nothing of torch; the .cpp beside each checks, guards,
-// allocates, dispatches, launches and checks again.
+// The host side of every CUDA operator: the current device and stream, and registration. Kernels
+// and their launchers (.cu) include no torch header; the .cpp beside each allocates and launches
+// for the arguments that args/ has checked.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,17 +8,12 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
-#include <optional>
 
-#include "checks.h"
+#include "common/checks.h"
 
-// Tests compile the same sources for the CPU, where tensors are the CPU's and the operators stand
-// in a library of their own.
+// Tests compile the same sources for the CPU, as operators of a library of their own.
 #ifdef MMGA_CUDA_EMULATION
 #define MMGA_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mmga_emulated, CPU, m)
 #else
@@ -52,18 +47,5 @@ class Device {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
 };
-
-template <typename T>
-const T* input(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
-template <typename T>
-const T* input(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? input<T>(*tensor) : nullptr;
-}
-template <typename T>
-T* output(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
 
 }  // namespace mmga

@@ -1,11 +1,11 @@
-// k-reciprocal sets, their encoding and Jaccard rows as CSR: a warp takes a row.
+// k-reciprocal sets and their encoding as CSR: a warp takes a row.
 //
-// Rows are made in a warp's own table in device memory (table.cuh) and handed out in ascending
-// order. What is added to one sum is added in the order in which the CPU adds it, so that results
-// are the CPU's, but for the library's exp. Bound by the latency of scattered reads, which many
-// warps hide, and of Jaccard rows by the caches' bandwidth.
+// Rows are made in a warp's own table in device memory (table.cuh) and drained in ascending order.
+// Sums are added in the order in which the CPU adds them, so that results are the CPU's, but for
+// the library's exp. Bound by the latency of scattered reads, which many warps hide.
 #include "cuda/k_reciprocal.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/search.cuh"
 #include "cuda/table.cuh"
 
 namespace mmga {
@@ -54,7 +54,7 @@ struct KeepAll {
   __device__ bool operator()(int64_t) const { return true; }
 };
 
-// Hands out a row of which columns alone are wanted.
+// Drains a row of which columns alone are wanted.
 __device__ void write_set(const Table& table, int64_t row, const RowsOut& out) {
   int32_t* columns = out.columns == nullptr ? nullptr : out.columns + out.offsets[row];
   const int64_t count = table.drain(KeepAll(), [&](int64_t place, int64_t column) {
@@ -64,40 +64,24 @@ __device__ void write_set(const Table& table, int64_t row, const RowsOut& out) {
 }
 
 __global__ void __launch_bounds__(kWarpThreads)
-    reciprocal_sets_kernel(const int32_t* neighbours, int64_t width, int64_t n, int64_t k,
-                           const RowsOut out, uint64_t* scratch) {
-  const Table table = Table::at(scratch, warp_number(), n, false);
-  for (int64_t i = warp_number(); i < n; i += warp_count()) {
-    const int32_t* list = neighbours + i * width;
-    for (int64_t t = 0; t < k; ++t) {
+    reciprocal_sets_kernel(const NeighbourLists lists, const RowsOut out, uint64_t* scratch) {
+  const Table table = Table::at(scratch, warp_number(), lists.items, false);
+  for (int64_t i = warp_number(); i < lists.items; i += warp_count()) {
+    const int32_t* list = lists.index + i * lists.width;
+    for (int64_t t = 0; t < lists.length; ++t) {
       const int64_t j = list[t];
-      const bool mutual = place_in(neighbours + j * width, k, static_cast<int32_t>(i)) >= 0;
+      const int32_t* other = lists.index + j * lists.width;
+      const bool mutual = place_in(other, lists.length, static_cast<int32_t>(i)) >= 0;
       if (mutual && lane() == 0) table.insert(j);
     }
     write_set(table, i, out);
   }
 }
 
-// Whether an ascending list holds an item.
-__device__ bool in_set(const int32_t* set, int64_t size, int32_t item) {
-  int64_t low = 0;
-  int64_t high = size;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (set[middle] < item) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low < size && set[low] == item;
-}
-
 __global__ void __launch_bounds__(kWarpThreads)
-    expand_sets_kernel(const Csr sets, const Csr half, int64_t n, const RowsOut out,
-                       uint64_t* scratch) {
-  const Table table = Table::at(scratch, warp_number(), n, false);
-  for (int64_t i = warp_number(); i < n; i += warp_count()) {
+    expand_sets_kernel(const Csr sets, const Csr half, const RowsOut out, uint64_t* scratch) {
+  const Table table = Table::at(scratch, warp_number(), sets.rows, false);
+  for (int64_t i = warp_number(); i < sets.rows; i += warp_count()) {
     const int32_t* own = sets.columns + sets.offsets[i];
     const int64_t size = sets.offsets[i + 1] - sets.offsets[i];
     for (int64_t t = lane(); t < size; t += kWarp) table.insert(own[t]);
@@ -106,7 +90,7 @@ __global__ void __launch_bounds__(kWarpThreads)
       const int32_t* other = half.columns + half.offsets[j];
       const int64_t length = half.offsets[j + 1] - half.offsets[j];
       int64_t common = 0;
-      for (int64_t u = lane(); u < length; u += kWarp) common += in_set(own, size, other[u]);
+      for (int64_t u = lane(); u < length; u += kWarp) common += holds(own, 0, size, other[u]);
       common = warp_sum(common);
       if (3 * common > 2 * length) {
         for (int64_t u = lane(); u < length; u += kWarp) table.insert(other[u]);
@@ -118,16 +102,17 @@ __global__ void __launch_bounds__(kWarpThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kWarpThreads)
-    listed_distances_kernel(const Csr sets, int64_t n, const int32_t* neighbours,
-                            const T* distances, int64_t width, double* result) {
-  for (int64_t i = warp_number(); i < n; i += warp_count()) {
+    listed_distances_kernel(const Csr sets, const NeighbourLists lists, const T* distances,
+                            double* result) {
+  const int64_t width = lists.width;
+  for (int64_t i = warp_number(); i < sets.rows; i += warp_count()) {
     for (int64_t e = sets.offsets[i]; e < sets.offsets[i + 1]; ++e) {
       const int64_t j = sets.columns[e];
       int64_t row = i;
-      int64_t place = place_in(neighbours + i * width, width, static_cast<int32_t>(j));
+      int64_t place = place_in(lists.index + i * width, width, static_cast<int32_t>(j));
       if (place < 0) {
         row = j;
-        place = place_in(neighbours + j * width, width, static_cast<int32_t>(i));
+        place = place_in(lists.index + j * width, width, static_cast<int32_t>(i));
       }
       if (lane() == 0) {
         result[e] = place < 0 ? -1.0 : static_cast<double>(distances[row * width + place]);
@@ -137,11 +122,11 @@ __global__ void __launch_bounds__(kWarpThreads)
 }
 
 __global__ void __launch_bounds__(kWarpThreads)
-    encode_kernel(const int64_t* offsets, int64_t n, const double* distances, const double* maxima,
-                  double* weights) {
-  for (int64_t i = warp_number(); i < n; i += warp_count()) {
-    const int64_t first = offsets[i];
-    const int64_t last = offsets[i + 1];
+    encode_kernel(const Csr rows, const double* maxima, double* weights) {
+  const double* distances = rows.values;
+  for (int64_t i = warp_number(); i < rows.rows; i += warp_count()) {
+    const int64_t first = rows.offsets[i];
+    const int64_t last = rows.offsets[i + 1];
     double least = 0;
     if (maxima == nullptr) {
       least = static_cast<double>(INFINITY);
@@ -168,13 +153,13 @@ __global__ void __launch_bounds__(kWarpThreads)
 }
 
 __global__ void __launch_bounds__(kWarpThreads)
-    average_rows_kernel(const Csr rows, int64_t n, const int32_t* neighbours, int64_t width,
-                        int64_t k2, const RowsOut out, uint64_t* scratch) {
+    average_rows_kernel(const Csr rows, const NeighbourLists lists, const RowsOut out,
+                        uint64_t* scratch) {
   const bool fill = out.columns != nullptr;
-  const Table table = Table::at(scratch, warp_number(), n, true);
-  for (int64_t i = warp_number(); i < n; i += warp_count()) {
-    for (int64_t t = 0; t < k2; ++t) {
-      const int64_t j = neighbours[i * width + t];
+  const Table table = Table::at(scratch, warp_number(), rows.rows, true);
+  for (int64_t i = warp_number(); i < rows.rows; i += warp_count()) {
+    for (int64_t t = 0; t < lists.length; ++t) {
+      const int64_t j = lists.index[i * lists.width + t];
       for (int64_t e = rows.offsets[j] + lane(); e < rows.offsets[j + 1]; e += kWarp) {
         if (fill) {
           table.add(rows.columns[e], rows.values[e]);
@@ -191,15 +176,15 @@ __global__ void __launch_bounds__(kWarpThreads)
     const int64_t begin = out.offsets[i];
     table.drain(KeepAll(), [&](int64_t place, int64_t column) {
       out.columns[begin + place] = static_cast<int32_t>(column);
-      out.values[begin + place] = table.sums[column] / static_cast<double>(k2);
+      out.values[begin + place] = table.sums[column] / static_cast<double>(lists.length);
       table.sums[column] = 0;
     });
   }
 }
 
 __global__ void __launch_bounds__(256)
-    count_columns_kernel(const Csr rows, int64_t n, int64_t first, int64_t* lengths) {
-  const int64_t end = rows.offsets[n];
+    count_columns_kernel(const Csr rows, int64_t first, int64_t* lengths) {
+  const int64_t end = rows.offsets[rows.rows];
   for (int64_t e = rows.offsets[first] + thread_number(); e < end; e += thread_count()) {
     atomicAdd(reinterpret_cast<unsigned long long*>(lengths) + rows.columns[e], 1ull);
   }
@@ -207,108 +192,36 @@ __global__ void __launch_bounds__(256)
 
 // Puts every entry somewhere among those of its column.
 __global__ void __launch_bounds__(kWarpThreads)
-    scatter_rows_kernel(const Csr rows, int64_t n, int64_t first, const int64_t* inverted_offsets,
-                        int64_t* next, int32_t* loose_rows, double* loose_values) {
-  for (int64_t i = first + warp_number(); i < n; i += warp_count()) {
+    scatter_rows_kernel(const Csr rows, int64_t first, const int64_t* inverted_offsets,
+                        int64_t* next, const Entries loose) {
+  for (int64_t i = first + warp_number(); i < rows.rows; i += warp_count()) {
     for (int64_t e = rows.offsets[i] + lane(); e < rows.offsets[i + 1]; e += kWarp) {
       const int64_t column = rows.columns[e];
       const int64_t slot = inverted_offsets[column] +
                            static_cast<int64_t>(atomicAdd(
                                reinterpret_cast<unsigned long long*>(next) + column, 1ull));
-      loose_rows[slot] = static_cast<int32_t>(i);
-      loose_values[slot] = rows.values[e];
+      loose.rows[slot] = static_cast<int32_t>(i);
+      loose.values[slot] = rows.values[e];
     }
   }
 }
 
 // Puts the entries of every column in the order of rows.
 __global__ void __launch_bounds__(kWarpThreads)
-    order_columns_kernel(const int64_t* inverted_offsets, int64_t n, const int32_t* loose_rows,
-                         const double* loose_values, int32_t* out_rows, double* out_values,
-                         uint64_t* scratch) {
+    order_columns_kernel(const int64_t* inverted_offsets, int64_t n, const Entries loose,
+                         const Entries out, uint64_t* scratch) {
   const Table table = Table::at(scratch, warp_number(), n, true);
   for (int64_t column = warp_number(); column < n; column += warp_count()) {
     const int64_t begin = inverted_offsets[column];
     for (int64_t e = begin + lane(); e < inverted_offsets[column + 1]; e += kWarp) {
-      table.add(loose_rows[e], loose_values[e]);
+      table.add(loose.rows[e], loose.values[e]);
     }
     table.drain(KeepAll(), [&](int64_t place, int64_t row) {
-      out_rows[begin + place] = static_cast<int32_t>(row);
-      out_values[begin + place] = table.sums[row];
+      out.rows[begin + place] = static_cast<int32_t>(row);
+      out.values[begin + place] = table.sums[row];
       table.sums[row] = 0;
     });
   }
-}
-
-__global__ void __launch_bounds__(kWarpThreads)
-    jaccard_rows_kernel(const Csr rows, const Csr inverted, int64_t n, const int64_t* chosen,
-                        int64_t count, double least, bool upper, const RowsOut out,
-                        uint64_t* scratch) {
-  const bool fill = out.columns != nullptr;
-  const Table table = Table::at(scratch, warp_number(), n, true);
-  for (int64_t r = warp_number(); r < count; r += warp_count()) {
-    const int64_t i = chosen[r];
-    for (int64_t e = rows.offsets[i]; e < rows.offsets[i + 1]; ++e) {
-      const int64_t column = rows.columns[e];
-      const double weight = rows.values[e];
-      for (int64_t f = inverted.offsets[column] + lane(); f < inverted.offsets[column + 1];
-           f += kWarp) {
-        const double value = inverted.values[f];
-        if (upper && inverted.columns[f] < i) continue;
-        table.add(inverted.columns[f], weight < value ? weight : value);
-      }
-      __syncwarp();  // the next column may have the same rows
-    }
-    const int64_t begin = fill ? out.offsets[r] : 0;
-    const int64_t taken = table.drain(
-        [&](int64_t j) {
-          const bool kept = table.sums[j] >= least;
-          if (!kept || !fill) table.sums[j] = 0;
-          return kept;
-        },
-        [&](int64_t place, int64_t j) {
-          if (!fill) return;
-          const double distance = 1.0 - table.sums[j] / (2.0 - table.sums[j]);
-          out.columns[begin + place] = static_cast<int32_t>(j);
-          out.values[begin + place] = distance > 0.0 ? distance : 0.0;
-          table.sums[j] = 0;
-        });
-    if (out.lengths != nullptr && lane() == 0) out.lengths[r] = taken;
-  }
-}
-
-// A block takes a row: every item first as if it had no overlap, then those that do.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    mix_distances_kernel(const T* squared, int64_t stride, int64_t rows, int64_t gallery,
-                         const double* maxima, const Csr overlaps, const Mix mix, double* result) {
-  for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
-    // No maximum: d is scaled. A maximum of 0: all d are 0, and so is what they become.
-    double divisor = maxima == nullptr ? 0.0 : maxima[r];
-    if (mix.power == 2) divisor = divisor * divisor;
-    const double factor = maxima == nullptr ? mix.scale : 0.0;
-    const T* row = squared + r * stride;
-    double* final_row = result + r * gallery;
-    const auto original = [&](int64_t g) {
-      const double d = row[g];
-      if (divisor > 0) return (mix.power == 2 ? d * d : d) / divisor;
-      return d * factor;
-    };
-    for (int64_t g = threadIdx.x; g < gallery; g += blockDim.x) {
-      final_row[g] = (1 - mix.lambda) * 1.0 + mix.lambda * original(g);
-    }
-    __syncthreads();
-    for (int64_t e = overlaps.offsets[r] + threadIdx.x; e < overlaps.offsets[r + 1];
-         e += blockDim.x) {
-      const int64_t g = overlaps.columns[e] - mix.first;
-      final_row[g] = (1 - mix.lambda) * overlaps.values[e] + mix.lambda * original(g);
-    }
-  }
-}
-
-// A warp for each row, but no more than there are tables.
-int64_t blocks_of(const Scratch& scratch, int64_t rows) {
-  return std::min(scratch.warps / kWarpsPerBlock, blocks_for(rows, kWarpsPerBlock));
 }
 
 }  // namespace
@@ -321,80 +234,57 @@ cudaError_t launch_offsets(int64_t* lengths, int64_t n, cudaStream_t stream) {
   return launch(offsets_kernel, 1, kScanThreads, stream, lengths, n);
 }
 
-cudaError_t launch_reciprocal_sets(const int32_t* neighbours, int64_t width, int64_t n, int64_t k,
-                                   const RowsOut& out, const Scratch& scratch,
-                                   cudaStream_t stream) {
-  return launch(reciprocal_sets_kernel, blocks_of(scratch, n), kWarpThreads, stream, neighbours,
-                width, n, k, out, scratch.tables);
+cudaError_t launch_reciprocal_sets(const NeighbourLists& lists, const RowsOut& out,
+                                   const Scratch& scratch, cudaStream_t stream) {
+  return launch(reciprocal_sets_kernel, blocks_of(scratch, lists.items), kWarpThreads, stream,
+                lists, out, scratch.tables);
 }
 
-cudaError_t launch_expand_sets(const Csr& sets, const Csr& half, int64_t n, const RowsOut& out,
+cudaError_t launch_expand_sets(const Csr& sets, const Csr& half, const RowsOut& out,
                                const Scratch& scratch, cudaStream_t stream) {
-  return launch(expand_sets_kernel, blocks_of(scratch, n), kWarpThreads, stream, sets, half, n, out,
-                scratch.tables);
+  return launch(expand_sets_kernel, blocks_of(scratch, sets.rows), kWarpThreads, stream, sets, half,
+                out, scratch.tables);
 }
 
 template <typename T>
-cudaError_t launch_listed_distances(const Csr& sets, int64_t n, const int32_t* neighbours,
-                                    const T* distances, int64_t width, double* result,
-                                    cudaStream_t stream) {
-  return launch(listed_distances_kernel<T>, blocks_for(n, kWarpsPerBlock), kWarpThreads, stream,
-                sets, n, neighbours, distances, width, result);
+cudaError_t launch_listed_distances(const Csr& sets, const NeighbourLists& lists,
+                                    const T* distances, double* result, cudaStream_t stream) {
+  return launch(listed_distances_kernel<T>, blocks_for(sets.rows, kWarpsPerBlock), kWarpThreads,
+                stream, sets, lists, distances, result);
 }
 
-cudaError_t launch_encode(const int64_t* offsets, int64_t n, const double* distances,
-                          const double* maxima, double* weights, cudaStream_t stream) {
-  return launch(encode_kernel, blocks_for(n, kWarpsPerBlock), kWarpThreads, stream, offsets, n,
-                distances, maxima, weights);
+cudaError_t launch_encode(const Csr& rows, const double* maxima, double* weights,
+                          cudaStream_t stream) {
+  return launch(encode_kernel, blocks_for(rows.rows, kWarpsPerBlock), kWarpThreads, stream, rows,
+                maxima, weights);
 }
 
-cudaError_t launch_average_rows(const Csr& rows, int64_t n, const int32_t* neighbours,
-                                int64_t width, int64_t k2, const RowsOut& out,
+cudaError_t launch_average_rows(const Csr& rows, const NeighbourLists& lists, const RowsOut& out,
                                 const Scratch& scratch, cudaStream_t stream) {
-  return launch(average_rows_kernel, blocks_of(scratch, n), kWarpThreads, stream, rows, n,
-                neighbours, width, k2, out, scratch.tables);
+  return launch(average_rows_kernel, blocks_of(scratch, rows.rows), kWarpThreads, stream, rows,
+                lists, out, scratch.tables);
 }
 
-cudaError_t launch_count_columns(const Csr& rows, int64_t n, int64_t first, int64_t* lengths,
+cudaError_t launch_count_columns(const Csr& rows, int64_t first, int64_t* lengths,
                                  cudaStream_t stream) {
-  return launch(count_columns_kernel, blocks_for(n - first, 8), 256, stream, rows, n, first,
+  return launch(count_columns_kernel, blocks_for(rows.rows - first, 8), 256, stream, rows, first,
                 lengths);
 }
 
-cudaError_t launch_transpose_rows(const Csr& rows, int64_t n, int64_t first,
-                                  const int64_t* inverted_offsets, int64_t* next,
-                                  int32_t* loose_rows, double* loose_values, int32_t* out_rows,
-                                  double* out_values, const Scratch& scratch, cudaStream_t stream) {
+cudaError_t launch_transpose_rows(const Csr& rows, int64_t first, const int64_t* inverted_offsets,
+                                  int64_t* next, const Entries& loose, const Entries& out,
+                                  const Scratch& scratch, cudaStream_t stream) {
   const cudaError_t error =
-      launch(scatter_rows_kernel, blocks_for(n - first, kWarpsPerBlock), kWarpThreads, stream, rows,
-             n, first, inverted_offsets, next, loose_rows, loose_values);
+      launch(scatter_rows_kernel, blocks_for(rows.rows - first, kWarpsPerBlock), kWarpThreads,
+             stream, rows, first, inverted_offsets, next, loose);
   if (error != cudaSuccess) return error;
-  return launch(order_columns_kernel, blocks_of(scratch, n), kWarpThreads, stream, inverted_offsets,
-                n, loose_rows, loose_values, out_rows, out_values, scratch.tables);
+  return launch(order_columns_kernel, blocks_of(scratch, rows.rows), kWarpThreads, stream,
+                inverted_offsets, rows.rows, loose, out, scratch.tables);
 }
 
-cudaError_t launch_jaccard_rows(const Csr& rows, const Csr& inverted, int64_t n,
-                                const int64_t* chosen, int64_t count, double least, bool upper,
-                                const RowsOut& out, const Scratch& scratch, cudaStream_t stream) {
-  return launch(jaccard_rows_kernel, blocks_of(scratch, count), kWarpThreads, stream, rows,
-                inverted, n, chosen, count, least, upper, out, scratch.tables);
-}
-
-template <typename T>
-cudaError_t launch_mix_distances(const T* squared, int64_t stride, int64_t rows, int64_t gallery,
-                                 const double* maxima, const Csr& overlaps, const Mix& mix,
-                                 double* result, cudaStream_t stream) {
-  return launch(mix_distances_kernel<T>, blocks_for(rows, 1), 256, stream, squared, stride, rows,
-                gallery, maxima, overlaps, mix, result);
-}
-
-template cudaError_t launch_listed_distances(const Csr&, int64_t, const int32_t*, const float*,
-                                             int64_t, double*, cudaStream_t);
-template cudaError_t launch_listed_distances(const Csr&, int64_t, const int32_t*, const double*,
-                                             int64_t, double*, cudaStream_t);
-template cudaError_t launch_mix_distances(const float*, int64_t, int64_t, int64_t, const double*,
-                                          const Csr&, const Mix&, double*, cudaStream_t);
-template cudaError_t launch_mix_distances(const double*, int64_t, int64_t, int64_t, const double*,
-                                          const Csr&, const Mix&, double*, cudaStream_t);
+template cudaError_t launch_listed_distances(const Csr&, const NeighbourLists&, const float*,
+                                             double*, cudaStream_t);
+template cudaError_t launch_listed_distances(const Csr&, const NeighbourLists&, const double*,
+                                             double*, cudaStream_t);
 
 }  // namespace mmga

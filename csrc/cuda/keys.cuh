@@ -1,54 +1,58 @@
-// Ranking keys on the device, rounded as on the CPU: compiled without fused multiply-add.
+// Ranking keys on the device, rounded as on the CPU (compiled without fused multiply-add), and the
+// counts of a row.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "tile.h"
+#include "common/tile.h"
+#include "cuda/launch.cuh"
+#include "cuda/search.cuh"
 
 namespace mmga {
 
 template <typename T>
-__device__ T ranking_key(T value, const T* row_term, const T* column_term, int64_t metric,
-                         int64_t row, int64_t column) {
-  if (metric == kCosine) return 1 - (value * row_term[row]) * column_term[column];
-  if (metric == kEuclidean) {
-    const T key = (row_term[row] + column_term[column]) - 2 * value;
-    return key < 0 ? T(0) : key;  // NaN stays NaN
-  }
-  return value;
-}
-
-// Whether an ascending list holds an item.
-__device__ inline bool holds(const int64_t* list, int64_t low, int64_t end, int64_t item) {
-  int64_t high = end;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (list[middle] < item) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low < end && list[low] == item;
+__device__ T key_at(const TileView<T>& tile, int64_t row, int64_t column) {
+  const T value = tile.values[row * tile.row_stride + column];
+  if (tile.metric == kGiven) return value;
+  T key;
+  make_key<T, T>(tile.metric, tile.row_term[row], tile.column_term[column], value, key);
+  return key;
 }
 
 template <typename T>
-__device__ T key_at(const Tile<T>& tile, int64_t row, int64_t column) {
-  return ranking_key(tile.values[row * tile.row_stride + column], tile.row_term, tile.column_term,
-                     tile.metric, row, column);
+__device__ bool is_ignored(const TileView<T>& tile, int64_t row, int64_t column) {
+  return holds(tile.ignored_item, tile.ignored_start[row], tile.ignored_start[row + 1],
+               tile.offset + column);
 }
 
-// Whether an item of a tile is none that its row leaves out.
 template <typename T>
-__device__ bool is_counted(const Tile<T>& tile, int64_t row, int64_t column) {
-  if (tile.row_camera != nullptr && tile.row_camera[row] == tile.column_camera[column]) {
-    return false;
+__device__ bool is_removed(const TileView<T>& tile, int64_t row, int64_t column) {
+  return tile.removed != nullptr && tile.removed[row * tile.removed_stride + column];
+}
+
+template <typename T>
+__device__ bool has_same_camera(const TileView<T>& tile, int64_t row, int64_t column) {
+  return tile.row_camera != nullptr && tile.row_camera[row] == tile.column_camera[column];
+}
+
+template <typename T>
+__device__ bool is_counted(const TileView<T>& tile, int64_t row, int64_t column) {
+  return !has_same_camera(tile, row, column) && !is_removed(tile, row, column) &&
+         !is_ignored(tile, row, column);
+}
+
+// Adds running sums of bins to the counts of a row's matches. Called by the threads of one warp.
+template <typename Bins>
+__device__ void add_running_sums(const Bins& bins, int count, int64_t* preceding) {
+  int64_t before = 0;
+  for (int k = 0; k < count; k += kWarp) {
+    const int mine = k + lane();
+    const int64_t sum = warp_running_sum<int64_t>(mine < count ? bins[mine] : 0u);
+    if (mine < count) preceding[mine] += before + sum;
+    before += __shfl_sync(kAllLanes, sum, kWarp - 1);
   }
-  if (tile.removed != nullptr && tile.removed[row * tile.removed_stride + column]) return false;
-  return !holds(tile.ignored_item, tile.ignored_start[row], tile.ignored_start[row + 1],
-                tile.offset + column);
 }
 
 }  // namespace mmga

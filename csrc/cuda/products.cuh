@@ -1,19 +1,45 @@
-// Launchers of sums of products in float64, in the one order of reference.py's interleaved_sum.
+// Inner products of rows in float64: eight lanes take a pair, each one of the eight interleaved
+// accumulators, and three exchanges add them up in the fixed tree.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "common/scalar.h"
+#include "cuda/launch.cuh"
+
 namespace mmga {
 
-// T: float, or uint16_t for the bits of a float16.
-template <typename T>
-cudaError_t launch_squared_norms(const T* x, int64_t stride, int64_t rows, int64_t width,
-                                 double* norms, cudaStream_t stream);
+constexpr int kAccumulators = 8;
+constexpr int kRowsPerWarp = kWarp / kAccumulators;
 
-cudaError_t launch_pair_products(const float* x, const float* y, int64_t width, const int64_t* rows,
-                                 const int64_t* columns, int64_t pairs, double* products,
-                                 cudaStream_t stream);
+__device__ inline double widen(float value) { return value; }
+__device__ inline double widen(uint16_t half) { return half_to_float(half); }
+
+// The sum of `width` products x[i] y[i], in all eight lanes; every lane of the warp comes here.
+template <typename T>
+__device__ double interleaved_sum(const T* x, const T* y, int64_t width) {
+  double sum = 0;
+  for (int64_t i = lane() % kAccumulators; i < width; i += kAccumulators) {
+    sum += widen(x[i]) * widen(y[i]);
+  }
+  for (int with = 1; with < kAccumulators; with *= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, with);
+  }
+  return sum;
+}
+
+// The same of integers: exact, as no partial sum exceeds 32 bits.
+__device__ inline double interleaved_sum(const int16_t* x, const int16_t* y, int64_t width) {
+  int32_t sum = 0;
+  for (int64_t i = lane() % kAccumulators; i < width; i += kAccumulators) {
+    sum += int32_t{x[i]} * int32_t{y[i]};
+  }
+  for (int with = 1; with < kAccumulators; with *= 2) {
+    sum += __shfl_xor_sync(kAllLanes, sum, with);
+  }
+  return sum;
+}
 
 }  // namespace mmga

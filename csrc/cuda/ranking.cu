@@ -1,7 +1,7 @@
 // How many items of a tile rank before each match of its rows, and the matches' own keys.
 //
 // Counting: a block takes a row and walks its keys once for every 512 of its matches. The matches
-// stand in shared memory, ascending by (key, item); each key is searched among them and counted in
+// are in shared memory, ascending by (key, item); each key is searched among them and counted in
 // the bin of the first match that it precedes, and running sums of the bins are the counts.
 // Integers are added, so the order of threads does not matter. Memory-bound: the tile is read once
 // for rows of at most 512 matches.
@@ -38,7 +38,8 @@ __device__ int first_after(const Keys& match_key, const Items& match_item, int c
 
 // Grid: a block for each row, which alone writes the row's counts.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) count_preceding_kernel(const Tile<T> tile) {
+__global__ void __launch_bounds__(kThreads)
+    count_preceding_kernel(const TileView<T> tile, const RankCounts<T> out) {
   MMGA_SHARED(T, match_key, kChunk);
   MMGA_SHARED(int64_t, match_item, kChunk);
   MMGA_SHARED(unsigned, bins, kChunk + 1);
@@ -47,8 +48,8 @@ __global__ void __launch_bounds__(kThreads) count_preceding_kernel(const Tile<T>
   MMGA_SHARED(T, smallest, kThreads / kWarp);
 
   const int64_t row = blockIdx.x;
-  const int64_t first = tile.match_start[row];
-  const int64_t last = tile.match_start[row + 1];
+  const int64_t first = out.match_start[row];
+  const int64_t last = out.match_start[row + 1];
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
     pairs[0] = 0;
@@ -56,15 +57,15 @@ __global__ void __launch_bounds__(kThreads) count_preceding_kernel(const Tile<T>
     bad[0] = 0;
   }
   T nearest = static_cast<T>(INFINITY);
-  // A row without matches is walked once as well: its nearest item is wanted.
+  // A row without matches is walked once as well, for its nearest item.
   for (int64_t chunk = first; chunk < last || chunk == first; chunk += kChunk) {
     const int count = static_cast<int>(last - chunk < kChunk ? last - chunk : kChunk);
     __syncthreads();
     for (int k = thread; k <= count; k += kThreads) {
       bins[k] = 0;
       if (k < count) {
-        match_key[k] = tile.match_key[chunk + k];
-        match_item[k] = tile.match_item[chunk + k];
+        match_key[k] = out.match_key[chunk + k];
+        match_item[k] = out.match_item[chunk + k];
       }
     }
     __syncthreads();
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) count_preceding_kernel(const Tile<T>
       nearest = key < nearest ? key : nearest;
       const int bin = first_after(match_key, match_item, count, key, tile.offset + column);
       atomicAdd(&bins[bin], 1u);
-      // Matches of equal key stand on both sides of the bin.
+      // Matches of equal key are on both sides of the bin.
       for (int k = bin; k < count && match_key[k] == key; ++k) ++equal;
       for (int k = bin - 1; k >= 0 && match_key[k] == key; --k) ++equal;
     }
@@ -92,15 +93,7 @@ __global__ void __launch_bounds__(kThreads) count_preceding_kernel(const Tile<T>
       }
     }
     __syncthreads();
-    if (thread < kWarp) {
-      int64_t before = 0;
-      for (int k = 0; k < count; k += kWarp) {
-        const int mine = k + thread;
-        const int64_t sum = warp_running_sum<int64_t>(mine < count ? bins[mine] : 0u);
-        if (mine < count) tile.preceding[chunk + mine] += before + sum;
-        before += __shfl_sync(kAllLanes, sum, kWarp - 1);
-      }
-    }
+    if (thread < kWarp) add_running_sums(bins, count, out.preceding + chunk);
   }
   nearest = warp_min(nearest);
   if (lane() == 0) smallest[thread / kWarp] = nearest;
@@ -110,56 +103,48 @@ __global__ void __launch_bounds__(kThreads) count_preceding_kernel(const Tile<T>
       const T other = smallest[w];
       nearest = other < nearest ? other : nearest;
     }
-    tile.tied[row] += static_cast<int64_t>(pairs[0]);
-    tile.moved[row] += static_cast<int64_t>(pairs[1]);
+    out.tied[row] += static_cast<int64_t>(pairs[0]);
+    out.moved[row] += static_cast<int64_t>(pairs[1]);
     if (bad[0] != 0) {
-      tile.nearest[row] = static_cast<T>(NAN);
-    } else if (nearest < tile.nearest[row]) {
-      tile.nearest[row] = nearest;
+      out.nearest[row] = static_cast<T>(NAN);
+    } else if (nearest < out.nearest[row]) {
+      out.nearest[row] = nearest;
     }
   }
 }
 
-// Whether one match comes before another; NaN goes last.
 template <typename T>
-__device__ bool ranks_before(T key, int64_t item, T other_key, int64_t other_item) {
-  const bool nan = key != key;
-  const bool other_nan = other_key != other_key;
-  if (nan || other_nan) return nan == other_nan ? item < other_item : other_nan;
-  return key < other_key || (key == other_key && item < other_item);
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kWarpThreads) sort_matches_kernel(const MatchLists<T> lists) {
-  for (int64_t row = warp_number(); row < lists.rows; row += warp_count()) {
+__global__ void __launch_bounds__(kWarpThreads)
+    sort_matches_kernel(const TileView<T> tile, const MatchLists<T> lists, int64_t* sorted_item,
+                        T* sorted_key) {
+  for (int64_t row = warp_number(); row < tile.rows; row += warp_count()) {
     const int64_t first = lists.start[row];
-    const int64_t last = lists.start[row + 1];
-    if (lists.values != nullptr) {
-      for (int64_t m = first + lane(); m < last; m += kWarp) {
-        const int64_t column = lists.item[m];
+    const int64_t count = lists.start[row + 1] - first;
+    int64_t* items = lists.item + first;
+    T* keys = lists.key + first;
+    if (tile.values != nullptr) {
+      for (int64_t m = lane(); m < count; m += kWarp) {
+        const int64_t column = items[m];
         // An item outside the tile has no key; it is never read.
-        lists.key[m] =
-            column >= 0 && column < lists.width
-                ? ranking_key(lists.values[row * lists.row_stride + column], lists.row_term,
-                              lists.column_term, lists.metric, row, column)
-                : static_cast<T>(NAN);
+        const bool inside = column >= 0 && column < tile.width;
+        keys[m] = inside ? key_at(tile, row, column) : static_cast<T>(NAN);
       }
       __syncwarp();
     }
-    for (int64_t m = first + lane(); m < last; m += kWarp) {
-      const T key = lists.key[m];
-      const int64_t item = lists.item[m];
+    for (int64_t m = lane(); m < count; m += kWarp) {
+      const T key = keys[m];
+      const int64_t item = items[m];
       int64_t place = first;
-      for (int64_t other = first; other < last; ++other) {
-        place += ranks_before(lists.key[other], lists.item[other], key, item);
+      for (int64_t other = 0; other < count; ++other) {
+        place += ranks_before(keys[other], items[other], key, item);
       }
-      lists.sorted_key[place] = key;
-      lists.sorted_item[place] = item;
+      sorted_key[place] = key;
+      sorted_item[place] = item;
     }
     __syncwarp();
-    for (int64_t m = first + lane(); m < last; m += kWarp) {
-      lists.key[m] = lists.sorted_key[m];
-      lists.item[m] = lists.sorted_item[m];
+    for (int64_t m = lane(); m < count; m += kWarp) {
+      keys[m] = sorted_key[first + m];
+      items[m] = sorted_item[first + m];
     }
   }
 }
@@ -167,19 +152,25 @@ __global__ void __launch_bounds__(kWarpThreads) sort_matches_kernel(const MatchL
 }  // namespace
 
 template <typename T>
-cudaError_t launch_count_preceding(const Tile<T>& tile, cudaStream_t stream) {
-  return launch(count_preceding_kernel<T>, tile.rows, kThreads, stream, tile);
+cudaError_t launch_count_preceding(const TileView<T>& tile, const RankCounts<T>& counts,
+                                   cudaStream_t stream) {
+  return launch(count_preceding_kernel<T>, tile.rows, kThreads, stream, tile, counts);
 }
 
 template <typename T>
-cudaError_t launch_sort_matches(const MatchLists<T>& lists, cudaStream_t stream) {
-  return launch(sort_matches_kernel<T>, blocks_for(lists.rows, kWarpsPerBlock), kWarpThreads,
-                stream, lists);
+cudaError_t launch_sort_matches(const TileView<T>& tile, const MatchLists<T>& lists,
+                                int64_t* sorted_item, T* sorted_key, cudaStream_t stream) {
+  return launch(sort_matches_kernel<T>, blocks_for(tile.rows, kWarpsPerBlock), kWarpThreads, stream,
+                tile, lists, sorted_item, sorted_key);
 }
 
-template cudaError_t launch_count_preceding(const Tile<float>&, cudaStream_t);
-template cudaError_t launch_count_preceding(const Tile<double>&, cudaStream_t);
-template cudaError_t launch_sort_matches(const MatchLists<float>&, cudaStream_t);
-template cudaError_t launch_sort_matches(const MatchLists<double>&, cudaStream_t);
+template cudaError_t launch_count_preceding(const TileView<float>&, const RankCounts<float>&,
+                                            cudaStream_t);
+template cudaError_t launch_count_preceding(const TileView<double>&, const RankCounts<double>&,
+                                            cudaStream_t);
+template cudaError_t launch_sort_matches(const TileView<float>&, const MatchLists<float>&, int64_t*,
+                                         float*, cudaStream_t);
+template cudaError_t launch_sort_matches(const TileView<double>&, const MatchLists<double>&,
+                                         int64_t*, double*, cudaStream_t);
 
 }  // namespace mmga

@@ -5,31 +5,17 @@
 
 #include <cstdint>
 
-#include "tile.h"
+#include "common/tile.h"
 
 namespace mmga {
 
-// The matches of the rows of a tile, to be read from it and sorted.
 template <typename T>
-struct MatchLists {
-  const T* values;  // null: the keys are there already
-  int64_t row_stride;
-  int64_t width;
-  const T* row_term;
-  const T* column_term;
-  int64_t metric;
-  int64_t rows;
-  const int64_t* start;
-  int64_t* item;
-  T* key;
-  int64_t* sorted_item;  // as long as all matches
-  T* sorted_key;
-};
+cudaError_t launch_count_preceding(const TileView<T>& tile, const RankCounts<T>& counts,
+                                   cudaStream_t stream);
 
+// `sorted_item` and `sorted_key` are scratch, as long as all matches.
 template <typename T>
-cudaError_t launch_count_preceding(const Tile<T>& tile, cudaStream_t stream);
-
-template <typename T>
-cudaError_t launch_sort_matches(const MatchLists<T>& lists, cudaStream_t stream);
+cudaError_t launch_sort_matches(const TileView<T>& tile, const MatchLists<T>& lists,
+                                int64_t* sorted_item, T* sorted_key, cudaStream_t stream);
 
 }  // namespace mmga

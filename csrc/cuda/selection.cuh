@@ -1,4 +1,4 @@
-// The k smallest of a stream of keys, kept by a warp in a list in device memory.
+// The k smallest of a stream of keys, which a warp collects in a list in device memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -49,28 +49,28 @@ struct SmallestKeys {
   int64_t count;
   Key bound;  // no key above it is among the k smallest
 
-  // Each lane offers a key, or none.
-  __device__ void offer(bool offers, Key key) {
-    offers = offers && key <= bound;
-    unsigned hits = __ballot_sync(kAllLanes, offers);
+  // Inserts a key of each lane that has one.
+  __device__ void insert(bool has_key, Key key) {
+    has_key = has_key && key <= bound;
+    unsigned hits = __ballot_sync(kAllLanes, has_key);
     while (hits != 0) {
       const int64_t place = count + __popc(hits & ((1u << lane()) - 1));
-      if (offers && place < slots) {
+      if (has_key && place < slots) {
         list[place] = key;
-        offers = false;
+        has_key = false;
       }
       count += __popc(hits);
       count = count < slots ? count : slots;
       __syncwarp();
       if (count == slots) {
         shrink();
-        offers = offers && key <= bound;
+        has_key = has_key && key <= bound;
       }
-      hits = __ballot_sync(kAllLanes, offers);
+      hits = __ballot_sync(kAllLanes, has_key);
     }
   }
 
-  // Leaves the k smallest and perhaps some more. Keys differ, so that bisection ends.
+  // Shrinks the list to the k smallest and perhaps some more. Keys differ, so that bisection ends.
   __device__ void shrink() {
     Key low = list[0];
     Key high = low;

@@ -1,4 +1,4 @@
-// A sparse row in the making: sums by column, handed out in ascending order of columns.
+// A sparse row in the making: sums by column, drained in ascending order of columns.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cuda/launch.cuh"
+#include "cuda/sparse_rows.cuh"
 
 namespace mmga {
 
@@ -99,5 +100,10 @@ struct Table {
     return __shfl_sync(kAllLanes, running, kWarp - 1);
   }
 };
+
+// Blocks of a kernel that gives each warp a row: no more warps than there are tables.
+inline int64_t blocks_of(const Scratch& scratch, int64_t rows) {
+  return std::min(scratch.warps / kWarpsPerBlock, blocks_for(rows, kWarpsPerBlock));
+}
 
 }  // namespace mmga

@@ -3,11 +3,12 @@
 
 #include <cuda_runtime.h>
 
-#include "tile.h"
+#include "common/tile.h"
 
 namespace mmga {
 
 template <typename T>
-cudaError_t launch_count_impostors(const Impostors<T>& tile, cudaStream_t stream);
+cudaError_t launch_count_impostors(const TileView<T>& tile, const Histogram& histogram,
+                                   cudaStream_t stream);
 
 }  // namespace mmga

@@ -89,7 +89,7 @@ def compiler() -> tuple[str, list]:
 @functools.cache
 def state_of_headers() -> bytes:
     state = hashlib.sha256(f"{compiler()} {torch.__version__}".encode())
-    for folder in (HERE, REPOSITORY / "csrc", REPOSITORY / "csrc" / "cuda"):
+    for folder in (HERE, *(REPOSITORY / "csrc" / name for name in ("common", "args", "cuda"))):
         for header in (*sorted(folder.glob("*.h")), *sorted(folder.glob("*.cuh"))):
             state.update(header.read_bytes())
     return state.digest()

@@ -1,36 +1,32 @@
-// What certified ranks are made of, without torch: shared by kernels of both kinds.
+// The raw arrays of the operators of certified ranks, without torch: shared by the CPU and CUDA
+// kernels.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "tile.h"
-
-#ifdef __CUDACC__
-#define MMGA_HOST_DEVICE __host__ __device__
-#else
-#define MMGA_HOST_DEVICE
-#endif
+#include "common/tile.h"
 
 namespace mmga {
 
-// Integer rows are features of length 2^15: what one of their numbers stands for.
+// Integer rows are features of length 2^15: the value of the integer 1.
 constexpr double kIntegerUnit = 0x1p-15;
 
-// A pair that is not settled: whether the item at `column` precedes the matches `first` to `last`
-// of its row is open.
+// An undecided pair: the item at `column` may or may not precede the matches `first` to `last` of
+// its row.
 struct Undecided {
   int32_t row, column, first, last;
 };
 
-// The intervals of the keys of a tile, and the thresholds of its rows, widened by the row's slack.
+// Bounds on the error of a tile's keys, and the thresholds of its rows, widened by the row's slack.
 struct Intervals {
-  Tile<float> tile;
   const float* row_radius;
   const float* column_radius;
   const float* column_slack;
+  const int64_t* match_start;
   const float* lower;
   const float* upper;
+  int64_t* preceding;
 };
 
 // How the inner product of two rows, of float32 or of integers, becomes a key in float64.
@@ -54,7 +50,7 @@ struct PairKeys {
   }
 };
 
-// What settle_pairs is given; see reference.py.
+// The arrays of settle_pairs: bounds of keys, and the matches that pairs may precede.
 struct Settlement {
   PairKeys key;
   const double* row_radius;  // null: the products are exact

@@ -1,0 +1,74 @@
+// Vector code that is chosen at run time, and when to share work among threads. No torch header:
+// module.cpp includes this file.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "common/scalar.h"
+
+// Compiles a function for several instruction sets and picks one when the library is loaded. Only
+// GCC on x86-64 GNU/Linux does this reliably; elsewhere the plain loop is compiled once.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#define MMGA_X86_CLONES 1
+#define MMGA_VECTOR_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MMGA_X86_CLONES 0
+#define MMGA_VECTOR_CLONES
+#endif
+
+namespace mmga {
+
+// Returns the instruction set whose MMGA_VECTOR_CLONES run on this machine.
+inline const char* instruction_set() {
+#if MMGA_X86_CLONES
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2, FMA)";
+  return "x86-64";
+#else
+  return "as compiled";
+#endif
+}
+
+// Whether the processor has instructions for products of 8-bit integers, without which they are no
+// faster than those of float32.
+inline bool byte_instructions() {
+#if MMGA_X86_CLONES
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512vnni") || __builtin_cpu_supports("avxvnni");
+#else
+  return false;
+#endif
+}
+
+// Bytes of a vector that fits a register: comparisons of longer ones are compiled lane by lane.
+#if defined(__x86_64__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
+// Entries below which another thread costs more than it saves.
+constexpr int64_t kGrain = 1 << 15;
+
+// Rows that a thread should have at least, given the entries of a row.
+inline int64_t rows_per_thread(int64_t width, int64_t entries = kGrain) {
+  return std::max<int64_t>(1, entries / std::max<int64_t>(1, width));
+}
+
+// Returns 64 comparisons as the bits of a word: bit t is byte t, which is 0 or 1. Vector code makes
+// bytes of comparisons on any instruction set; a multiplication then gathers eight of them.
+MMGA_INLINE uint64_t bits_of_bytes(const uint8_t* bytes) {
+  uint64_t bits = 0;
+  for (int t = 0; t < 8; ++t) {
+    uint64_t eight;
+    std::memcpy(&eight, bytes + 8 * t, sizeof eight);
+    bits |= (eight * 0x0102040810204080 >> 56) << (8 * t);
+  }
+  return bits;
+}
+
+}  // namespace mmga

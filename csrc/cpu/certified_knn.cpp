@@ -1,0 +1,254 @@
+// Certified neighbours on the CPU: pairs of a tile of approximate keys that may be near (or far)
+// enough for one of their items, a filter of them by products of integers, and lists of the nearest
+// by exact distances. mmga/ops/reference specifies every function.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "args/certified.h"
+#include "common/dispatch.h"
+#include "cpu/keys.h"
+#include "cpu/pairs.h"
+
+namespace mmga {
+namespace {
+
+// Bounds on the error of keys, and which keys are wanted; see open_pairs in mmga/ops/reference.
+template <typename T>
+struct Limits {
+  const T* row_radius;
+  const T* column_radius;
+  const T* row_slack;
+  const T* column_slack;
+  const T* near_row;
+  const T* near_column;
+  const T* far_row;
+  const T* far_column;
+
+  bool want(T key, int64_t row, int64_t column) const {
+    const T width =
+        row_radius[row] * column_radius[column] + (row_slack[row] + column_slack[column]);
+    return key - width <= std::max(near_row[row], near_column[column]) ||
+           key + width >= std::min(far_row[row], far_column[column]);
+  }
+};
+
+// Returns a bit for each of a group's pairs that is wanted: bit v * kLanes + lane.
+MMGA_INLINE uint64_t wanted_body(const Limits<float>& limits, const float* keys, int64_t row,
+                                 int64_t column) {
+  using V = Vector<float>::type;
+  using M = Vector<float>::mask;
+  constexpr int kLanes = kVectorBytes / sizeof(float);
+  constexpr int kVectors = kGroup / kLanes;
+  const V near_row = V{} + limits.near_row[row];
+  const V far_row = V{} + limits.far_row[row];
+  const float row_radius = limits.row_radius[row], row_slack = limits.row_slack[row];
+  M wanted[kVectors];
+  M any = M{};
+  for (int v = 0; v < kVectors; ++v) {
+    V key, radius, slack, near, far;
+    load(key, keys + v * kLanes);
+    load(radius, limits.column_radius + column + v * kLanes);
+    load(slack, limits.column_slack + column + v * kLanes);
+    load(near, limits.near_column + column + v * kLanes);
+    load(far, limits.far_column + column + v * kLanes);
+    near = near > near_row ? near : near_row;
+    far = far < far_row ? far : far_row;
+    const V width = row_radius * radius + (row_slack + slack);
+    wanted[v] = (key - width <= near) | (key + width >= far);
+    any |= wanted[v];
+  }
+  return any_lane(any) ? bits_of_masks(wanted) : 0;
+}
+
+MMGA_VECTOR_CLONES void find_wanted(const Limits<float>& limits, const float* keys, int64_t row,
+                                    int64_t start, int64_t groups, uint64_t* bits) {
+  for (int64_t group = 0; group < groups; ++group) {
+    bits[group] = wanted_body(limits, keys + group * kGroup, row, start + group * kGroup);
+  }
+}
+
+struct Pair {
+  int32_t row, column;
+};
+
+class RowFilter {
+ public:
+  RowFilter(const TileView<float>& tile, const Limits<float>& limits, std::vector<Pair>& found)
+      : tile_(tile), limits_(limits), found_(found) {}
+
+  // Lists the wanted pairs of a row from column `from` on.
+  void list(int64_t row, int64_t from) {
+    for (int64_t start = 0; start < tile_.width; start += kSegment) {
+      const int64_t width = std::min(kSegment, tile_.width - start);
+      if (start + width <= from) continue;
+      make_segment(tile_, row, start, width, keys_, minima_);
+      const int64_t groups = width / kGroup;
+      find_wanted(limits_, keys_, row, start, groups, bits_);
+      for (int64_t group = 0; group < groups; ++group) {
+        for (uint64_t bits = bits_[group]; bits != 0; bits &= bits - 1) {
+          add(row, start + group * kGroup + __builtin_ctzll(bits), from);
+        }
+      }
+      for (int64_t j = groups * kGroup; j < width; ++j) {
+        if (limits_.want(keys_[j], row, start + j)) add(row, start + j, from);
+      }
+    }
+  }
+
+ private:
+  void add(int64_t row, int64_t column, int64_t from) {
+    if (column < from) return;
+    found_.push_back({static_cast<int32_t>(row), static_cast<int32_t>(column)});
+  }
+
+  const TileView<float>& tile_;
+  const Limits<float>& limits_;
+  std::vector<Pair>& found_;
+  alignas(64) float keys_[kSegment];
+  float minima_[kSegment / kGroup];
+  uint64_t bits_[kSegment / kGroup];
+};
+
+Tensor open_pairs(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+                  int64_t metric, const Tensor& row_radius, const Tensor& column_radius,
+                  const Tensor& row_slack, const Tensor& column_slack, const Tensor& near_row,
+                  const Tensor& near_column, const Tensor& far_row, const Tensor& far_column,
+                  int64_t first_item, int64_t first_other, bool symmetric) {
+  const Arguments args("open_pairs", values);
+  const auto tile = tile_view<float>(args, values, row_term, column_term, metric, first_other);
+  const Limits<float> limits{args.input<float>(row_radius, "row_radius", {tile.rows}),
+                             args.input<float>(column_radius, "column_radius", {tile.width}),
+                             args.input<float>(row_slack, "row_slack", {tile.rows}),
+                             args.input<float>(column_slack, "column_slack", {tile.width}),
+                             args.input<float>(near_row, "near_row", {tile.rows}),
+                             args.input<float>(near_column, "near_column", {tile.width}),
+                             args.input<float>(far_row, "far_row", {tile.rows}),
+                             args.input<float>(far_column, "far_column", {tile.width})};
+  OrderedChunks<Pair> chunks;
+  chunks.fill(tile.rows, rows_per_thread(tile.width),
+              [&](int64_t begin, int64_t end, std::vector<Pair>& found) {
+                RowFilter filter(tile, limits, found);
+                for (int64_t row = begin; row < end; ++row) {
+                  const int64_t from = symmetric ? first_item + row + 1 - first_other : 0;
+                  filter.list(row, std::max<int64_t>(0, from));
+                }
+              });
+  return chunks.joined(values);
+}
+
+Tensor narrow_pairs(const Tensor& pairs, const Tensor& x, const Tensor& y, const Tensor& row_term,
+                    const Tensor& column_term, int64_t metric, const Tensor& row_radius,
+                    const Tensor& column_radius, const Tensor& row_slack,
+                    const Tensor& column_slack, const Tensor& near_row, const Tensor& near_column,
+                    const Tensor& far_row, const Tensor& far_column) {
+  const Arguments args("narrow_pairs", pairs);
+  args.tensor(pairs, "pairs", {ScalarType::Int}, {kAny, 2});
+  const PairKeys key = pair_keys(args, x, y, row_term, column_term, metric);
+  const int64_t rows = x.size(0), columns = y.size(0), count = pairs.size(0);
+  const Limits<double> limits{args.input<double>(row_radius, "row_radius", {rows}),
+                              args.input<double>(column_radius, "column_radius", {columns}),
+                              args.input<double>(row_slack, "row_slack", {rows}),
+                              args.input<double>(column_slack, "column_slack", {columns}),
+                              args.input<double>(near_row, "near_row", {rows}),
+                              args.input<double>(near_column, "near_column", {columns}),
+                              args.input<double>(far_row, "far_row", {rows}),
+                              args.input<double>(far_column, "far_column", {columns})};
+  const auto* pair = static_cast<const Pair*>(pairs.const_data_ptr());
+  for (int64_t p = 0; p < count; ++p) {
+    const auto& [row, column] = pair[p];
+    args.require(row >= 0 && row < rows && column >= 0 && column < columns, "pairs: pair ", p,
+                 " is outside the tile: found row ", row, ", column ", column);
+  }
+  OrderedChunks<Pair> chunks;
+  chunks.fill(count, kPairGrain, [&](int64_t begin, int64_t end, std::vector<Pair>& wanted) {
+    multiply_rows(x, y, pair, begin, end, [&](int64_t p, double product) {
+      const auto& [row, column] = pair[p];
+      if (limits.want(key(row, column, product), row, column)) wanted.push_back(pair[p]);
+    });
+  });
+  return chunks.joined(pairs);
+}
+
+// Lists of candidates with exact distances; one thread inserts into a list at a time.
+struct ExactLists {
+  int32_t* index;
+  double* distance;
+  int32_t* counts;
+  double* maxima;
+  const double* limits;
+  int64_t slots, k;
+
+  void insert(int64_t item, int64_t other, double value,
+              std::vector<std::pair<double, int32_t>>& sorted) {
+    maxima[item] = value > maxima[item] ? value : maxima[item];
+    if (!(value <= limits[item])) return;
+    const int32_t count = counts[item]++;
+    index[item * slots + count] = static_cast<int32_t>(other);
+    distance[item * slots + count] = value;
+    if (counts[item] < slots) return;
+    sorted.clear();
+    for (int64_t s = item * slots; s < (item + 1) * slots; ++s) {
+      sorted.emplace_back(distance[s], index[s]);
+    }
+    std::partial_sort(sorted.begin(), sorted.begin() + k, sorted.end());
+    for (int64_t s = 0; s < k; ++s) {
+      distance[item * slots + s] = sorted[s].first;
+      index[item * slots + s] = sorted[s].second;
+    }
+    counts[item] = static_cast<int32_t>(k);
+  }
+};
+
+void offer_pairs(Tensor index, Tensor distance, Tensor counts, Tensor maxima, const Tensor& pairs,
+                 const Tensor& distances, const Tensor& limits, int64_t first_item,
+                 int64_t first_other, bool both, int64_t k) {
+  const Arguments args("offer_pairs", index);
+  auto* indices = args.output<int32_t>(index, "index", {kAny, kAny});
+  const int64_t items = index.size(0), slots = index.size(1);
+  args.range("k", k, 1, slots - 1);
+  args.tensor(pairs, "pairs", {ScalarType::Int}, {kAny, 2});
+  const int64_t count = pairs.size(0);
+  ExactLists lists{indices,
+                   args.output<double>(distance, "distance", {items, slots}),
+                   args.output<int32_t>(counts, "counts", {items}),
+                   args.output<double>(maxima, "maxima", {items}),
+                   args.input<double>(limits, "limits", {items}),
+                   slots,
+                   k};
+  const auto* pair = static_cast<const Pair*>(pairs.const_data_ptr());
+  const auto* value = args.input<double>(distances, "distances", {count});
+  const auto check_room = [&](int64_t item) {
+    args.require(lists.counts[item] >= 0 && lists.counts[item] < slots, "counts: expected 0 to ",
+                 slots - 1, ", found ", lists.counts[item], " at ", item);
+  };
+  for (int64_t p = 0; p < count; ++p) {
+    const int64_t item = first_item + pair[p].row, other = first_other + pair[p].column;
+    args.require(item >= 0 && item < items && other >= 0 && (!both || other < items),
+                 "pairs: pair ", p, " is of no item: found ", item, " and ", other, " of ", items);
+    check_room(item);
+    if (both) check_room(other);
+  }
+  // Every thread reads all pairs and inserts those of its own items.
+  torch::stable::parallel_for(0, items, kGrain / 8, [&](int64_t begin, int64_t end) {
+    std::vector<std::pair<double, int32_t>> sorted;
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t item = first_item + pair[p].row, other = first_other + pair[p].column;
+      if (item >= begin && item < end) lists.insert(item, other, value[p], sorted);
+      if (both && other >= begin && other < end) lists.insert(other, item, value[p], sorted);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace mmga
+
+STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
+  m.impl("open_pairs", TORCH_BOX(&mmga::open_pairs));
+  m.impl("narrow_pairs", TORCH_BOX(&mmga::narrow_pairs));
+  m.impl("offer_pairs", TORCH_BOX(&mmga::offer_pairs));
+}
