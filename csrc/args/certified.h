@@ -43,13 +43,13 @@ inline PairKeys pair_keys(const Arguments& args, const Tensor& x, const Tensor& 
 }
 
 template <typename Kernels>
-Tensor settle_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
+Tensor refine_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
                     const Tensor& row_term, const Tensor& column_term, int64_t metric,
                     std::optional<Tensor> row_radius, std::optional<Tensor> column_radius,
                     std::optional<Tensor> row_slack, std::optional<Tensor> column_slack,
                     int64_t offset, const Tensor& match_start, const Tensor& match_item,
                     const Tensor& match_key, Tensor preceding, Tensor tied) {
-  const Arguments args("settle_pairs", undecided);
+  const Arguments args("refine_pairs", undecided);
   args.tensor(undecided, "undecided", {ScalarType::Int}, {kAny, 4});
   const PairKeys key = pair_keys(args, x, y, row_term, column_term, metric);
   const int64_t rows = x.size(0), columns = y.size(0), matches = match_item.numel();
@@ -79,7 +79,7 @@ Tensor settle_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
                  " is outside the tile, or rows do not ascend: found row ", row, ", column ",
                  column, ", matches ", first, " to ", last);
   }
-  return Kernels::settle_pairs(undecided, x, y, settlement);
+  return Kernels::refine_pairs(undecided, x, y, settlement);
 }
 
 }  // namespace mmga

@@ -88,7 +88,7 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
                      const Tensor& match_item, const Tensor& match_key, const Tensor& ignored_start,
                      const Tensor& ignored_item, std::optional<Tensor> row_camera,
                      std::optional<Tensor> column_camera, std::optional<Tensor> removed,
-                     Tensor preceding, Tensor tied, Tensor nearest, Tensor moved) {
+                     Tensor preceding, Tensor tied, Tensor nearest, Tensor mismatched) {
   const Arguments args("count_preceding", values);
   for_floating(args, values, "values", [&](auto zero) {
     using T = decltype(zero);
@@ -102,7 +102,7 @@ void count_preceding(const Tensor& values, const Tensor& row_term, const Tensor&
                                args.output<int64_t>(preceding, "preceding", {matches}),
                                args.output<int64_t>(tied, "tied", {tile.rows}),
                                args.output<T>(nearest, "nearest", {tile.rows}),
-                               args.output<int64_t>(moved, "moved", {tile.rows})};
+                               args.output<int64_t>(mismatched, "mismatched", {tile.rows})};
     Kernels::count_preceding(values, tile, counts);
   });
 }

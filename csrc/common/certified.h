@@ -50,7 +50,7 @@ struct PairKeys {
   }
 };
 
-// The arrays of settle_pairs: bounds of keys, and the matches that pairs may precede.
+// The arrays of refine_pairs: bounds of keys, and the matches that pairs may precede.
 struct Settlement {
   PairKeys key;
   const double* row_radius;  // null: the products are exact

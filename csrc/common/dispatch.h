@@ -35,7 +35,7 @@ inline const char* instruction_set() {
 
 // Whether the processor has instructions for products of 8-bit integers, without which they are no
 // faster than those of float32.
-inline bool byte_instructions() {
+inline bool int8_instructions() {
 #if MMGA_X86_CLONES
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512vnni") || __builtin_cpu_supports("avxvnni");

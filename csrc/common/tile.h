@@ -54,7 +54,7 @@ struct RankCounts {
   int64_t* preceding;
   int64_t* tied;
   T* nearest;
-  int64_t* moved;
+  int64_t* mismatched;
 };
 
 // The histogram of a tile's keys, and the nearest item of each row.

@@ -274,7 +274,7 @@ struct Cpu {
     return chunks.joined(like);
   }
 
-  static Tensor settle_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
+  static Tensor refine_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
                              const Settlement& settlement) {
     const auto* pairs = static_cast<const Undecided*>(undecided.const_data_ptr());
     const int64_t count = undecided.size(0);
@@ -298,5 +298,5 @@ struct Cpu {
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("count_certain", TORCH_BOX(&mmga::count_certain<mmga::Cpu>));
-  m.impl("settle_pairs", TORCH_BOX(&mmga::settle_pairs<mmga::Cpu>));
+  m.impl("refine_pairs", TORCH_BOX(&mmga::refine_pairs<mmga::Cpu>));
 }

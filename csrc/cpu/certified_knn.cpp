@@ -17,7 +17,8 @@
 namespace mmga {
 namespace {
 
-// Bounds on the error of keys, and which keys are wanted; see open_pairs in mmga/ops/reference.
+// Bounds on the error of keys, and which keys are wanted; see filter_candidates in
+// mmga/ops/reference.
 template <typename T>
 struct Limits {
   const T* row_radius;
@@ -114,12 +115,13 @@ class RowFilter {
   uint64_t bits_[kSegment / kGroup];
 };
 
-Tensor open_pairs(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
-                  int64_t metric, const Tensor& row_radius, const Tensor& column_radius,
-                  const Tensor& row_slack, const Tensor& column_slack, const Tensor& near_row,
-                  const Tensor& near_column, const Tensor& far_row, const Tensor& far_column,
-                  int64_t first_item, int64_t first_other, bool symmetric) {
-  const Arguments args("open_pairs", values);
+Tensor filter_candidates(const Tensor& values, const Tensor& row_term, const Tensor& column_term,
+                         int64_t metric, const Tensor& row_radius, const Tensor& column_radius,
+                         const Tensor& row_slack, const Tensor& column_slack,
+                         const Tensor& near_row, const Tensor& near_column, const Tensor& far_row,
+                         const Tensor& far_column, int64_t first_item, int64_t first_other,
+                         bool symmetric) {
+  const Arguments args("filter_candidates", values);
   const auto tile = tile_view<float>(args, values, row_term, column_term, metric, first_other);
   const Limits<float> limits{args.input<float>(row_radius, "row_radius", {tile.rows}),
                              args.input<float>(column_radius, "column_radius", {tile.width}),
@@ -141,12 +143,13 @@ Tensor open_pairs(const Tensor& values, const Tensor& row_term, const Tensor& co
   return chunks.joined(values);
 }
 
-Tensor narrow_pairs(const Tensor& pairs, const Tensor& x, const Tensor& y, const Tensor& row_term,
-                    const Tensor& column_term, int64_t metric, const Tensor& row_radius,
-                    const Tensor& column_radius, const Tensor& row_slack,
-                    const Tensor& column_slack, const Tensor& near_row, const Tensor& near_column,
-                    const Tensor& far_row, const Tensor& far_column) {
-  const Arguments args("narrow_pairs", pairs);
+Tensor refine_candidates(const Tensor& pairs, const Tensor& x, const Tensor& y,
+                         const Tensor& row_term, const Tensor& column_term, int64_t metric,
+                         const Tensor& row_radius, const Tensor& column_radius,
+                         const Tensor& row_slack, const Tensor& column_slack,
+                         const Tensor& near_row, const Tensor& near_column, const Tensor& far_row,
+                         const Tensor& far_column) {
+  const Arguments args("refine_candidates", pairs);
   args.tensor(pairs, "pairs", {ScalarType::Int}, {kAny, 2});
   const PairKeys key = pair_keys(args, x, y, row_term, column_term, metric);
   const int64_t rows = x.size(0), columns = y.size(0), count = pairs.size(0);
@@ -204,10 +207,10 @@ struct ExactLists {
   }
 };
 
-void offer_pairs(Tensor index, Tensor distance, Tensor counts, Tensor maxima, const Tensor& pairs,
-                 const Tensor& distances, const Tensor& limits, int64_t first_item,
-                 int64_t first_other, bool both, int64_t k) {
-  const Arguments args("offer_pairs", index);
+void insert_candidates(Tensor index, Tensor distance, Tensor counts, Tensor maxima,
+                       const Tensor& pairs, const Tensor& distances, const Tensor& limits,
+                       int64_t first_item, int64_t first_other, bool both, int64_t k) {
+  const Arguments args("insert_candidates", index);
   auto* indices = args.output<int32_t>(index, "index", {kAny, kAny});
   const int64_t items = index.size(0), slots = index.size(1);
   args.range("k", k, 1, slots - 1);
@@ -248,7 +251,7 @@ void offer_pairs(Tensor index, Tensor distance, Tensor counts, Tensor maxima, co
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
-  m.impl("open_pairs", TORCH_BOX(&mmga::open_pairs));
-  m.impl("narrow_pairs", TORCH_BOX(&mmga::narrow_pairs));
-  m.impl("offer_pairs", TORCH_BOX(&mmga::offer_pairs));
+  m.impl("filter_candidates", TORCH_BOX(&mmga::filter_candidates));
+  m.impl("refine_candidates", TORCH_BOX(&mmga::refine_candidates));
+  m.impl("insert_candidates", TORCH_BOX(&mmga::insert_candidates));
 }

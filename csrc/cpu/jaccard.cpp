@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kRowsPerChunk = 256;
 constexpr int64_t kRowsPerTask = 32;
-// Light entries of a row are at most this share of the least overlap; see heavy_rows in
+// Light entries of a row are at most this share of the least overlap; see prefix_rows in
 // mmga/ops/reference. The larger, the fewer entries are heavy and the more overlaps are summed in
 // vain.
 constexpr double kLightShare = 0.35, kLighter = 0.7;
@@ -137,9 +137,9 @@ double least_weight(const double* values, int64_t count, double rest) {
   return weight;
 }
 
-SparseRows heavy_rows(const Tensor& offsets, const Tensor& columns, const Tensor& values,
-                      double max_distance) {
-  const Arguments args("heavy_rows", offsets);
+SparseRows prefix_rows(const Tensor& offsets, const Tensor& columns, const Tensor& values,
+                       double max_distance) {
+  const Arguments args("prefix_rows", offsets);
   const Csr v = csr_rows(args, offsets, columns, values);  // whose columns are copied alone
   const double rest = kLightShare * wanted_overlap(args, max_distance);
   ChunkedRows rows(v.rows, kRowsPerChunk);
@@ -247,12 +247,12 @@ class NearRow {
   std::vector<int32_t> near_;    // items that may be near the one
 };
 
-SparseRows near_rows(const Tensor& offsets, const Tensor& columns, const Tensor& values,
-                     const Tensor& heavy_offsets, const Tensor& heavy_columns,
-                     const Tensor& heavy_values, const Tensor& index_offsets,
-                     const Tensor& index_rows, const Tensor& index_values, const Tensor& rows,
-                     double max_distance) {
-  const Arguments args("near_rows", offsets);
+SparseRows jaccard_join(const Tensor& offsets, const Tensor& columns, const Tensor& values,
+                        const Tensor& heavy_offsets, const Tensor& heavy_columns,
+                        const Tensor& heavy_values, const Tensor& index_offsets,
+                        const Tensor& index_rows, const Tensor& index_values, const Tensor& rows,
+                        double max_distance) {
+  const Arguments args("jaccard_join", offsets);
   const CsrNames heavy_names{"heavy_offsets", "heavy_columns", "heavy_values"};
   const CsrNames index_names{"index_offsets", "index_rows", "index_values"};
   const Csr v = csr_rows(args, offsets, columns, values);
@@ -269,8 +269,8 @@ SparseRows near_rows(const Tensor& offsets, const Tensor& columns, const Tensor&
   return {result.offsets(offsets), result.columns(offsets), result.values(offsets)};
 }
 
-SparseRows mirror_rows(const Tensor& offsets, const Tensor& columns, const Tensor& values) {
-  const Arguments args("mirror_rows", offsets);
+SparseRows symmetrise(const Tensor& offsets, const Tensor& columns, const Tensor& values) {
+  const Arguments args("symmetrise", offsets);
   const Csr upper = csr_rows(args, offsets, columns, values);
   const int64_t n = upper.rows;
   Tensor all_offsets = torch::stable::new_zeros(offsets, {n + 1});
@@ -392,9 +392,9 @@ struct Cpu {
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
-  m.impl("heavy_rows", TORCH_BOX(&mmga::heavy_rows));
-  m.impl("near_rows", TORCH_BOX(&mmga::near_rows));
-  m.impl("mirror_rows", TORCH_BOX(&mmga::mirror_rows));
+  m.impl("prefix_rows", TORCH_BOX(&mmga::prefix_rows));
+  m.impl("jaccard_join", TORCH_BOX(&mmga::jaccard_join));
+  m.impl("symmetrise", TORCH_BOX(&mmga::symmetrise));
   m.impl("jaccard_rows", TORCH_BOX(&mmga::jaccard_rows<mmga::Cpu>));
   m.impl("mix_distances", TORCH_BOX(&mmga::mix_distances<mmga::Cpu>));
 }

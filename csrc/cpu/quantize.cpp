@@ -137,8 +137,8 @@ MMGA_VECTOR_CLONES double round_to_shorts(const float* x, int64_t width, float s
   return total;
 }
 
-std::tuple<Tensor, Tensor> integer_rows(const Tensor& x, const Tensor& norms) {
-  const Arguments args("integer_rows", x);
+std::tuple<Tensor, Tensor> int16_rows(const Tensor& x, const Tensor& norms) {
+  const Arguments args("int16_rows", x);
   const auto* from = args.input<float>(x, "x", {kAny, kAny});
   const int64_t rows = x.size(0), width = x.size(1);
   args.range("columns of x", width, 0, kWidestShorts);
@@ -157,8 +157,8 @@ std::tuple<Tensor, Tensor> integer_rows(const Tensor& x, const Tensor& norms) {
   return {numbers, error};
 }
 
-std::tuple<Tensor, Tensor, Tensor> byte_rows(const Tensor& x) {
-  const Arguments args("byte_rows", x);
+std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x) {
+  const Arguments args("int8_rows", x);
   const auto* from = args.input<float>(x, "x", {kAny, kAny});
   const int64_t rows = x.size(0), width = x.size(1);
   const Tensor numbers = new_tensor<int8_t>(x, {rows, width});
@@ -214,7 +214,7 @@ void floats_of_integers_(Tensor values, const Tensor& row_unit, const Tensor& co
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
-  m.impl("integer_rows", TORCH_BOX(&mmga::integer_rows));
-  m.impl("byte_rows", TORCH_BOX(&mmga::byte_rows));
+  m.impl("int16_rows", TORCH_BOX(&mmga::int16_rows));
+  m.impl("int8_rows", TORCH_BOX(&mmga::int8_rows));
   m.impl("floats_of_integers_", TORCH_BOX(&mmga::floats_of_integers_));
 }

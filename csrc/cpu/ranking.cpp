@@ -161,7 +161,8 @@ class RowCounter {
     const int64_t offset = tile_.offset + start;
     for (int64_t m = out_.match_start[row]; m < out_.match_start[row + 1]; ++m) {
       const int64_t column = out_.match_item[m] - offset;
-      if (column >= 0 && column < width && keys_[column] != out_.match_key[m]) ++out_.moved[row];
+      if (column >= 0 && column < width && keys_[column] != out_.match_key[m])
+        ++out_.mismatched[row];
     }
     int64_t stale = -1;  // group whose minimum is not that of its keys any more
     const bool many = exclude_items(tile_, row, start, width, keys_, [&](int64_t column) {

@@ -33,7 +33,7 @@ struct Cuda {
     return undecided;
   }
 
-  static Tensor settle_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
+  static Tensor refine_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
                              const Settlement& settlement) {
     const int64_t count = undecided.size(0);
     const bool bounded = settlement.row_radius != nullptr;
@@ -45,7 +45,7 @@ struct Cuda {
       const PairRows<T> rows{static_cast<const T*>(x.const_data_ptr()),
                              static_cast<const T*>(y.const_data_ptr()), x.size(1),
                              static_cast<const Undecided*>(undecided.const_data_ptr()), count};
-      STD_CUDA_CHECK(launch_settle_pairs(settlement, rows, data_of<Undecided>(open),
+      STD_CUDA_CHECK(launch_refine_pairs(settlement, rows, data_of<Undecided>(open),
                                          data_of<int64_t>(left), device.stream()));
     };
     settlement.key.integers ? run(int16_t{0}) : run(0.0F);
@@ -62,5 +62,5 @@ struct Cuda {
 
 MMGA_CUDA_LIBRARY(m) {
   m.impl("count_certain", TORCH_BOX(&mmga::count_certain<mmga::Cuda>));
-  m.impl("settle_pairs", TORCH_BOX(&mmga::settle_pairs<mmga::Cuda>));
+  m.impl("refine_pairs", TORCH_BOX(&mmga::refine_pairs<mmga::Cuda>));
 }

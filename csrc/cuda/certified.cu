@@ -101,7 +101,7 @@ __device__ int sum_of_pair(int value) {
 
 template <typename T>
 __global__ void __launch_bounds__(kWarpThreads)
-    settle_pairs_kernel(const Settlement s, const PairRows<T> rows, Undecided* open,
+    refine_pairs_kernel(const Settlement s, const PairRows<T> rows, Undecided* open,
                         int64_t* left) {
   const int own = lane() % kAccumulators;
   for (int64_t first = warp_number() * kRowsPerWarp; first < rows.count;
@@ -164,9 +164,9 @@ cudaError_t launch_list_undecided(const TileView<float>& tile, const Intervals& 
 }
 
 template <typename T>
-cudaError_t launch_settle_pairs(const Settlement& settlement, const PairRows<T>& rows,
+cudaError_t launch_refine_pairs(const Settlement& settlement, const PairRows<T>& rows,
                                 Undecided* open, int64_t* left, cudaStream_t stream) {
-  return launch(settle_pairs_kernel<T>, blocks_for(rows.count, kWarpsPerBlock * kRowsPerWarp),
+  return launch(refine_pairs_kernel<T>, blocks_for(rows.count, kWarpsPerBlock * kRowsPerWarp),
                 kWarpThreads, stream, settlement, rows, open, left);
 }
 
@@ -176,9 +176,9 @@ cudaError_t launch_keep_pairs(const Undecided* pairs, int64_t count, const int64
                 offsets, kept);
 }
 
-template cudaError_t launch_settle_pairs(const Settlement&, const PairRows<float>&, Undecided*,
+template cudaError_t launch_refine_pairs(const Settlement&, const PairRows<float>&, Undecided*,
                                          int64_t*, cudaStream_t);
-template cudaError_t launch_settle_pairs(const Settlement&, const PairRows<int16_t>&, Undecided*,
+template cudaError_t launch_refine_pairs(const Settlement&, const PairRows<int16_t>&, Undecided*,
                                          int64_t*, cudaStream_t);
 
 }  // namespace mmga

@@ -31,7 +31,7 @@ struct PairRows {
 // Decides pairs by products of their rows. Where these are bounded, `open` [P] takes the matches
 // that each pair leaves undecided and `left` [P] 1 for pairs with any; else both are null.
 template <typename T>
-cudaError_t launch_settle_pairs(const Settlement& settlement, const PairRows<T>& rows,
+cudaError_t launch_refine_pairs(const Settlement& settlement, const PairRows<T>& rows,
                                 Undecided* open, int64_t* left, cudaStream_t stream);
 
 // Writes the pairs p of which offsets[p] is below offsets[p + 1], at offsets[p].

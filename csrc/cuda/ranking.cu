@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kThreads)
   MMGA_SHARED(T, match_key, kChunk);
   MMGA_SHARED(int64_t, match_item, kChunk);
   MMGA_SHARED(unsigned, bins, kChunk + 1);
-  MMGA_SHARED(unsigned long long, pairs, 2);  // tied, moved
+  MMGA_SHARED(unsigned long long, pairs, 2);  // tied, mismatched
   MMGA_SHARED(int, bad, 1);
   MMGA_SHARED(T, smallest, kThreads / kWarp);
 
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads)
       nearest = other < nearest ? other : nearest;
     }
     out.tied[row] += static_cast<int64_t>(pairs[0]);
-    out.moved[row] += static_cast<int64_t>(pairs[1]);
+    out.mismatched[row] += static_cast<int64_t>(pairs[1]);
     if (bad[0] != 0) {
       out.nearest[row] = static_cast<T>(NAN);
     } else if (nearest < out.nearest[row]) {

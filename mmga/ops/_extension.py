@@ -55,11 +55,11 @@ def load() -> dict[str, Library]:
 
 
 @functools.cache
-def byte_instructions() -> bool:
+def int8_instructions() -> bool:
     """Return whether the processor has instructions for products of 8-bit integers."""
     if not load()["cpu"].loaded:
         return False
-    return bool(importlib.import_module("mmga._C").byte_instructions())
+    return bool(importlib.import_module("mmga._C").int8_instructions())
 
 
 def _absent(kind: str) -> Library:
@@ -81,7 +81,7 @@ def _load_cpu() -> Library:
         return _absent("cpu")
     except ImportError as error:
         return Library(False, f"built, but does not load: {error}")
-    products = ", 8-bit products" if module.byte_instructions() else ""
+    products = ", 8-bit products" if module.int8_instructions() else ""
     return Library(True, module.instruction_set() + products)
 
 

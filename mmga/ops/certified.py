@@ -58,7 +58,7 @@ class PairVectors(NamedTuple):
     """Vectors of a tile's rows and columns, from which keys of single pairs are computed.
 
     Attributes:
-        x: float32 [R, D], or their `integer_rows`.
+        x: float32 [R, D], or their `int16_rows`.
         y: [W, D], likewise.
         row_term: float64 [R], norms (cosine) or squared norms (euclidean) of the features.
         column_term: float64 [W].
@@ -125,28 +125,28 @@ def count_certain(
     return undecided
 
 
-def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-    """Round features of length 2^15 to integers (`reference.integer_rows`)."""
-    numbers, error = _INTEGER_ROWS(x, norms)
+def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """Round features of length 2^15 to integers (`reference.int16_rows`)."""
+    numbers, error = _INT16_ROWS(x, norms)
     return numbers, error
 
 
-def multiplies_bytes() -> bool:
-    """Return whether this machine's CPU has fast and exact products of `byte_rows`.
+def multiplies_int8() -> bool:
+    """Return whether this machine's CPU has fast and exact products of `int8_rows`.
 
     It has where it provides instructions for them and oneDNN, which uses them, is available,
     enabled and exact.
     """
     onednn = torch.backends.mkldnn
-    return bool(onednn.is_available() and onednn.enabled) and _exact_byte_products()
+    return bool(onednn.is_available() and onednn.enabled) and _exact_int8_products()
 
 
 @functools.cache
-def _exact_byte_products() -> bool:
+def _exact_int8_products() -> bool:
     # torch._int_mm is not public, and a library that adds pairs of products in 16 bits is not
     # exact: the largest products are tried.
     multiply = getattr(torch, "_int_mm", None)
-    if multiply is None or not _extension.byte_instructions() or not has_kernel("byte_rows", "CPU"):
+    if multiply is None or not _extension.int8_instructions() or not has_kernel("int8_rows", "CPU"):
         return False
     x = torch.full((64, 256), 127, dtype=torch.int8)
     x[::2] = -127
@@ -157,16 +157,16 @@ def _exact_byte_products() -> bool:
     return bool((products == (x.double() @ x.double().T)).all())
 
 
-def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round rows to integers of 8 bits (`reference.byte_rows`)."""
-    numbers, unit, error = _BYTE_ROWS(x)
+def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Round rows to integers of 8 bits (`reference.int8_rows`)."""
+    numbers, unit, error = _INT8_ROWS(x)
     return numbers, unit, error
 
 
-def byte_products(
+def int8_products(
     x: Tensor, y: Tensor, row_unit: Tensor, column_unit: Tensor, out: Tensor
 ) -> Tensor:
-    """Write the inner products of rows of `byte_rows`, exact but for the rounding of the result.
+    """Write the inner products of rows of `int8_rows`, exact but for the rounding of the result.
 
     Args:
         x: int8 [R, D], D at most 2^17.
@@ -177,7 +177,7 @@ def byte_products(
     """
     integers = out.view(torch.int32)
     # Torch cannot tell the memory format of rows of one number, and reads past them.
-    if x.device.type == "cpu" and x.shape[1] > 1 and multiplies_bytes():
+    if x.device.type == "cpu" and x.shape[1] > 1 and multiplies_int8():
         torch._int_mm(x, y.T, out=integers)
     else:  # slower, and exact too
         integers.copy_(x.double() @ y.double().T)
@@ -185,7 +185,7 @@ def byte_products(
     return out
 
 
-def settle_pairs(
+def refine_pairs(
     undecided: Tensor,
     vectors: PairVectors,
     offset: int,
@@ -205,7 +205,7 @@ def settle_pairs(
         The pairs that are still undecided; none if the keys are exact.
     """
     ends = slice(rows.start, rows.stop + 1)
-    still: Tensor = _SETTLE_PAIRS(
+    still: Tensor = _REFINE_PAIRS(
         undecided,
         *vectors,
         *((None,) * 4 if bound is None else bound),
@@ -219,7 +219,7 @@ def settle_pairs(
     return still
 
 
-def open_pairs(
+def filter_candidates(
     tile: Tile,
     bound: Bound,
     near: tuple[Tensor, Tensor],
@@ -236,7 +236,7 @@ def open_pairs(
         far: float64 [R] and [W], keys from which they are.
     """
     infinity = torch.tensor(torch.inf, device=tile.values.device)
-    pairs: Tensor = _OPEN_PAIRS(
+    pairs: Tensor = _FILTER_CANDIDATES(
         *tile.arguments(),
         *(part.to(torch.float32) for part in bound),
         *(side.to(torch.float32).nextafter(infinity) for side in near),
@@ -248,15 +248,15 @@ def open_pairs(
     return pairs
 
 
-def narrow_pairs(
+def refine_candidates(
     pairs: Tensor,
     vectors: PairVectors,
     bound: Bound,
     near: tuple[Tensor, Tensor],
     far: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Return those of `open_pairs` that better keys leave wanted."""
-    wanted: Tensor = _NARROW_PAIRS(pairs, *vectors, *bound, *near, *far)
+    """Return those of `filter_candidates` that better keys leave wanted."""
+    wanted: Tensor = _REFINE_CANDIDATES(pairs, *vectors, *bound, *near, *far)
     return wanted
 
 
@@ -290,11 +290,11 @@ class ExactLists:
         self._distance[:, 0] = 0
         self._counts.fill_(1)
 
-    def offer(
+    def insert(
         self, pairs: Tensor, distances: Tensor, first_item: int, first_other: int, *, both: bool
     ) -> None:
-        """Insert pairs of a tile (`reference.offer_pairs`)."""
-        _OFFER_PAIRS(
+        """Insert pairs of a tile (`reference.insert_candidates`)."""
+        _INSERT_CANDIDATES(
             self._index,
             self._distance,
             self._counts,
@@ -352,14 +352,14 @@ _COUNT_CERTAIN = define(
     reference.count_certain,
     _fake_undecided,
 )
-_INTEGER_ROWS = define(
-    "integer_rows(Tensor x, Tensor norms) -> (Tensor, Tensor)",
-    reference.integer_rows,
+_INT16_ROWS = define(
+    "int16_rows(Tensor x, Tensor norms) -> (Tensor, Tensor)",
+    reference.int16_rows,
     lambda x, norms: (x.new_empty(x.shape, dtype=torch.int16), torch.empty_like(norms)),
 )
-_BYTE_ROWS = define(
-    "byte_rows(Tensor x) -> (Tensor, Tensor, Tensor)",
-    reference.byte_rows,
+_INT8_ROWS = define(
+    "int8_rows(Tensor x) -> (Tensor, Tensor, Tensor)",
+    reference.int8_rows,
     lambda x: (
         x.new_empty(x.shape, dtype=torch.int8),
         x.new_empty(len(x)),
@@ -370,12 +370,12 @@ _FLOATS_OF_INTEGERS = define(
     "floats_of_integers_(Tensor(a!) values, Tensor row_unit, Tensor column_unit) -> ()",
     reference.floats_of_integers_,
 )
-_SETTLE_PAIRS = define(
-    "settle_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
+_REFINE_PAIRS = define(
+    "refine_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
     "int metric, Tensor? row_radius, Tensor? column_radius, Tensor? row_slack, "
     "Tensor? column_slack, int offset, Tensor match_start, Tensor match_item, Tensor match_key, "
     "Tensor(a!) preceding, Tensor(b!) tied) -> Tensor",
-    reference.settle_pairs,
+    reference.refine_pairs,
     _fake_undecided,
 )
 
@@ -385,24 +385,24 @@ def _fake_pairs(first: Tensor, *inputs: object) -> Tensor:
     return first.new_empty((pairs, 2), dtype=torch.int32)
 
 
-_OPEN_PAIRS = define(
-    "open_pairs(Tensor values, Tensor row_term, Tensor column_term, int metric, "
+_FILTER_CANDIDATES = define(
+    "filter_candidates(Tensor values, Tensor row_term, Tensor column_term, int metric, "
     "Tensor row_radius, Tensor column_radius, Tensor row_slack, Tensor column_slack, "
     "Tensor near_row, Tensor near_column, Tensor far_row, Tensor far_column, "
     "int first_item, int first_other, bool symmetric) -> Tensor",
-    reference.open_pairs,
+    reference.filter_candidates,
     _fake_pairs,
 )
-_NARROW_PAIRS = define(
-    "narrow_pairs(Tensor pairs, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
+_REFINE_CANDIDATES = define(
+    "refine_candidates(Tensor pairs, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
     "int metric, Tensor row_radius, Tensor column_radius, Tensor row_slack, Tensor column_slack, "
     "Tensor near_row, Tensor near_column, Tensor far_row, Tensor far_column) -> Tensor",
-    reference.narrow_pairs,
+    reference.refine_candidates,
     _fake_pairs,
 )
-_OFFER_PAIRS = define(
-    "offer_pairs(Tensor(a!) index, Tensor(b!) distance, Tensor(c!) counts, Tensor(d!) maxima, "
-    "Tensor pairs, Tensor distances, Tensor limits, int first_item, int first_other, bool both, "
-    "int k) -> ()",
-    reference.offer_pairs,
+_INSERT_CANDIDATES = define(
+    "insert_candidates(Tensor(a!) index, Tensor(b!) distance, Tensor(c!) counts, "
+    "Tensor(d!) maxima, Tensor pairs, Tensor distances, Tensor limits, int first_item, "
+    "int first_other, bool both, int k) -> ()",
+    reference.insert_candidates,
 )

@@ -89,22 +89,22 @@ _jaccard_rows = _library.define(
         offsets, rows.shape[0]
     ),
 )
-_heavy_rows = _library.define(
-    "heavy_rows(Tensor offsets, Tensor columns, Tensor values, float max_distance)"
+_prefix_rows = _library.define(
+    "prefix_rows(Tensor offsets, Tensor columns, Tensor values, float max_distance)"
     " -> (Tensor, Tensor, Tensor)",
-    reference.heavy_rows,
+    reference.prefix_rows,
     lambda offsets, columns, values, limit: _fake_rows(offsets, offsets.shape[0] - 1),
 )
-_near_rows = _library.define(
-    "near_rows(Tensor offsets, Tensor columns, Tensor values, Tensor heavy_offsets,"
+_jaccard_join = _library.define(
+    "jaccard_join(Tensor offsets, Tensor columns, Tensor values, Tensor heavy_offsets,"
     " Tensor heavy_columns, Tensor heavy_values, Tensor index_offsets, Tensor index_rows,"
     " Tensor index_values, Tensor rows, float max_distance) -> (Tensor, Tensor, Tensor)",
-    reference.near_rows,
+    reference.jaccard_join,
     lambda offsets, *rest: _fake_rows(offsets, rest[-2].shape[0]),
 )
-_mirror_rows = _library.define(
-    "mirror_rows(Tensor offsets, Tensor columns, Tensor values) -> (Tensor, Tensor, Tensor)",
-    reference.mirror_rows,
+_symmetrise = _library.define(
+    "symmetrise(Tensor offsets, Tensor columns, Tensor values) -> (Tensor, Tensor, Tensor)",
+    reference.symmetrise,
     lambda offsets, columns, values: _fake_rows(offsets, offsets.shape[0] - 1),
 )
 
@@ -178,7 +178,7 @@ def jaccard_rows(
     return CsrRows(*_jaccard_rows(*rows, *inverted, chosen, max_distance, upper))
 
 
-class NearPairs:
+class JaccardJoin:
     """The Jaccard distances of a set up to a limit, found by a prefix filter.
 
     Faster than `jaccard_rows`, which sums all overlaps, where few pairs are that near.
@@ -187,18 +187,18 @@ class NearPairs:
     def __init__(self, rows: CsrRows, max_distance: float) -> None:
         """Index the heavy entries of V, [N, N], for distances up to a limit in [0, 1)."""
         self._rows, self._limit = rows, max_distance
-        self._heavy = CsrRows(*_heavy_rows(*rows, max_distance))
+        self._heavy = CsrRows(*_prefix_rows(*rows, max_distance))
         self._index = transpose_rows(self._heavy)
 
     def upper(self, chosen: Tensor) -> CsrRows:
         """Return the distances of rows [M] int64 to the items from each one's own on, [M, N]."""
-        near = _near_rows(*self._rows, *self._heavy, *self._index, chosen, self._limit)
+        near = _jaccard_join(*self._rows, *self._heavy, *self._index, chosen, self._limit)
         return CsrRows(*near)
 
 
-def mirror_rows(rows: CsrRows) -> CsrRows:
+def symmetrise(rows: CsrRows) -> CsrRows:
     """Return the symmetric matrix [N, N] whose upper half, diagonal included, the rows hold."""
-    return CsrRows(*_mirror_rows(*rows))
+    return CsrRows(*_symmetrise(*rows))
 
 
 def mix_distances(

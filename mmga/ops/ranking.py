@@ -100,7 +100,7 @@ class Matches:
         preceding: int64 [M], counted items before each match.
         tied: int64 [R], pairs of a match and a counted item with equal keys.
         nearest: [R], smallest counted key; NaN where a key is.
-        moved: int64 [R], matches whose key in a tile was not `match_key`.
+        mismatched: int64 [R], matches whose key in a tile was not `match_key`.
     """
 
     match_start: Tensor
@@ -111,14 +111,14 @@ class Matches:
     preceding: Tensor = field(init=False)
     tied: Tensor = field(init=False)
     nearest: Tensor = field(init=False)
-    moved: Tensor = field(init=False)
+    mismatched: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         """Start all counts at zero."""
         self.preceding = torch.zeros_like(self.match_item)
         self.tied = self.match_start.new_zeros(len(self.match_start) - 1)
         self.nearest = torch.full_like(self.tied, torch.inf, dtype=self.match_key.dtype)
-        self.moved = torch.zeros_like(self.tied)
+        self.mismatched = torch.zeros_like(self.tied)
 
     @classmethod
     def of(
@@ -220,7 +220,7 @@ def count_preceding(tile: Tile, rows: slice, matches: Matches, masks: Masks = CO
         matches.preceding,
         matches.tied[rows],
         matches.nearest[rows],
-        matches.moved[rows],
+        matches.mismatched[rows],
     )
 
 
@@ -266,7 +266,7 @@ _COUNT_PRECEDING = define(
     "Tensor match_start, Tensor match_item, Tensor match_key, "
     "Tensor ignored_start, Tensor ignored_item, "
     "Tensor? row_camera, Tensor? column_camera, Tensor? removed, "
-    "Tensor(a!) preceding, Tensor(b!) tied, Tensor(c!) nearest, Tensor(d!) moved) -> ()",
+    "Tensor(a!) preceding, Tensor(b!) tied, Tensor(c!) nearest, Tensor(d!) mismatched) -> ()",
     reference.count_preceding,
 )
 _COUNT_IMPOSTORS = define(

@@ -81,7 +81,7 @@ def valid() -> dict[str, tuple[object, ...]]:
             torch.randn(2, 2, 2, 3), x, spatial, channel, places, False, False, 2
         ),
         "average_rows": (*sparse(), lists, 2),
-        "byte_rows": (halves(2, 3),),
+        "int8_rows": (halves(2, 3),),
         "count_certain": (
             *tile(), 0, halves(2), halves(3), halves(3), *matches, halves(4), halves(4), *masks(),
             zeros(4),
@@ -96,23 +96,23 @@ def valid() -> dict[str, tuple[object, ...]]:
         "encode": (sparse()[0], doubles(5), doubles(3)),
         "expand_sets": (*sparse(weighted=False), *sparse(weighted=False)),
         "floats_of_integers_": (torch.ones((2, 3), dtype=torch.int32), halves(2), halves(3)),
-        "heavy_rows": (*sparse(), 0.5),
-        "integer_rows": (halves(2, 3), doubles(2)),
+        "prefix_rows": (*sparse(), 0.5),
+        "int16_rows": (halves(2, 3), doubles(2)),
         "jaccard_rows": (*sparse(), *sparse(), rows, 0.5, False),
         "listed_distances": (*sparse(weighted=False), lists, halves(3, 2)),
-        "mirror_rows": upper,
+        "symmetrise": upper,
         "mix_distances": (halves(3, 3), doubles(3), *sparse(), 0, 0.3, 1, 1.0),
-        "narrow_pairs": (
+        "refine_candidates": (
             ints(0, 0, 1, 2).view(2, 2), halves(2, 3), halves(3, 3), doubles(2), doubles(3), 1,
             *bound, *bound,
         ),
-        "near_rows": (*sparse(), *sparse(), *sparse(), rows, 0.5),
+        "jaccard_join": (*sparse(), *sparse(), *sparse(), rows, 0.5),
         "nearest_in_rows": (halves(2, 3), 2),
-        "offer_pairs": (
+        "insert_candidates": (
             torch.zeros((3, 6), dtype=torch.int32), doubles(3, 6), ints(0, 1, 2), doubles(3),
             ints(0, 1, 1, 2).view(2, 2), doubles(2), doubles(3), 0, 0, True, 2,
         ),
-        "open_pairs": (*tile(), *limits, *limits, 0, 0, False),
+        "filter_candidates": (*tile(), *limits, *limits, 0, 0, False),
         "ordered_candidates": (zeros(2, 6) + torch.arange(6), ints(3, 4), 2),
         "pair_products": (halves(2, 3), halves(3, 3), longs(0, 1), longs(0, 2)),
         "part_keys": (
@@ -124,7 +124,7 @@ def valid() -> dict[str, tuple[object, ...]]:
             zeros(3, 6), ints(0, 1, 2), halves(3), halves(3), halves(1, 2), halves(3, 3),
             halves(3), halves(3), False, 2, 0, 0, True,
         ),
-        "settle_pairs": (
+        "refine_pairs": (
             ints(0, 0, 0, 2, 1, 2, 0, 1).view(2, 4), halves(2, 3), halves(3, 3), doubles(2),
             doubles(3), 1, *bound, 0, *matches, doubles(4), zeros(4), zeros(2),
         ),
@@ -142,30 +142,30 @@ ANY_GAPS = {
 }  # fmt: skip
 # No other argument says how many rows these have.
 ANY_LENGTH = {
-    ("byte_rows", "x"), ("heavy_rows", "offsets"), ("jaccard_rows", "rows"),
-    ("narrow_pairs", "pairs"), ("near_rows", "rows"), ("nearest_in_rows", "distances"),
-    ("settle_pairs", "undecided"), ("sort_matches", "match_start"), ("squared_norms", "x"),
+    ("int8_rows", "x"), ("prefix_rows", "offsets"), ("jaccard_rows", "rows"),
+    ("refine_candidates", "pairs"), ("jaccard_join", "rows"), ("nearest_in_rows", "distances"),
+    ("refine_pairs", "undecided"), ("sort_matches", "match_start"), ("squared_norms", "x"),
 }  # fmt: skip
 # What says so are offsets and indices, which a device does not read back.
 LENGTH_BY_VALUES = {
     ("*", "ignored_item"), ("encode", "distances"), ("encode", "offsets"),
-    ("expand_sets", "columns"), ("expand_sets", "half_columns"), ("mirror_rows", "offsets"),
+    ("expand_sets", "columns"), ("expand_sets", "half_columns"), ("symmetrise", "offsets"),
     ("pair_products", "x"), ("pair_products", "y"), ("reciprocal_sets", "neighbours"),
     ("transpose_rows", "offsets"), ("listed_distances", "columns"),
 }  # fmt: skip
 # Integers that are compared or copied, never used as an index: any value will do.
 COMPARED = {
     ("*", "ignored_item"), ("*", "row_camera"), ("*", "column_camera"), ("*", "preceding"),
-    ("*", "tied"), ("*", "moved"), ("*", "nearest_item"), ("count_impostors", "counts"),
+    ("*", "tied"), ("*", "mismatched"), ("*", "nearest_item"), ("count_impostors", "counts"),
     ("count_certain", "match_item"), ("count_preceding", "match_item"),
-    ("floats_of_integers_", "values"), ("heavy_rows", "columns"),
-    ("listed_distances", "neighbours"), ("offer_pairs", "index"),
+    ("floats_of_integers_", "values"), ("prefix_rows", "columns"),
+    ("listed_distances", "neighbours"), ("insert_candidates", "index"),
     ("ordered_candidates", "candidates"), ("select_neighbours", "candidates"),
-    ("settle_pairs", "match_item"), ("sort_matches", "match_item"),
+    ("refine_pairs", "match_item"), ("sort_matches", "match_item"),
 }  # fmt: skip
 # Indices that the Python wrappers take from `transpose_rows`, which makes none out of range; a pass
 # over all of them may cost more than the call, see csrc/args/jaccard.h.
-TRUSTED = {("jaccard_rows", "inverted_rows"), ("near_rows", "index_rows")}
+TRUSTED = {("jaccard_rows", "inverted_rows"), ("jaccard_join", "index_rows")}
 
 
 def listed(table: set[tuple[str, str]], name: str, argument: str) -> bool:
@@ -297,14 +297,14 @@ NUMBERS = [
     ("attention_pool", "stripes", 0), ("attention_pool", "stripes", 5),
     ("attention_pool_backward", "stripes", 0), ("average_rows", "k2", 3),
     ("count_certain", "metric", 3), ("count_impostors", "metric", -1),
-    ("count_preceding", "metric", 3), ("heavy_rows", "max_distance", 1.0),
+    ("count_preceding", "metric", 3), ("prefix_rows", "max_distance", 1.0),
     ("jaccard_rows", "max_distance", 1.5), ("mix_distances", "power", 3),
-    ("narrow_pairs", "metric", 0), ("near_rows", "max_distance", 1.0),
-    ("nearest_in_rows", "k", 4), ("offer_pairs", "k", 6), ("open_pairs", "metric", 3),
+    ("refine_candidates", "metric", 0), ("jaccard_join", "max_distance", 1.0),
+    ("nearest_in_rows", "k", 4), ("insert_candidates", "k", 6), ("filter_candidates", "metric", 3),
     ("ordered_candidates", "k", 7), ("part_keys", "metric", 0), ("read_matches", "metric", 3),
     ("reciprocal_sets", "k", 0), ("select_neighbours", "first_item", 1),
     ("select_neighbours", "first_other", -1), ("select_neighbours", "k", 6),
-    ("settle_pairs", "metric", 0), ("transpose_rows", "first", 4),
+    ("refine_pairs", "metric", 0), ("transpose_rows", "first", 4),
 ]  # fmt: skip
 
 
@@ -322,7 +322,7 @@ def test_arguments_come_together(run, host):
     refuses(run, host, "count_preceding", "row_camera", None, says)
     refuses(run, host, "count_preceding", "column_camera", None, says)
     says = "row_radius: expected with column_radius"
-    refuses(run, host, "settle_pairs", "row_slack", None, says)
+    refuses(run, host, "refine_pairs", "row_slack", None, says)
     says = "kept: expected with symmetric tiles"
     refuses(run, host, "select_neighbours", "symmetric", False, says)
 

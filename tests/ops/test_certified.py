@@ -18,10 +18,10 @@ KERNEL = mmga.ops.backends()["cpu"].startswith("active")
 def _kernels_are_active():
     if KERNEL:
         assert has_kernel("count_certain", "CPU")
-        assert has_kernel("settle_pairs", "CPU")
-        assert has_kernel("integer_rows", "CPU")
-        assert has_kernel("narrow_pairs", "CPU")
-        assert has_kernel("byte_rows", "CPU")
+        assert has_kernel("refine_pairs", "CPU")
+        assert has_kernel("int16_rows", "CPU")
+        assert has_kernel("refine_candidates", "CPU")
+        assert has_kernel("int8_rows", "CPU")
         assert has_kernel("floats_of_integers_", "CPU")
 
 
@@ -93,7 +93,7 @@ def count(op, tile, matches, bound, codes):
 @pytest.mark.parametrize("width", [1, 63, 64, 65, 200, 2048, 2049])
 @pytest.mark.parametrize("most", [0, 6, 140])
 @pytest.mark.parametrize("cameras", [False, True])
-def test_counts_and_open_pairs_equal_the_references(width, most, cameras):
+def test_counts_and_filter_candidates_equal_the_references(width, most, cameras):
     arguments = case(width + most, width=width, most=most, cameras=cameras)
     undecided, preceding = count(torch.ops.mmga.count_certain, *arguments)
     expected, expected_preceding = count(reference.count_certain, *arguments)
@@ -165,7 +165,7 @@ def test_settled_pairs_equal_the_references(metric, rows, width):
     open_[:, 3] = matches.match_start.diff()[open_[:, 0].long()].int()
     sides = [bound.row_radius, bound.column_radius, bound.row_slack, bound.column_slack]
     if rows == "integers":
-        x, y = (reference.integer_rows(*side)[0] for side in zip((x, y), norms, strict=True))
+        x, y = (reference.int16_rows(*side)[0] for side in zip((x, y), norms, strict=True))
 
     def settle(op):
         preceding, tied = torch.zeros_like(matches.preceding), torch.zeros(9, dtype=torch.int64)
@@ -186,10 +186,10 @@ def test_settled_pairs_equal_the_references(metric, rows, width):
         return still, preceding, tied
 
     for one, other in zip(
-        settle(torch.ops.mmga.settle_pairs), settle(reference.settle_pairs), strict=True
+        settle(torch.ops.mmga.refine_pairs), settle(reference.refine_pairs), strict=True
     ):
         assert torch.equal(one, other)
-    still, preceding, tied = settle(torch.ops.mmga.settle_pairs)
+    still, preceding, tied = settle(torch.ops.mmga.refine_pairs)
     assert int(preceding.sum()) > 0
     assert bool(len(still)) == bounded and bool(tied.any()) != bounded
 
@@ -201,8 +201,8 @@ def test_integers_equal_the_references(width):
     x[2] = 0
     x[3], x[3, 0] = 0, -5.0  # alone, it becomes the largest integer there is
     norms = reference.squared_norms(x)
-    numbers, error = certified.integer_rows(x, norms)
-    expected, left = reference.integer_rows(x, norms)
+    numbers, error = certified.int16_rows(x, norms)
+    expected, left = reference.int16_rows(x, norms)
     assert numbers.dtype == torch.int16 and torch.equal(numbers, expected)
     torch.testing.assert_close(error, left, rtol=1e-5, atol=1e-6)
     assert numbers[3, 0] == -32767 and error[3] == 1
@@ -215,14 +215,14 @@ def test_bytes_equal_the_references(width):
     g = torch.Generator().manual_seed(width)
     x = torch.randn(13, width, generator=g) * torch.logspace(-6, 6, 13)[:, None]
     x[2] = 0
-    numbers, unit, error = certified.byte_rows(x)
-    expected, units, left = reference.byte_rows(x)
+    numbers, unit, error = certified.int8_rows(x)
+    expected, units, left = reference.int8_rows(x)
     assert numbers.dtype == torch.int8 and torch.equal(numbers, expected)
     assert torch.equal(unit, units)
     torch.testing.assert_close(error, left, rtol=1e-5, atol=0)
     assert (numbers.abs().amax(1) == 127)[x.norm(dim=1) > 0].all() and unit[2] == error[2] == 0
     grid = torch.randint(-20, 21, (300, width), generator=g) / 2  # halves between two numbers
-    assert torch.equal(certified.byte_rows(grid)[0], reference.byte_rows(grid)[0])
+    assert torch.equal(certified.int8_rows(grid)[0], reference.int8_rows(grid)[0])
     count = reference.mixed_entries(width)
     assert count == {64: 4, 300: 4, 768: 16}.get(width, 1)
     rest = reference.mixed(x.double()) / count**0.5 - numbers.double() * unit.double()[:, None]
@@ -239,7 +239,7 @@ def test_mixing_keeps_inner_products(width):
     products = reference.mixed(x) @ reference.mixed(y).T / reference.mixed_entries(width)
     torch.testing.assert_close(products, x @ y.T)
     if width == 2048:  # one entry does not take all others' bits
-        _, _, error = certified.byte_rows(x.float())
+        _, _, error = certified.int8_rows(x.float())
         step = x.abs().amax(1, keepdim=True) / 127
         alone = (x - (x / step).round() * step).norm(dim=1)
         assert (4 * error < alone).all()
@@ -255,7 +255,7 @@ def test_products_of_bytes_are_exact(rows, columns, width):
     x[0], y[0] = 127, -127  # the largest sums there are
     one, other = (torch.rand(n, generator=g) for n in (rows, columns))
     out = torch.empty(rows, columns)
-    found = certified.byte_products(x, y, one, other, out)
+    found = certified.int8_products(x, y, one, other, out)
     assert found is out
     integers = (x.double() @ y.double().T).to(torch.int32)
     expected = (integers.to(torch.float32) * one[:, None]) * other
@@ -266,7 +266,7 @@ def test_products_of_bytes_are_exact(rows, columns, width):
     assert torch.equal(again.view(torch.float32), expected)
 
 
-@pytest.mark.skipif(not certified.multiplies_bytes(), reason="no instructions for 8-bit products")
+@pytest.mark.skipif(not certified.multiplies_int8(), reason="no instructions for 8-bit products")
 def test_the_fast_product_is_taken_where_there_is_one(monkeypatch):
     fast, taken = torch._int_mm, []
 
@@ -278,11 +278,11 @@ def test_the_fast_product_is_taken_where_there_is_one(monkeypatch):
     x = torch.randint(-127, 128, (64, 512), dtype=torch.int8)
     one, out = torch.ones(64), torch.empty(64, 64)
     expected = (x.double() @ x.double().T).float()
-    assert torch.equal(certified.byte_products(x, x, one, one, out), expected) and taken
+    assert torch.equal(certified.int8_products(x, x, one, one, out), expected) and taken
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not certified.multiplies_bytes()
+        assert not certified.multiplies_int8()
         taken.clear()
-        assert torch.equal(certified.byte_products(x, x, one, one, out), expected) and not taken
+        assert torch.equal(certified.int8_products(x, x, one, one, out), expected) and not taken
 
 
 @pytest.mark.parametrize("metric", [1, 2])
@@ -294,29 +294,31 @@ def test_narrowed_pairs_equal_the_references(metric, integers, width):
     norms = [reference.squared_norms(side) for side in sides]
     terms = [n.sqrt() if metric == 1 else n for n in norms]
     if integers:
-        sides = [reference.integer_rows(*side)[0] for side in zip(sides, norms, strict=True)]
+        sides = [reference.int16_rows(*side)[0] for side in zip(sides, norms, strict=True)]
     pairs = (torch.rand(20, 90, generator=g) < 0.4).nonzero().int().contiguous()
     near, far = (0.8, 1.2) if metric == 1 else (1.6 * width, 2.4 * width)
     draw = [torch.rand(n, generator=g, dtype=torch.float64) * 0.1 for n in (20, 90) * 4]
     limits = [near - d for d in draw[4:6]] + [far + d for d in draw[6:]]
     arguments = pairs, *sides, *terms, metric, *draw[:4], *limits
-    found = torch.ops.mmga.narrow_pairs(*arguments)
-    assert torch.equal(found, reference.narrow_pairs(*arguments))
+    found = torch.ops.mmga.refine_candidates(*arguments)
+    assert torch.equal(found, reference.refine_candidates(*arguments))
     assert 0 < len(found) < len(pairs)
     if KERNEL:
         with pytest.raises(RuntimeError, match="outside the tile"):
-            torch.ops.mmga.narrow_pairs(pairs + 10, *arguments[1:])
+            torch.ops.mmga.refine_candidates(pairs + 10, *arguments[1:])
 
 
 def test_products_of_the_longest_integers_do_not_overflow():
     x = torch.ones(2, 4096) * torch.tensor([[1.0], [-1.0]])
-    numbers, _ = certified.integer_rows(x, reference.squared_norms(x))
+    numbers, _ = certified.int16_rows(x, reference.squared_norms(x))
     one = torch.ones(2, dtype=torch.float64)
     nothing = [torch.zeros(2, dtype=torch.float64)] * 4
     pairs = torch.tensor([[0, 0], [0, 1], [1, 1]], dtype=torch.int32)
     for near, expected in ((1e-6, [0, 2]), (2.0, [0, 1, 2])):
         limits = [one * near] * 2 + [one * 3] * 2
-        found = torch.ops.mmga.narrow_pairs(pairs, numbers, numbers, one, one, 1, *nothing, *limits)
+        found = torch.ops.mmga.refine_candidates(
+            pairs, numbers, numbers, one, one, 1, *nothing, *limits
+        )
         assert torch.equal(found, pairs[expected])
 
 
@@ -336,7 +338,7 @@ def test_threads_settle_what_one_settles():
             for counts in (matches.preceding, matches.tied):
                 counts.zero_()
             again, certain = count(torch.ops.mmga.count_certain, tile, matches, bound, codes)
-            certified.settle_pairs(again, vectors, 70, slice(0, 40), matches)
+            certified.refine_pairs(again, vectors, 70, slice(0, 40), matches)
         finally:
             torch.set_num_threads(threads)
         found.append((again, certain, matches.preceding.clone(), matches.tied.clone()))
@@ -371,14 +373,14 @@ def test_pairs_outside_the_tile_are_refused(change):
     terms = [reference.squared_norms(side).sqrt() for side in (x, y)]
     vectors = certified.PairVectors(x, y, *terms, 1)
     with pytest.raises(RuntimeError, match="outside the tile"):
-        certified.settle_pairs(undecided, vectors, 70, slice(0, 4), matches)
+        certified.refine_pairs(undecided, vectors, 70, slice(0, 4), matches)
 
 
 def test_opcheck():
     unit = torch.rand(4)
     integers = torch.ones(4, 4, dtype=torch.int32)
     for op, inputs in (
-        (torch.ops.mmga.byte_rows, (torch.randn(4, 9),)),
+        (torch.ops.mmga.int8_rows, (torch.randn(4, 9),)),
         (torch.ops.mmga.floats_of_integers_, (integers, unit, unit)),
     ):
         torch.library.opcheck(op.default, inputs, test_utils=("test_schema", "test_faketensor"))
@@ -399,7 +401,7 @@ def test_opcheck():
     terms = [reference.squared_norms(side) for side in (x, y)]
     sides = bound.row_radius, bound.column_radius, bound.row_slack, bound.column_slack
     torch.library.opcheck(
-        torch.ops.mmga.settle_pairs.default,
+        torch.ops.mmga.refine_pairs.default,
         (
             undecided,
             x,
@@ -416,15 +418,15 @@ def test_opcheck():
         test_utils=("test_schema", "test_faketensor"),
     )
     numbers = [
-        certified.integer_rows(side, norms)[0] for side, norms in zip((x, y), terms, strict=True)
+        certified.int16_rows(side, norms)[0] for side, norms in zip((x, y), terms, strict=True)
     ]
     torch.library.opcheck(
-        torch.ops.mmga.integer_rows.default,
+        torch.ops.mmga.int16_rows.default,
         (x, terms[0]),
         test_utils=("test_schema", "test_faketensor"),
     )
     torch.library.opcheck(
-        torch.ops.mmga.narrow_pairs.default,
+        torch.ops.mmga.refine_candidates.default,
         (undecided[:, :2].contiguous(), *numbers, *terms, 2, *sides, *sides),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -54,7 +54,7 @@ def test_count_certain_of_products(cuda, metric):
 @pytest.mark.parametrize("metric", [1, 2])
 @pytest.mark.parametrize("rows", ["bounded", "exact", "integers"])
 @pytest.mark.parametrize("width", [1, 8, 29])
-def test_settle_pairs(cuda, metric, rows, width):
+def test_refine_pairs(cuda, metric, rows, width):
     tile, matches, bound, codes = case(11, rows=6, width=60, most=40)
     undecided = of_reference("count_certain", *arguments_of(tile, matches, bound, codes))[0]
     g = torch.Generator().manual_seed(2)
@@ -74,9 +74,9 @@ def test_settle_pairs(cuda, metric, rows, width):
     undecided[:, 3] = matches.match_start.diff()[undecided[:, 0].long()].int()
     sides = [bound.row_radius, bound.column_radius, bound.row_slack, bound.column_slack]
     if rows == "integers":
-        x, y = (reference.integer_rows(*side)[0] for side in zip((x, y), norms, strict=True))
+        x, y = (reference.int16_rows(*side)[0] for side in zip((x, y), norms, strict=True))
     still, _, tied = check(
-        cuda, "settle_pairs", undecided, x, y, *terms, metric,
+        cuda, "refine_pairs", undecided, x, y, *terms, metric,
         *([None] * 4 if rows == "exact" else sides), tile.offset,
         matches.match_start, matches.match_item, matches.match_key,
         torch.ones_like(matches.preceding), torch.ones_like(matches.tied),
@@ -93,7 +93,7 @@ def test_nothing_to_settle(cuda):
     for sides in ([None] * 4, [torch.ones(3), torch.ones(10)] * 2):
         sides = [None if one is None else one.double() for one in sides]
         (still, *_) = check(
-            cuda, "settle_pairs", torch.empty((0, 4), dtype=torch.int32), x, y,
+            cuda, "refine_pairs", torch.empty((0, 4), dtype=torch.int32), x, y,
             torch.ones(3).double(), torch.ones(10).double(), 1, *sides, tile.offset,
             matches.match_start, matches.match_item, matches.match_key,
             matches.preceding, matches.tied,

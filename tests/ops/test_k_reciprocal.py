@@ -15,9 +15,9 @@ STAGES = [
     "average_rows",
     "transpose_rows",
     "jaccard_rows",
-    "heavy_rows",
-    "near_rows",
-    "mirror_rows",
+    "prefix_rows",
+    "jaccard_join",
+    "symmetrise",
     "mix_distances",
     "squared_distances_",
     "nearest_in_rows",
@@ -76,12 +76,12 @@ def stages_of(index, near, d, k2):
     whole = reference.transpose_rows(*v, 0)
     chosen = torch.arange(0, n, 2)
     overlaps = reference.jaccard_rows(*v, *inverted, chosen, None, False)
-    near_rows = []
+    jaccard_join = []
     for limit in (0.0, 0.5, 0.9):
-        heavy = reference.heavy_rows(*v, limit)
+        heavy = reference.prefix_rows(*v, limit)
         of_heavy = reference.transpose_rows(*heavy, 0)
-        near_rows.append(("heavy_rows", (*v, limit)))
-        near_rows.append(("near_rows", (*v, *heavy, *of_heavy, chosen, limit)))
+        jaccard_join.append(("prefix_rows", (*v, limit)))
+        jaccard_join.append(("jaccard_join", (*v, *heavy, *of_heavy, chosen, limit)))
     block = d[chosen, first:].contiguous()
     largest = d.amax(1)[chosen]
     return [
@@ -98,8 +98,8 @@ def stages_of(index, near, d, k2):
         ("jaccard_rows", (*v, *inverted, chosen, 0.5, False)),
         ("jaccard_rows", (*v, *inverted, chosen, None, True)),
         ("jaccard_rows", (*v, *inverted, chosen, 0.5, True)),
-        *near_rows,
-        ("mirror_rows", reference.jaccard_rows(*v, *whole, torch.arange(n), 0.9, True)),
+        *jaccard_join,
+        ("symmetrise", reference.jaccard_rows(*v, *whole, torch.arange(n), 0.9, True)),
         ("mix_distances", (block, largest, *overlaps, first, 0.3, 1, 1.0)),
         ("mix_distances", (block.float(), largest, *overlaps, first, 0.7, 2, 1.0)),
         ("mix_distances", (block, None, *overlaps, first, 0.3, 1, 0.5)),
@@ -165,13 +165,13 @@ def test_mirrored_halves_are_the_whole():
     inverted = k_reciprocal.transpose_rows(rows)
     every = torch.arange(50)
     half = k_reciprocal.jaccard_rows(rows, inverted, every, 0.9, upper=True)
-    found = k_reciprocal.mirror_rows(half)
+    found = k_reciprocal.symmetrise(half)
     expected = k_reciprocal.jaccard_rows(rows, inverted, every, 0.9)
     assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
     assert len(half.columns) < len(found.columns)
     if backends()["cpu"].startswith("active"):
         with pytest.raises(RuntimeError, match="row 1 has column 0"):
-            k_reciprocal.mirror_rows(found)
+            k_reciprocal.symmetrise(found)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.3, 0.62, 0.9])
@@ -189,7 +189,7 @@ def test_near_pairs_are_those_of_all_overlaps(limit, spread):
     rows = k_reciprocal.encode(rows, k_reciprocal.listed_distances(rows, index, near).abs(), None)
     rows = k_reciprocal.average_rows(rows, index, 6)
     every = torch.arange(600)
-    found = k_reciprocal.NearPairs(rows, limit).upper(every)
+    found = k_reciprocal.JaccardJoin(rows, limit).upper(every)
     inverted = k_reciprocal.transpose_rows(rows)
     expected = k_reciprocal.jaccard_rows(rows, inverted, every, limit, upper=True)
     assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
@@ -203,7 +203,7 @@ def test_rows_of_many_equal_weights(limit):
     offsets = torch.arange(n + 1) * n
     columns = torch.arange(n, dtype=torch.int32).repeat(n)
     rows = k_reciprocal.CsrRows(offsets, columns, torch.full((n * n,), 1 / n, dtype=torch.float64))
-    found = k_reciprocal.NearPairs(rows, limit).upper(torch.arange(n))
+    found = k_reciprocal.JaccardJoin(rows, limit).upper(torch.arange(n))
     every = k_reciprocal.transpose_rows(rows)
     expected = k_reciprocal.jaccard_rows(rows, every, torch.arange(n), limit, upper=True)
     assert all(torch.equal(*both) for both in zip(found, expected, strict=True))

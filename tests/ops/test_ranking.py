@@ -51,7 +51,7 @@ def case(rows, items, matches, extra=2, levels=9, dtype=torch.float32, metric=0,
 
 
 def counts(matches):
-    return [matches.preceding, matches.tied, matches.nearest, matches.moved]
+    return [matches.preceding, matches.tied, matches.nearest, matches.mismatched]
 
 
 def by_reference(tile, matches, **options):
@@ -98,7 +98,7 @@ def test_equals_reference(dtype, metric, matches):
     count_preceding(tile, slice(0, 5), found)
     assert_equal(found, by_reference(tile, found))
     assert matches == 0 or int(found.tied.sum()) > 0
-    assert int(found.moved.sum()) == 0
+    assert int(found.mismatched.sum()) == 0
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
@@ -218,7 +218,7 @@ def test_keys_that_moved_are_noticed():
     tile, found = case(3, 100, 4)
     found.match_key[5] += 1e-3
     count_preceding(tile, slice(0, 3), found)
-    assert found.moved.tolist() == [0, 1, 0]
+    assert found.mismatched.tolist() == [0, 1, 0]
 
 
 def test_opcheck():

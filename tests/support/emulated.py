@@ -61,7 +61,7 @@ OPERATORS = (
     "mix_distances",
     "count_impostors",
     "count_certain",
-    "settle_pairs",
+    "refine_pairs",
 )
 
 

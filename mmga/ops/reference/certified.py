@@ -6,7 +6,7 @@ row_radius[i] * column_radius[j] + (row_slack[i] + column_slack[j]).
 Arguments that recur, beside `ranking`'s (tiles are float32):
     row_radius: [R], with `column_radius` [W], `row_slack` [R] and `column_slack` [W]; float32 for
         keys of a tile, float64 for keys of pairs.
-    x: features of the tile's rows, float32 [R, D], or their `integer_rows`.
+    x: features of the tile's rows, float32 [R, D], or their `int16_rows`.
     y: features of the tile's columns, [W, D], likewise. With them, `row_term` float64 [R] and
         `column_term` float64 [W] are norms (cosine) or squared norms (euclidean).
     pairs: int32 [P, 2], rows and columns of a tile.
@@ -87,7 +87,7 @@ INTEGER_LENGTH = 2.0**15
 part of an inner product leaves 32 bits."""
 
 
-def integer_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """Round features, brought to length 2^15 in float32, to integers of at most 32767.
 
     Args:
@@ -137,7 +137,7 @@ def mixed_entries(width: int) -> int:
     return count
 
 
-def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Round `mixed` rows to multiples of a 127th of their largest entry.
 
     Returns:
@@ -155,7 +155,7 @@ def byte_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def floats_of_integers_(values: Tensor, row_unit: Tensor, column_unit: Tensor) -> None:
-    """Convert inner products of `byte_rows` to float32 in place.
+    """Convert inner products of `int8_rows` to float32 in place.
 
     Args:
         values: int32 [R, W], columns contiguous; float32 afterwards (`values.view(float32)`).
@@ -179,7 +179,7 @@ def pair_keys(
 
     From float32: 1 - <x, y> / (row_term * column_term), 1 where that divisor is 0, or
     max(0, (row_term + column_term) - 2 <x, y>), with `pair_products`' inner product.
-    From `integer_rows`: the same with the exact product of the integers in units of 2^-30, an
+    From `int16_rows`: the same with the exact product of the integers in units of 2^-30, an
     approximation of the cosine.
 
     Args:
@@ -205,7 +205,7 @@ def pair_keys(
     return torch.where(norms > 0, 1 - products / norms, 1.0)
 
 
-def settle_pairs(
+def refine_pairs(
     undecided: Tensor,
     x: Tensor,
     y: Tensor,
@@ -261,7 +261,7 @@ def settle_pairs(
     return torch.stack(still).to(torch.int32) if still else undecided.new_empty(0, 4)
 
 
-def open_pairs(
+def filter_candidates(
     values: Tensor,
     row_term: Tensor,
     column_term: Tensor,
@@ -301,7 +301,7 @@ def open_pairs(
     return torch.nonzero(wanted).to(torch.int32).contiguous()
 
 
-def narrow_pairs(
+def refine_candidates(
     pairs: Tensor,
     x: Tensor,
     y: Tensor,
@@ -331,7 +331,7 @@ def narrow_pairs(
     return pairs[wanted].contiguous()
 
 
-def offer_pairs(
+def insert_candidates(
     index: Tensor,
     distance: Tensor,
     counts: Tensor,

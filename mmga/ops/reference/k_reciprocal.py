@@ -188,7 +188,7 @@ LIGHT_SHARE, LIGHTER = 0.35, 0.7
 weights tried as the least of its heavy ones."""
 
 
-def heavy_rows(
+def prefix_rows(
     offsets: Tensor, columns: Tensor, values: Tensor, max_distance: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the heavy entries of each row of V, for a prefix filter.
@@ -212,7 +212,7 @@ def heavy_rows(
     return _offsets(counts), columns[kept], values[kept]
 
 
-def near_rows(
+def jaccard_join(
     offsets: Tensor,
     columns: Tensor,
     values: Tensor,
@@ -231,7 +231,7 @@ def near_rows(
     inverted index find the candidates, and change nothing.
 
     Args:
-        heavy_offsets: of `heavy_rows` of V, like `heavy_columns` and `heavy_values`.
+        heavy_offsets: of `prefix_rows` of V, like `heavy_columns` and `heavy_values`.
         index_offsets: of the inverted index of the heavy rows, like `index_rows` and
             `index_values`.
         max_distance: the one of the heavy rows, below 1.
@@ -243,7 +243,7 @@ def near_rows(
     return jaccard_rows(offsets, columns, values, *inverted, rows, max_distance, True)
 
 
-def mirror_rows(offsets: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def symmetrise(offsets: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the symmetric matrix whose upper half, diagonal included, the rows hold.
 
     Returns:

@@ -109,7 +109,7 @@ def count_preceding(
     preceding: Tensor,
     tied: Tensor,
     nearest: Tensor,
-    moved: Tensor,
+    mismatched: Tensor,
 ) -> None:
     """Count, for every match of every row of a tile, the items of the tile that rank before it.
 
@@ -119,7 +119,7 @@ def count_preceding(
 
     Args:
         nearest: [R], lowered to the smallest key that is counted; NaN if any key of the row is.
-        moved: int64 [R], increased by the matches whose key in this tile is not `match_key`.
+        mismatched: int64 [R], increased by the matches whose key in this tile is not `match_key`.
     """
     cameras = row_camera, column_camera
     columns = torch.arange(offset, offset + values.shape[1], device=values.device)
@@ -136,7 +136,7 @@ def count_preceding(
         preceding[mine] += before.sum(1)
         tied[row] += equal.sum()
         inside = (item >= offset) & (item < offset + len(keys))
-        moved[row] += (keys[item[inside] - offset] != key[inside]).sum()
+        mismatched[row] += (keys[item[inside] - offset] != key[inside]).sum()
         smallest = torch.where(counted, keys, torch.inf).amin()
         nearest[row] = torch.where(
             keys.isnan().any(), torch.nan, torch.minimum(nearest[row], smallest)

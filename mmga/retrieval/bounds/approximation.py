@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import UNIT, Bound, byte_products, byte_rows, gamma, integer_rows
+from mmga.ops.certified import UNIT, Bound, gamma, int8_products, int8_rows, int16_rows
 from mmga.ops.distance import squared_norms
 from mmga.ops.reference import INTEGER_LENGTH
 
@@ -88,7 +88,7 @@ class Approximation:
     The features are normalised first if the metric is cosine.
 
     Attributes:
-        rows: float32 [N, K], or int16 or int8 [N, D] (`ops.certified.integer_rows`, `byte_rows`).
+        rows: float32 [N, K], or int16 or int8 [N, D] (`ops.certified.int16_rows`, `int8_rows`).
         radius: float64 [N], bound on the norm of what `rows` leave out.
         slack: float64 [N], this side's share of the rounding errors of a key.
         unit: float32 [N], scale of a row's numbers of 8 bits; else None.
@@ -120,7 +120,7 @@ def tile_products(one: Approximation, other: Approximation, out: Tensor) -> Tens
     """Write the inner products of a tile's rows and columns to `out`, float32 [R, W]."""
     if one.unit is None or other.unit is None:
         return blocked_product(one.rows, other.rows, out)
-    return byte_products(one.rows, other.rows, one.unit, other.unit, out)
+    return int8_products(one.rows, other.rows, one.unit, other.unit, out)
 
 
 def bound_between(query: Approximation, gallery: Approximation, metric: str) -> Bound:
@@ -149,7 +149,7 @@ def int16(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
         norms: squared norms, float64 [N].
         metric: cosine or euclidean.
     """
-    numbers, error = integer_rows(rows, norms)
+    numbers, error = int16_rows(rows, norms)
     # With a and b of norm 1 and integers a^ and b^ that are e and f away from them,
     # |<a, b> - <a^, b^>| <= e + f + e f.
     away = (error * (1 + gamma(rows.shape[1])) / INTEGER_LENGTH + 4 * UNIT) * _OUTWARD
@@ -184,7 +184,7 @@ class Int8:
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
         """
-        numbers, unit, error = byte_rows(rows)
+        numbers, unit, error = int8_rows(rows)
         length = norms.sqrt()
         # Where features of norm 1 are e and f away from their approximations, inner products are
         # off by at most e + f + e f.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import multiplies_bytes
+from mmga.ops.certified import multiplies_int8
 from mmga.retrieval.bounds.approximation import WIDEST_BYTES, Approximator, Int8, Projection
 from mmga.retrieval.features.vectors import VectorSet
 
@@ -50,7 +50,7 @@ def candidates(
     """
     width = vectors.dimension
     choices: list[Approximator] = list(_projections(vectors, operations, seed))
-    if _FEWEST_BYTES <= width <= WIDEST_BYTES and multiplies_bytes():
+    if _FEWEST_BYTES <= width <= WIDEST_BYTES and multiplies_int8():
         choices.append(Int8(longest))
     return choices
 

@@ -91,7 +91,7 @@ def rank(
         for matches in _attempts(source, pairs):
             count(pairs, matches)
             # NaN differs from itself, and is refused below.
-            if not bool(matches.moved.any()) or bool(matches.nearest.isnan().any()):
+            if not bool(matches.mismatched.any()) or bool(matches.nearest.isnan().any()):
                 break
         else:
             raise RuntimeError("two products of the same features and shape differ on this machine")
@@ -172,7 +172,7 @@ class _Count:
             done += whole.values.numel()
             self.monitor.step(self.phase, done, total)
             last = rows.stop == pairs.count
-            if last and device.type == "cpu" and bool(matches.moved.any()):
+            if last and device.type == "cpu" and bool(matches.mismatched.any()):
                 break  # elsewhere reading it would wait for the device
         self.observed = max(self.observed, number)
 

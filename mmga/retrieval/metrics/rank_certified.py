@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.monitor import Monitor
-from mmga.ops.certified import Bound, PairVectors, count_certain, settle_pairs, thresholds
+from mmga.ops.certified import Bound, PairVectors, count_certain, refine_pairs, thresholds
 from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Masks, Tile
 from mmga.retrieval.bounds.approximation import Approximator
@@ -171,7 +171,7 @@ class _Run:
         queries = self.queries.cut(rows)
         stages = self._stages.stages[1:]
         for stage, (one, other, bound) in zip(stages, queries.refinements(items), strict=True):
-            still = settle_pairs(
+            still = refine_pairs(
                 undecided,
                 PairVectors(
                     one.rows,

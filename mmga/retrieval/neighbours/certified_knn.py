@@ -13,7 +13,13 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.ops.certified import ExactLists, PairVectors, narrow_pairs, nearest_of, open_pairs
+from mmga.ops.certified import (
+    ExactLists,
+    PairVectors,
+    filter_candidates,
+    nearest_of,
+    refine_candidates,
+)
 from mmga.ops.distance import exact_keys, metric_number
 from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
@@ -232,7 +238,7 @@ class _Search:
             columns = self._exact_side(theirs)
             wanted = (near[mine], near[theirs]), (far[mine], far[theirs])
             pairs = self._candidates(mine, theirs, values, *wanted)
-            pairs = narrow_pairs(
+            pairs = refine_candidates(
                 pairs,
                 PairVectors(
                     rows.int16.rows, columns.int16.rows, rows.term, columns.term, self._metric
@@ -240,7 +246,7 @@ class _Search:
                 bound_between(rows.int16, columns.int16, self._vectors.metric),
                 *wanted,
             )
-            lists.offer(pairs, rows.distances(columns, pairs), own, other, both=True)
+            lists.insert(pairs, rows.distances(columns, pairs), own, other, both=True)
             for part in (mine, theirs):
                 torch.div(lists.maxima[part], self._scale, out=far[part])
             self._progress("certain neighbours", done, len(places))
@@ -251,7 +257,7 @@ class _Search:
         """Return the candidates of a tile above the diagonal, int32 [P, 2]."""
         rows, columns = self._cut(mine), self._cut(theirs)
         products = tile_products(rows, columns, _shaped(values, rows, columns))
-        return open_pairs(
+        return filter_candidates(
             Tile(products, theirs.start, self._metric, self._terms[mine], self._terms[theirs]),
             bound_between(rows, columns, self._vectors.metric),
             near,
@@ -282,7 +288,7 @@ class _Search:
                 endless = torch.full((len(columns.rows),), torch.inf, dtype=torch.float64)
                 values = tile_products(own, columns, torch.empty(len(chosen), len(endless)))
                 terms = self._terms[chosen], self._terms[theirs]
-                pairs = open_pairs(
+                pairs = filter_candidates(
                     Tile(values, theirs.start, self._metric, *terms),
                     bound_between(own, columns, vectors.metric),
                     (limits[chosen] / self._scale, -endless),
@@ -292,7 +298,7 @@ class _Search:
                 )
                 row, column = pairs.long().unbind(1)
                 exact = vectors.exact_distances(chosen[row], column + theirs.start)
-                lists.offer(pairs, exact, 0, theirs.start, both=False)
+                lists.insert(pairs, exact, 0, theirs.start, both=False)
             index[chosen], distance[chosen] = lists.result()
             done = min(begin + TILE, len(doubtful))
             self._progress("certain neighbours", done, len(doubtful))

@@ -108,7 +108,7 @@ def _undecided_shares(
     near = exact.topk(min(n, 8 * k), dim=1, largest=False).indices  # [P, 8k]
     other_rows = vectors.take(others)
     flat = near.reshape(-1) if any(isinstance(t, Projection) for t in choices) else near[:0, 0]
-    near_rows = vectors.take(flat)
+    jaccard_join = vectors.take(flat)
     shares = []
     for tiles in choices:
         own = tiles.of(rows, norms, metric)
@@ -117,7 +117,7 @@ def _undecided_shares(
         guess = keys(inner, others)
         limit = exact.gather(1, near[:, :k]).amax(1, keepdim=True)
         if isinstance(tiles, Projection):  # few coordinates are less sure which are the nearest
-            theirs = filter_part(tiles, tiles.of(near_rows, vectors.norms[flat], metric)).rows
+            theirs = filter_part(tiles, tiles.of(jaccard_join, vectors.norms[flat], metric)).rows
             mine = filter_part(tiles, own).rows[:, :, None]
             inner = (theirs.view(*near.shape, -1) @ mine).squeeze(2).double()
             found = near.gather(1, keys(inner, near).topk(k, dim=1, largest=False).indices)

@@ -148,9 +148,9 @@ def _all_rows(
 ) -> ops.CsrRows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
-    kernel = has_kernel("near_rows", rows.offsets.device.type.upper())
+    kernel = has_kernel("jaccard_join", rows.offsets.device.type.upper())
     if max_distance is not None and max_distance <= _NEAR and kernel:
-        some = ops.NearPairs(rows, max_distance).upper
+        some = ops.JaccardJoin(rows, max_distance).upper
     else:
         inverted = ops.transpose_rows(rows)
 
@@ -164,7 +164,7 @@ def _all_rows(
         if progress is not None:
             progress("Jaccard distances", int(chosen[-1]) + 1, n)
     whole = pieces.pop() if len(pieces) == 1 else _joined(pieces)
-    return ops.mirror_rows(whole) if upper else whole
+    return ops.symmetrise(whole) if upper else whole
 
 
 def _joined(pieces: list[ops.CsrRows]) -> ops.CsrRows:

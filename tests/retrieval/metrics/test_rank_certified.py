@@ -39,7 +39,7 @@ CASES = settings(
 @pytest.fixture(autouse=True)
 def _kernels_are_active():
     if mmga.ops.backends()["cpu"].startswith("active"):
-        assert has_kernel("count_certain", "CPU") and has_kernel("settle_pairs", "CPU")
+        assert has_kernel("count_certain", "CPU") and has_kernel("refine_pairs", "CPU")
 
 
 def float64_keys(query, gallery, metric):
@@ -141,7 +141,7 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
 
         def int16(rows, norms, metric):
             nothing = exactly.expand(len(rows)).contiguous()
-            return subspaces.Approximation(ops.integer_rows(rows, norms)[0], nothing, nothing)
+            return subspaces.Approximation(ops.int16_rows(rows, norms)[0], nothing, nothing)
 
         monkeypatch.setattr(cascades, "int16", int16)
     else:
@@ -206,10 +206,10 @@ def test_half_precision_is_widened():
     assert figures(evaluate(query, half).per_query) == figures(evaluate(query, widened).per_query)
 
 
-def planned(monkeypatch, query, gallery, multiplies_bytes):
+def planned(monkeypatch, query, gallery, multiplies_int8):
     """The plan with and without 8-bit products."""
     with monkeypatch.context() as patch:
-        patch.setattr(planner, "multiplies_bytes", lambda: multiplies_bytes)
+        patch.setattr(planner, "multiplies_int8", lambda: multiplies_int8)
         return plan(*problem(query, gallery, "cosine"))
 
 

@@ -29,7 +29,7 @@ KERNEL = mmga.ops.backends()["cpu"].startswith("active")
 @pytest.fixture(autouse=True)
 def _kernels_are_active():
     if KERNEL:
-        assert has_kernel("open_pairs", "CPU") and has_kernel("offer_pairs", "CPU")
+        assert has_kernel("filter_candidates", "CPU") and has_kernel("insert_candidates", "CPU")
 
 
 def some_items(kind, seed, count=66, width=24, metric="cosine"):
@@ -143,7 +143,7 @@ def test_threads_change_nothing():
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("width", [1, 64, 130, 2100])
 @pytest.mark.parametrize("metric", [0, 1, 2])
-def test_open_pairs_equal_the_references(symmetric, width, metric):
+def test_filter_candidates_equal_the_references(symmetric, width, metric):
     g = torch.Generator().manual_seed(width)
     rows = 40
     sides = [torch.rand(n, generator=g) * 0.1 for n in (rows, width) * 3]
@@ -164,8 +164,8 @@ def test_open_pairs_equal_the_references(symmetric, width, metric):
         20,
         symmetric,
     )
-    found = torch.ops.mmga.open_pairs(*arguments)
-    assert torch.equal(found, reference.open_pairs(*arguments))
+    found = torch.ops.mmga.filter_candidates(*arguments)
+    assert torch.equal(found, reference.filter_candidates(*arguments))
     assert len(found) or width == 1
 
 
@@ -176,7 +176,7 @@ def test_offered_pairs_equal_the_references():
     pairs = pairs[pairs[:, 0] != pairs[:, 1]].contiguous()
     distances = torch.randint(0, 9, (len(pairs),), generator=g).double()
     found = []
-    for op in (torch.ops.mmga.offer_pairs, reference.offer_pairs):
+    for op in (torch.ops.mmga.insert_candidates, reference.insert_candidates):
         lists = ops.ExactLists(torch.full((40,), 7.0, dtype=torch.float64), 5)
         lists.add_self(torch.arange(40))
         state = lists._index, lists._distance, lists._counts, lists.maxima
@@ -190,19 +190,23 @@ def test_offered_pairs_equal_the_references():
     assert int(found[0][2].max()) > 5
     if KERNEL:
         with pytest.raises(RuntimeError, match="is of no item"):
-            torch.ops.mmga.offer_pairs(*found[0], pairs, distances, lists._limits, 30, 10, True, 5)
+            torch.ops.mmga.insert_candidates(
+                *found[0], pairs, distances, lists._limits, 30, 10, True, 5
+            )
 
 
 def test_opcheck():
     arguments = (torch.rand(3, 9), *(torch.rand(n) for n in (3, 9)), 1)
     arguments += (*(torch.rand(n) for n in (3, 9) * 4), 0, 3, True)
     torch.library.opcheck(
-        torch.ops.mmga.open_pairs.default, arguments, test_utils=("test_schema", "test_faketensor")
+        torch.ops.mmga.filter_candidates.default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor"),
     )
     lists = ops.ExactLists(torch.ones(12, dtype=torch.float64), 2)
     pairs = torch.tensor([[0, 1], [2, 4]], dtype=torch.int32)
     torch.library.opcheck(
-        torch.ops.mmga.offer_pairs.default,
+        torch.ops.mmga.insert_candidates.default,
         (
             lists._index,
             lists._distance,
@@ -222,7 +226,7 @@ def test_opcheck():
 
 def test_directions_are_taken_where_they_pay(monkeypatch):
     monkeypatch.setattr(search_plan, "_SMALL", 1e8)
-    monkeypatch.setattr(planner, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(planner, "multiplies_int8", lambda: False)
     monkeypatch.setattr(planner, "_FIT_SHARE", 1.0)
     items = VectorSet([decaying(4000, 512).rows], "cosine")
     chosen = cheapest_tiles(items, 6)
@@ -237,7 +241,7 @@ def test_directions_are_taken_where_they_pay(monkeypatch):
     persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
     noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
     items = VectorSet([ShardedMatrix([persons + 0.02 * noise])], "cosine")
-    monkeypatch.setattr(planner, "multiplies_bytes", lambda: True)
+    monkeypatch.setattr(planner, "multiplies_int8", lambda: True)
     tiles = cheapest_tiles(items, 5)
     assert isinstance(tiles, approximation.Int8) and str(tiles) == "8-bit features"
     assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
@@ -287,5 +291,5 @@ def test_a_tile_of_keys_needs_no_terms():
     endless = torch.full((3,), torch.inf, dtype=torch.float64)
     near = torch.tensor([0.2], dtype=torch.float64), -endless
     far = torch.tensor([0.8], dtype=torch.float64), endless
-    pairs = ops.open_pairs(tile, bound, near, far, first_item=0, symmetric=False)
+    pairs = ops.filter_candidates(tile, bound, near, far, first_item=0, symmetric=False)
     assert pairs.tolist() == [[0, 0], [0, 2]]
