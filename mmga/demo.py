@@ -60,8 +60,8 @@ def body(options: Options) -> int:
     for name, what in {
         "attention.png": "attention maps beside true masks",
         "ranked.png": "whom the network finds, right in green, wrong in red",
-        "eval.json": "all figures",
-        "metrics.jsonl": "losses and figures by step; tensorboard --logdir shows the same",
+        "eval.json": "all metrics",
+        "metrics.jsonl": "losses and metrics by step; tensorboard --logdir shows the same",
         "config.yaml": "everything that was set",
     }.items():
         print(f"  {folder / name}: {what}")

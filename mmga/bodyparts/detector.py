@@ -217,14 +217,10 @@ def _skeleton_of(
 
 
 def build(kind: str, min_size: int, score: float = 0.5, **changes: Any) -> Any:
-    """Build a network without weights.
+    """Build the network `mask` or `keypoint` without weights.
 
-    Args:
-        kind: `mask` or `keypoint`.
-        min_size: shorter side in pixels to which crops are enlarged, four times that at most for
-            the longer one.
-        score: boxes below it are left out.
-        changes: further arguments of torchvision's network.
+    Crops are enlarged to a shorter side of `min_size` pixels and at most four times that for the
+    longer one. Boxes below `score` are left out; `changes` are arguments of torchvision's network.
     """
     from torchvision.models import detection
 

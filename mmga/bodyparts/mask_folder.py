@@ -150,10 +150,6 @@ class MaskMaker:
     def finish(self, images: ImageSet, broken: int = 0) -> dict[str, Any]:
         """Write and return the manifest: origin, label set, counts, areas by camera, version.
 
-        Args:
-            images: the set.
-            broken: number of images that were left out as unreadable.
-
         Raises:
             UserError: a mask cannot be read, or the manifest not be written.
         """

@@ -199,12 +199,8 @@ def gather_with_gradient(rows: Tensor, sizes: Sequence[int], group: Group) -> Te
 
     It is meant for a loss that every process computes from all rows: each then holds the whole
     gradient of its own rows, and nothing needs to be sent back. The gradient is multiplied by `W`,
-    because gradients of parameters are averaged over processes where they should be summed.
-
-    Args:
-        rows: [n, ...], as many as `sizes` says for this process.
-        sizes: rows of each process.
-        group: the processes.
+    because gradients of parameters are averaged over processes where they should be summed. The
+    arguments are those of `gather`.
     """
     if group.world == 1:
         return rows

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DataChoice:
-    """Another data set than the run was trained on; None leaves the run's own setting.
-
-    Attributes:
-        data: the data set.
-        root: its folder.
-        split: number of its split.
-        splits_file: file of fixed splits.
-    """
+    """Another data set than the run was trained on; None leaves the run's own setting."""
 
     data: DataName | None = None
     root: Path | None = None
@@ -60,16 +53,10 @@ def features_of_run(
     multi_query: bool = False,
     progress: Progress | None = None,
 ) -> "tuple[Features, Features]":
-    """Return the features of queries and gallery of a run.
+    """Return the features of queries and gallery of a run, by its folder or checkpoint.
 
-    Args:
-        path: the run's folder, or one of its checkpoints.
-        choice: the data set, where it is not the run's own.
-        device: where the network runs.
-        workers: processes that load images.
-        flip: sum the mirror image's features where the run was evaluated so; False never does.
-        multi_query: take all images of each query's identity and camera, where the set has them.
-        progress: called with (phase, images done, images in all).
+    The mirror image's features are summed where the run was evaluated so, unless `flip` is False.
+    With `multi_query` the queries are all images of each query's identity and camera, if known.
 
     Raises:
         UserError: the run or its data cannot be read.
