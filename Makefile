@@ -23,7 +23,7 @@ demo: $(VENV)/mmga.done
 	$(BIN)/python -m mmga.demo --out runs/demo
 
 test: $(VENV)/mmga.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 ablation: $(VENV)/mmga.done
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablation

@@ -4,12 +4,15 @@ tests/cuda_emulation takes the place of CUDA's header, a C++ compiler that of nv
 built once for each state of the sources, in build/cuda_emulation.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,16 +98,25 @@ def state_of_headers() -> bytes:
     return state.digest()
 
 
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Keep other processes of the test run from building the same file at once."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / f".{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def compiled(source: Path) -> Path:
     """Return the object file of a source, compiled unless one of this state is there."""
     program, flags = compiler()
     state = hashlib.sha256(state_of_headers() + source.read_bytes()).hexdigest()[:16]
-    FOLDER.mkdir(parents=True, exist_ok=True)
     target = FOLDER / f"{source.name}.{state}.o"
-    if not target.is_file():
-        for stale in FOLDER.glob(f"{source.name}.*"):
-            stale.unlink()
-        run([program, *flags, "-x", "c++", "-c", source, "-o", target])
+    with alone(source.name):
+        if not target.is_file():
+            for stale in FOLDER.glob(f"{source.name}.*"):
+                stale.unlink()
+            run([program, *flags, "-x", "c++", "-c", source, "-o", target])
     return target
 
 
@@ -112,13 +124,14 @@ def linked(name: str, objects: list[Path]) -> Path:
     """Return the shared library of object files."""
     state = hashlib.sha256("".join(path.name for path in objects).encode()).hexdigest()[:16]
     target = FOLDER / f"{name}.{state}.so"
-    if not target.is_file():
-        for stale in FOLDER.glob(f"{name}.*.so"):
-            stale.unlink()
-        torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-        # Its own stand-ins for CUDA's symbols come before those of a torch that has them.
-        own_first = "-Wl,-Bsymbolic"
-        run([compiler()[0], "-shared", "-o", target, *objects, own_first, torch_library])
+    with alone(name):
+        if not target.is_file():
+            for stale in FOLDER.glob(f"{name}.*.so"):
+                stale.unlink()
+            torch_library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+            # Its own stand-ins for CUDA's symbols come before those of a torch that has them.
+            own_first = "-Wl,-Bsymbolic"
+            run([compiler()[0], "-shared", "-o", target, *objects, own_first, torch_library])
     return target
 
 
