@@ -2,6 +2,7 @@
 // on the CPU or on a CUDA device.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -11,7 +12,7 @@
 
 namespace mmga {
 
-// The bits that an index has in a candidate.
+// Indices that fit the bits which a candidate has for them.
 constexpr int64_t kMostIndices = int64_t{1} << 31;
 
 // Checks that lists have room for one more candidate: kernels write before they count.
@@ -51,7 +52,7 @@ void select_neighbours(Tensor candidates, Tensor counts, Tensor thresholds, Tens
   if (kept.has_value()) {
     args.require(symmetric, "kept: expected with symmetric tiles alone, found with another");
     update.kept_items = kept->dim() == 2 ? kept->size(0) : 0;
-    const Extents shape{update.kept_items, items - update.kept_items};
+    const Extents shape{update.kept_items, std::max<int64_t>(0, items - update.kept_items)};
     update.kept = args.output<float>(*kept, "kept", shape, Gaps::kBetweenRows);
     update.kept_step = kept->stride(0);
   }
