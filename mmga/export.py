@@ -15,7 +15,8 @@ from typing import Literal
 from mmga.common import cli
 from mmga.common.errors import UserError
 
-SUFFIXES = {"torchexport": ".pt2", "onnx": ".onnx"}
+FORMATS = {"torchexport": (".pt2", "write_program"), "onnx": (".onnx", "write_onnx")}
+"""Format -> suffix, and the function of `mmga.models.export` that writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Options:
 
 def body(options: Options) -> int:
     """Export and compare."""
-    suffix = SUFFIXES[options.format]
+    suffix, writer = FORMATS[options.format]
     if options.out is not None and options.out.suffix != suffix:
         raise UserError(f"--out must end in {suffix} for {options.format}, got {options.out}")
 
@@ -42,8 +43,7 @@ def body(options: Options) -> int:
     run = load_run(options.run)
     out = options.out or run.folder / f"network{suffix}"
     size = (run.config.data.height, run.config.data.width)
-    write = graph.write_onnx if options.format == "onnx" else graph.write_program
-    difference = write(out, run.network, size)
+    difference = getattr(graph, writer)(out, run.network, size)
     if difference is None:
         checked = "not compared with the network: pip install onnxruntime"
     else:

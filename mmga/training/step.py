@@ -214,7 +214,8 @@ class Step:
         """
         names = list(output.attention_logits)
         keys, squares = [], []
-        for loss in ("triplet", "id", "mask"):
+        # Of the mask loss' parts, `mask_whole` and so on, the sum alone.
+        for loss in (name for name in losses if name != "loss" and not name.startswith("mask_")):
             if not names or not losses[loss].requires_grad:
                 continue
             gradients = torch.autograd.grad(
