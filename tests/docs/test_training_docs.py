@@ -69,7 +69,7 @@ def run(line):
         words += shlex.split(SMALL)
     if module == "mmga.export":  # what it writes takes long, and test_export.py is about it
         options = cli.parse("export", export.Options, words)
-        assert options.out.suffix == export.SUFFIXES[options.format]
+        assert options.out.suffix == export.FORMATS[options.format][0]
         assert (options.run / "last.safetensors").is_file()
         return
     with contextlib.redirect_stdout(io.StringIO()) as said:
