@@ -6,6 +6,7 @@ itself and 1 - cosine.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,15 @@ def key_terms(norms: Tensor, metric: str) -> Tensor:
     return torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)
 
 
+def exact_sqrt(x: Tensor) -> Tensor:
+    """Return correctly rounded square roots of float64 numbers [N], which torch's are not.
+
+    In builds of torch with MKL one in a hundred is off by a unit in the last place; NumPy's are the
+    processor's own.
+    """
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
+
+
 def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
     """Return ranking keys from exact inner products and squared norms, all float64 [P].
 
@@ -70,7 +80,7 @@ def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Ten
     """
     if metric == "euclidean":
         return ((own + other) - 2 * products).clamp_min(0)
-    norms = own.sqrt() * other.sqrt()
+    norms = exact_sqrt(own) * exact_sqrt(other)
     return torch.where(norms > 0, 1 - products / norms, 1.0)
 
 

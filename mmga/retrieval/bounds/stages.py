@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops.certified import Bound
-from mmga.ops.distance import key_terms, metric_number
+from mmga.ops.distance import exact_sqrt, key_terms, metric_number
 from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds.approximation import (
     Approximation,
@@ -150,7 +150,7 @@ class Stages:
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
         """
-        exact_term = norms.sqrt() if metric == "cosine" else norms
+        exact_term = exact_sqrt(norms) if metric == "cosine" else norms
         exact = Approximation(features, torch.zeros_like(norms), torch.zeros_like(norms))
         if self.tiles is None:
             stages = [identity(features, norms, metric), exact]
