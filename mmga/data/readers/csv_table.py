@@ -4,8 +4,7 @@ import csv
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.config import DataConfig
 from mmga.data.dataset import SPLIT_NAMES, DataSet, ImageFiles
@@ -41,7 +40,8 @@ def read_table(data: DataConfig, masks: MaskFolder | None) -> DataSet:
     """Read a data set from a CSV table with a header line.
 
     Identities and cameras are integers, or any names, which are then numbered in sorted order over
-    the whole table; identity -1 is junk. Image and mask paths are relative to the table's folder.
+    the whole table; identity -1 (or -1.0) is junk, also among names. Image and mask paths are
+    relative to the table's folder.
 
     Args:
         data: `root` is the table; `label_set` and `halved_at` apply to its column `mask`, too.
@@ -54,7 +54,7 @@ def read_table(data: DataConfig, masks: MaskFolder | None) -> DataSet:
     if path is None:
         raise UserError("data set csv needs --root TABLE.csv, the table itself")
     rows = _rows(path)
-    numbers = {name: _numbers([row[name] for row in rows]) for name in ("pid", "camid")}
+    numbers = {name: ids.numbered([row[name] for row in rows]) for name in ("pid", "camid")}
     named = {row["path"]: path.parent / row["mask"] for row in rows if row.get("mask")}
     for image, file in named.items():
         if not file.is_file():
@@ -105,7 +105,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     rows = read_rows(path, f"table {path}", COLUMNS, ("mask",))
     for number, row in enumerate(rows, 2):
         for name in COLUMNS:
-            if not row[name]:
+            if not row[name] or (name in ("pid", "camid") and len(ids.unknown([row[name]]))):
                 raise UserError(f"table {path}, line {number}: {name} is empty")
         if row["split"] not in SPLIT_NAMES:
             raise UserError(
@@ -113,10 +113,3 @@ def _rows(path: Path) -> list[dict[str, str]]:
                 f"found {row['split']!r}"
             )
     return rows
-
-
-def _numbers(values: list[str]) -> np.ndarray:
-    try:
-        return np.array([int(value) for value in values], dtype=np.int64)
-    except ValueError:
-        return np.unique(values, return_inverse=True)[1].astype(np.int64)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 
 _NAMES = {"pid": "pids", "camid": "camids", "path": "paths"}
@@ -44,6 +45,13 @@ def read_columns(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         if len(row) != len(header):
             raise UserError(
                 f"{source}: row {number} has {len(row)} cells, the header {len(header)}"
+            )
+    for place, name in enumerate(header):
+        missing = ids.unknown([row[place] for row in rows])
+        if name in ("pid", "camid") and len(missing):
+            raise UserError(
+                f"{source}: the {name} of {len(missing)} rows is empty, the first is row "
+                f"{missing[0] + 2}; fill it in or leave the rows out (of both files), -1 is junk"
             )
     return {
         _NAMES.get(name, name): _typed([row[place] for row in rows])

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
-JUNK = -1
+JUNK = ids.JUNK
 """The pid of junk detections: never ranked, counted as junk."""
 
 TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
@@ -284,15 +285,7 @@ class Features:
         containers.check_array(self._name(argument), values)
         self._check_length(argument, len(values), count)
         if values.dtype.kind in "US":
-            names, codes = np.unique(values.astype(np.str_), return_inverse=True)
-            codes = codes.astype(np.int64)
-            junk = np.flatnonzero(names == str(JUNK))
-            if argument == "pids" and len(junk):
-                # The name "-1" means junk as the number does, and takes no place among the names.
-                place = int(junk[0])
-                codes = np.where(codes == place, JUNK, codes - (codes > place))
-                names = np.delete(names, place)
-            return codes, names
+            return self._named_labels(argument, values.astype(np.str_))
         if values.dtype.kind in "iub":
             if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
                 raise UserError(f"{self._name(argument)}: found ids past 2^63; use strings instead")
@@ -300,6 +293,8 @@ class Features:
         if values.dtype.kind == "f":
             # A float keeps whole numbers apart only up to a power of two; beyond it ids collide.
             limit = 2 ** (np.finfo(values.dtype).nmant + 1)
+            if np.isnan(values).any():
+                self._refuse_unknown(argument, np.flatnonzero(np.isnan(values)))
             if not np.isfinite(values).all() or (values != np.floor(values)).any():
                 raise UserError(f"{self._name(argument)}: expected whole numbers, found fractions")
             if len(values) and np.abs(values).max() >= limit:
@@ -312,6 +307,24 @@ class Features:
             return values.astype(np.int64), None
         raise UserError(
             f"{self._name(argument)}: expected integers or strings, found {values.dtype}"
+        )
+
+    def _named_labels(self, argument: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        missing = ids.unknown(values)
+        if len(missing):
+            self._refuse_unknown(argument, missing)
+        codes, names = np.full(len(values), JUNK, np.int64), np.unique(values)
+        if argument == "pids":  # -1 means junk as the number does, and takes no place among names
+            names = np.asarray([one for one in names if not ids.is_junk(one)], values.dtype)
+        place = np.searchsorted(names, values)
+        known = np.append(names, "")[place] == values
+        codes[known] = place[known]
+        return codes, names
+
+    def _refuse_unknown(self, argument: str, rows: np.ndarray) -> None:
+        raise UserError(
+            f"{self._name(argument)}: {len(rows)} are empty or NaN, the first is row {rows[0]}; "
+            "leave such rows out, or write -1 for junk"
         )
 
 
