@@ -1,10 +1,15 @@
 """Atomic file writes, and reading of tensor files."""
 
 import contextlib
+import errno
+import functools
 import importlib
+import itertools
 import os
+import platform
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,24 +40,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The temporary name keeps the suffix, because writers such as `numpy.savez` append one of their
     own. It may be written as a file or as a folder; an existing file or folder at `path` is
-    replaced. On an error the temporary file is removed and `path` is left as it was.
+    replaced. On an error the temporary file is removed and `path` is left as it was. Of several
+    writers at once the last one wins; what a killed writer left behind is removed.
 
     Raises:
         UserError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(target.parent.resolve())
         yield temporary
-        if temporary.is_dir() and target.is_dir():
-            # A folder cannot be renamed over a non-empty one: the old one steps aside first.
-            aside = target.with_name(f".{target.stem}.{os.getpid()}.old{target.suffix}")
-            os.replace(target, aside)
-            os.replace(temporary, target)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, target)
+        _replace(temporary, target)
     except OSError as error:
         # A missing file that the block itself tried to read is not this file's failure.
         if isinstance(error, FileNotFoundError) and error.filename not in (
@@ -69,11 +69,66 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         raise _failure(target, error) from error
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                temporary.unlink()
+        _remove(temporary)
+
+
+_numbers = itertools.count()
+# Folders may be shared by machines, whose processes are not known here.
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _temporary(target: Path) -> Path:
+    """Return a name beside `target` that no other thread or process uses."""
+    writer = f"{_MACHINE}-{os.getpid()}-{next(_numbers)}"
+    return target.with_name(f".{target.stem}.{writer}.tmp{target.suffix}")
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; a folder there, which others may replace too, goes first."""
+    aside = []
+    try:
+        while True:
+            try:
+                os.replace(temporary, target)
+                return
+            except OSError as error:
+                # A folder cannot be renamed over one that is not empty.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not temporary.is_dir():
+                    raise
+            aside.append(_temporary(target))
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(target, aside[-1])
+    finally:
+        for folder in aside:
+            _remove(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+
+
+@functools.cache
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder, once for each process."""
+    pattern = re.compile(rf"\..+\.{_MACHINE}-(\d+)-\d+\.tmp.*")
+    for path in folder.iterdir():
+        found = pattern.fullmatch(path.name)
+        if found is not None and not _alive(int(found[1])):
+            _remove(path)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Any:

@@ -141,11 +141,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             return Checkpoint(
                 weights=weights,
                 position=Position(**json.loads(metadata["progress"])),
-                num_classes=int(metadata["num_classes"]),
-                config=json.loads(metadata["config"]),
+                num_classes=_classes(metadata["num_classes"], weights),
+                config=_mapping("config", metadata["config"]),
                 optimizer_file=metadata["optimizer_file"] or None,
                 average=average or None,
-                metrics=json.loads(metadata.get("figures", "{}")),
+                metrics=_mapping("figures", metadata.get("figures", "{}")),
             )
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, UserError):
@@ -154,6 +154,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {path} cannot be read: truncated or not safetensors ({error}); "
             "use another checkpoint or train anew"
         ) from error
+
+
+def _mapping(name: str, text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: expected names with values, found {text[:40]!r}")
+    return found
+
+
+def _classes(text: str, weights: Mapping[str, torch.Tensor]) -> int:
+    """Return the number of identities, of which a classifier must have a row each."""
+    count = int(text)
+    if not any(tensor.dim() and len(tensor) == count for tensor in weights.values()):
+        raise ValueError(f"num_classes: no tensor has the {text[:20]} rows of a classifier")
+    return count
 
 
 def load_optimizer_state(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:

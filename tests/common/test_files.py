@@ -1,9 +1,14 @@
 """Files are whole or not there."""
 
 import errno
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
+from mmga.common import files
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 
@@ -56,3 +61,43 @@ def test_a_file_in_the_way_of_a_folder_is_a_sentence(tmp_path):
         atomic_path(tmp_path / "f" / "x") as temporary,
     ):
         temporary.write_text("")
+
+
+def test_writers_at_once_leave_whole_files(tmp_path):
+    """Threads that replace one file and one folder: each is whole, and nothing is left beside."""
+    failed = []
+
+    def write(number: int) -> None:
+        try:
+            for _ in range(40):
+                with files.atomic_path(tmp_path / "file.txt") as temporary:
+                    temporary.write_text(str(number) * 1000)
+                with files.atomic_path(tmp_path / "folder") as temporary:
+                    temporary.mkdir()
+                    (temporary / "a").write_text(str(number))
+                    (temporary / "b").write_text(str(number))
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert {path.name for path in tmp_path.iterdir()} == {"file.txt", "folder"}
+    assert len(set((tmp_path / "file.txt").read_text())) == 1
+    assert (tmp_path / "folder" / "a").read_text() == (tmp_path / "folder" / "b").read_text()
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / f".x.{files._MACHINE}-{dead.pid}-0.tmp.npz"
+    alive = tmp_path / f".x.{files._MACHINE}-{os.getpid()}-999999.tmp.npz"
+    elsewhere = tmp_path / f".x.00000000-{dead.pid}-0.tmp.npz"
+    for path in (left, alive, elsewhere):
+        path.write_text("half")
+    with files.atomic_path(tmp_path / "y.txt") as temporary:
+        temporary.write_text("whole")
+    assert not left.exists() and alive.exists() and elsewhere.exists()

@@ -4,6 +4,8 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mmga.common.errors import UserError
 from mmga.models.checkpoint import (
@@ -108,3 +110,27 @@ def test_weights_of_another_network_are_named(tmp_path):
     save_checkpoint(path, contents(network()))
     with pytest.raises(UserError, match="belongs to another network: Missing key"):
         load_weights(torch.nn.Conv2d(1, 1, 1), load_checkpoint(path), path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "null"},
+        {"config": "[]"},
+        {"config": "3"},
+        {"num_classes": "-1"},
+        {"num_classes": str(10**12)},
+        {"num_classes": "9" * 23},
+        {"progress": "[]"},
+        {"figures": "3"},
+    ],
+    ids=str,
+)
+def test_damaged_metadata_is_one_sentence(tmp_path, change):
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, contents(network()))
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(network().state_dict(), path, metadata={**metadata, **change})
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(path)
