@@ -32,6 +32,8 @@ _RULES: dict[str, Literal["fastreid", "zhong", "torchreid"]] = {
 }
 # Distances up to which overlaps are so large that few pairs are candidates.
 _NEAR = 0.9
+# Distances below are what rounding leaves of a distance of zero.
+_ROUNDING = 2.0**-44
 _ROWS = 8192  # between two calls of `progress`, and chances to interrupt
 
 
@@ -148,6 +150,8 @@ def _all_rows(
 ) -> ops.CsrRows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
+    if max_distance is not None:
+        max_distance = max(max_distance, _ROUNDING)
     kernel = has_kernel("jaccard_join", rows.offsets.device.type.upper())
     if max_distance is not None and max_distance <= _NEAR and kernel:
         some = ops.JaccardJoin(rows, max_distance).upper
@@ -160,11 +164,33 @@ def _all_rows(
     pieces = []
     for begin in range(0, n, _ROWS):
         chosen = torch.arange(begin, min(begin + _ROWS, n), device=rows.offsets.device)
-        pieces.append(some(chosen))
+        pieces.append(_holding_themselves(some(chosen), begin))
         if progress is not None:
             progress("Jaccard distances", int(chosen[-1]) + 1, n)
     whole = pieces.pop() if len(pieces) == 1 else _joined(pieces)
     return ops.symmetrise(whole) if upper else whole
+
+
+def _holding_themselves(piece: ops.CsrRows, first: int) -> ops.CsrRows:
+    """Return rows `first` and so on with themselves at distance 0, and zero where rounding is left.
+
+    A row with an empty k-reciprocal set overlaps with none, not even with itself.
+    """
+    counts = piece.offsets.diff()
+    own = torch.arange(first, first + len(counts), device=counts.device)
+    row = torch.repeat_interleave(own, counts)
+    itself = piece.columns == row
+    piece.values[itself | (piece.values < _ROUNDING)] = 0
+    present = torch.zeros(len(counts), dtype=torch.bool, device=counts.device)
+    present[row[itself] - first] = True
+    if present.all():
+        return piece
+    missing = own[~present]
+    columns = torch.cat([piece.columns, missing.to(piece.columns.dtype)])
+    values = torch.cat([piece.values, piece.values.new_zeros(len(missing))])
+    order = ((torch.cat([row, missing]) << 32) + columns).argsort()
+    offsets = torch.cat([counts.new_zeros(1), (counts + ~present).cumsum(0)])
+    return ops.CsrRows(offsets, columns[order], values[order])
 
 
 def _joined(pieces: list[ops.CsrRows]) -> ops.CsrRows:

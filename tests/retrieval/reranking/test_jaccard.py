@@ -1,5 +1,7 @@
 """The sparse Jaccard matrix against a dense NumPy writing, and what DBSCAN makes of both."""
 
+import itertools
+
 import literal
 import numpy as np
 import pytest
@@ -45,11 +47,30 @@ def test_equals_dense_writing(count, top, k1, k2, variant, seed):
     x = grid(count, 3, top, seed)
     matrix = jaccard_distance(x, k1, k2, variant)
     expected = dense(x, k1, k2, variant)
+    np.fill_diagonal(expected, 0)  # 1 in the literal writing where a row's set is empty
     np.testing.assert_allclose(filled(matrix), expected, rtol=0, atol=1e-6)
+    assert (to_scipy(matrix).diagonal() == 0).all()
     values = matrix.values()
     assert matrix.layout == torch.sparse_csr and matrix.dtype == torch.float64
     assert ((values >= 0) & (values < 1)).all()
     assert abs(to_scipy(matrix) - to_scipy(matrix).T).max() < 1e-12
+
+
+@pytest.mark.parametrize("limit", [None, 0.0, 0.62])
+@pytest.mark.parametrize(
+    "x",
+    [torch.full((28, 16), 2.0), (torch.arange(61)[:, None] % 2 == 0).float()],
+    ids=["28 equal rows", "duplicates without a set"],
+)
+def test_rows_hold_themselves_and_duplicates(x, limit):
+    for k1, k2 in ((30, 10), (10, 1)):
+        found = to_scipy(jaccard_distance(x, k1, k2, max_distance=limit))
+        rows = [found.indices[a:b].tolist() for a, b in itertools.pairwise(found.indptr)]
+        assert all(i in row and row == sorted(row) for i, row in enumerate(rows))
+        assert (found.diagonal() == 0).all() and (abs(found - found.T)).max() == 0
+    if len(x) == 28:  # equal rows whose sets hold all are at distance 0
+        found = to_scipy(jaccard_distance(x, 30, 10, max_distance=limit))
+        assert found.nnz == 28 * 28 and (found.data == 0).all()
 
 
 @pytest.fixture
