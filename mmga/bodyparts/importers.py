@@ -59,6 +59,7 @@ def open_importer(kind: str, path: Path, data: DataSet, skeletons: Path | None =
         return read_sdalf(path, data)
     if not path.is_dir():
         raise UserError(f"--source {path} must be the folder of {kind}'s files")
+    _check_named(kind, path, data)
     if kind == "bpbreid":
         return functools.partial(read_confidence_fields, path)
     if kind in ("mgcam", "silhouette"):
@@ -73,7 +74,7 @@ def read_label_map(
 
     Skeletons split dresses and jumpsuits at the hips; without them they are upper body.
     """
-    file = _named(folder, path, (".png",))
+    file = _named(folder, path, *_ENDINGS["label maps"])
     if file is None:
         return None
     values = read_labels(file)
@@ -92,7 +93,7 @@ def read_silhouette(folder: Path, path: str, size: Size) -> PartMask | None:
     The files are at the images' relative paths, or in folders with `_seg` at their end, as MGCAM's
     are (bounding_box_train_seg).
     """
-    file = _named(folder, path, (".png", ".bmp", ".jpg"), ("", "_seg"))
+    file = _named(folder, path, *_ENDINGS["silhouette"])
     if file is None:
         return None
     values = read_labels(file, grey=True)
@@ -110,9 +111,7 @@ def read_confidence_fields(folder: Path, path: str, size: Size) -> PartMask | No
     `x.npy`, `x.jpg.npy` and `x.jpg.confidence_fields.npy`. Head, arms and trunk are upper, hips and
     legs bottom, as in its groups of two.
     """
-    suffix = PurePosixPath(path).suffix
-    endings = (".npy", f"{suffix}.npy", f"{suffix}.confidence_fields.npy")
-    file = _named(folder, path, endings)
+    file = _named(folder, path, *_ENDINGS["bpbreid"])
     if file is None:
         return None
     fields = _planes(file)  # [36, h, w]
@@ -265,19 +264,45 @@ def is_silhouette(mask: PartMask) -> bool:
     return not mask.parts and bool((mask.labels == OTHER).any())
 
 
-def _named(
-    folder: Path, path: str, endings: Sequence[str], after_folder: Sequence[str] = ("",)
-) -> Path | None:
-    """Return the file that belongs to an image: `folder/<its folder><after>/<its stem><ending>`."""
+# Endings of the files of a kind, after the image's stem or whole name; and of their folders.
+_ENDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "label maps": ((".png",), ("",)),
+    "silhouette": ((".png", ".bmp", ".jpg"), ("", "_seg")),
+    "mgcam": ((".png", ".bmp", ".jpg"), ("", "_seg")),
+    "bpbreid": ((".npy", ".confidence_fields.npy"), ("",)),
+}
+
+
+def _candidates(
+    folder: Path, path: str, endings: Sequence[str], after_folder: Sequence[str]
+) -> Iterator[Path]:
+    """Yield where the file of an image may be: `folder/<its folder><after>/<its name><ending>`."""
     image = PurePosixPath(path)
     for after in after_folder:
         parent = folder / image.parent
         parent = parent.with_name(parent.name + after) if after else parent
         for ending in endings:
-            file = parent / (image.stem + ending)
-            if file.is_file():
-                return file
-    return None
+            yield from (parent / (name + ending) for name in (image.stem, image.name))
+
+
+def _named(
+    folder: Path, path: str, endings: Sequence[str], after_folder: Sequence[str]
+) -> Path | None:
+    """Return the file that belongs to an image."""
+    places = _candidates(folder, path, endings, after_folder)
+    return next((file for file in places if file.is_file()), None)
+
+
+def _check_named(kind: str, folder: Path, data: DataSet) -> None:
+    """Raise a `UserError` where no image has a file of its own."""
+    rule = _ENDINGS.get(kind, _ENDINGS["label maps"])
+    paths = [path for images in (data.train, data.query, data.gallery) for path in images.paths]
+    if paths and not any(_named(folder, path, *rule) for path in paths):
+        wanted = ", ".join(str(file) for file in _candidates(folder, paths[0], *rule))
+        raise UserError(
+            f"--source {folder} holds no file of {kind} for any of the {len(paths)} images; of the "
+            f"first one these were looked for: {wanted}"
+        )
 
 
 def _planes(file: Path) -> np.ndarray:

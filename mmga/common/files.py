@@ -140,9 +140,15 @@ def read_tensors(path: str | os.PathLike[str]) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
+    import numpy as np
     import torch
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # Scores beside the weights are often NumPy's: numbers, which need no code of a file to be made.
+    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u1", "?")]
+    scalar: Any = np.float64(0).__reduce__()[0]  # whose name differs between NumPy 1 and 2
+    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    with torch.serialization.safe_globals([*names, np.dtype, *kinds]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_weights(path: str | os.PathLike[str], name: str, hint: str) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
-from mmga.common.files import read_tensors
+from mmga.common.files import read_weights
 from mmga.data.dataset import ImageSet
 from mmga.data.loader import Loading, eval_batches
 from mmga.data.transforms import EvalTransform
@@ -218,11 +218,39 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
 
 
 def _load(network: nn.Module, file: Path) -> None:
-    try:
-        state = read_tensors(file)
-        network.load_state_dict(state.get("state_dict", state))
-    except Exception as error:  # torch and safetensors raise many kinds for a broken file
-        reason = " ".join(str(error).split())[:200]
+    state = unwrapped(read_weights(file, "--model-weights", "give another file"))
+    if not isinstance(state, dict) or not all(isinstance(one, Tensor) for one in state.values()):
+        found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else "no names"
         raise UserError(
-            f"--model-weights {file} is no plain state dict of this network ({reason})"
-        ) from error
+            f"--model-weights {file}: expected tensors by name, perhaps below one of "
+            f"{', '.join(_WRAPPERS)}; found {found}"
+        )
+    try:
+        fit = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # shapes
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"--model-weights {file} is of another network: {first}") from error
+    for what, names in (("lacks", fit.missing_keys), ("has unknown", fit.unexpected_keys)):
+        if names:
+            raise UserError(
+                f"--model-weights {file} is of another network: it {what} {names[0]} and "
+                f"{len(names) - 1} more of {len(network.state_dict())} names"
+            )
+
+
+# Names below which trainers write the weights, and prefixes of wrappers around the network.
+_WRAPPERS = ("state_dict", "model", "net", "network", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def unwrapped(state: Any) -> Any:
+    """Return the weights inside what a trainer saved, without wrappers' prefixes."""
+    while isinstance(state, dict):
+        inner = next((state[one] for one in _WRAPPERS if isinstance(state.get(one), dict)), None)
+        if inner is None:
+            break
+        state = inner
+    for prefix in _PREFIXES:
+        if isinstance(state, dict) and state and all(str(k).startswith(prefix) for k in state):
+            state = {str(name)[len(prefix) :]: value for name, value in state.items()}
+    return state

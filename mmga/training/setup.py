@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmga.common.device import resolve_device
@@ -20,6 +21,9 @@ from mmga.data.holdout import hold_out
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.loading import build_network
+from mmga.retrieval.features import JUNK
+from mmga.retrieval.protocols.protocol import protocol_named
+from mmga.retrieval.protocols.selection import Labels, select
 from mmga.training.ema import WeightAverage
 from mmga.training.step import synced
 
@@ -75,17 +79,41 @@ class Sets:
         """Return the sets of a configuration, read unless the caller has them already.
 
         Raises:
-            UserError: a set cannot be read, masks or identities are too few.
+            UserError: a set cannot be read, masks or identities are too few, or no query of a test
+                split can have a match.
         """
         if data is None:
             images, tests = load_mixture(config, progress)
         else:
             images, tests = data.train, {data.name: data}
         _check_masks(config, images)
+        for name, one in tests.items():
+            _check_tests(name, one)
         if not config.data.val_ids:
             return cls(images, None, tests)
         train, query, gallery = hold_out(images, config.data.val_ids)
         return cls(train, {"query": query, "gallery": gallery}, tests)
+
+
+def _check_tests(name: str, data: DataSet) -> None:
+    """Raise a `UserError` where no query of a test split has an image of another camera."""
+    rules = protocol_named(data.protocol)
+    if rules.splits or rules.pools:
+        return
+    query, gallery = data.query, data.gallery
+    labels = Labels(query.pids, gallery.pids, query.camids, gallery.camids)
+    try:
+        select(rules, labels)
+    except UserError as error:
+        shared = len(np.setdiff1d(np.intersect1d(query.pids, gallery.pids), [JUNK]))
+        cameras = " and ".join(
+            str(sorted(set(side.camids.tolist()))[:5]) for side in (query, gallery)
+        )
+        raise UserError(
+            f"the test split of {name} cannot be evaluated: no query has a match in the gallery "
+            f"({shared} identities are in both, cameras {cameras}); give the gallery images of "
+            "each query's identity by another camera"
+        ) from error
 
 
 def _check_masks(config: Config, images: ImageSet) -> None:

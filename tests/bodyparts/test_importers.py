@@ -255,3 +255,20 @@ def test_published_skeletons_meet_their_names(tmp_path):
     assert head(distractors) > 20
     for persons in (train, query, sorted(set(gallery) - set(distractors))):
         assert head(persons) < 8
+
+
+@pytest.mark.parametrize("name", ["0002_c1s1_000451_03.png", "0002_c1s1_000451_03.jpg.png"])
+@pytest.mark.parametrize("kind", ["lip", "silhouette"])
+def test_files_are_named_by_stem_or_by_the_whole_name(kind, name, tmp_path):
+    values = np.zeros((4, 2), np.uint8)
+    values[1:] = 9
+    _save(tmp_path / "bounding_box_train" / name, values)
+    found = open_importer(kind, tmp_path, _data())(PATH, _no_image)
+    assert found is not None and (found.labels[1:] != 0).all()
+
+
+@pytest.mark.parametrize("kind", ["lip", "silhouette", "bpbreid"])
+def test_a_folder_without_any_file_of_the_images_says_what_it_looked_for(kind, tmp_path):
+    _save(tmp_path / "elsewhere.png", np.ones((4, 2), np.uint8))
+    with pytest.raises(UserError, match=r"for any of the 3 images.*0002_c1s1_000451_03\.jpg\."):
+        open_importer(kind, tmp_path, _data())

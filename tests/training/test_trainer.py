@@ -438,3 +438,12 @@ def test_masks_that_cover_too_little(tmp_path):
     sections["data"]["allow_missing_masks"] = True
     sections["run"] = {"epochs": 1}
     trainer.train(small(**sections), tmp_path / "run")
+
+
+def test_a_test_split_without_matches_is_refused_before_the_first_step(tmp_path):
+    sets = data()
+    for images in (sets.query, sets.gallery):
+        images.camids[:] = 0
+    with pytest.raises(UserError, match="no query has a match in the gallery"):
+        trainer.train(small(), tmp_path / "run", data=sets)
+    assert not (tmp_path / "run" / "last.safetensors").exists()

@@ -1,0 +1,57 @@
+"""Weights of foreign networks, wrapped as trainers save them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmga.common.errors import UserError
+from mmga.extraction.embedder import foreign_network
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+
+
+NAME = f"{__name__}:small"
+WEIGHTS = small().state_dict()
+PREFIXED = {f"module.{name}": value for name, value in WEIGHTS.items()}
+COMPILED = {f"_orig_mod.{name}": value for name, value in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WEIGHTS,
+        PREFIXED,
+        COMPILED,
+        {"state_dict": WEIGHTS, "epoch": 60},
+        {"model": WEIGHTS, "iteration": 9},
+        {"net": {"state_dict": PREFIXED}},
+        {"state_dict": PREFIXED, "rank1": np.float64(0.9), "best": np.float32(0.8)},
+    ],
+    ids=["plain", "module", "compiled", "state_dict", "model", "nested", "with NumPy scores"],
+)
+def test_wrapped_weights_are_read(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    network = foreign_network(NAME, weights=tmp_path / "w.pth")
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, WEIGHTS[name])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"epoch": 3, "score": 0.5}, "expected tensors by name.*found epoch, score"),
+        ([1, 2], "expected tensors by name.*found no names"),
+        ({**WEIGHTS, "head.bias": torch.ones(2)}, "has unknown head.bias and 0 more"),
+        ({"0.weight": WEIGHTS["0.weight"]}, "lacks 0.bias and 4 more of 7 names"),
+        ({**WEIGHTS, "0.bias": torch.ones(9)}, "size mismatch for 0.bias"),
+    ],
+    ids=["no weights", "a list", "unknown", "missing", "shape"],
+)
+def test_weights_that_do_not_fit_are_one_sentence(content, said, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=said) as error:
+        foreign_network(NAME, weights=tmp_path / "w.pth")
+    assert "\n" not in str(error.value)
