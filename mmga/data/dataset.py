@@ -275,7 +275,7 @@ def count_masks(images: ImageSet) -> int:
 
 
 def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
-    """Decode an image file to uint8 [3, H, W], RGB.
+    """Decode an image file to uint8 [3, H, W], RGB, turned as its EXIF orientation says.
 
     JPEG, PNG and WebP are decoded by torchvision, everything else (VIPeR's BMP) by Pillow.
 
@@ -289,10 +289,10 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
             image = decode(torch.from_numpy(data))
             # PNGs may have 16 bits.
             return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         with Image.open(path) as picture:
-            pixels = np.array(picture.convert("RGB"))  # [H, W, 3]
+            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))  # [H, W, 3]
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"image {path} cannot be opened ({error.strerror})") from error
@@ -309,11 +309,11 @@ def _torchvision_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
         from torchvision.io import ImageReadMode, decode_image
     except ImportError:
         return None
-    return functools.partial(decode_image, mode=ImageReadMode.RGB)
+    return functools.partial(decode_image, mode=ImageReadMode.RGB, apply_exif_orientation=True)
 
 
 def _is_torchvision_format(data: np.ndarray) -> bool:
     head = data[:12].tobytes()
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or (
-        head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    )
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return b"EXIF" not in data.tobytes()  # torchvision turns JPEG and PNG alone
+    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))

@@ -91,3 +91,26 @@ def test_lengths_must_agree():
         ImageFiles(".", ["a", "b"], [1], [1, 2])
     with pytest.raises(ValueError, match="one length"):
         ImageTensors([torch.zeros(3, 2, 2)], [1, 2], [1, 2], paths=["a", "b"])
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_images_are_turned_as_exif_says(suffix, orientation, tmp_path):
+    """As a viewer shows them: a picture stored turned comes out upright."""
+    pixels = np.zeros((32, 16, 3), np.uint8)
+    pixels[:16], pixels[16:, :8] = (200, 30, 30), (30, 30, 200)
+    stored = {
+        1: None,
+        3: Image.Transpose.ROTATE_180,
+        6: Image.Transpose.ROTATE_90,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    picture = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"turned{suffix}"
+    options = {"quality": 98} if suffix in (".jpg", ".webp") else {}
+    (picture if stored is None else picture.transpose(stored)).save(file, exif=exif, **options)
+    found = read_image(file).permute(1, 2, 0).numpy().astype(int)
+    assert found.shape == pixels.shape
+    assert np.abs(found - pixels).mean() < 6
