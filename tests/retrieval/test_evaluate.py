@@ -275,14 +275,29 @@ def test_a_distance_that_is_nan_is_named(place):
         evaluate_distances(matrix, *sides)
 
 
-def test_features_too_large_for_float32_distances_are_an_error():
-    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * 1e25
-    with pytest.raises(UserError, match="a distance is NaN"):
-        evaluate(
-            Features(x[:10], torch.arange(10) % 3, torch.zeros(10)),
-            Features(x[10:], torch.arange(30) % 3, torch.ones(30)),
-            metric="euclidean",
-        )
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**-60, 2.0**60, 2.0**100])
+def test_features_of_an_extreme_scale_are_refused(metric, scale):
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) * scale
+    query, gallery = Features(x[:10], torch.arange(10) % 3), Features(x[10:], torch.arange(30) % 3)
+    with pytest.raises(UserError, match=r"query: the largest norm is .* by a power of two"):
+        evaluate(query, gallery, protocol="no-camera", metric=metric)
+    with pytest.raises(UserError, match="the largest norm is"):
+        mmga.nearest(query, gallery, 3, metric)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scale", [2.0**-45, 2.0**45])
+def test_powers_of_two_change_no_rank(metric, scale):
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    pids = torch.arange(10) % 3, torch.arange(30) % 3
+    first = []
+    for one in (1.0, scale):
+        query, gallery = Features(x[:10] * one, pids[0]), Features(x[10:] * one, pids[1])
+        report = evaluate(query, gallery, protocol="no-camera", metric=metric)
+        near = mmga.nearest(query, gallery, 5, metric)[1]
+        first.append((report.per_query.first_rank.tolist(), report.mAP, near.tolist()))
+    assert first[0] == first[1]
 
 
 def test_products_that_differ_from_run_to_run_are_an_error(monkeypatch):

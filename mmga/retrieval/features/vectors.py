@@ -14,6 +14,8 @@ from mmga.ops.neighbours import pair_products
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.transfer import BlockTransfer
 
+LEAST_SCALE, LARGEST_SCALE = 2.0**-50, 2.0**50
+"""Largest norms of a set between which float32 products keep their digits."""
 _BLOCK = 512  # rows that are read together for their norms
 _PAIR_NUMBERS = 1 << 22  # numbers of the rows of pairs that are copied together
 
@@ -81,6 +83,7 @@ class VectorSet:
         if not norms.isfinite().all():
             bad = int((~norms.isfinite()).nonzero()[0])
             raise UserError(f"features must be finite, got NaN or infinity in row {bad}")
+        check_scale("features", norms)
         return norms
 
     def __len__(self) -> int:
@@ -229,6 +232,22 @@ class VectorSet:
         return self.near and all(
             len(side.shards) == 1 and side.dtype == torch.float32 and side.shards[0].is_contiguous()
             for side in self._sides
+        )
+
+
+def check_scale(name: str, norms: Tensor) -> None:
+    """Raise a `UserError` where float32 products of the features would over- or underflow.
+
+    Args:
+        name: of the features.
+        norms: squared norms, float64.
+    """
+    largest = float(norms.max()) ** 0.5
+    if largest and not LEAST_SCALE <= largest <= LARGEST_SCALE:
+        raise UserError(
+            f"{name}: the largest norm is {largest:.1e}, where float32 products need "
+            f"{LEAST_SCALE:.0e} to {LARGEST_SCALE:.0e}; multiply the features by a power of two, "
+            "which changes no cosine"
         )
 
 

@@ -12,7 +12,7 @@ from mmga.common.monitor import Monitor
 from mmga.ops import distance
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
-from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.features.vectors import VectorSet, check_scale
 from mmga.retrieval.protocols.selection import Selection
 from mmga.retrieval.tiles.parts import PartSource, visible
 from mmga.retrieval.tiles.placement import Placement
@@ -92,4 +92,5 @@ def checked_norms(side: str, matrix: ShardedMatrix) -> Tensor:
             f"{side}: {len(bad)} of {len(norms)} rows of features hold NaN, infinity or numbers "
             f"past float32's 3.4e38, the first is row {int(bad[0])}; extract them again"
         )
+    check_scale(side, norms)
     return norms
