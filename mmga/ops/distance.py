@@ -73,6 +73,11 @@ def exact_sqrt(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
+def exact_term(norms: Tensor, metric: str) -> Tensor:
+    """Return the terms of exact keys from squared norms: the norms (cosine) or these themselves."""
+    return exact_sqrt(norms) if metric == "cosine" else norms
+
+
 def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
     """Return ranking keys from exact inner products and squared norms, all float64 [P].
 

@@ -107,20 +107,20 @@ def evaluate(
     """
     check_kinds(query, gallery, rerank)
     options = EvaluationOptions(
-        metric,
-        protocol_named(protocol),
-        rerank,
-        exact,
-        max_rank,
-        trials,
-        seed,
-        pool,
-        memory_sizes.parse(memory),
-        verification,
-        cross_camera,
-        fpr,
-        strangers,
-        exclude,
+        metric=metric,
+        protocol=protocol_named(protocol),
+        rerank=rerank,
+        exact=exact,
+        max_rank=max_rank,
+        trials=trials,
+        seed=seed,
+        pool=pool,
+        memory=memory_sizes.parse(memory),
+        verification=verification,
+        cross_camera=cross_camera,
+        fpr=fpr,
+        strangers=strangers,
+        exclude=exclude,
     )
     return _evaluate(query, gallery, options, device, progress)
 

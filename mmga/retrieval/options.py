@@ -38,7 +38,7 @@ class Reranker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationOptions:
     """Options of `mmga.evaluate`, which describes each; `protocol` is looked up."""
 

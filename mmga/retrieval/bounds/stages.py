@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops.certified import Bound
-from mmga.ops.distance import exact_sqrt, key_terms, metric_number
+from mmga.ops.distance import exact_term, key_terms, metric_number
 from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds.approximation import (
     Approximation,
@@ -150,14 +150,14 @@ class Stages:
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
         """
-        exact_term = exact_sqrt(norms) if metric == "cosine" else norms
+        term = exact_term(norms, metric)
         exact = Approximation(features, torch.zeros_like(norms), torch.zeros_like(norms))
         if self.tiles is None:
             stages = [identity(features, norms, metric), exact]
-            return StagedRows(metric, exact_term, key_terms(norms, metric), stages)
+            return StagedRows(metric, term, key_terms(norms, metric), stages)
         tile = self.tiles.of(features, norms, metric)
         stages = [tile, int16(features, norms, metric), exact]
-        return StagedRows(metric, exact_term, approximate_terms(norms, metric), stages)
+        return StagedRows(metric, term, approximate_terms(norms, metric), stages)
 
 
 def approximate_terms(norms: Tensor, metric: str) -> Tensor:

@@ -47,8 +47,10 @@ def read_columns(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 f"{source}: row {number} has {len(row)} cells, the header {len(header)}"
             )
     for place, name in enumerate(header):
+        if name not in ("pid", "camid"):
+            continue
         missing = ids.unknown([row[place] for row in rows])
-        if name in ("pid", "camid") and len(missing):
+        if len(missing):
             raise UserError(
                 f"{source}: the {name} of {len(missing)} rows is empty, the first is row "
                 f"{missing[0] + 2}; fill it in or leave the rows out (of both files), -1 is junk"

@@ -166,6 +166,13 @@ class VectorSet:
 
         yield from self._transfers[height].blocks(read, len(runs))
 
+    def sweep(self, height: int, first: int = 0) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield the begin, the end and the rows (see `blocks`) of all blocks from `first` on."""
+        count = len(self)
+        runs = [(begin, min(begin + height, count)) for begin in range(first, count, height)]
+        for (begin, end), block in zip(runs, self.blocks(runs, height), strict=True):
+            yield begin, end, block
+
     def take(self, vectors: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the vectors of these numbers, int64 [K], as float32.
 

@@ -130,12 +130,7 @@ class CertifiedPass:
 
     def _blocks(self) -> Iterator[tuple[int, StagedRows]]:
         """Yield the gallery block by block at every stage, each with its first item."""
-        runs = [
-            (left, min(left + self._width, self.columns))
-            for left in range(0, self.columns, self._width)
-        ]
-        blocks = self._items.blocks(runs, self._width)
-        for (left, right), block in zip(runs, blocks, strict=True):
+        for left, right, block in self._items.sweep(self._width):
             features, norms = block[: right - left].contiguous(), self._items.norms[left:right]
             yield left, self._stages.rows(features, norms, self._items.metric)
 

@@ -20,7 +20,7 @@ from mmga.ops.certified import (
     nearest_of,
     refine_candidates,
 )
-from mmga.ops.distance import exact_keys, exact_sqrt, metric_number
+from mmga.ops.distance import exact_keys, exact_term, metric_number
 from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
 from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds.approximation import (
@@ -112,7 +112,7 @@ class _ExactSide:
         """Quantise vectors, float32 [N, D], given their squared norms."""
         self._features, self._norms, self._metric = features, norms, metric
         self.int16 = int16(features, norms, metric)
-        self.term = exact_sqrt(norms) if metric == "cosine" else norms
+        self.term = exact_term(norms, metric)
 
     def distances(self, columns: _ExactSide, pairs: Tensor) -> Tensor:
         """Return the exact squared distances of pairs of a tile, int32 [P, 2], as float64 [P]."""

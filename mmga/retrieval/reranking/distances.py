@@ -138,12 +138,11 @@ class Reranking:
     def _original(self, queries: Tensor) -> Tensor:
         """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
         height, width = self.group, self._tile
-        vectors, count = self._vectors, len(self._vectors)
+        vectors = self._vectors
         result = torch.empty((len(queries), self.gallery), device=self.device)
         tile = result.new_empty(height, width)
         own = vectors.take(queries, result.new_empty(height, vectors.dimension))
-        runs = [(begin, min(begin + width, count)) for begin in range(self._first, count, width)]
-        for (first, last), others in zip(runs, vectors.blocks(runs, width), strict=True):
+        for first, last, others in vectors.sweep(width, self._first):
             torch.mm(own, others.t(), out=tile)
             used = tile[: len(queries), : last - first]
             terms = vectors.terms[queries], vectors.terms[first:last]

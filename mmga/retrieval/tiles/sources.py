@@ -173,15 +173,6 @@ class FeatureBlocks:
             self._loaded = (start, stop, self._queries.read(start, stop, rows))
         return self._loaded[2]
 
-    def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield every block of the gallery once: its first item, the one after the last, rows."""
-        runs = [
-            (left, min(left + self._width, self.columns))
-            for left in range(0, self.columns, self._width)
-        ]
-        for (left, right), block in zip(runs, self._items.blocks(runs, self._width), strict=True):
-            yield left, right, block
-
     def _terms(self, values: Tensor, offset: int, rows: slice, columns: slice | Tensor) -> Tile:
         """Return products as a tile, of which padding is cut off.
 
@@ -202,7 +193,7 @@ class FeatureSource(FeatureBlocks):
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles gallery block by gallery block."""
         queries = self._padded(start, stop)
-        for left, right, block in self._blocks():
+        for left, right, block in self._items.sweep(self._width):
             for top in range(0, stop - start, self._height):
                 bottom = min(top + self._height, stop - start)
                 rows = slice(start + top, start + bottom)
@@ -265,7 +256,7 @@ class RowSource(FeatureBlocks):
         for top in range(start, stop, self._height):
             rows = slice(top, min(top + self._height, stop))
             queries = self._padded(rows.start, rows.stop)
-            for left, _, block in self._blocks():
+            for left, _, block in self._items.sweep(self._width):
                 torch.mm(queries, block.T, out=buffer[:, left : left + self._width])
             yield (
                 slice(rows.start - start, rows.stop - start),
