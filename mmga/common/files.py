@@ -98,6 +98,11 @@ def _replace(temporary: Path, target: Path) -> None:
             aside.append(_temporary(target))
             with contextlib.suppress(FileNotFoundError):
                 os.replace(target, aside[-1])
+    except BaseException:
+        if aside:  # what was there comes back
+            with contextlib.suppress(OSError):
+                os.replace(aside[-1], target)
+        raise
     finally:
         for folder in aside:
             _remove(folder)

@@ -101,3 +101,22 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     with files.atomic_path(tmp_path / "y.txt") as temporary:
         temporary.write_text("whole")
     assert not left.exists() and alive.exists() and elsewhere.exists()
+
+
+def test_a_folder_comes_back_where_its_successor_cannot_be_renamed(tmp_path, monkeypatch):
+    target, rename, calls = tmp_path / "folder", os.replace, []
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def failing(source, to):
+        calls.append(to)
+        if len(calls) == 3:  # after the target has gone aside
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, to)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(UserError, match="could not be written"), atomic_path(target) as temporary:
+        temporary.mkdir()
+        (temporary / "a").write_text("new")
+    assert (target / "a").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
