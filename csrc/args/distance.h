@@ -1,4 +1,4 @@
-// Sums of products in float64: arguments, checked and as raw arrays. `Kernels` computes on the CPU
+// Sums in float64: arguments, checked and as raw arrays. `Kernels` computes on the CPU
 // or on a CUDA device.
 #pragma once
 
@@ -26,22 +26,25 @@ Tensor squared_norms(const Tensor& x) {
 }
 
 template <typename Kernels>
-Tensor pair_products(const Tensor& x, const Tensor& y, const Tensor& rows, const Tensor& columns) {
-  const Arguments args("pair_products", x);
+Tensor pair_sums(const Tensor& x, const Tensor& y, const Tensor& rows, const Tensor& columns,
+                 int64_t metric) {
+  const Arguments args("pair_sums", x);
   const auto* left = args.input<float>(x, "x", {kAny, kAny});
   const auto* right = args.input<float>(y, "y", {kAny, x.size(1)});
   const int64_t count = rows.numel();
-  const PairProducts pairs{left,
-                           right,
-                           x.size(1),
-                           args.input<int64_t>(rows, "rows", {count}),
-                           args.input<int64_t>(columns, "columns", {count}),
-                           count};
+  args.range("metric", metric, kCosine, kEuclidean);
+  const PairSums pairs{left,
+                       right,
+                       x.size(1),
+                       args.input<int64_t>(rows, "rows", {count}),
+                       args.input<int64_t>(columns, "columns", {count}),
+                       count,
+                       metric == kEuclidean};
   args.indices(pairs.rows, "rows", count, 0, x.size(0), "x");
   args.indices(pairs.columns, "columns", count, 0, y.size(0), "y");
-  const Tensor products = new_tensor<double>(x, {count});
-  Kernels::pair_products(x, pairs, data_of<double>(products));
-  return products;
+  const Tensor sums = new_tensor<double>(x, {count});
+  Kernels::pair_sums(x, pairs, data_of<double>(sums));
+  return sums;
 }
 
 }  // namespace mmga

@@ -29,24 +29,25 @@ struct Intervals {
   int64_t* preceding;
 };
 
-// How the inner product of two rows, of float32 or of integers, becomes a key in float64.
+// How the sum over two rows becomes a key in float64: the squared distance of rows of float32 with
+// the Euclidean metric, else their inner product.
 struct PairKeys {
   const double* row_term;
   const double* column_term;
   int64_t metric;
   bool integers;
 
-  MMGA_HOST_DEVICE double operator()(int64_t row, int64_t column, double product) const {
+  MMGA_HOST_DEVICE double operator()(int64_t row, int64_t column, double sum) const {
+    if (!integers && metric == kEuclidean) return sum;
     const double one = row_term[row], other = column_term[column];
-    if (integers) product *= kIntegerUnit * kIntegerUnit;
-    if (metric == kEuclidean) {
-      if (integers) product *= std::sqrt(one * other);
-      const double key = (one + other) - 2 * product;
-      return key < 0 ? 0 : key;
+    if (!integers) {
+      const double norms = one * other;
+      return norms > 0 ? 1 - sum / norms : 1;
     }
-    if (integers) return 1 - product;
-    const double norms = one * other;
-    return norms > 0 ? 1 - product / norms : 1;
+    const double cosine = sum * (kIntegerUnit * kIntegerUnit);
+    if (metric == kCosine) return 1 - cosine;
+    const double key = (one + other) - 2 * (cosine * std::sqrt(one * other));
+    return key < 0 ? 0 : key;
   }
 };
 

@@ -1,5 +1,5 @@
-// The raw arrays of neighbour search and of products in float64, without torch: shared by the CPU
-// and CUDA kernels.
+// The raw arrays of neighbour search and of sums in float64, without torch: shared by the CPU and
+// CUDA kernels.
 #pragma once
 
 #include <cstdint>
@@ -65,14 +65,15 @@ struct MatrixView {
   MMGA_HOST_DEVICE const T* row(int64_t index) const { return values + index * stride; }
 };
 
-// Pairs of rows to be multiplied.
-struct PairProducts {
+// Pairs of rows whose products, or squared differences, are summed.
+struct PairSums {
   const float* x;
   const float* y;
   int64_t width;
   const int64_t* rows;
   const int64_t* columns;
   int64_t count;
+  bool differences;
 };
 
 }  // namespace mmga

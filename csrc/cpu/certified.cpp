@@ -1,5 +1,5 @@
 // Certified ranks on the CPU: pairs whose order a tile of approximate keys and a bound on their
-// error decide, and float64 products for the others.
+// error decide, and float64 sums for the others.
 //
 // count_certain takes a row in segments that fit the L1 cache, like count_preceding: the lowest key
 // that each of 64 items may have is compared with the row's largest threshold first, so that most
@@ -236,9 +236,8 @@ class CertainCounter {
 };
 
 // Counts the matches that a pair's key decides, and appends the others to `open`.
-void settle(const Settlement& s, const Undecided& pair, double product,
-            std::vector<Undecided>& open) {
-  const double k = s.key(pair.row, pair.column, product);
+void settle(const Settlement& s, const Undecided& pair, double sum, std::vector<Undecided>& open) {
+  const double k = s.key(pair.row, pair.column, sum);
   const double* of_row = s.match_key + s.match_start[pair.row];
   const double* first = of_row + pair.first;
   const double* last = of_row + pair.last;
@@ -285,9 +284,8 @@ struct Cpu {
     };
     OrderedChunks<Undecided> chunks;
     chunks.fill(count, kPairGrain, [&](int64_t begin, int64_t end, std::vector<Undecided>& open) {
-      multiply_rows(x, y, pairs, row_begin(begin), row_begin(end), [&](int64_t p, double product) {
-        settle(settlement, pairs[p], product, open);
-      });
+      sum_rows(x, y, settlement.key.metric, pairs, row_begin(begin), row_begin(end),
+               [&](int64_t p, double sum) { settle(settlement, pairs[p], sum, open); });
     });
     return chunks.joined(undecided);
   }

@@ -169,9 +169,9 @@ Tensor refine_candidates(const Tensor& pairs, const Tensor& x, const Tensor& y,
   }
   OrderedChunks<Pair> chunks;
   chunks.fill(count, kPairGrain, [&](int64_t begin, int64_t end, std::vector<Pair>& wanted) {
-    multiply_rows(x, y, pair, begin, end, [&](int64_t p, double product) {
+    sum_rows(x, y, metric, pair, begin, end, [&](int64_t p, double sum) {
       const auto& [row, column] = pair[p];
-      if (limits.want(key(row, column, product), row, column)) wanted.push_back(pair[p]);
+      if (limits.want(key(row, column, sum), row, column)) wanted.push_back(pair[p]);
     });
   });
   return chunks.joined(pairs);

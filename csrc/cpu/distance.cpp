@@ -1,4 +1,4 @@
-// Sums of products in float64 on the CPU, in one order on every machine. Bound by one read of the
+// Sums in float64 on the CPU, in one order on every machine. Bound by one read of the
 // rows. mmga/ops/reference specifies every function.
 
 #include "args/distance.h"
@@ -47,13 +47,16 @@ struct Cpu {
                                 });
   }
 
-  static void pair_products(const Tensor&, const PairProducts& pairs, double* products) {
-    torch::stable::parallel_for(0, pairs.count, 64, [&](int64_t begin, int64_t end) {
-      multiply_pairs(
-          pairs.x, pairs.y, pairs.width, begin, end, [&](int64_t p) { return pairs.rows[p]; },
-          [&](int64_t p) { return pairs.columns[p]; },
-          [&](int64_t p, double product) { products[p] = product; });
-    });
+  static void pair_sums(const Tensor&, const PairSums& pairs, double* sums) {
+    const auto run = [&](auto term) {
+      torch::stable::parallel_for(0, pairs.count, 64, [&](int64_t begin, int64_t end) {
+        sum_pairs<decltype(term)>(
+            pairs.x, pairs.y, pairs.width, begin, end, [&](int64_t p) { return pairs.rows[p]; },
+            [&](int64_t p) { return pairs.columns[p]; },
+            [&](int64_t p, double sum) { sums[p] = sum; });
+      });
+    };
+    pairs.differences ? run(SquaredDifference{}) : run(Product{});
   }
 };
 
@@ -62,5 +65,5 @@ struct Cpu {
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("squared_norms", TORCH_BOX(&mmga::squared_norms<mmga::Cpu>));
-  m.impl("pair_products", TORCH_BOX(&mmga::pair_products<mmga::Cpu>));
+  m.impl("pair_sums", TORCH_BOX(&mmga::pair_sums<mmga::Cpu>));
 }

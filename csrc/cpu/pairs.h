@@ -1,4 +1,4 @@
-// Lists of pairs of rows, which several threads make, and the products of these rows.
+// Lists of pairs of rows, which several threads make, and the sums of these rows' terms.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -52,19 +52,26 @@ class OrderedChunks {
   std::vector<std::pair<int64_t, std::vector<Found>>> chunks_;
 };
 
-// multiply_pairs for the pairs `begin` to `end` of rows of float32 or of 16-bit integers.
+// sum_pairs for the pairs `begin` to `end` of rows of float32, or of 16-bit integers, which have
+// products alone.
 template <typename Pair, typename Use>
-void multiply_rows(const Tensor& x, const Tensor& y, const Pair* pairs, int64_t begin, int64_t end,
-                   const Use& use) {
+void sum_rows(const Tensor& x, const Tensor& y, int64_t metric, const Pair* pairs, int64_t begin,
+              int64_t end, const Use& use) {
   const auto row = [pairs](int64_t p) { return pairs[p].row; };
   const auto column = [pairs](int64_t p) { return pairs[p].column; };
-  const auto run = [&](auto zero) {
+  const auto run = [&](auto term, auto zero) {
     using T = decltype(zero);
-    multiply_pairs(static_cast<const T*>(x.const_data_ptr()),
-                   static_cast<const T*>(y.const_data_ptr()), x.size(1), begin, end, row, column,
-                   use);
+    sum_pairs<decltype(term)>(static_cast<const T*>(x.const_data_ptr()),
+                              static_cast<const T*>(y.const_data_ptr()), x.size(1), begin, end, row,
+                              column, use);
   };
-  x.scalar_type() == ScalarType::Short ? run(int16_t{0}) : run(0.0F);
+  if (x.scalar_type() == ScalarType::Short) {
+    run(Product{}, int16_t{0});
+  } else if (metric == kEuclidean) {
+    run(SquaredDifference{}, 0.0F);
+  } else {
+    run(Product{}, 0.0F);
+  }
 }
 
 }  // namespace

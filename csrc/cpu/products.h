@@ -1,12 +1,14 @@
-// Inner products of pairs of rows, the same on every machine.
+// Inner products and squared distances of pairs of rows, the same on every machine.
 //
 // Rows of float32 in float64: eight interleaved accumulators and a fixed tree (`interleaved_sum` of
-// mmga/ops/reference). Their products are exact in float64, so that a machine with fused
-// multiply-add gives the same bits as one without. Rows of 16-bit integers: exact.
+// mmga/ops/reference). Products of float32 are exact in float64; a difference and its square are
+// rounded once each, because multiplications and additions are compiled apart (-ffp-contract=off).
+// Rows of 16-bit integers: exact.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "common/dispatch.h"
@@ -15,62 +17,74 @@ namespace mmga {
 namespace {
 
 constexpr int64_t kAccumulators = 8;
-// Rows that are multiplied with one at once: their sums are independent, which hides the latency of
+// Rows that are compared with one at once: their sums are independent, which hides the latency of
 // additions.
-constexpr int64_t kProducts = 4;
+constexpr int64_t kTogether = 4;
 
 typedef double Doubles __attribute__((vector_size(32)));
 
-// Adds the products of eight values. Compilers turn the lists of four into one conversion.
-MMGA_INLINE void add_products(Doubles& low, Doubles& high, const double* x, const float* y) {
+// What is summed over the elements of two rows.
+struct Product {
+  static MMGA_INLINE void add(Doubles& sum, const Doubles& x, const Doubles& y) { sum += x * y; }
+};
+struct SquaredDifference {
+  static MMGA_INLINE void add(Doubles& sum, const Doubles& x, const Doubles& y) {
+    sum += (x - y) * (x - y);
+  }
+};
+
+// Adds the terms of eight values. Compilers turn the lists of four into one conversion.
+template <typename Term>
+MMGA_INLINE void add_terms(Doubles& low, Doubles& high, const double* x, const float* y) {
   Doubles x_low, x_high;
   std::memcpy(&x_low, x, sizeof x_low);
   std::memcpy(&x_high, x + 4, sizeof x_high);
   const Doubles y_low = {y[0], y[1], y[2], y[3]};
   const Doubles y_high = {y[4], y[5], y[6], y[7]};
-  low += x_low * y_low;
-  high += x_high * y_high;
+  Term::add(low, x_low, y_low);
+  Term::add(high, x_high, y_high);
 }
 
-template <int kRows>
-MMGA_VECTOR_CLONES void multiply(const double* x, const float* const* y, int64_t width,
-                                 double* products) {
+template <typename Term, int kRows>
+MMGA_VECTOR_CLONES void sum_terms(const double* x, const float* const* y, int64_t width,
+                                  double* sums) {
   Doubles low[kRows] = {};
   Doubles high[kRows] = {};
   const int64_t whole = width / kAccumulators * kAccumulators;
   for (int64_t i = 0; i < whole; i += kAccumulators) {
-    for (int r = 0; r < kRows; ++r) add_products(low[r], high[r], x + i, y[r] + i);
+    for (int r = 0; r < kRows; ++r) add_terms<Term>(low[r], high[r], x + i, y[r] + i);
   }
   for (int r = 0; r < kRows; ++r) {
     if (whole < width) {
       float rest[kAccumulators] = {};
       std::memcpy(rest, y[r] + whole, (width - whole) * sizeof(float));
-      add_products(low[r], high[r], x + whole, rest);
+      add_terms<Term>(low[r], high[r], x + whole, rest);
     }
-    products[r] = ((low[r][0] + low[r][1]) + (low[r][2] + low[r][3])) +
-                  ((high[r][0] + high[r][1]) + (high[r][2] + high[r][3]));
+    sums[r] = ((low[r][0] + low[r][1]) + (low[r][2] + low[r][3])) +
+              ((high[r][0] + high[r][1]) + (high[r][2] + high[r][3]));
   }
 }
 
 // The lengths of integer rows are below 2^15.5: no partial sum exceeds 32 bits, by Cauchy's
 // inequality.
-template <int kRows>
-MMGA_VECTOR_CLONES void multiply(const int16_t* x, const int16_t* const* y, int64_t width,
-                                 double* products) {
+template <typename Term, int kRows>
+MMGA_VECTOR_CLONES void sum_terms(const int16_t* x, const int16_t* const* y, int64_t width,
+                                  double* sums) {
+  static_assert(std::is_same_v<Term, Product>);
   const int16_t* rows[kRows];
-  int32_t sums[kRows] = {};
+  int32_t products[kRows] = {};
   for (int r = 0; r < kRows; ++r) rows[r] = y[r];
   for (int64_t i = 0; i < width; ++i) {
-    for (int r = 0; r < kRows; ++r) sums[r] += int32_t{x[i]} * int32_t{rows[r][i]};
+    for (int r = 0; r < kRows; ++r) products[r] += int32_t{x[i]} * int32_t{rows[r][i]};
   }
-  for (int r = 0; r < kRows; ++r) products[r] = sums[r];
+  for (int r = 0; r < kRows; ++r) sums[r] = products[r];
 }
 
-// A row that is multiplied with many others, in the type of the arithmetic.
+// A row that is compared with many others, in the type of the arithmetic.
 template <typename T>
-class Multiplicand {
+class CommonRow {
  public:
-  explicit Multiplicand(int64_t) {}
+  explicit CommonRow(int64_t) {}
   void set(const T* row) { row_ = row; }
   const T* get() const { return row_; }
 
@@ -79,9 +93,9 @@ class Multiplicand {
 };
 
 template <>
-class Multiplicand<float> {
+class CommonRow<float> {
  public:
-  explicit Multiplicand(int64_t width)
+  explicit CommonRow(int64_t width)
       : width_(width), values_((width + kAccumulators - 1) / kAccumulators * kAccumulators) {}
 
   void set(const float* row) {
@@ -97,28 +111,28 @@ class Multiplicand<float> {
   std::vector<double> values_;
 };
 
-// Calls use(p, product) for the pairs `begin` to `end`, where pair p is of the rows row(p) of x and
-// column(p) of y. Neighbouring pairs of one row are multiplied together.
-template <typename T, typename Row, typename Column, typename Use>
-void multiply_pairs(const T* x, const T* y, int64_t width, int64_t begin, int64_t end,
-                    const Row& row, const Column& column, const Use& use) {
-  Multiplicand<T> one(width);
+// Calls use(p, sum) for the pairs `begin` to `end`, where pair p is of the rows row(p) of x and
+// column(p) of y. Neighbouring pairs of one row are summed together.
+template <typename Term, typename T, typename Row, typename Column, typename Use>
+void sum_pairs(const T* x, const T* y, int64_t width, int64_t begin, int64_t end, const Row& row,
+               const Column& column, const Use& use) {
+  CommonRow<T> one(width);
   for (int64_t p = begin; p < end;) {
-    const T* others[kProducts];
-    double products[kProducts];
+    const T* others[kTogether];
+    double sums[kTogether];
     int64_t several = 0;
-    for (; several < kProducts && p + several < end && row(p + several) == row(p); ++several) {
+    for (; several < kTogether && p + several < end && row(p + several) == row(p); ++several) {
       others[several] = y + column(p + several) * width;
     }
     one.set(x + row(p) * width);
-    if (several == kProducts) {
-      multiply<kProducts>(one.get(), others, width, products);
+    if (several == kTogether) {
+      sum_terms<Term, kTogether>(one.get(), others, width, sums);
     } else {
       for (int64_t s = 0; s < several; ++s) {
-        multiply<1>(one.get(), others + s, width, products + s);
+        sum_terms<Term, 1>(one.get(), others + s, width, sums + s);
       }
     }
-    for (int64_t s = 0; s < several; ++s) use(p + s, products[s]);
+    for (int64_t s = 0; s < several; ++s) use(p + s, sums[s]);
     p += several;
   }
 }

@@ -1,12 +1,12 @@
 // Certified ranks: pairs whose order a tile of approximate keys and a bound on their error decide,
-// and float64 products for the others.
+// and float64 sums for the others.
 //
 // Counting: a block takes a row and walks its keys once for every 512 of its matches, as
 // count_preceding does; thresholds are searched in device memory, where a row's stay in the cache.
 // Undecided pairs are counted on the way and listed by a second walk over the rows that have any.
 // Bound by one to two reads of the tile.
 //
-// Products: eight lanes take a pair. Bound by reads of scattered rows.
+// Sums: eight lanes take a pair. Bound by reads of scattered rows.
 #include "cuda/certified.cuh"
 #include "cuda/keys.cuh"
 #include "cuda/launch.cuh"
@@ -91,6 +91,15 @@ __device__ void add_one(int64_t* counter) {
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), 1ull);
 }
 
+// What PairKeys turns into the key of two rows; every lane of the warp comes here.
+__device__ double sum_of_rows(const float* x, const float* y, int64_t width, int64_t metric) {
+  return metric == kEuclidean ? interleaved_sum<SquaredDifference>(x, y, width)
+                              : interleaved_sum<Product>(x, y, width);
+}
+__device__ double sum_of_rows(const int16_t* x, const int16_t* y, int64_t width, int64_t) {
+  return integer_sum(x, y, width);
+}
+
 // The sum over the eight lanes of a pair.
 __device__ int sum_of_pair(int value) {
   for (int with = 1; with < kAccumulators; with *= 2) {
@@ -109,9 +118,10 @@ __global__ void __launch_bounds__(kWarpThreads)
     const int64_t p = first + lane() / kAccumulators;
     const bool there = p < rows.count;
     const Undecided pair = there ? rows.pairs[p] : Undecided{0, 0, 0, 0};
-    const double product = interleaved_sum(
-        rows.x + pair.row * rows.width, rows.y + pair.column * rows.width, there ? rows.width : 0);
-    const double key = s.key(pair.row, pair.column, product);
+    const double sum =
+        sum_of_rows(rows.x + pair.row * rows.width, rows.y + pair.column * rows.width,
+                    there ? rows.width : 0, s.key.metric);
+    const double key = s.key(pair.row, pair.column, sum);
     const int64_t start = s.match_start[pair.row];
     if (s.row_radius == nullptr) {
       for (int64_t k = start + pair.first + own; k < start + pair.last; k += kAccumulators) {

@@ -14,9 +14,9 @@ struct Cuda {
     STD_CUDA_CHECK(launch_squared_norms(x, norms, device.stream()));
   }
 
-  static void pair_products(const Tensor& like, const PairProducts& pairs, double* products) {
+  static void pair_sums(const Tensor& like, const PairSums& pairs, double* sums) {
     const Device device(like);
-    STD_CUDA_CHECK(launch_pair_products(pairs, products, device.stream()));
+    STD_CUDA_CHECK(launch_pair_sums(pairs, sums, device.stream()));
   }
 };
 
@@ -25,5 +25,5 @@ struct Cuda {
 
 MMGA_CUDA_LIBRARY(m) {
   m.impl("squared_norms", TORCH_BOX(&mmga::squared_norms<mmga::Cuda>));
-  m.impl("pair_products", TORCH_BOX(&mmga::pair_products<mmga::Cuda>));
+  m.impl("pair_sums", TORCH_BOX(&mmga::pair_sums<mmga::Cuda>));
 }

@@ -1,4 +1,4 @@
-// Sums of products in float64, eight lanes to a row or a pair. Bound by one read of the rows.
+// Sums in float64, eight lanes to a row or a pair. Bound by one read of the rows.
 #include "cuda/distance.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/products.cuh"
@@ -14,21 +14,22 @@ __global__ void __launch_bounds__(kWarpThreads)
     const int64_t row = first + lane() / kAccumulators;
     const bool there = row < x.rows;
     const T* line = x.row(there ? row : 0);
-    const double sum = interleaved_sum(line, line, there ? x.width : 0);
+    const double sum = interleaved_sum<Product>(line, line, there ? x.width : 0);
     if (there && lane() % kAccumulators == 0) norms[row] = sum;
   }
 }
 
+template <typename Term>
 __global__ void __launch_bounds__(kWarpThreads)
-    pair_products_kernel(const PairProducts pairs, double* products) {
+    pair_sums_kernel(const PairSums pairs, double* sums) {
   for (int64_t first = warp_number() * kRowsPerWarp; first < pairs.count;
        first += warp_count() * kRowsPerWarp) {
     const int64_t pair = first + lane() / kAccumulators;
     const bool there = pair < pairs.count;
     const float* left = pairs.x + (there ? pairs.rows[pair] : 0) * pairs.width;
     const float* right = pairs.y + (there ? pairs.columns[pair] : 0) * pairs.width;
-    const double sum = interleaved_sum(left, right, there ? pairs.width : 0);
-    if (there && lane() % kAccumulators == 0) products[pair] = sum;
+    const double sum = interleaved_sum<Term>(left, right, there ? pairs.width : 0);
+    if (there && lane() % kAccumulators == 0) sums[pair] = sum;
   }
 }
 
@@ -40,9 +41,11 @@ cudaError_t launch_squared_norms(const MatrixView<T>& x, double* norms, cudaStre
                 kWarpThreads, stream, x, norms);
 }
 
-cudaError_t launch_pair_products(const PairProducts& pairs, double* products, cudaStream_t stream) {
-  return launch(pair_products_kernel, blocks_for(pairs.count, kWarpsPerBlock * kRowsPerWarp),
-                kWarpThreads, stream, pairs, products);
+cudaError_t launch_pair_sums(const PairSums& pairs, double* sums, cudaStream_t stream) {
+  const auto kernel =
+      pairs.differences ? pair_sums_kernel<SquaredDifference> : pair_sums_kernel<Product>;
+  return launch(kernel, blocks_for(pairs.count, kWarpsPerBlock * kRowsPerWarp), kWarpThreads,
+                stream, pairs, sums);
 }
 
 template cudaError_t launch_squared_norms(const MatrixView<float>&, double*, cudaStream_t);

@@ -11,6 +11,6 @@ namespace mmga {
 template <typename T>
 cudaError_t launch_squared_norms(const MatrixView<T>& x, double* norms, cudaStream_t stream);
 
-cudaError_t launch_pair_products(const PairProducts& pairs, double* products, cudaStream_t stream);
+cudaError_t launch_pair_sums(const PairSums& pairs, double* sums, cudaStream_t stream);
 
 }  // namespace mmga

@@ -78,15 +78,22 @@ def exact_term(norms: Tensor, metric: str) -> Tensor:
     return exact_sqrt(norms) if metric == "cosine" else norms
 
 
-def exact_keys(products: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
-    """Return ranking keys from exact inner products and squared norms, all float64 [P].
+def pair_sums(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, metric: str) -> Tensor:
+    """Return inner products or squared distances of pairs, float64 [P] (`reference.pair_sums`)."""
+    refuse_gradient("pair_sums", x, y)
+    sums: Tensor = _PAIR_SUMS(x, y, rows.contiguous(), columns.contiguous(), metric_number(metric))
+    return sums
 
-    The keys are 1 - <x, y> / (|x| |y|), 1 for a zero vector; or the squared distance >= 0.
+
+def exact_keys(sums: Tensor, own: Tensor, other: Tensor, metric: str) -> Tensor:
+    """Return ranking keys from `pair_sums` and the squared norms of both rows, all float64 [P].
+
+    The keys are 1 - <x, y> / (|x| |y|), 1 for a zero vector; or the squared distance.
     """
     if metric == "euclidean":
-        return ((own + other) - 2 * products).clamp_min(0)
+        return sums
     norms = exact_sqrt(own) * exact_sqrt(other)
-    return torch.where(norms > 0, 1 - products / norms, 1.0)
+    return torch.where(norms > 0, 1 - sums / norms, 1.0)
 
 
 @float32_products()
@@ -139,6 +146,11 @@ def _squared_norms_fake(x: Tensor) -> Tensor:
 
 _SQUARED_NORMS = define(
     "squared_norms(Tensor x) -> Tensor", reference.squared_norms, _squared_norms_fake
+)
+_PAIR_SUMS = define(
+    "pair_sums(Tensor x, Tensor y, Tensor rows, Tensor columns, int metric) -> Tensor",
+    reference.pair_sums,
+    lambda x, y, rows, columns, metric: x.new_empty(rows.shape, dtype=torch.float64),
 )
 _PART_KEYS = define(
     "part_keys(Tensor products, Tensor row_term, Tensor column_term, Tensor row_weight, "

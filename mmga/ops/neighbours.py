@@ -39,11 +39,6 @@ _squared_distances_ = _library.define(
     "squared_distances_(Tensor(a!) tile, Tensor row_term, Tensor column_term, bool cosine) -> ()",
     reference.squared_distances_,
 )
-_pair_products = _library.define(
-    "pair_products(Tensor x, Tensor y, Tensor rows, Tensor columns) -> Tensor",
-    reference.pair_products,
-    lambda x, y, rows, columns: x.new_empty(rows.shape, dtype=torch.float64),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +74,6 @@ def squared_distances_(
 ) -> None:
     """Turn a tile of inner products into squared distances >= 0 in place."""
     _squared_distances_(tile, row_term, column_term, cosine)
-
-
-def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the float64 inner products of pairs of rows."""
-    _library.refuse_gradient("pair_products", x, y)
-    products: Tensor = _pair_products(x, y, rows.contiguous(), columns.contiguous())
-    return products
 
 
 class NearestLists:

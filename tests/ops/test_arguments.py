@@ -114,7 +114,7 @@ def valid() -> dict[str, tuple[object, ...]]:
         ),
         "filter_candidates": (*tile(), *limits, *limits, 0, 0, False),
         "ordered_candidates": (zeros(2, 6) + torch.arange(6), ints(3, 4), 2),
-        "pair_products": (halves(2, 3), halves(3, 3), longs(0, 1), longs(0, 2)),
+        "pair_sums": (halves(2, 3), halves(3, 3), longs(0, 1), longs(0, 2), 1),
         "part_keys": (
             halves(2, 3, 4), halves(2, 3), halves(2, 4), halves(2, 3), halves(2, 4), 1, halves(3, 4)
         ),
@@ -150,7 +150,7 @@ ANY_LENGTH = {
 LENGTH_BY_VALUES = {
     ("*", "ignored_item"), ("encode", "distances"), ("encode", "offsets"),
     ("expand_sets", "columns"), ("expand_sets", "half_columns"), ("symmetrise", "offsets"),
-    ("pair_products", "x"), ("pair_products", "y"), ("reciprocal_sets", "neighbours"),
+    ("pair_sums", "x"), ("pair_sums", "y"), ("reciprocal_sets", "neighbours"),
     ("transpose_rows", "offsets"), ("listed_distances", "columns"),
 }  # fmt: skip
 # Integers that are compared or copied, never used as an index: any value will do.

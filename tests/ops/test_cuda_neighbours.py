@@ -121,11 +121,12 @@ def test_squared_norms(cuda, rows, width):
         check(cuda, "squared_norms", every.view(-1, 16))  # subnormal, infinite, NaN
 
 
+@pytest.mark.parametrize("metric", [1, 2])
 @pytest.mark.parametrize("width, pairs", [(1, 1), (45, 70), (8, 5), (3, 0)])
-def test_pair_products(cuda, width, pairs):
+def test_pair_sums(cuda, width, pairs, metric):
     generator = torch.Generator().manual_seed(pairs)
     x = torch.randn(9, width, generator=generator)
     y = torch.randn(6, width, generator=generator)
     rows = torch.randint(0, 9, (pairs,), generator=generator)
     columns = torch.randint(0, 6, (pairs,), generator=generator)
-    check(cuda, "pair_products", x, y, rows, columns)
+    check(cuda, "pair_sums", x, y, rows, columns, metric)

@@ -6,7 +6,7 @@ import torch
 
 from mmga.ops import backends, reference
 from mmga.ops._library import has_kernel
-from mmga.ops.distance import key_terms, pairwise_distance, squared_norms
+from mmga.ops.distance import key_terms, pair_sums, pairwise_distance, squared_norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -71,3 +71,34 @@ def test_opcheck():
 def test_mistakes(call, error, sentence):
     with pytest.raises(error, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("dimensions", [1, 7, 8, 33, 512])
+def test_pair_sums_equal_the_reference_to_the_bit(dimensions, metric):
+    generator = torch.Generator().manual_seed(dimensions)
+    x = torch.randn(50, dimensions, generator=generator)
+    y = torch.randn(30, dimensions, generator=generator)
+    rows = torch.randint(0, 50, (700,), generator=generator)
+    columns = torch.randint(0, 30, (700,), generator=generator)
+    number = reference.METRICS.index(metric)
+    found = pair_sums(x, y, rows, columns, metric)
+    assert torch.equal(found, reference.pair_sums(x, y, rows, columns, number))
+    one, other = x[rows].double(), y[columns].double()
+    exact = ((one - other).square() if metric == "euclidean" else one * other).sum(1)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-12 * dimensions)
+    torch.library.opcheck(torch.ops.mmga.pair_sums.default, (x, y, rows, columns, number))
+
+
+def test_squared_distances_of_near_duplicates_keep_their_digits():
+    from fractions import Fraction
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 64, generator=generator)
+    y = x * (1 + 2.0**-22 * torch.randn(20, 64, generator=generator))
+    both = torch.arange(20)
+    found = pair_sums(x, y, both, both, "euclidean")
+    for one, other, value in zip(x.tolist(), y.tolist(), found.tolist(), strict=True):
+        exact = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(one, other, strict=True))
+        assert abs(Fraction(value) / exact - 1) < 2.0**-48
+    assert not pair_sums(x, x, both, both, "euclidean").any()  # exactly 0

@@ -23,7 +23,7 @@ STAGES = [
     "nearest_in_rows",
     "select_neighbours",
     "ordered_candidates",
-    "pair_products",
+    "pair_sums",
 ]
 KERNEL = pytest.mark.skipif(
     not backends()["cpu"].startswith("active"), reason=f"C++ kernels: {backends()['cpu']}"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmga.ops import reference
-from mmga.ops.neighbours import NearestLists, nearest_in_rows, pair_products, squared_distances_
+from mmga.ops.neighbours import NearestLists, nearest_in_rows, squared_distances_
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -183,20 +183,6 @@ def test_squared_distances_equal_reference_bit_for_bit(shape, cosine):
     assert not torch.signbit(tile).any()  # -0 would order last
     arguments = (expected.clone(), row, column, cosine)
     torch.library.opcheck(torch.ops.mmga.squared_distances_.default, arguments)
-
-
-@pytest.mark.parametrize("dimensions", [1, 7, 8, 33, 512])
-def test_pair_products_equal_reference_bit_for_bit(dimensions):
-    generator = torch.Generator().manual_seed(dimensions)
-    x = torch.randn(50, dimensions, generator=generator)
-    y = torch.randn(30, dimensions, generator=generator)
-    rows = torch.randint(0, 50, (700,), generator=generator)
-    columns = torch.randint(0, 30, (700,), generator=generator)
-    found = pair_products(x, y, rows, columns)
-    assert torch.equal(found, reference.pair_products(x, y, rows, columns))
-    exact = (x[rows].double() * y[columns].double()).sum(1)
-    torch.testing.assert_close(found, exact, rtol=0, atol=1e-12)
-    torch.library.opcheck(torch.ops.mmga.pair_products.default, (x, y, rows, columns))
 
 
 def test_too_few_candidates_is_an_error():

@@ -53,7 +53,7 @@ OPERATORS = (
     "squared_distances_",
     "nearest_in_rows",
     "squared_norms",
-    "pair_products",
+    "pair_sums",
     "reciprocal_sets",
     "expand_sets",
     "listed_distances",

@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmga.ops.reference.distance import METRICS, pair_products, ranking_keys
+from mmga.ops.reference.distance import METRICS, pair_sums, ranking_keys
 from mmga.ops.reference.ranking import counted_items, row_keys
 
 
@@ -177,10 +177,10 @@ def pair_keys(
 ) -> Tensor:
     """Return the keys of pairs of rows in float64.
 
-    From float32: 1 - <x, y> / (row_term * column_term), 1 where that divisor is 0, or
-    max(0, (row_term + column_term) - 2 <x, y>), with `pair_products`' inner product.
-    From `int16_rows`: the same with the exact product of the integers in units of 2^-30, an
-    approximation of the cosine.
+    From float32, with `pair_sums`: 1 - <x, y> / (row_term * column_term), 1 where that divisor is
+    0, or the squared distance. From `int16_rows`: with the exact product c of the integers in units
+    of 2^-30, which is nearly the cosine: 1 - c, or
+    max(0, (row_term + column_term) - 2 c sqrt(row_term * column_term)).
 
     Args:
         rows: int64 [P].
@@ -196,13 +196,12 @@ def pair_keys(
         cosines = (x[rows].long() * y[columns].long()).sum(1).double() / INTEGER_LENGTH**2
         if not squared:
             return 1 - cosines
-        products = cosines * (one * other).sqrt()
-    else:
-        products = pair_products(x, y, rows, columns)
+        return ((one + other) - 2 * (cosines * (one * other).sqrt())).clamp_min(0)
+    sums = pair_sums(x, y, rows, columns, metric)
     if squared:
-        return ((one + other) - 2 * products).clamp_min(0)
+        return sums
     norms = one * other
-    return torch.where(norms > 0, 1 - products / norms, 1.0)
+    return torch.where(norms > 0, 1 - sums / norms, 1.0)
 
 
 def refine_pairs(

@@ -22,16 +22,16 @@ METRICS = ("given", "cosine", "euclidean")
 """Conversions of a tile's values to ranking keys; operators take a metric's index."""
 
 
-def interleaved_sum(products: Tensor) -> Tensor:
+def interleaved_sum(terms: Tensor) -> Tensor:
     """Sum float64 values [..., D] in the one order that all devices use.
 
     Accumulator l of 8 takes the elements l, l + 8, l + 16, ... in this order; the eight are then
     added as ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
     """
-    products = torch.nn.functional.pad(products, (0, -products.shape[-1] % 8))
-    accumulators = torch.zeros_like(products[..., :8])
-    for start in range(0, products.shape[-1], 8):
-        accumulators = accumulators + products[..., start : start + 8]
+    terms = torch.nn.functional.pad(terms, (0, -terms.shape[-1] % 8))
+    accumulators = torch.zeros_like(terms[..., :8])
+    for start in range(0, terms.shape[-1], 8):
+        accumulators = accumulators + terms[..., start : start + 8]
     pairs = accumulators[..., 0::2] + accumulators[..., 1::2]
     fours = pairs[..., 0::2] + pairs[..., 1::2]
     return fours[..., 0] + fours[..., 1]
@@ -65,11 +65,12 @@ def ranking_keys(values: Tensor, row_term: Tensor, column_term: Tensor, metric: 
     return values
 
 
-def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the inner products of pairs of rows in float64.
+def pair_sums(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, metric: int) -> Tensor:
+    """Return the inner products (cosine) or squared distances (euclidean) of pairs of rows.
 
-    The order of the sum is `interleaved_sum`'s, so that the result depends on neither device nor
-    batch.
+    Products of float32 are exact in float64; a difference and its square are rounded once each, so
+    that nothing cancels between near-duplicates. The order of the sum is `interleaved_sum`'s: the
+    result depends on neither device nor batch.
 
     Returns:
         [P] float64.
@@ -77,8 +78,9 @@ def pair_products(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor
     result = x.new_zeros(len(rows), dtype=torch.float64)
     for begin in range(0, len(rows), 1024):
         part = slice(begin, begin + 1024)
-        terms = x[rows[part]].double() * y[columns[part]].double()  # [P, D], exact products
-        result[part] = interleaved_sum(terms)
+        one, other = x[rows[part]].double(), y[columns[part]].double()  # [P, D]
+        squared = metric == METRICS.index("euclidean")
+        result[part] = interleaved_sum((one - other).square() if squared else one * other)
     return result
 
 

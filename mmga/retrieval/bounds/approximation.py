@@ -37,8 +37,6 @@ _OTHER_ROUNDINGS = 32
 _MIXING = 16
 # Factor on radii and slacks for their own rounding to float32 and in float32.
 _OUTWARD = 1 + 2.0**-20
-# Errors of float64 in a key, relative to the norms, with room to spare.
-_OTHER_ERRORS = 2.0**-40
 
 
 def beyond_bounds(side: str, norms: Tensor) -> str | None:
@@ -153,13 +151,15 @@ def int16(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
     # With a and b of norm 1 and integers a^ and b^ that are e and f away from them,
     # |<a, b> - <a^, b^>| <= e + f + e f.
     away = (error * (1 + gamma(rows.shape[1])) / INTEGER_LENGTH + 4 * UNIT) * _OUTWARD
+    # Roundings of float64 in both keys, of D / 8 + 8 terms each, relative to the norms.
+    other = 2.0**-40 + rows.shape[1] * 2.0**-53
     if metric == "cosine":
-        return Approximation(numbers, away, away + _OTHER_ERRORS)
+        return Approximation(numbers, away, away + other)
     # That times 2 |q| |g| as a product of two radii: e + f + e f <= (m + e) (m + f) / m, best where
     # m is about e and f.
     usual = (rows.shape[1] / 12) ** 0.5 / INTEGER_LENGTH
     return Approximation(
-        numbers, norms.sqrt() * (usual + away) / usual**0.5 * _OUTWARD, _OTHER_ERRORS * norms
+        numbers, norms.sqrt() * (usual + away) / usual**0.5 * _OUTWARD, other * norms
     )
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
-from mmga.ops.distance import exact_keys, key_terms, squared_norms
-from mmga.ops.neighbours import pair_products
+from mmga.ops.distance import exact_keys, key_terms, pair_sums, squared_norms
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.transfer import BlockTransfer
 
@@ -279,26 +278,27 @@ def exact_pair_keys(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -
     step = max(1, _PAIR_NUMBERS // x.dimension)
     for begin in range(0, len(rows), step):
         i, j = rows[begin : begin + step], columns[begin : begin + step]
-        products = _pair_products(x, i, y, j)
-        keys[begin : begin + step] = exact_keys(products, x.norms[i], y.norms[j], x.metric)
+        sums = _pair_sums(x, i, y, j)
+        keys[begin : begin + step] = exact_keys(sums, x.norms[i], y.norms[j], x.metric)
     return keys
 
 
-def _pair_products(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Tensor:
-    """Return inner products of pairs, float64 [P]; vectors are copied only if they must be."""
+def _pair_sums(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Tensor:
+    """Return `pair_sums` of pairs, float64 [P]; vectors are copied only if they must be."""
     if not (x._in_place and y._in_place):
         places = torch.arange(len(rows), device=x.device)
-        return pair_products(x.take(rows), y.take(columns), places, places)
-    products = torch.empty(len(rows), dtype=torch.float64, device=x.device)
+        return pair_sums(x.take(rows), y.take(columns), places, places, x.metric)
+    sums = torch.empty(len(rows), dtype=torch.float64, device=x.device)
     row_side = torch.bucketize(rows, torch.tensor(x._starts[1:], device=x.device), right=True)
     column_side = torch.bucketize(columns, torch.tensor(y._starts[1:], device=x.device), right=True)
     for a, b in itertools.product(range(len(x._sides)), range(len(y._sides))):
         at = ((row_side == a) & (column_side == b)).nonzero()[:, 0]
         if len(at):
-            products[at] = pair_products(
+            sums[at] = pair_sums(
                 x._sides[a].shards[0],
                 y._sides[b].shards[0],
                 x._rows_of(a, rows[at] - x._starts[a]),
                 y._rows_of(b, columns[at] - y._starts[b]),
+                x.metric,
             )
-    return products
+    return sums

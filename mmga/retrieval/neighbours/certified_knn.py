@@ -20,8 +20,8 @@ from mmga.ops.certified import (
     nearest_of,
     refine_candidates,
 )
-from mmga.ops.distance import exact_keys, exact_term, metric_number
-from mmga.ops.neighbours import NearestLists, Neighbours, pair_products
+from mmga.ops.distance import exact_keys, exact_term, metric_number, pair_sums
+from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds.approximation import (
     EXACT,
@@ -117,8 +117,8 @@ class _ExactSide:
     def distances(self, columns: _ExactSide, pairs: Tensor) -> Tensor:
         """Return the exact squared distances of pairs of a tile, int32 [P, 2], as float64 [P]."""
         row, column = pairs.long().unbind(1)
-        products = pair_products(self._features, columns._features, row, column)
-        keys = exact_keys(products, self._norms[row], columns._norms[column], self._metric)
+        sums = pair_sums(self._features, columns._features, row, column, self._metric)
+        keys = exact_keys(sums, self._norms[row], columns._norms[column], self._metric)
         return squared_distances(keys, self._metric)
 
 

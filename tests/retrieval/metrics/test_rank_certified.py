@@ -45,10 +45,10 @@ def _kernels_are_active():
 def float64_keys(query, gallery, metric):
     """All keys, by the one order of float64 arithmetic."""
     x, y = query.features.float(), gallery.features.float()
+    if metric == "euclidean":
+        return reference.interleaved_sum((x.double()[:, None] - y.double()[None]).square())
     s = reference.interleaved_sum(x.double()[:, None] * y.double()[None])
     own, other = reference.squared_norms(x)[:, None], reference.squared_norms(y)
-    if metric == "euclidean":
-        return ((own + other) - 2 * s).clamp_min(0)
     norms = torch.from_numpy(np.sqrt(own.numpy()) * np.sqrt(other.numpy()))
     return torch.where(norms > 0, 1 - s / norms, 1.0)
 
@@ -372,3 +372,22 @@ def test_tiles_shrink_to_the_memory_given():
     assert figures(evaluate(query, gallery, memory="2M").per_query) == expected
     with pytest.raises(UserError, match="cannot hold one tile of 38 x 64 and its features"):
         evaluate(query, gallery, memory="20K")
+
+
+def test_near_duplicates_are_ranked_by_their_squared_differences():
+    generator = np.random.default_rng(3)
+    centres = generator.standard_normal((40, 96)) * 4
+    ids = np.repeat(np.arange(40), 12)
+    # Differences near the last bits of float32: |q|^2 + |g|^2 - 2qg has no digit of them.
+    x = (centres[ids // 4 * 4] * (1 + 3e-7 * generator.standard_normal((480, 96)))).astype(
+        np.float32
+    )
+    cameras = np.tile(np.arange(12), 40)
+    query = mmga.Features(x[::6], ids[::6], cameras[::6])
+    gallery = mmga.Features(x, ids, cameras)
+    report = mmga.evaluate(query, gallery, metric="euclidean", exact="certified")
+    wide = torch.from_numpy(x).double()
+    distances = torch.stack([((row - wide) ** 2).sum(1) for row in wide[::6]])
+    expected = mmga.evaluate_distances(distances, query, gallery)
+    assert 0.1 < expected.mAP < 0.9
+    assert report.mAP == expected.mAP and list(report.cmc) == list(expected.cmc)
