@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include "common/scalar.h"
 
@@ -33,15 +35,21 @@ inline const char* instruction_set() {
 #endif
 }
 
-// Whether the processor has instructions for products of 8-bit integers, without which they are no
-// faster than those of float32.
-inline bool int8_instructions() {
+// Instructions for products of 8-bit integers, without which they are no faster than those of
+// float32.
+enum class Int8Instructions { kNone, kAvxVnni, kAvx512Vnni };
+
+// Returns the processor's; MMGA_INT8 = none, avx or avx512 asks for others that it has.
+inline Int8Instructions int8_instructions() {
 #if MMGA_X86_CLONES
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512vnni") || __builtin_cpu_supports("avxvnni");
-#else
-  return false;
+  const char* given = std::getenv("MMGA_INT8");
+  const std::string_view wanted = given != nullptr ? given : "";
+  if (wanted == "none") return Int8Instructions::kNone;
+  if (__builtin_cpu_supports("avx512vnni") && wanted != "avx") return Int8Instructions::kAvx512Vnni;
+  if (__builtin_cpu_supports("avxvnni")) return Int8Instructions::kAvxVnni;
 #endif
+  return Int8Instructions::kNone;
 }
 
 // Bytes of a vector that fits a register: comparisons of longer ones are compiled lane by lane.

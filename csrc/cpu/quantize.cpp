@@ -1,5 +1,4 @@
-// Features as integers of 8 or 16 bits on the CPU, and inner products of integers as float32. The
-// products themselves are torch's. mmga/ops/reference specifies every function.
+// Features as integers of 8 or 16 bits on the CPU. mmga/ops/reference specifies every function.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -185,36 +184,10 @@ std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x) {
   return {numbers, units, error};
 }
 
-// Replaces integers by floats in place: each is read before it is written.
-MMGA_VECTOR_CLONES void floats_of_row(char* values, int64_t width, float row_unit,
-                                      const float* column_unit) {
-  for (int64_t j = 0; j < width; ++j) {
-    int32_t product;
-    std::memcpy(&product, values + 4 * j, sizeof product);
-    const float value = (static_cast<float>(product) * row_unit) * column_unit[j];
-    std::memcpy(values + 4 * j, &value, sizeof value);
-  }
-}
-
-void floats_of_integers_(Tensor values, const Tensor& row_unit, const Tensor& column_unit) {
-  const Arguments args("floats_of_integers_", values);
-  auto* bytes = reinterpret_cast<char*>(
-      args.output<int32_t>(values, "values", {kAny, kAny}, Gaps::kBetweenRows));
-  const int64_t rows = values.size(0), width = values.size(1), stride = values.stride(0);
-  const auto* own = args.input<float>(row_unit, "row_unit", {rows});
-  const auto* others = args.input<float>(column_unit, "column_unit", {width});
-  torch::stable::parallel_for(0, rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      floats_of_row(bytes + 4 * row * stride, width, own[row], others);
-    }
-  });
-}
-
 }  // namespace
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("int16_rows", TORCH_BOX(&mmga::int16_rows));
   m.impl("int8_rows", TORCH_BOX(&mmga::int8_rows));
-  m.impl("floats_of_integers_", TORCH_BOX(&mmga::floats_of_integers_));
 }

@@ -56,7 +56,10 @@ def load() -> dict[str, Library]:
 
 @functools.cache
 def int8_instructions() -> bool:
-    """Return whether the processor has instructions for products of 8-bit integers."""
+    """Return whether the processor has instructions for products of 8-bit integers.
+
+    `MMGA_INT8=none` says that it has not; `avx` and `avx512` choose among those that it has.
+    """
     if not load()["cpu"].loaded:
         return False
     return bool(importlib.import_module("mmga._C").int8_instructions())

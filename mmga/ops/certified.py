@@ -6,7 +6,6 @@ bounds.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -132,29 +131,8 @@ def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def multiplies_int8() -> bool:
-    """Return whether this machine's CPU has fast and exact products of `int8_rows`.
-
-    It has where it provides instructions for them and oneDNN, which uses them, is available,
-    enabled and exact.
-    """
-    onednn = torch.backends.mkldnn
-    return bool(onednn.is_available() and onednn.enabled) and _exact_int8_products()
-
-
-@functools.cache
-def _exact_int8_products() -> bool:
-    # torch._int_mm is not public, and a library that adds pairs of products in 16 bits is not
-    # exact: the largest products are tried.
-    multiply = getattr(torch, "_int_mm", None)
-    if multiply is None or not _extension.int8_instructions() or not has_kernel("int8_rows", "CPU"):
-        return False
-    x = torch.full((64, 256), 127, dtype=torch.int8)
-    x[::2] = -127
-    try:
-        products = multiply(x, x.T)
-    except RuntimeError:
-        return False
-    return bool((products == (x.double() @ x.double().T)).all())
+    """Return whether products of `int8_rows` are fast: the processor has instructions for them."""
+    return _extension.int8_instructions() and has_kernel("int8_products_", "CPU")
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,25 +141,11 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return numbers, unit, error
 
 
-def int8_products(
+def int8_products_(
     x: Tensor, y: Tensor, row_unit: Tensor, column_unit: Tensor, out: Tensor
 ) -> Tensor:
-    """Write the inner products of rows of `int8_rows`, exact but for the rounding of the result.
-
-    Args:
-        x: int8 [R, D], D at most 2^17.
-        y: int8 [W, D].
-        row_unit: float32 [R], unit of each row's numbers.
-        column_unit: float32 [W].
-        out: float32 [R, W], contiguous.
-    """
-    integers = out.view(torch.int32)
-    # Torch cannot tell the memory format of rows of one number, and reads past them.
-    if x.device.type == "cpu" and x.shape[1] > 1 and multiplies_int8():
-        torch._int_mm(x, y.T, out=integers)
-    else:  # slower, and exact too
-        integers.copy_(x.double() @ y.double().T)
-    _FLOATS_OF_INTEGERS(integers, row_unit, column_unit)
+    """Write inner products of rows of `int8_rows` to `out` (`reference.int8_products_`)."""
+    _INT8_PRODUCTS(x, y, row_unit, column_unit, out)
     return out
 
 
@@ -366,9 +330,9 @@ _INT8_ROWS = define(
         x.new_empty(len(x), dtype=torch.float64),
     ),
 )
-_FLOATS_OF_INTEGERS = define(
-    "floats_of_integers_(Tensor(a!) values, Tensor row_unit, Tensor column_unit) -> ()",
-    reference.floats_of_integers_,
+_INT8_PRODUCTS = define(
+    "int8_products_(Tensor x, Tensor y, Tensor row_unit, Tensor column_unit, Tensor(a!) out) -> ()",
+    reference.int8_products_,
 )
 _REFINE_PAIRS = define(
     "refine_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "

@@ -1,5 +1,9 @@
 """The kernels of certified ranks against their reference and against float64 brute force."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +26,7 @@ def _kernels_are_active():
         assert has_kernel("int16_rows", "CPU")
         assert has_kernel("refine_candidates", "CPU")
         assert has_kernel("int8_rows", "CPU")
-        assert has_kernel("floats_of_integers_", "CPU")
+        assert has_kernel("int8_products_", "CPU")
 
 
 def case(seed, rows=5, width=150, most=6, cameras=True, offset=70):
@@ -255,34 +259,36 @@ def test_products_of_bytes_are_exact(rows, columns, width):
     x[0], y[0] = 127, -127  # the largest sums there are
     one, other = (torch.rand(n, generator=g) for n in (rows, columns))
     out = torch.empty(rows, columns)
-    found = certified.int8_products(x, y, one, other, out)
+    found = certified.int8_products_(x, y, one, other, out)
     assert found is out
     integers = (x.double() @ y.double().T).to(torch.int32)
     expected = (integers.to(torch.float32) * one[:, None]) * other
     assert torch.equal(found, expected)
     assert int(integers.min()) == -(127**2) * width
-    again = integers.clone()
-    reference.floats_of_integers_(again, one, other)
-    assert torch.equal(again.view(torch.float32), expected)
+    torch.library.opcheck(torch.ops.mmga.int8_products_.default, (x, y, one, other, out))
 
 
-@pytest.mark.skipif(not certified.multiplies_int8(), reason="no instructions for 8-bit products")
-def test_the_fast_product_is_taken_where_there_is_one(monkeypatch):
-    fast, taken = torch._int_mm, []
-
-    def recorded(*given, **named):
-        taken.append(given)
-        return fast(*given, **named)
-
-    monkeypatch.setattr(torch, "_int_mm", recorded)
-    x = torch.randint(-127, 128, (64, 512), dtype=torch.int8)
-    one, out = torch.ones(64), torch.empty(64, 64)
-    expected = (x.double() @ x.double().T).float()
-    assert torch.equal(certified.int8_products(x, x, one, one, out), expected) and taken
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not certified.multiplies_int8()
-        taken.clear()
-        assert torch.equal(certified.int8_products(x, x, one, one, out), expected) and not taken
+@pytest.mark.parametrize("instructions", ["none", "avx", "avx512"])
+def test_products_of_bytes_are_equal_for_all_instructions(instructions):
+    code = """
+import torch
+from mmga.ops import certified, reference
+for rows, columns, width in ((1, 1, 1), (50, 70, 3), (7, 129, 513), (49, 64, 2050)):
+    x = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
+    y = torch.randint(-127, 128, (columns, width), dtype=torch.int8)
+    units = torch.rand(rows), torch.rand(columns)
+    found, expected = torch.empty(2, rows, columns)
+    certified.int8_products_(x, y, *units, found)
+    reference.int8_products_(x, y, *units, expected)
+    assert torch.equal(found, expected)
+print(certified.multiplies_int8())
+"""
+    environment = os.environ | {"MMGA_INT8": instructions}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    fast = certified.multiplies_int8() and instructions != "none"
+    assert done.stdout.strip() == str(fast)
 
 
 @pytest.mark.parametrize("metric", [1, 2])
@@ -377,13 +383,7 @@ def test_pairs_outside_the_tile_are_refused(change):
 
 
 def test_opcheck():
-    unit = torch.rand(4)
-    integers = torch.ones(4, 4, dtype=torch.int32)
-    for op, inputs in (
-        (torch.ops.mmga.int8_rows, (torch.randn(4, 9),)),
-        (torch.ops.mmga.floats_of_integers_, (integers, unit, unit)),
-    ):
-        torch.library.opcheck(op.default, inputs, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(torch.ops.mmga.int8_rows.default, (torch.randn(4, 9),))
     tile, matches, bound, codes = case(7)
     lower, upper = certified.thresholds(matches.match_start, matches.match_key, bound.row_slack)
     radii = bound.row_radius.float(), bound.column_radius.float(), bound.column_slack.float()

@@ -154,16 +154,20 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return numbers.to(torch.int8), unit * shrink, rest.double().norm(dim=1) * shrink
 
 
-def floats_of_integers_(values: Tensor, row_unit: Tensor, column_unit: Tensor) -> None:
-    """Convert inner products of `int8_rows` to float32 in place.
+def int8_products_(
+    x: Tensor, y: Tensor, row_unit: Tensor, column_unit: Tensor, out: Tensor
+) -> None:
+    """Write the inner products of rows of `int8_rows`, exact but for the rounding of the result.
 
     Args:
-        values: int32 [R, W], columns contiguous; float32 afterwards (`values.view(float32)`).
+        x: int8 [R, D], D at most 2^17.
+        y: int8 [W, D].
         row_unit: float32 [R], unit of each row's numbers.
         column_unit: float32 [W].
+        out: float32 [R, W].
     """
-    floats = (values.to(torch.float32) * row_unit[:, None]) * column_unit
-    values.copy_(floats.view(torch.int32))
+    products = x.double() @ y.double().T
+    out.copy_((products.to(torch.float32) * row_unit[:, None]) * column_unit)
 
 
 def pair_keys(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import UNIT, Bound, gamma, int8_products, int8_rows, int16_rows
+from mmga.ops.certified import UNIT, Bound, gamma, int8_products_, int8_rows, int16_rows
 from mmga.ops.distance import squared_norms
 from mmga.ops.reference import INTEGER_LENGTH
 
@@ -118,7 +118,7 @@ def tile_products(one: Approximation, other: Approximation, out: Tensor) -> Tens
     """Write the inner products of a tile's rows and columns to `out`, float32 [R, W]."""
     if one.unit is None or other.unit is None:
         return blocked_product(one.rows, other.rows, out)
-    return int8_products(one.rows, other.rows, one.unit, other.unit, out)
+    return int8_products_(one.rows, other.rows, one.unit, other.unit, out)
 
 
 def bound_between(query: Approximation, gallery: Approximation, metric: str) -> Bound:

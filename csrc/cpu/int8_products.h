@@ -1,0 +1,287 @@
+// Inner products of rows of 8-bit integers, exact in 32 bits, by the processor's instructions for
+// them (VNNI) where it has any.
+//
+// The instruction adds four products of unsigned and signed bytes to each 32-bit lane. Columns are
+// packed in panels of 64, four bytes of a column next to each other and made unsigned by adding
+// 128; a part of a panel stays in the L1 cache while blocks of six rows pass by. 128 times the sum
+// of a row is taken off in the end. Sums wrap around at 2^32, and no product leaves 32 bits: D <=
+// 2^17 is exact.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "common/dispatch.h"
+
+#if MMGA_X86_CLONES
+#include <immintrin.h>
+#endif
+
+namespace mmga {
+namespace {
+
+constexpr int64_t kPanel = 64;     // columns of a panel
+constexpr int64_t kBlock = 6;      // rows that are multiplied together
+constexpr int64_t kQuad = 4;       // bytes that an instruction adds up in a lane
+constexpr int64_t kQuads = 128;    // quads of a row that are taken before the next rows
+constexpr int64_t kRowChunk = 48;  // rows of a strip of products; a multiple of kBlock
+constexpr int64_t kLine = 64;      // bytes of a cache line
+
+// Memory that begins at a cache line, not initialised.
+template <typename T>
+class Lines {
+ public:
+  explicit Lines(int64_t count)
+      : data_(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kLine}))) {}
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* data) const { ::operator delete(data, std::align_val_t{kLine}); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// Six rows, by their first byte.
+struct RowBlock {
+  const int8_t* rows[kBlock];
+};
+
+// Adds products of `quads` quads of six rows and of a panel to `sums` [6, 64], or sets these.
+typedef void (*MultiplyBlock)(const RowBlock& x, const uint8_t* panel, int64_t quads, bool first,
+                              int32_t* sums);
+
+inline void multiply_block_plain(const RowBlock& x, const uint8_t* panel, int64_t quads, bool first,
+                                 int32_t* sums) {
+  for (int64_t r = 0; r < kBlock; ++r) {
+    for (int64_t c = 0; c < kPanel; ++c) {
+      uint32_t sum = first ? 0 : static_cast<uint32_t>(sums[r * kPanel + c]);  // wraps around
+      for (int64_t q = 0; q < quads; ++q) {
+        const uint8_t* y = panel + (q * kPanel + c) * kQuad;
+        for (int64_t b = 0; b < kQuad; ++b) {
+          sum += static_cast<uint32_t>(x.rows[r][q * kQuad + b] * y[b]);
+        }
+      }
+      sums[r * kPanel + c] = static_cast<int32_t>(sum);
+    }
+  }
+}
+
+#if MMGA_X86_CLONES
+// The instructions are written out: the compiler would move every sum to another register.
+__attribute__((target("avx512f"))) inline void multiply_block_512(const RowBlock& x,
+                                                                  const uint8_t* panel,
+                                                                  int64_t quads, bool first,
+                                                                  int32_t* sums) {
+  constexpr int kVectors = 4;
+  __m512i sum[kBlock][kVectors];
+#pragma GCC unroll 6
+  for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int32_t* from = sums + r * kPanel + 16 * v;
+      sum[r][v] = first ? _mm512_setzero_si512() : _mm512_load_si512(from);
+    }
+  }
+  for (int64_t q = 0; q < quads; ++q) {
+    __m512i y[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) y[v] = _mm512_load_si512(panel + (q * kVectors + v) * kLine);
+#pragma GCC unroll 6
+    for (int r = 0; r < kBlock; ++r) {
+      int32_t quad;
+      std::memcpy(&quad, x.rows[r] + q * kQuad, sizeof quad);
+      const __m512i row = _mm512_set1_epi32(quad);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum[r][v]) : "v"(y[v]), "v"(row));
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) _mm512_store_si512(sums + r * kPanel + 16 * v, sum[r][v]);
+  }
+}
+
+__attribute__((target("avx2"))) inline void multiply_block_256(const RowBlock& x,
+                                                               const uint8_t* panel, int64_t quads,
+                                                               bool first, int32_t* sums) {
+  constexpr int kVectors = 2, kColumns = 16;  // a quarter of a panel at a time
+  for (int64_t left = 0; left < kPanel; left += kColumns) {
+    __m256i sum[kBlock][kVectors];
+#pragma GCC unroll 6
+    for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const auto* from = reinterpret_cast<__m256i*>(sums + r * kPanel + left + 8 * v);
+        sum[r][v] = first ? _mm256_setzero_si256() : _mm256_load_si256(from);
+      }
+    }
+    for (int64_t q = 0; q < quads; ++q) {
+      __m256i y[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        std::memcpy(&y[v], panel + (q * kPanel + left + 8 * v) * kQuad, sizeof y[v]);
+      }
+#pragma GCC unroll 6
+      for (int r = 0; r < kBlock; ++r) {
+        int32_t quad;
+        std::memcpy(&quad, x.rows[r] + q * kQuad, sizeof quad);
+        const __m256i row = _mm256_set1_epi32(quad);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum[r][v]) : "x"(y[v]), "x"(row));
+        }
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        std::memcpy(sums + r * kPanel + left + 8 * v, &sum[r][v], sizeof sum[r][v]);
+      }
+    }
+  }
+}
+#endif
+
+inline MultiplyBlock multiply_block() {
+  const Int8Instructions found = int8_instructions();
+#if MMGA_X86_CLONES
+  if (found == Int8Instructions::kAvx512Vnni) return multiply_block_512;
+  if (found == Int8Instructions::kAvxVnni) return multiply_block_256;
+#endif
+  (void)found;
+  return multiply_block_plain;
+}
+
+// The columns of a tile, [width, depth], packed in panels.
+class PackedColumns {
+ public:
+  PackedColumns(const int8_t* y, int64_t width, int64_t depth)
+      : y_(y),
+        width_(width),
+        depth_(depth),
+        quads_((depth + kQuad - 1) / kQuad),
+        panels_(panels() * quads_ * kQuad * kPanel) {}
+
+  int64_t width() const { return width_; }
+  int64_t depth() const { return depth_; }
+  int64_t quads() const { return quads_; }
+  int64_t panels() const { return (width_ + kPanel - 1) / kPanel; }
+  const uint8_t* at(int64_t panel, int64_t quad) const {
+    return panels_.get() + (panel * quads_ + quad) * kPanel * kQuad;
+  }
+
+  // Packs one of the panels. Bytes that no row has are 0, so that what they are multiplied with
+  // does not matter.
+  void fill(int64_t panel) {
+    constexpr int64_t kAtOnce = kLine / kQuad;  // quads of a cache line of a column
+    const int64_t first = panel * kPanel, count = std::min(kPanel, width_ - first);
+    uint8_t* to = panels_.get() + panel * quads_ * kPanel * kQuad;
+    if (count < kPanel || depth_ % kQuad != 0) std::fill(to, to + quads_ * kPanel * kQuad, 0);
+    for (int64_t begin = 0; begin < quads_; begin += kAtOnce) {
+      const int64_t end = std::min(quads_, begin + kAtOnce);
+      for (int64_t c = 0; c < count; ++c) {
+        const int8_t* from = y_ + (first + c) * depth_;
+        for (int64_t q = begin; q < end; ++q) {
+          uint8_t* quad = to + (q * kPanel + c) * kQuad;
+          const int64_t bytes = std::min(kQuad, depth_ - q * kQuad);
+          if (bytes == kQuad) {
+            uint32_t four;
+            std::memcpy(&four, from + q * kQuad, kQuad);
+            four ^= 0x80808080;
+            std::memcpy(quad, &four, kQuad);
+          } else {
+            for (int64_t b = 0; b < bytes; ++b) quad[b] = from[q * kQuad + b] ^ 0x80;
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  const int8_t* y_;
+  int64_t width_, depth_, quads_;
+  Lines<uint8_t> panels_;
+};
+
+// Returns what the sums of a row with unsigned columns are too large by.
+MMGA_VECTOR_CLONES inline uint32_t excess_of(const int8_t* row, int64_t depth) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < depth; ++i) sum += row[i];
+  return static_cast<uint32_t>(sum) * 128;
+}
+
+// Writes the first `width` columns of `count` rows of sums [count, 64] as products times units.
+MMGA_VECTOR_CLONES inline void scale_sums(const int32_t* sums, const uint32_t* excess,
+                                          const float* row_unit, const float* column_unit,
+                                          int64_t count, int64_t width, float* to, int64_t stride) {
+  for (int64_t r = 0; r < count; ++r) {
+    const uint32_t more = excess[r];
+    const float unit = row_unit[r];
+    float* row = to + r * stride;
+    for (int64_t c = 0; c < width; ++c) {
+      const auto product = static_cast<int32_t>(static_cast<uint32_t>(sums[r * kPanel + c]) - more);
+      row[c] = (static_cast<float>(product) * unit) * column_unit[c];
+    }
+  }
+}
+
+// Computes products of at most kRowChunk rows with packed columns; one for each thread.
+class StripOfProducts {
+ public:
+  StripOfProducts(const PackedColumns& columns, const float* column_unit)
+      : columns_(columns),
+        column_unit_(column_unit),
+        multiply_(multiply_block()),
+        sums_(kRowChunk * kPanel),
+        ends_(kRowChunk * kQuad) {}
+
+  // Writes the products of rows [count, depth] with all columns, times the units, to `to`.
+  void compute(const int8_t* x, int64_t count, const float* row_unit, float* to, int64_t stride) {
+    const int64_t depth = columns_.depth(), whole = depth / kQuad;
+    for (int64_t r = 0; r < count; ++r) {
+      excess_[r] = excess_of(x + r * depth, depth);
+      std::memcpy(ends_.get() + r * kQuad, x + r * depth + whole * kQuad, depth - whole * kQuad);
+    }
+    if (depth == 0) std::fill(sums_.get(), sums_.get() + kRowChunk * kPanel, 0);
+    for (int64_t panel = 0; panel < columns_.panels(); ++panel) {
+      for (int64_t q = 0; q < whole; q += kQuads) {
+        multiply(x + q * kQuad, depth, count, panel, q, std::min(kQuads, whole - q));
+      }
+      if (whole < columns_.quads()) multiply(ends_.get(), kQuad, count, panel, whole, 1);
+      const int64_t first = panel * kPanel;
+      scale_sums(sums_.get(), excess_, row_unit, column_unit_ + first, count,
+                 std::min(kPanel, columns_.width() - first), to + first, stride);
+    }
+  }
+
+ private:
+  // Adds the products of some quads of all rows, which begin at `x`, with a panel.
+  void multiply(const int8_t* x, int64_t stride, int64_t count, int64_t panel, int64_t quad,
+                int64_t quads) {
+    for (int64_t first = 0; first < count; first += kBlock) {
+      RowBlock block;
+      for (int64_t r = 0; r < kBlock; ++r) {
+        block.rows[r] = x + std::min(first + r, count - 1) * stride;
+      }
+      multiply_(block, columns_.at(panel, quad), quads, quad == 0, sums_.get() + first * kPanel);
+    }
+  }
+
+  const PackedColumns& columns_;
+  const float* column_unit_;
+  MultiplyBlock multiply_;
+  Lines<int32_t> sums_;
+  Lines<int8_t> ends_;  // the last, incomplete quad of each row
+  uint32_t excess_[kRowChunk];
+};
+
+}  // namespace
+}  // namespace mmga
