@@ -143,7 +143,7 @@ def neighbours_of(count: int, options: argparse.Namespace) -> Figures:
 
     def search(directions: bool) -> Any:
         items = VectorSet([ShardedMatrix([features])], "cosine")
-        chosen = cheapest_tiles(items, NEIGHBOURS) if directions else None
+        chosen = cheapest_tiles(items, items, NEIGHBOURS) if directions else None
         return str(chosen or "features"), certified_neighbours(items, NEIGHBOURS, tiles=chosen)
 
     calls: dict[str, Callable[[], Any]] = {"rows": product, "certified": lambda: search(True)}

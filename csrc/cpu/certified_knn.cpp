@@ -11,6 +11,7 @@
 
 #include "args/certified.h"
 #include "common/dispatch.h"
+#include "cpu/int8_products.h"
 #include "cpu/keys.h"
 #include "cpu/pairs.h"
 
@@ -37,6 +38,21 @@ struct Limits {
            key + width >= std::min(far_row[row], far_column[column]);
   }
 };
+
+template <typename T>
+Limits<T> limits_of(const Arguments& args, int64_t rows, int64_t columns, const Tensor& row_radius,
+                    const Tensor& column_radius, const Tensor& row_slack,
+                    const Tensor& column_slack, const Tensor& near_row, const Tensor& near_column,
+                    const Tensor& far_row, const Tensor& far_column) {
+  return {args.input<T>(row_radius, "row_radius", {rows}),
+          args.input<T>(column_radius, "column_radius", {columns}),
+          args.input<T>(row_slack, "row_slack", {rows}),
+          args.input<T>(column_slack, "column_slack", {columns}),
+          args.input<T>(near_row, "near_row", {rows}),
+          args.input<T>(near_column, "near_column", {columns}),
+          args.input<T>(far_row, "far_row", {rows}),
+          args.input<T>(far_column, "far_column", {columns})};
+}
 
 // Returns a bit for each of a group's pairs that is wanted: bit v * kLanes + lane.
 MMGA_INLINE uint64_t wanted_body(const Limits<float>& limits, const float* keys, int64_t row,
@@ -123,14 +139,9 @@ Tensor filter_candidates(const Tensor& values, const Tensor& row_term, const Ten
                          bool symmetric) {
   const Arguments args("filter_candidates", values);
   const auto tile = tile_view<float>(args, values, row_term, column_term, metric, first_other);
-  const Limits<float> limits{args.input<float>(row_radius, "row_radius", {tile.rows}),
-                             args.input<float>(column_radius, "column_radius", {tile.width}),
-                             args.input<float>(row_slack, "row_slack", {tile.rows}),
-                             args.input<float>(column_slack, "column_slack", {tile.width}),
-                             args.input<float>(near_row, "near_row", {tile.rows}),
-                             args.input<float>(near_column, "near_column", {tile.width}),
-                             args.input<float>(far_row, "far_row", {tile.rows}),
-                             args.input<float>(far_column, "far_column", {tile.width})};
+  const auto limits =
+      limits_of<float>(args, tile.rows, tile.width, row_radius, column_radius, row_slack,
+                       column_slack, near_row, near_column, far_row, far_column);
   OrderedChunks<Pair> chunks;
   chunks.fill(tile.rows, rows_per_thread(tile.width),
               [&](int64_t begin, int64_t end, std::vector<Pair>& found) {
@@ -143,6 +154,55 @@ Tensor filter_candidates(const Tensor& values, const Tensor& row_term, const Ten
   return chunks.joined(values);
 }
 
+// filter_candidates of the products of 8-bit rows, of which no more than a strip is held.
+Tensor filter_int8_candidates(const Tensor& x, const Tensor& y, const Tensor& row_unit,
+                              const Tensor& column_unit, const Tensor& row_term,
+                              const Tensor& column_term, int64_t metric, const Tensor& row_radius,
+                              const Tensor& column_radius, const Tensor& row_slack,
+                              const Tensor& column_slack, const Tensor& near_row,
+                              const Tensor& near_column, const Tensor& far_row,
+                              const Tensor& far_column, int64_t first_item, int64_t first_other,
+                              bool symmetric) {
+  const Arguments args("filter_int8_candidates", x);
+  const auto* rows = args.input<int8_t>(x, "x", {kAny, kAny});
+  const int64_t height = x.size(0), depth = x.size(1), width = y.size(0);
+  args.range("columns of x", depth, 0, kWidestBytes);
+  PackedColumns packed(args.input<int8_t>(y, "y", {width, depth}), width, depth);
+  const auto* own = args.input<float>(row_unit, "row_unit", {height});
+  const auto* others = args.input<float>(column_unit, "column_unit", {width});
+  args.range("metric", metric, kCosine, kEuclidean);
+  TileView<float> tile{};
+  tile.row_stride = tile.width = width;
+  tile.rows = height;
+  tile.row_term = args.input<float>(row_term, "row_term", {height});
+  tile.column_term = args.input<float>(column_term, "column_term", {width});
+  tile.metric = metric;
+  const auto limits = limits_of<float>(args, height, width, row_radius, column_radius, row_slack,
+                                       column_slack, near_row, near_column, far_row, far_column);
+  packed.fill();
+  const auto first_wanted = [&](int64_t row) {
+    return symmetric ? std::max<int64_t>(0, first_item + row + 1 - first_other) : 0;
+  };
+  OrderedChunks<Pair> chunks;
+  chunks.share_out(height, kRowChunk, [&](const auto& next, const auto& keep) {
+    StripOfProducts strip(packed, others);
+    Lines<float> products(kRowChunk * width);
+    TileView<float> part = tile;
+    for (int64_t begin = next(); begin < height; begin = next()) {
+      const int64_t end = std::min(height, begin + kRowChunk), from = first_wanted(begin);
+      if (from >= width) continue;
+      strip.compute(rows + begin * depth, end - begin, from / kPanel, own + begin, products.get(),
+                    width);
+      part.values = products.get() - begin * width;
+      std::vector<Pair> found;
+      RowFilter filter(part, limits, found);
+      for (int64_t row = begin; row < end; ++row) filter.list(row, first_wanted(row));
+      keep(begin, std::move(found));
+    }
+  });
+  return chunks.joined(x);
+}
+
 Tensor refine_candidates(const Tensor& pairs, const Tensor& x, const Tensor& y,
                          const Tensor& row_term, const Tensor& column_term, int64_t metric,
                          const Tensor& row_radius, const Tensor& column_radius,
@@ -153,14 +213,8 @@ Tensor refine_candidates(const Tensor& pairs, const Tensor& x, const Tensor& y,
   args.tensor(pairs, "pairs", {ScalarType::Int}, {kAny, 2});
   const PairKeys key = pair_keys(args, x, y, row_term, column_term, metric);
   const int64_t rows = x.size(0), columns = y.size(0), count = pairs.size(0);
-  const Limits<double> limits{args.input<double>(row_radius, "row_radius", {rows}),
-                              args.input<double>(column_radius, "column_radius", {columns}),
-                              args.input<double>(row_slack, "row_slack", {rows}),
-                              args.input<double>(column_slack, "column_slack", {columns}),
-                              args.input<double>(near_row, "near_row", {rows}),
-                              args.input<double>(near_column, "near_column", {columns}),
-                              args.input<double>(far_row, "far_row", {rows}),
-                              args.input<double>(far_column, "far_column", {columns})};
+  const auto limits = limits_of<double>(args, rows, columns, row_radius, column_radius, row_slack,
+                                        column_slack, near_row, near_column, far_row, far_column);
   const auto* pair = static_cast<const Pair*>(pairs.const_data_ptr());
   for (int64_t p = 0; p < count; ++p) {
     const auto& [row, column] = pair[p];
@@ -183,7 +237,7 @@ struct ExactLists {
   double* distance;
   int32_t* counts;
   double* maxima;
-  const double* limits;
+  double* limits;
   int64_t slots, k;
 
   void insert(int64_t item, int64_t other, double value,
@@ -204,11 +258,12 @@ struct ExactLists {
       index[item * slots + s] = sorted[s].second;
     }
     counts[item] = static_cast<int32_t>(k);
+    limits[item] = std::min(limits[item], sorted[k - 1].first);
   }
 };
 
 void insert_candidates(Tensor index, Tensor distance, Tensor counts, Tensor maxima,
-                       const Tensor& pairs, const Tensor& distances, const Tensor& limits,
+                       const Tensor& pairs, const Tensor& distances, Tensor limits,
                        int64_t first_item, int64_t first_other, bool both, int64_t k) {
   const Arguments args("insert_candidates", index);
   auto* indices = args.output<int32_t>(index, "index", {kAny, kAny});
@@ -220,7 +275,7 @@ void insert_candidates(Tensor index, Tensor distance, Tensor counts, Tensor maxi
                    args.output<double>(distance, "distance", {items, slots}),
                    args.output<int32_t>(counts, "counts", {items}),
                    args.output<double>(maxima, "maxima", {items}),
-                   args.input<double>(limits, "limits", {items}),
+                   args.output<double>(limits, "limits", {items}),
                    slots,
                    k};
   const auto* pair = static_cast<const Pair*>(pairs.const_data_ptr());
@@ -252,6 +307,7 @@ void insert_candidates(Tensor index, Tensor distance, Tensor counts, Tensor maxi
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("filter_candidates", TORCH_BOX(&mmga::filter_candidates));
+  m.impl("filter_int8_candidates", TORCH_BOX(&mmga::filter_int8_candidates));
   m.impl("refine_candidates", TORCH_BOX(&mmga::refine_candidates));
   m.impl("insert_candidates", TORCH_BOX(&mmga::insert_candidates));
 }

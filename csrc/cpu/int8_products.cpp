@@ -9,13 +9,9 @@
 #include <cstdint>
 
 #include "common/checks.h"
-#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
-
-// Bytes up to which sums of products fit 32 bits.
-constexpr int64_t kWidestBytes = 1 << 17;
 
 void int8_products_(const Tensor& x, const Tensor& y, const Tensor& row_unit,
                     const Tensor& column_unit, Tensor out) {
@@ -29,15 +25,13 @@ void int8_products_(const Tensor& x, const Tensor& y, const Tensor& row_unit,
   auto* to = args.output<float>(out, "out", {height, width}, Gaps::kBetweenRows);
   const int64_t stride = out.stride(0);
   PackedColumns packed(columns, width, depth);
-  share(packed.panels(), [&](const auto& next) {
-    for (int64_t panel = next(); panel < packed.panels(); panel = next()) packed.fill(panel);
-  });
+  packed.fill();
   const int64_t chunks = (height + kRowChunk - 1) / kRowChunk;
   share(chunks, [&](const auto& next) {
     StripOfProducts strip(packed, others);
     for (int64_t chunk = next(); chunk < chunks; chunk = next()) {
       const int64_t first = chunk * kRowChunk;
-      strip.compute(rows + first * depth, std::min(kRowChunk, height - first), own + first,
+      strip.compute(rows + first * depth, std::min(kRowChunk, height - first), 0, own + first,
                     to + first * stride, stride);
     }
   });

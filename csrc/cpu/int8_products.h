@@ -15,6 +15,7 @@
 #include <new>
 
 #include "common/dispatch.h"
+#include "cpu/shares.h"
 
 #if MMGA_X86_CLONES
 #include <immintrin.h>
@@ -23,12 +24,13 @@
 namespace mmga {
 namespace {
 
-constexpr int64_t kPanel = 64;     // columns of a panel
-constexpr int64_t kBlock = 6;      // rows that are multiplied together
-constexpr int64_t kQuad = 4;       // bytes that an instruction adds up in a lane
-constexpr int64_t kQuads = 128;    // quads of a row that are taken before the next rows
-constexpr int64_t kRowChunk = 48;  // rows of a strip of products; a multiple of kBlock
-constexpr int64_t kLine = 64;      // bytes of a cache line
+constexpr int64_t kPanel = 64;             // columns of a panel
+constexpr int64_t kBlock = 6;              // rows that are multiplied together
+constexpr int64_t kQuad = 4;               // bytes that an instruction adds up in a lane
+constexpr int64_t kQuads = 128;            // quads of a row that are taken before the next rows
+constexpr int64_t kRowChunk = 48;          // rows of a strip of products; a multiple of kBlock
+constexpr int64_t kLine = 64;              // bytes of a cache line
+constexpr int64_t kWidestBytes = 1 << 17;  // up to which a product fits 32 bits
 
 // Memory that begins at a cache line, not initialised.
 template <typename T>
@@ -178,6 +180,14 @@ class PackedColumns {
     return panels_.get() + (panel * quads_ + quad) * kPanel * kQuad;
   }
 
+  // Packs the columns, by several threads.
+  void fill() {
+    share(panels(), [&](const auto& next) {
+      for (int64_t panel = next(); panel < panels(); panel = next()) fill(panel);
+    });
+  }
+
+ private:
   // Packs one of the panels. Bytes that no row has are 0, so that what they are multiplied with
   // does not matter.
   void fill(int64_t panel) {
@@ -205,7 +215,6 @@ class PackedColumns {
     }
   }
 
- private:
   const int8_t* y_;
   int64_t width_, depth_, quads_;
   Lines<uint8_t> panels_;
@@ -243,15 +252,17 @@ class StripOfProducts {
         sums_(kRowChunk * kPanel),
         ends_(kRowChunk * kQuad) {}
 
-  // Writes the products of rows [count, depth] with all columns, times the units, to `to`.
-  void compute(const int8_t* x, int64_t count, const float* row_unit, float* to, int64_t stride) {
+  // Writes the products of rows [count, depth] with all columns but the first panels, times the
+  // units, to `to`.
+  void compute(const int8_t* x, int64_t count, int64_t first_panel, const float* row_unit,
+               float* to, int64_t stride) {
     const int64_t depth = columns_.depth(), whole = depth / kQuad;
     for (int64_t r = 0; r < count; ++r) {
       excess_[r] = excess_of(x + r * depth, depth);
       std::memcpy(ends_.get() + r * kQuad, x + r * depth + whole * kQuad, depth - whole * kQuad);
     }
     if (depth == 0) std::fill(sums_.get(), sums_.get() + kRowChunk * kPanel, 0);
-    for (int64_t panel = 0; panel < columns_.panels(); ++panel) {
+    for (int64_t panel = first_panel; panel < columns_.panels(); ++panel) {
       for (int64_t q = 0; q < whole; q += kQuads) {
         multiply(x + q * kQuad, depth, count, panel, q, std::min(kQuads, whole - q));
       }

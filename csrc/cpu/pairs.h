@@ -11,6 +11,7 @@
 
 #include "common/checks.h"
 #include "cpu/products.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -31,6 +32,18 @@ class OrderedChunks {
       const std::lock_guard<std::mutex> lock(mutex_);
       chunks_.emplace_back(begin, std::move(found));
     });
+  }
+
+  // Calls list(next, keep) in several threads: next() returns the beginning of the next range of
+  // `grain` that nobody has, `count` or more if none is left; keep(begin, found) keeps its results.
+  template <typename List>
+  void share_out(int64_t count, int64_t grain, const List& list) {
+    const auto keep = [this](int64_t begin, std::vector<Found> found) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      chunks_.emplace_back(begin, std::move(found));
+    };
+    share((count + grain - 1) / grain,
+          [&](const auto& next) { list([&] { return next() * grain; }, keep); });
   }
 
   // Returns all results as rows of int32.

@@ -15,6 +15,9 @@ from mmga.ops import _extension, reference
 from mmga.ops._library import define, has_kernel
 from mmga.ops.ranking import COUNT_ALL, Masks, Matches, Tile
 
+# Candidates beyond k that a list collects before it is sorted, which lowers its limit.
+_SPARE = 16
+
 UNIT = 2.0**-24
 """Half the distance from 1 to the next float32: the relative error of one rounding."""
 
@@ -199,17 +202,46 @@ def filter_candidates(
         near: float64 [R] and [W], keys up to which pairs are wanted for a row and for a column.
         far: float64 [R] and [W], keys from which they are.
     """
-    infinity = torch.tensor(torch.inf, device=tile.values.device)
     pairs: Tensor = _FILTER_CANDIDATES(
-        *tile.arguments(),
+        *tile.arguments(), *_limits(bound, near, far), first_item, tile.offset, symmetric
+    )
+    return pairs
+
+
+def filter_int8_candidates(
+    products: tuple[Tensor, Tensor, Tensor, Tensor],
+    terms: tuple[Tensor, Tensor, int],
+    bound: Bound,
+    near: tuple[Tensor, Tensor],
+    far: tuple[Tensor, Tensor],
+    offset: int,
+    *,
+    first_item: int,
+    symmetric: bool,
+) -> Tensor:
+    """List what `filter_candidates` lists of the tile of `int8_products_`, which is never held.
+
+    Args:
+        products: the first four arguments of `int8_products_`.
+        terms: row and column terms and the number of the metric.
+        offset: item number of the first column.
+    """
+    pairs: Tensor = _FILTER_INT8_CANDIDATES(
+        *products, *terms, *_limits(bound, near, far), first_item, offset, symmetric
+    )
+    return pairs
+
+
+def _limits(
+    bound: Bound, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]
+) -> tuple[Tensor, ...]:
+    """Return bounds and thresholds in float32, thresholds rounded outward."""
+    infinity = torch.tensor(torch.inf, device=near[0].device)
+    return (
         *(part.to(torch.float32) for part in bound),
         *(side.to(torch.float32).nextafter(infinity) for side in near),
         *(side.to(torch.float32).nextafter(-infinity) for side in far),
-        first_item,
-        tile.offset,
-        symmetric,
     )
-    return pairs
 
 
 def refine_candidates(
@@ -237,12 +269,13 @@ class ExactLists:
         """Start with empty lists.
 
         Args:
-            limits: float64 [N], upper bounds of each item's k-th smallest distance.
+            limits: float64 [N], upper bounds of each item's k-th smallest distance, infinity where
+                there are none; the lists lower them.
             k: neighbours of each item.
         """
         count = len(limits)
-        self._limits, self._k = limits, k
-        slots = 2 * k + 16
+        self.limits, self._k = limits.clone(), k
+        slots = k + _SPARE
         self._index = torch.zeros((count, slots), dtype=torch.int32, device=limits.device)
         self._distance = torch.full((count, slots), torch.inf, dtype=torch.float64)
         self._counts = torch.zeros(count, dtype=torch.int32, device=limits.device)
@@ -265,7 +298,7 @@ class ExactLists:
             self.maxima,
             pairs,
             distances,
-            self._limits,
+            self.limits,
             first_item,
             first_other,
             both,
@@ -357,6 +390,15 @@ _FILTER_CANDIDATES = define(
     reference.filter_candidates,
     _fake_pairs,
 )
+_FILTER_INT8_CANDIDATES = define(
+    "filter_int8_candidates(Tensor x, Tensor y, Tensor row_unit, Tensor column_unit, "
+    "Tensor row_term, Tensor column_term, int metric, "
+    "Tensor row_radius, Tensor column_radius, Tensor row_slack, Tensor column_slack, "
+    "Tensor near_row, Tensor near_column, Tensor far_row, Tensor far_column, "
+    "int first_item, int first_other, bool symmetric) -> Tensor",
+    reference.filter_int8_candidates,
+    lambda x, *inputs: _fake_pairs(x.to(torch.int32)),
+)
 _REFINE_CANDIDATES = define(
     "refine_candidates(Tensor pairs, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "
     "int metric, Tensor row_radius, Tensor column_radius, Tensor row_slack, Tensor column_slack, "
@@ -366,7 +408,7 @@ _REFINE_CANDIDATES = define(
 )
 _INSERT_CANDIDATES = define(
     "insert_candidates(Tensor(a!) index, Tensor(b!) distance, Tensor(c!) counts, "
-    "Tensor(d!) maxima, Tensor pairs, Tensor distances, Tensor limits, int first_item, "
+    "Tensor(d!) maxima, Tensor pairs, Tensor distances, Tensor(e!) limits, int first_item, "
     "int first_other, bool both, int k) -> ()",
     reference.insert_candidates,
 )

@@ -115,6 +115,10 @@ def valid() -> dict[str, tuple[object, ...]]:
             torch.zeros((3, 6), dtype=torch.int32), doubles(3, 6), ints(0, 1, 2), doubles(3),
             ints(0, 1, 1, 2).view(2, 2), doubles(2), doubles(3), 0, 0, True, 2,
         ),
+        "filter_int8_candidates": (
+            *(torch.ones((n, 5), dtype=torch.int8) for n in (2, 3)), halves(2), halves(3),
+            *tile()[1:], *limits, *limits, 0, 0, False,
+        ),
         "filter_candidates": (*tile(), *limits, *limits, 0, 0, False),
         "ordered_candidates": (zeros(2, 6) + torch.arange(6), ints(3, 4), 2),
         "pair_sums": (halves(2, 3), halves(3, 3), longs(0, 1), longs(0, 2), 1),

@@ -210,7 +210,7 @@ def test_neighbour_tiles_fit_the_card(count, tile):
 @pytest.mark.parametrize("tile", [64, 128, 4096])
 def test_nearest_items_are_the_same_for_any_tile(monkeypatch, tile):
     query, gallery = sides("cpu")
-    expected = mmga.nearest(query, gallery, 9)
+    expected = mmga.nearest(query, gallery, 9, exact="float32")
     monkeypatch.setattr(tile_sizes, "DEVICE_TILE", tile)
     monkeypatch.setattr(tile_sizes, "_LEAST_DEVICE_TILE", tile)
     with PretendedDevice():

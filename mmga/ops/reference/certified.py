@@ -304,6 +304,44 @@ def filter_candidates(
     return torch.nonzero(wanted).to(torch.int32).contiguous()
 
 
+def filter_int8_candidates(
+    x: Tensor,
+    y: Tensor,
+    row_unit: Tensor,
+    column_unit: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    row_slack: Tensor,
+    column_slack: Tensor,
+    near_row: Tensor,
+    near_column: Tensor,
+    far_row: Tensor,
+    far_column: Tensor,
+    first_item: int,
+    first_other: int,
+    symmetric: bool,
+) -> Tensor:
+    """Return `filter_candidates` of the tile of `int8_products_`, int32 [P, 2]."""
+    values = torch.empty(len(x), len(y), dtype=torch.float32, device=x.device)
+    int8_products_(x, y, row_unit, column_unit, values)
+    bounds = row_radius, column_radius, row_slack, column_slack
+    limits = near_row, near_column, far_row, far_column
+    return filter_candidates(
+        values,
+        row_term,
+        column_term,
+        metric,
+        *bounds,
+        *limits,
+        first_item,
+        first_other,
+        symmetric,
+    )
+
+
 def refine_candidates(
     pairs: Tensor,
     x: Tensor,
@@ -350,7 +388,7 @@ def insert_candidates(
     """Insert exact distances of pairs into the lists of their items.
 
     A list holds the candidates within its item's limit; once all its slots are taken, it keeps the
-    k nearest by (distance, index).
+    k nearest by (distance, index), the last of which is the new limit.
 
     Args:
         index: int32 [N, S], S > k, the candidates of each item; the first `counts` are in use.
@@ -358,7 +396,7 @@ def insert_candidates(
         counts: int32 [N].
         maxima: float64 [N], raised to the largest distance of each item.
         distances: float64 [P].
-        limits: float64 [N], distances up to which candidates are kept.
+        limits: float64 [N], distances up to which candidates are kept, lowered as lists fill.
         both: insert into the list of the column's item, too.
         k: candidates that each list must keep.
     """
@@ -376,3 +414,4 @@ def insert_candidates(
                 distance[item, :k] = distance.new_tensor([d for d, _ in mine])
                 index[item, :k] = index.new_tensor([i for _, i in mine])
                 counts[item] = k
+                limits[item] = min(float(limits[item]), mine[-1][0])

@@ -1,9 +1,9 @@
 """Exact k-NN in the order of float64 distances: filter by cheap tiles, then refine.
 
-Approximate distances give each vector k others; the k-th smallest of their exact distances is a
-limit that its k nearest are within. A second pass lists all candidates: pairs that may be within
-the limit of one of their vectors, or be the farthest of one. It computes those exactly. Tiles of
-the features themselves are so good that only few lists must be repaired instead.
+Approximate distances to a sample limit the k-th smallest distance of each row. One pass over all
+tiles then lists candidates, pairs that may be within the limit of one of their vectors or the
+farthest of one, and computes their distances exactly, which lowers the limits. Tiles of the
+features themselves are so good that only few lists must be repaired instead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mmga.ops.certified import (
     ExactLists,
     PairVectors,
     filter_candidates,
+    filter_int8_candidates,
     nearest_of,
     refine_candidates,
 )
@@ -35,15 +36,16 @@ from mmga.retrieval.bounds.approximation import (
 )
 from mmga.retrieval.bounds.planner import spread
 from mmga.retrieval.bounds.stages import approximate_terms
-from mmga.retrieval.features.vectors import VectorSet, squared_distances
-from mmga.retrieval.neighbours.search_plan import filter_part
+from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
 from mmga.retrieval.neighbours.tile_sizes import TILE, upper_triangle
 
 # Neighbours beyond k that a filter by tiles of the features asks for: where more than these nearly
 # tie with the k-th, the list is repaired.
 _SPARE = 8
-# Vectors among which each vector's farthest is searched first.
+# Vectors among which the limits of lists, and each vector's farthest, are searched first.
 _SAMPLE = 1024
+# Pairs whose distances are computed at once.
+_PAIRS = 1 << 20
 # Rows of a tile of the refinement, in tiles: the features of its vectors come through the caches
 # for exact products, and the fewer such blocks, the less often.
 _ROW_TILES = 4
@@ -75,17 +77,34 @@ def certified_neighbours(
         Lists in the order of (float64 distance, index) with squared distances rounded to float32.
         Each vector's largest distance is exact unless tiles are of the features, else the tiles'.
     """
-    search = _Search(vectors, k, tiles, tile or TILE, progress)
+    search = _Search(vectors, vectors, k, tiles, tile or TILE, progress)
     return search.through_features(kept, farthest) if tiles is None else search.through(farthest)
 
 
-def exact_order(vectors: VectorSet, exact: str | None) -> str:
+def certified_nearest(
+    queries: VectorSet,
+    items: VectorSet,
+    k: int,
+    tiles: Approximator | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Neighbours:
+    """Return the k nearest items of every query, as `certified_neighbours` those of one set.
+
+    Largest distances are NaN.
+    """
+    search = _Search(queries, items, k, tiles, TILE, progress)
+    return search.through_features(None, False) if tiles is None else search.through(False)
+
+
+def exact_order(vectors: VectorSet, exact: str | None, others: VectorSet | None = None) -> str:
     """Return the order of neighbours of these vectors: certified or float32.
 
     Args:
         vectors: the set that is searched.
         exact: one of the two, or None for certified where there are bounds: on the CPU, and for
             features of usual lengths.
+        others: the queries, where they are another set.
 
     Raises:
         UserError: it shall be certified and cannot.
@@ -93,6 +112,8 @@ def exact_order(vectors: VectorSet, exact: str | None) -> str:
     if exact not in (None, *EXACT):
         raise UserError(f"exact: expected {' or '.join(EXACT)}, found {exact!r}")
     obstacle = beyond_bounds("the set", vectors.norms)
+    if others is not None:
+        obstacle = obstacle or beyond_bounds("the set of queries", others.norms)
     if vectors.device.type != "cpu":
         obstacle = f"on {vectors.device.type} devices"
     if exact == "certified" and obstacle is not None:
@@ -122,87 +143,154 @@ class _ExactSide:
         return squared_distances(keys, self._metric)
 
 
+class _Side:
+    """A set of vectors as tiles take them.
+
+    Attributes:
+        vectors: the set.
+        terms: float32 [N], of the keys of tiles.
+    """
+
+    def __init__(self, vectors: VectorSet, tiles: Approximator | None) -> None:
+        """Approximate all vectors once."""
+        self.vectors, self.terms = vectors, vectors.terms
+        self._approximate: Approximation | None = None
+        if tiles is not None:
+            self.terms = approximate_terms(vectors.norms, vectors.metric)
+            self._approximate = Approximation.joined(
+                [
+                    tiles.of(self._block(rows), vectors.norms[rows], vectors.metric)
+                    for rows in self.slices(TILE)
+                ]
+            )
+        self._refined: tuple[slice, _ExactSide] | None = None
+
+    def slices(self, size: int) -> list[slice]:
+        """Return the set in parts of this size."""
+        count = len(self.vectors)
+        return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
+
+    def cut(self, chosen: slice | Tensor) -> Approximation:
+        """Return some vectors as tiles take them."""
+        if self._approximate is not None:
+            return self._approximate.cut(chosen)
+        vectors = self.vectors
+        if isinstance(chosen, slice):
+            rows = vectors.block(chosen.start, chosen.stop)
+        else:
+            rows = vectors.take(chosen)
+        return identity(rows, vectors.norms[chosen], vectors.metric)
+
+    def exact_once(self, rows: slice) -> _ExactSide:
+        """Return some vectors as the refinement of tiles takes them."""
+        return _ExactSide(self._block(rows), self.vectors.norms[rows], self.vectors.metric)
+
+    def exact(self, rows: slice) -> _ExactSide:
+        """Return the same, which is kept until others are asked for."""
+        if self._refined is None or self._refined[0] != rows:
+            self._refined = rows, self.exact_once(rows)
+        return self._refined[1]
+
+    def _block(self, rows: slice) -> Tensor:
+        return self.vectors.block(rows.start, rows.stop).contiguous()
+
+
 class _Search:
-    """One search: the vectors, their approximations, and the passes over all pairs."""
+    """One search: both sides, approximated, and the passes over all pairs."""
 
     def __init__(
         self,
-        vectors: VectorSet,
+        rows: VectorSet,
+        columns: VectorSet,
         k: int,
         tiles: Approximator | None,
         tile: int,
         progress: Progress | None,
     ) -> None:
-        """Approximate all vectors once; see `certified_neighbours` for the arguments."""
-        self._vectors, self._k, self._tiles, self._tile = vectors, k, tiles, tile
+        """Approximate all vectors once; `columns` may be `rows`, and each pair is then met once."""
+        self._own = rows is columns
+        self._rows = _Side(rows, tiles)
+        self._columns = self._rows if self._own else _Side(columns, tiles)
+        self._k, self._tiles, self._tile = k, tiles, tile
         self._progress = progress or (lambda phase, done, total: None)
-        self._cosine = vectors.metric == "cosine"
-        self._metric = metric_number(vectors.metric)
+        self._cosine = rows.metric == "cosine"
+        self._metric = metric_number(rows.metric)
         self._scale = 2.0 if self._cosine else 1.0  # of squared distances to keys
-        self._terms = vectors.terms
-        self._approximate: Approximation | None = None
-        if tiles is not None:
-            self._terms = approximate_terms(vectors.norms, vectors.metric)
-            self._approximate = Approximation.joined(
-                [
-                    tiles.of(self._block(rows), vectors.norms[rows], vectors.metric)
-                    for rows in self._slices(TILE)
-                ]
-            )
 
     def through_features(self, kept: Tensor | None, farthest: bool) -> Neighbours:
         """Return the neighbours through tiles of the features."""
-        count = len(self._vectors)
-        found, index, distance = self._filter(min(count, self._k + _SPARE), kept)
-        if found.index.shape[1] < count:
+        count = len(self._columns.vectors)
+        found = self._filter(min(count, self._k + _SPARE), kept)
+        wanted = found.index.shape[1]
+        owner = torch.arange(len(found.index)).repeat_interleave(wanted)
+        exact = self._distances(owner, found.index.reshape(-1).long()).view(-1, wanted)
+        index, distance = nearest_of(found.index, exact, self._k)
+        if wanted < count:
             self._repair(index, distance, found.distances[:, -1].double())
         maxima = found.maxima if farthest else torch.full_like(found.maxima, torch.nan)
         return Neighbours(index, distance.float(), maxima)
 
     def through(self, farthest: bool) -> Neighbours:
         """Return the neighbours through tiles of approximations."""
-        _, _, distance = self._filter(self._k)
-        lists = ExactLists(distance[:, -1].contiguous(), self._k)
-        lists.add_self(torch.arange(len(self._vectors)))
+        lists = ExactLists(self._limits(), self._k)
+        if self._own:
+            lists.add_self(torch.arange(len(self._rows.vectors)))
         lists.maxima.copy_(self._far() if farthest else torch.tensor(torch.inf))
-        self._refine(lists, distance[:, -1].contiguous())
+        self._refine(lists)
         index, distance = lists.result()
         maxima = lists.maxima.float()
         if not farthest:
             maxima.fill_(torch.nan)
         return Neighbours(index, distance.float(), maxima)
 
-    def _filter(self, wanted: int, kept: Tensor | None = None) -> tuple[Neighbours, Tensor, Tensor]:
-        """Find the nearest by the tiles' distances.
-
-        Returns:
-            Those, and the k nearest of them by exact distances: int32 [N, k], float64 [N, k].
-        """
-        count = len(self._vectors)
-        lists = NearestLists(count, wanted)
-        lists.add_self()
-        # Products of few coordinates are small: larger tiles, of which no result depends.
-        size = self._tile if self._tiles is None else 2 * self._tile
+    def _filter(self, wanted: int, kept: Tensor | None) -> Neighbours:
+        """Return the nearest by the distances of tiles of the features."""
+        rows, columns, size = self._rows.vectors, self._columns.vectors, self._tile
+        lists = NearestLists(len(rows), wanted)
+        if self._own:
+            lists.add_self()
+            places = upper_triangle(len(rows), size)
+        else:
+            starts = range(0, len(rows), size)
+            places = [(own, other) for other in range(0, len(columns), size) for own in starts]
         values = torch.empty(size * size)
-        places = upper_triangle(count, size)
         for done, (own, other) in enumerate(places, 1):
-            sides = [slice(begin, min(begin + size, count)) for begin in (own, other)]
-            rows, columns = (filter_part(self._tiles, self._cut(side)) for side in sides)
-            tile = tile_products(rows, columns, _shaped(values, rows, columns))
-            row_term, column_term = (self._terms[side] for side in sides)
+            mine = slice(own, min(own + size, len(rows)))
+            theirs = slice(other, min(other + size, len(columns)))
+            above, beside = self._rows.cut(mine), self._columns.cut(theirs)
+            tile = tile_products(above, beside, _shaped(values, above, beside))
             lists.add(
-                (tile, row_term, column_term),
+                (tile, self._rows.terms[mine], self._columns.terms[theirs]),
                 own,
                 other,
                 cosine=self._cosine,
-                symmetric=True,
+                symmetric=self._own,
                 kept=kept,
             )
             self._progress("neighbours", done, len(places))
-        found = lists.result()
-        owner = torch.arange(count).repeat_interleave(wanted)
-        exact = self._vectors.exact_distances(owner, found.index.reshape(-1).long())
-        return found, *nearest_of(found.index, exact.view(count, wanted), self._k)
+        return lists.result()
+
+    def _limits(self) -> Tensor:
+        """Return upper bounds of the k-th smallest distances, from a sample, float64 [N]."""
+        rows, columns = self._rows, self._columns
+        sample = spread(len(columns.vectors), max(_SAMPLE, 2 * self._k))
+        if len(sample) < self._k:
+            return torch.full((len(rows.vectors),), torch.inf, dtype=torch.float64)
+        others, terms = columns.cut(sample), columns.terms[sample]
+        lists = NearestLists(len(rows.vectors), self._k)
+        values = torch.empty(TILE, len(sample))
+        for part in rows.slices(TILE):
+            tile = tile_products(rows.cut(part), others, values[: part.stop - part.start])
+            lists.add((tile, rows.terms[part], terms), part.start, 0, cosine=self._cosine)
+        found = lists.result().index.reshape(-1).long()
+        limits = torch.empty(len(rows.vectors), dtype=torch.float64)
+        step = max(1, _PAIRS // self._k)
+        for begin in range(0, len(limits), step):
+            some = slice(begin, min(begin + step, len(limits)))
+            row = torch.arange(some.start, some.stop).repeat_interleave(self._k)
+            near = found[some.start * self._k : some.stop * self._k]
+            limits[some] = self._distances(row, sample[near]).view(-1, self._k).amax(1)
+        return limits
 
     def _far(self) -> Tensor:
         """Return the exact distance of each vector to one that seems far, float64 [N].
@@ -210,61 +298,73 @@ class _Search:
         The one is the farthest of a sample by the tiles: the larger, the fewer pairs are candidates
         for the farthest.
         """
-        vectors = self._vectors
-        sample = spread(len(vectors), _SAMPLE)
-        far_away = self._cut(sample)
-        own = 0.0 if self._cosine else vectors.norms[sample].float() / 2
-        far = torch.empty(len(vectors), dtype=torch.int64)
+        side = self._rows
+        sample = spread(len(side.vectors), _SAMPLE)
+        far_away = side.cut(sample)
+        own = 0.0 if self._cosine else side.vectors.norms[sample].float() / 2
+        far = torch.empty(len(side.vectors), dtype=torch.int64)
         values = torch.empty(TILE, len(sample))
-        for rows in self._slices(TILE):
-            near = tile_products(self._cut(rows), far_away, values[: rows.stop - rows.start])
+        for rows in side.slices(TILE):
+            near = tile_products(side.cut(rows), far_away, values[: rows.stop - rows.start])
             far[rows] = sample[(near - own).argmin(1)]
-        return vectors.exact_distances(torch.arange(len(vectors)), far)
+        return self._distances(torch.arange(len(far)), far)
 
-    def _refine(self, lists: ExactLists, limits: Tensor) -> None:
+    def _refine(self, lists: ExactLists) -> None:
         """Insert all pairs that may be within a limit of their vectors, or the farthest."""
-        count, size = len(self._vectors), self._tile
-        near, far = limits / self._scale, lists.maxima / self._scale  # as keys of the tiles
+        rows, columns, size = self._rows, self._columns, self._tile
         height = _ROW_TILES * size
         values = torch.empty(height * size)
-        places = [
-            (own, other) for own in range(0, count, height) for other in range(own, count, size)
-        ]
-        for done, (own, other) in enumerate(places, 1):
-            mine = slice(own, min(own + height, count))
-            theirs = slice(other, min(other + size, count))
-            if own == other:
-                rows = self._exact_side(mine)
-            columns = self._exact_side(theirs)
-            wanted = (near[mine], near[theirs]), (far[mine], far[theirs])
-            pairs = self._candidates(mine, theirs, values, *wanted)
+        others = columns.slices(size)
+        places = [(mine, theirs) for mine in rows.slices(height) for theirs in others]
+        if self._own:
+            places = [(mine, theirs) for mine, theirs in places if theirs.start >= mine.start]
+        else:  # the items, of which there are usually more and which may be on disk, are read once
+            places.sort(key=lambda place: place[1].start)
+        endless = torch.full((size,), torch.inf, dtype=torch.float64)
+        for done, (mine, theirs) in enumerate(places, 1):
+            near, far = lists.limits[mine] / self._scale, lists.maxima[mine] / self._scale
+            if self._own:
+                near_limits = near, lists.limits[theirs] / self._scale
+                far_limits = far, lists.maxima[theirs] / self._scale
+            else:
+                nowhere = endless[: theirs.stop - theirs.start]
+                near_limits, far_limits = (near, -nowhere), (far, nowhere)
+            pairs = self._candidates(mine, theirs, values, near_limits, far_limits)
+            above, beside = rows.exact(mine), columns.exact_once(theirs)
             pairs = refine_candidates(
                 pairs,
                 PairVectors(
-                    rows.int16.rows, columns.int16.rows, rows.term, columns.term, self._metric
+                    above.int16.rows, beside.int16.rows, above.term, beside.term, self._metric
                 ),
-                bound_between(rows.int16, columns.int16, self._vectors.metric),
-                *wanted,
+                bound_between(above.int16, beside.int16, rows.vectors.metric),
+                near_limits,
+                far_limits,
             )
-            lists.insert(pairs, rows.distances(columns, pairs), own, other, both=True)
-            for part in (mine, theirs):
-                torch.div(lists.maxima[part], self._scale, out=far[part])
+            distances = above.distances(beside, pairs)
+            lists.insert(pairs, distances, mine.start, theirs.start, both=self._own)
             self._progress("certain neighbours", done, len(places))
 
     def _candidates(
         self, mine: slice, theirs: slice, values: Tensor, near: Sides, far: Sides
     ) -> Tensor:
-        """Return the candidates of a tile above the diagonal, int32 [P, 2]."""
-        rows, columns = self._cut(mine), self._cut(theirs)
-        products = tile_products(rows, columns, _shaped(values, rows, columns))
-        return filter_candidates(
-            Tile(products, theirs.start, self._metric, self._terms[mine], self._terms[theirs]),
-            bound_between(rows, columns, self._vectors.metric),
-            near,
-            far,
-            first_item=mine.start,
-            symmetric=True,
-        )
+        """Return the candidates of a tile, of one set those above the diagonal, int32 [P, 2]."""
+        above, beside = self._rows.cut(mine), self._columns.cut(theirs)
+        bound = bound_between(above, beside, self._rows.vectors.metric)
+        terms = self._rows.terms[mine], self._columns.terms[theirs]
+        if above.unit is not None and beside.unit is not None:
+            return filter_int8_candidates(
+                (above.rows, beside.rows, above.unit, beside.unit),
+                (*terms, self._metric),
+                bound,
+                near,
+                far,
+                theirs.start,
+                first_item=mine.start,
+                symmetric=self._own,
+            )
+        products = tile_products(above, beside, _shaped(values, above, beside))
+        tile = Tile(products, theirs.start, self._metric, *terms)
+        return filter_candidates(tile, bound, near, far, first_item=mine.start, symmetric=self._own)
 
     def _repair(self, index: Tensor, distance: Tensor, seen: Tensor) -> None:
         """Recompute, in place, neighbour lists that the bound cannot certify.
@@ -274,55 +374,46 @@ class _Search:
             distance: float64 [N, k].
             seen: float64 [N], distances by the tiles up to which every vector was seen.
         """
-        vectors, limits = self._vectors, distance[:, -1].contiguous()
+        rows, columns = self._rows, self._columns
+        limits, metric = distance[:, -1].contiguous(), rows.vectors.metric
         # The error of rows of this width depends on their norms alone.
-        error = identity(vectors.block(0, 1), vectors.norms, vectors.metric).slack
-        doubtful = torch.nonzero(seen - self._scale * (error + error.max()) <= limits).squeeze(1)
+        errors = [
+            identity(side.vectors.block(0, 1), side.vectors.norms, metric).slack
+            for side in (rows, columns)
+        ]
+        sure = seen - self._scale * (errors[0] + errors[1].max())
+        doubtful = torch.nonzero(sure <= limits).squeeze(1)
         for begin in range(0, len(doubtful), TILE):
             chosen = doubtful[begin : begin + TILE]
             lists = ExactLists(limits[chosen], self._k)
-            own = self._cut(chosen)
+            own = rows.cut(chosen)
             nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
-            for theirs in self._slices(TILE):
-                columns = self._cut(theirs)
-                endless = torch.full((len(columns.rows),), torch.inf, dtype=torch.float64)
-                values = tile_products(own, columns, torch.empty(len(chosen), len(endless)))
-                terms = self._terms[chosen], self._terms[theirs]
+            for theirs in columns.slices(TILE):
+                beside = columns.cut(theirs)
+                endless = torch.full((len(beside.rows),), torch.inf, dtype=torch.float64)
+                values = tile_products(own, beside, torch.empty(len(chosen), len(endless)))
+                terms = rows.terms[chosen], columns.terms[theirs]
                 pairs = filter_candidates(
                     Tile(values, theirs.start, self._metric, *terms),
-                    bound_between(own, columns, vectors.metric),
-                    (limits[chosen] / self._scale, -endless),
+                    bound_between(own, beside, metric),
+                    (lists.limits / self._scale, -endless),
                     (nowhere, endless),
                     first_item=0,
                     symmetric=False,
                 )
                 row, column = pairs.long().unbind(1)
-                exact = vectors.exact_distances(chosen[row], column + theirs.start)
+                exact = self._distances(chosen[row], column + theirs.start)
                 lists.insert(pairs, exact, 0, theirs.start, both=False)
             index[chosen], distance[chosen] = lists.result()
             done = min(begin + TILE, len(doubtful))
             self._progress("certain neighbours", done, len(doubtful))
 
-    def _exact_side(self, rows: slice) -> _ExactSide:
-        return _ExactSide(self._block(rows), self._vectors.norms[rows], self._vectors.metric)
-
-    def _slices(self, size: int) -> list[slice]:
-        count = len(self._vectors)
-        return [slice(begin, min(begin + size, count)) for begin in range(0, count, size)]
-
-    def _block(self, rows: slice) -> Tensor:
-        return self._vectors.block(rows.start, rows.stop).contiguous()
-
-    def _cut(self, chosen: slice | Tensor) -> Approximation:
-        """Return some vectors as tiles take them."""
-        if self._approximate is not None:
-            return self._approximate.cut(chosen)
-        vectors = self._vectors
-        if isinstance(chosen, slice):
-            rows = vectors.block(chosen.start, chosen.stop)
-        else:
-            rows = vectors.take(chosen)
-        return identity(rows, vectors.norms[chosen], vectors.metric)
+    def _distances(self, row: Tensor, column: Tensor) -> Tensor:
+        """Return the exact squared distances of pairs, int64 [P] each, as float64 [P]."""
+        if self._own:
+            return self._rows.vectors.exact_distances(row, column)
+        keys = exact_pair_keys(self._rows.vectors, row, self._columns.vectors, column)
+        return squared_distances(keys, self._rows.vectors.metric)
 
 
 Sides = tuple[Tensor, Tensor]

@@ -18,7 +18,11 @@ from mmga.ops.precision import float32_products
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
-from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
+from mmga.retrieval.neighbours.certified_knn import (
+    certified_nearest,
+    certified_neighbours,
+    exact_order,
+)
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
 from mmga.retrieval.tiles.sources import tile_height
@@ -34,6 +38,7 @@ def nearest(
     k: int,
     metric: str = "cosine",
     *,
+    exact: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -45,6 +50,7 @@ def nearest(
     k: int,
     metric: str = "cosine",
     *,
+    exact: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -56,29 +62,35 @@ def nearest(
     k: int,
     metric: str = "cosine",
     *,
+    exact: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return the k nearest gallery items of every query, in the order of (distance, index).
 
-    Exact: all distances are computed, by tiles, and none is kept but the k best.
+    Exact: every pair is looked at, by tiles, and none is kept but the k best.
 
     Args:
         query: `Features`, or a tensor or array [Q, D].
         gallery: likewise, [G, D]; files that are memory-mapped are read once.
         k: at least 1; at most G.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
+        exact: ``"certified"``: distances that nearly tie have the order of float64 arithmetic;
+            ``"float32"``: that of float32 tiles; None: certified where that can be (on the CPU).
         progress: called as (phase, done, total).
 
     Returns:
-        distances float32 [Q, k] and indices int64 [Q, k]; arrays if `query` is an array.
+        distances float32 [Q, k], from float64 arithmetic where certified, and indices int64
+        [Q, k]; arrays if `query` is an array.
 
     Raises:
         UserError: k is out of range, widths differ, or a value is NaN or infinite.
     """
     queries, items = vector_sets(query, gallery, metric)
+    if query is gallery:
+        queries = items
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
-    found = nearest_items(queries, items, k, progress)
+    found = nearest_items(queries, items, k, exact=exact, progress=progress)
     distances = found.distances / 2 if metric == "cosine" else found.distances.sqrt()
     index = found.index.long()
     if isinstance(query, np.ndarray):
@@ -135,7 +147,7 @@ def search(
     tiles = None
     certified = exact_order(vectors, exact) == "certified"
     if certified:
-        tiles = cheapest_tiles(vectors, k, kept, farthest=farthest)
+        tiles = cheapest_tiles(vectors, vectors, k, kept, farthest=farthest)
         certified = not alone or exact is not None or tiles is not None
     distances = None
     if kept and tiles is None:
@@ -151,9 +163,30 @@ def search(
 
 
 def nearest_items(
-    queries: VectorSet, items: VectorSet, k: int, progress: Progress | None = None
+    queries: VectorSet,
+    items: VectorSet,
+    k: int,
+    *,
+    exact: str | None = None,
+    progress: Progress | None = None,
 ) -> Neighbours:
-    """Return the k nearest items of every query, squared distances, and each query's largest."""
+    """Return the k nearest items of every query and their squared distances.
+
+    Args:
+        queries: Q vectors.
+        items: the vectors that are searched.
+        k: 1 to the number of items.
+        exact: see `search`.
+        progress: called as (phase, done, total).
+
+    Raises:
+        UserError: the order cannot be certified and shall be.
+    """
+    if exact_order(items, exact, queries) == "certified":
+        if queries is items:
+            return search(items, k, exact="certified", farthest=False, progress=progress).neighbours
+        approximator = cheapest_tiles(queries, items, k, farthest=False)
+        return certified_nearest(queries, items, k, approximator, progress=progress)
     lists = NearestLists(len(queries), k, queries.device)
     height = width = tile_on(queries.device, max(len(queries), len(items)), items.dimension)
     if queries.device.type != "cpu":  # where products need not be of one shape in sets of any size

@@ -53,7 +53,7 @@ def expand_queries(
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
         return torch.nn.functional.normalize(queries.take(torch.arange(len(queries))), dim=1)
-    found = nearest_items(queries, items, neighbours, progress)
+    found = nearest_items(queries, items, neighbours, progress=progress)
     return _averaged(queries, items, found, alpha)
 
 

@@ -17,10 +17,14 @@ from mmga.ops._library import has_kernel
 from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds import approximation, planner
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
-from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
 from mmga.retrieval.neighbours import certified_knn as searching
 from mmga.retrieval.neighbours import knn, search_plan
-from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
+from mmga.retrieval.neighbours.certified_knn import (
+    certified_nearest,
+    certified_neighbours,
+    exact_order,
+)
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 
 KERNEL = mmga.ops.backends()["cpu"].startswith("active")
@@ -90,6 +94,38 @@ def test_lists_are_those_of_float64(
         torch.testing.assert_close(found.maxima, maxima.float(), rtol=1e-5, atol=1e-5)
     else:
         assert torch.equal(found.maxima, maxima.float())
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
+    seed=st.integers(0, 10_000),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    tiles=st.sampled_from(["features", "fitted", "bytes"]),
+    k=st.sampled_from([1, 4, 21, 60]),
+    tile=st.sampled_from([512, 16]),
+    sample=st.sampled_from([1024, 24]),
+)
+def test_lists_of_other_queries_are_those_of_float64(kind, seed, metric, tiles, k, tile, sample):
+    query, gallery = nearly_tied(kind, seed, queries=9, items=60, width=64)
+    queries, items = (VectorSet([side.rows], metric) for side in (query, gallery))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "TILE", tile)
+        patch.setattr(searching, "_SAMPLE", sample)
+        chosen = None
+        if tiles == "bytes":
+            chosen = approximation.Int8(
+                max(float(side.norms.max()) for side in (queries, items)) ** 0.5
+            )
+        elif tiles == "fitted":
+            chosen = some_subspace(tiles, 64, 8, seed, items.block(0, 60))
+        found = certified_nearest(queries, items, k, chosen)
+    every = torch.arange(9).repeat_interleave(60), torch.arange(60).repeat(9)
+    keys = exact_pair_keys(queries, every[0], items, every[1]).view(9, 60)
+    index = keys.sort(dim=1, stable=True).indices[:, :k]
+    assert torch.equal(found.index, index.int())
+    expected = squared_distances(keys.gather(1, index), metric).float()
+    assert torch.equal(found.distances, expected)
 
 
 @pytest.mark.parametrize("planted", ["rounding", "radius", "integers", "bytes"])
@@ -169,6 +205,26 @@ def test_filter_candidates_equal_the_references(symmetric, width, metric):
     assert len(found) or width == 1
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("rows, columns, width", [(5, 7, 3), (50, 130, 64), (100, 2100, 257)])
+@pytest.mark.parametrize("metric", [1, 2])
+def test_filter_int8_candidates_equal_the_references(symmetric, rows, columns, width, metric):
+    g = torch.Generator().manual_seed(width)
+    sides = [torch.rand(n, generator=g) * 0.1 for n in (rows, columns) * 2]
+    x, y = (
+        torch.randint(-127, 128, (n, width), generator=g, dtype=torch.int8) for n in (rows, columns)
+    )
+    units = [torch.full((n,), 1 / 127 / width**0.5) for n in (rows, columns)]
+    terms = [torch.ones(n) for n in (rows, columns)]
+    keys = metric * (1 - (x.double() @ y.double().T) * units[0][0] ** 2)
+    near = [torch.full((n,), float(keys.quantile(0.2))) for n in (rows, columns)]
+    far = [torch.full((n,), float(keys.quantile(0.9))) for n in (rows, columns)]
+    arguments = x, y, *units, *terms, metric, *sides, *near, *far, 12, 3, symmetric
+    found = torch.ops.mmga.filter_int8_candidates(*arguments)
+    assert torch.equal(found, reference.filter_int8_candidates(*arguments))
+    assert (0 < len(found) or (symmetric and rows < 12)) and len(found) < rows * columns
+
+
 def test_offered_pairs_equal_the_references():
     g = torch.Generator().manual_seed(1)
     pairs = torch.stack([torch.randint(0, 30, (900,), generator=g) for _ in range(2)], 1)
@@ -180,7 +236,7 @@ def test_offered_pairs_equal_the_references():
         lists = ops.ExactLists(torch.full((40,), 7.0, dtype=torch.float64), 5)
         lists.add_self(torch.arange(40))
         state = lists._index, lists._distance, lists._counts, lists.maxima
-        op(*state, pairs, distances, lists._limits, 10, 10, True, 5)
+        op(*state, pairs, distances, lists.limits, 10, 10, True, 5)
         used = torch.arange(lists._index.shape[1]) < lists._counts[:, None]
         state[0].masked_fill_(~used, -1)
         state[1].masked_fill_(~used, -1)
@@ -191,7 +247,7 @@ def test_offered_pairs_equal_the_references():
     if KERNEL:
         with pytest.raises(RuntimeError, match="is of no item"):
             torch.ops.mmga.insert_candidates(
-                *found[0], pairs, distances, lists._limits, 30, 10, True, 5
+                *found[0], pairs, distances, lists.limits, 30, 10, True, 5
             )
 
 
@@ -214,7 +270,7 @@ def test_opcheck():
             lists.maxima,
             pairs,
             torch.rand(2, dtype=torch.float64),
-            lists._limits,
+            lists.limits,
             0,
             3,
             True,
@@ -229,22 +285,22 @@ def test_directions_are_taken_where_they_pay(monkeypatch):
     monkeypatch.setattr(planner, "multiplies_int8", lambda: False)
     monkeypatch.setattr(planner, "_FIT_SHARE", 1.0)
     items = VectorSet([decaying(4000, 512).rows], "cosine")
-    chosen = cheapest_tiles(items, 6)
+    chosen = cheapest_tiles(items, items, 6)
     assert chosen is not None
-    again = cheapest_tiles(items, 6)
+    again = cheapest_tiles(items, items, 6)
     assert torch.equal(chosen.basis, again.basis)
     few = certified_neighbours(items, 6, tiles=chosen)
     assert torch.equal(few.index, certified_neighbours(items, 6).index)
     flat = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
-    assert cheapest_tiles(VectorSet([ShardedMatrix([flat])], "cosine"), 6) is None
+    assert cheapest_tiles(*[VectorSet([ShardedMatrix([flat])], "cosine")] * 2, 6) is None
     # Persons that stand apart from each other, in every direction: 8 bits find them.
     persons = torch.nn.functional.normalize(flat).repeat_interleave(5, 0)[:9000]
     noise = torch.randn(9000, 512, generator=torch.Generator().manual_seed(1))
     items = VectorSet([ShardedMatrix([persons + 0.02 * noise])], "cosine")
     monkeypatch.setattr(planner, "multiplies_int8", lambda: True)
-    tiles = cheapest_tiles(items, 5)
+    tiles = cheapest_tiles(items, items, 5)
     assert isinstance(tiles, approximation.Int8) and str(tiles) == "8-bit features"
-    assert cheapest_tiles(items, 5, kept=10 * 9000**2) is None
+    assert cheapest_tiles(items, items, 5, kept=10 * 9000**2) is None
     found = certified_neighbours(items, 5, tiles=tiles)
     assert torch.equal(found.index, certified_neighbours(items, 5).index)
 
@@ -254,7 +310,7 @@ def test_re_ranking_is_the_same_through_directions(monkeypatch):
     plain = mmga.evaluate(query, gallery, rerank=mmga.KReciprocal())
     asked = []
 
-    def directions(items, k, kept, farthest):
+    def directions(items, columns, k, kept, farthest):
         asked.append(k)
         return approximation.Projection.of_sample(items.block(0, 512), 32)
 
