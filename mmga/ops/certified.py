@@ -208,26 +208,43 @@ def filter_candidates(
     return pairs
 
 
+class Int8Tile(NamedTuple):
+    """A tile of inner products of `int8_rows` that are computed where they are needed.
+
+    Attributes:
+        x: int8 [R, D].
+        y: int8 [W, D].
+        row_unit: float32 [R], with `column_unit` [W]: units of the numbers.
+        column_unit: see `row_unit`.
+        row_term: float32 [R], with `column_term` [W]: as those of `ranking.Tile`.
+        column_term: see `row_term`.
+        metric: index into `reference.METRICS`: cosine or euclidean.
+        offset: item number of the first column.
+    """
+
+    x: Tensor
+    y: Tensor
+    row_unit: Tensor
+    column_unit: Tensor
+    row_term: Tensor
+    column_term: Tensor
+    metric: int
+    offset: int
+
+
 def filter_int8_candidates(
-    products: tuple[Tensor, Tensor, Tensor, Tensor],
-    terms: tuple[Tensor, Tensor, int],
+    tile: Int8Tile,
     bound: Bound,
     near: tuple[Tensor, Tensor],
     far: tuple[Tensor, Tensor],
-    offset: int,
     *,
     first_item: int,
     symmetric: bool,
 ) -> Tensor:
-    """List what `filter_candidates` lists of the tile of `int8_products_`, which is never held.
-
-    Args:
-        products: the first four arguments of `int8_products_`.
-        terms: row and column terms and the number of the metric.
-        offset: item number of the first column.
-    """
+    """List what `filter_candidates` lists, of a tile of which no more than a strip is held."""
+    *arguments, offset = tile
     pairs: Tensor = _FILTER_INT8_CANDIDATES(
-        *products, *terms, *_limits(bound, near, far), first_item, offset, symmetric
+        *arguments, *_limits(bound, near, far), first_item, offset, symmetric
     )
     return pairs
 

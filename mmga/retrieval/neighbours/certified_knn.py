@@ -15,6 +15,7 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops.certified import (
     ExactLists,
+    Int8Tile,
     PairVectors,
     filter_candidates,
     filter_int8_candidates,
@@ -352,13 +353,12 @@ class _Search:
         bound = bound_between(above, beside, self._rows.vectors.metric)
         terms = self._rows.terms[mine], self._columns.terms[theirs]
         if above.unit is not None and beside.unit is not None:
+            units = above.unit, beside.unit
             return filter_int8_candidates(
-                (above.rows, beside.rows, above.unit, beside.unit),
-                (*terms, self._metric),
+                Int8Tile(above.rows, beside.rows, *units, *terms, self._metric, theirs.start),
                 bound,
                 near,
                 far,
-                theirs.start,
                 first_item=mine.start,
                 symmetric=self._own,
             )

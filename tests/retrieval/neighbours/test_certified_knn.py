@@ -222,7 +222,7 @@ def test_filter_int8_candidates_equal_the_references(symmetric, rows, columns, w
     arguments = x, y, *units, *terms, metric, *sides, *near, *far, 12, 3, symmetric
     found = torch.ops.mmga.filter_int8_candidates(*arguments)
     assert torch.equal(found, reference.filter_int8_candidates(*arguments))
-    assert (0 < len(found) or (symmetric and rows < 12)) and len(found) < rows * columns
+    assert (len(found) > 0 or (symmetric and rows < 12)) and len(found) < rows * columns
 
 
 def test_offered_pairs_equal_the_references():
