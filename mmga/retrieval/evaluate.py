@@ -22,6 +22,7 @@ from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.features.pooling import pooled
 from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.metrics import caveats
 from mmga.retrieval.metrics.rank import PerQuery, rank
 from mmga.retrieval.metrics.rank_certified import CertifiedPass, plan
 from mmga.retrieval.metrics.report import Figures, Report
@@ -167,7 +168,7 @@ def evaluate_distances(
     with monitor.timed("rank"):
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         scores = rank(source, selection, monitor)
-    report = _report(selection, scores, max_rank, (query, gallery), matrix.device)
+    report = _report(selection, scores, max_rank, (query, gallery), matrix.device, given=True)
     report.seconds = monitor.seconds
     if rules.single_shot:
         source = MatrixSource(matrix, selection.queries, selection.gallery)
@@ -331,6 +332,7 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
             of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]
             same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[1])
         report.duplicates = len(same)
+        _note(report, caveats.of_duplicates(problem.selection, len(same)))
     if query.visibility is not None and gallery.visibility is not None:
         rows = np.flatnonzero(problem.selection.labels.query_pids != JUNK)
         report.extra["parts"] = {
@@ -352,6 +354,12 @@ def _rerank(report: Report, problem: RankingProblem, rule: KReciprocal | Reranke
         scores = rank(source, selection, monitor, phase="re-ranked ranks")
     report.reranked = Figures.of(scores, _counted(selection), len(report.cmc))
     report.rerank = rule.as_dict()
+    _note(report, caveats.of_reranking(selection))
+
+
+def _note(report: Report, sentence: str | None) -> None:
+    if sentence is not None:
+        report.notes.append(sentence)
 
 
 def _draw(
@@ -404,6 +412,7 @@ def _report(
     max_rank: int,
     sides: tuple[Features | Labelled, Features | Labelled],
     device: torch.device,
+    given: bool = False,
 ) -> Report:
     """Return the report of a plain ranking of two sides, each with labels."""
     query, gallery = sides
@@ -429,7 +438,7 @@ def _report(
         camids=None if camids is None else np.asarray(camids),
         counted=counted,
         extra={} if exclusion is None else {"exclude": exclusion.text},
-        notes=notes,
+        notes=notes + caveats.of_ranking(selection, scores, given=given),
     )
 
 

@@ -110,6 +110,7 @@ class Selection:
         queries: rows of the query set to be ranked, int64 [Q'].
         gallery: rows of the gallery set that take part, ascending, int64 [G'].
         num_matches: kept matches of every row of the query set, int64 [Q].
+        num_kept: gallery items that every row of the query set ranks, int64 [Q]; 0 for junk.
         query_camera: code of the camera whose items are all removed, int32 [Q'], or None.
         gallery_camera: int32 [G'], or None.
         excluded: counts of what is left out, and why.
@@ -120,6 +121,7 @@ class Selection:
     queries: Array
     gallery: Array
     num_matches: Array
+    num_kept: Array
     query_camera: Array | None
     gallery_camera: Array | None
     excluded: dict[str, int]
@@ -282,6 +284,7 @@ def select(
         queries=query_rows,
         gallery=gallery,
         num_matches=np.zeros(len(labels.query_pids), np.int64),
+        num_kept=np.zeros(len(labels.query_pids), np.int64),
         query_camera=None,
         gallery_camera=None,
         excluded={},
@@ -297,8 +300,7 @@ def select(
     matched = selection.num_matches[query_rows] > 0
     selection.excluded["queries_without_match"] = int((~matched).sum())
     if labels.exclusion is not None:
-        pairs_excluded = _count_excluded(selection, progress) - excluded_twice
-        selection.excluded["expression"] = pairs_excluded
+        _count_excluded(selection, excluded_twice, progress)
     if not matched.any():
         raise UserError(_no_match(protocol, labels, query_rows, gallery))
     if not every_query:
@@ -308,27 +310,33 @@ def select(
     return selection
 
 
-def _count_pairs(selection: Selection) -> int:
+def _count_pairs(selection: Selection) -> Array:
     """Count the matches, and the pairs of one identity that the protocol leaves out, in place.
 
     Returns:
-        Pairs that both the protocol and the condition leave out.
+        Pairs of every row of the query set that both the protocol and the condition leave out,
+        int64 [Q].
     """
     protocol, labels = selection.protocol, selection.labels
-    same_camera = own_images = excluded_twice = 0
+    same_camera = own_images = 0
+    excluded_twice = np.zeros(len(labels.query_pids), np.int64)
     for pairs in selection.pairs(1 << 22):
         rows = selection.queries[pairs.start : pairs.stop]
         selection.num_matches[rows] = np.diff(pairs.match_start)
-        query = np.repeat(rows, np.diff(pairs.ignored_start))
+        row = np.repeat(np.arange(len(rows)), np.diff(pairs.ignored_start))
+        query = rows[row]
         item = selection.gallery[pairs.ignored_item]
         own = own_image(protocol, labels, query, item)
         camera = _one_camera(protocol, labels, query, item)
+        left_out = np.bincount(row[own | camera], minlength=len(rows))
+        selection.num_kept[rows] = len(selection.gallery) - left_out
         own_images += int(own.sum())
         same_camera += int((camera & ~own).sum())
         if labels.exclusion is not None:
             # Where whole cameras are left out, `_count_excluded` leaves them out as well.
             ruled = own & ~camera if protocol.camera == "all" else own | camera
-            excluded_twice += int(labels.exclusion.pairs(query[ruled], item[ruled]).sum())
+            both = labels.exclusion.pairs(query[ruled], item[ruled])
+            np.add.at(excluded_twice, query[ruled][both], 1)
     selection.excluded |= {
         "junk": int((labels.gallery_pids == JUNK).sum()),
         "junk_queries": int((labels.query_pids == JUNK).sum()),
@@ -352,6 +360,7 @@ def _remove_cameras(selection: Selection) -> None:
         for side in (selection.query_camera, selection.gallery_camera)
     )
     selection.excluded["same_camera"] = int(query @ gallery)
+    selection.num_kept[selection.queries] = len(inverse) - queries - gallery[inverse[:queries]]
 
 
 def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -> Array:
@@ -363,18 +372,25 @@ def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -
     return np.asarray(labels.query_camids[query] == labels.gallery_camids[item])
 
 
-def _count_excluded(selection: Selection, progress: Progress | None) -> int:
-    """Count the pairs of all queries for which the condition holds, but for removed cameras."""
+def _count_excluded(selection: Selection, twice: Array, progress: Progress | None) -> None:
+    """Count the pairs that the condition alone leaves out, in place.
+
+    Args:
+        selection: the protocol is applied.
+        twice: pairs of every row of the query set that the protocol leaves out, too, int64 [Q].
+        progress: called as (phase, done, total).
+    """
     assert selection.labels.exclusion is not None
-    total = 0
+    counts = -twice
     for top in range(0, len(selection.queries), _COUNTED_ROWS):
         rows = slice(top, min(top + _COUNTED_ROWS, len(selection.queries)))
         for left in range(0, len(selection.gallery), _COUNTED_COLUMNS):
             columns = slice(left, min(left + _COUNTED_COLUMNS, len(selection.gallery)))
-            total += int(selection.excludes(rows, columns).sum())
+            counts[selection.queries[rows]] += selection.excludes(rows, columns).sum(1)
         if progress is not None:
             progress("exclusion", rows.stop, len(selection.queries))
-    return total
+    selection.num_kept -= counts
+    selection.excluded["expression"] = int(counts.sum())
 
 
 def _paths_of_others(
