@@ -18,7 +18,7 @@ from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.retrieval.bounds.approximation import beyond_bounds
 from mmga.retrieval.bounds.stages import Stages
-from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features import JUNK, Features, named
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.features.pooling import pooled
 from mmga.retrieval.features.vectors import VectorSet
@@ -38,13 +38,13 @@ from mmga.retrieval.options import (
 from mmga.retrieval.protocols.protocol import Protocol as Rules
 from mmga.retrieval.protocols.protocol import protocol_named
 from mmga.retrieval.protocols.selection import Labels, Selection, select
+from mmga.retrieval.repeated import both_directions, drawn_galleries, evaluate_repeats
 from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
 from mmga.retrieval.tiles.problem import RankingProblem, checked_norms, zero_vectors
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
-from mmga.retrieval.viper import evaluate_halves
 
 
 @float32_products()
@@ -67,6 +67,7 @@ def evaluate(
     fpr: float | None = None,
     strangers: float | None = None,
     exclude: str | None = None,
+    ap: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
@@ -86,7 +87,8 @@ def evaluate(
             norms outside 2^-20 to 2^20, and devices other than the CPU (CUDA certifies if asked to,
             unless the features exceed it). The report says which.
         max_rank: length of the CMC curve.
-        trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
+        trials: seeded draws under ``cuhk03-single-shot`` and ``single-shot``, where 0 gives the
+            exact expectation, and under ``vehicleid``, where 0 means 10.
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
         device: where to compute; that of the gallery if None.
@@ -98,6 +100,8 @@ def evaluate(
             None: half where every query has a match, else none.
         exclude: leave out the pairs for which a condition on columns of the gallery item and of the
             query holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
+        ap: ``"hits"``, the mean of the precisions at the matches, or ``"trapezoid"``, of those
+            before and at each; None: the protocol's own, hits but for ``market1501-matlab``.
         progress: called as (phase, done, total).
 
     Returns:
@@ -109,7 +113,7 @@ def evaluate(
     check_kinds(query, gallery, rerank)
     options = EvaluationOptions(
         metric=metric,
-        protocol=protocol_named(protocol),
+        protocol=protocol_named(protocol, ap),
         rerank=rerank,
         exact=exact,
         max_rank=max_rank,
@@ -136,6 +140,7 @@ def evaluate_distances(
     trials: int = 0,
     seed: int = 0,
     exclude: str | None = None,
+    ap: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Report CMC, mAP and mINP from a given matrix, read once.
@@ -150,13 +155,14 @@ def evaluate_distances(
         trials: as in `evaluate`.
         seed: as in `evaluate`.
         exclude: as in `evaluate`.
+        ap: as in `evaluate`.
         progress: called as (phase, done, total).
 
     Raises:
         UserError: the matrix or labels do not fit, a distance is NaN, or no query has a match.
     """
     check_max_rank(max_rank)
-    rules = protocol_named(protocol)
+    rules = protocol_named(protocol, ap)
     begun = time.perf_counter()
     monitor = Monitor(progress, {"load": 0.0})
     if rules.splits or rules.pools:
@@ -189,8 +195,14 @@ def _evaluate(
     where = resolve_device(device or gallery.rows.device, "device")
     options.check(query, gallery, where)
     if rules.splits:
-        shared = {**options.of_a_half(), "device": where}
-        return evaluate_halves(evaluate, (query, gallery), shared, progress)
+        if rules.splits == "draws":
+            repeats = drawn_galleries(query, rules, options.trials, options.seed)
+        else:
+            repeats = both_directions(query, gallery, rules)
+        shared = {**options.of_a_part(), "device": where}
+        report = evaluate_repeats(evaluate, repeats, shared, progress)
+        report.num_query, report.num_gallery = len(query), len(gallery)
+        return report
     if rules.pools:
         query = pooled(query, options.pool)
     begun, monitor = time.perf_counter(), Monitor(progress)
@@ -427,6 +439,7 @@ def _report(
     return Report(
         figures=Figures.of(scores, counted, max_rank),
         protocol=selection.protocol.name,
+        ap=selection.protocol.precision,
         num_query=len(query.pids),
         num_valid_query=int((selection.num_matches > 0).sum()),
         num_gallery=len(gallery.pids),
@@ -434,8 +447,10 @@ def _report(
         distractors=selection.distractors,
         ties=int((scores.tied > 0).sum()),
         backend=_backend(device),
-        pids=np.asarray(query.pids),
-        camids=None if camids is None else np.asarray(camids),
+        num_identities=len(np.unique(selection.labels.query_pids[counted])),
+        num_cameras=selection.labels.num_cameras,
+        pids=named(query.pids, getattr(query, "pid_names", None)),
+        camids=None if camids is None else named(camids, getattr(query, "camid_names", None)),
         counted=counted,
         extra={} if exclusion is None else {"exclude": exclusion.text},
         notes=notes + caveats.of_ranking(selection, scores, given=given),
@@ -458,7 +473,7 @@ def _backend(device: torch.device) -> str:
 
 
 def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Features:
-    itself = rules.own_image == "index"
+    itself = rules.one_set
     if itself and gallery is not None and gallery is not query:
         raise UserError(f"protocol {rules.name} ranks one set against itself; leave out gallery")
     if not itself and gallery is None:

@@ -44,9 +44,9 @@ def of_ranking(selection: Selection, scores: PerQuery, *, given: bool) -> list[s
     tied = int((scores.tied[valid] > 0).sum())
     if tied > _MANY * matched:
         found.append(
-            f"{tied} of {matched} queries have a match exactly as far away as another item, so that "
-            "the order of the gallery decides their figures; check that the features are not all "
-            "alike, or of too few values"
+            f"{tied} of {matched} queries have a match exactly as far away as another item, so "
+            "that the order of the gallery decides their figures; check that the features are not "
+            "all alike, or of too few values"
         )
     return found
 

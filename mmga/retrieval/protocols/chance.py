@@ -69,7 +69,7 @@ def of_ranks(
     if several and excess > _HITS_ABOVE * np.sqrt((chance * (1 - chance)).sum()):
         return None
     return (
-        f"rank-1 is no better than chance: {hit.mean():.2%} of {len(first)} queries, where a random "
-        f"order gives {chance.mean():.2%}, and the first match stands at place {first.mean():.0f} "
-        f"on average, where a random order gives {mean.mean():.0f}; {CAUSES}"
+        f"rank-1 is no better than chance: {hit.mean():.2%} of {len(first)} queries, where a "
+        f"random order gives {chance.mean():.2%}, and the first match stands at place "
+        f"{first.mean():.0f} on average, where a random order gives {mean.mean():.0f}; {CAUSES}"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.retrieval.features import JUNK, Features, common_labels
+from mmga.retrieval.features import JUNK, Features, common_labels, named
 from mmga.retrieval.protocols.pair_condition import Exclusion
 from mmga.retrieval.protocols.protocol import Protocol
 
@@ -33,6 +33,8 @@ class Labels:
         query_paths: unicode [Q], or None.
         gallery_paths: unicode [G], or None.
         exclusion: a condition on pairs that are left out, or None.
+        pid_names: where pids were strings, the name of pid i at place i; else None.
+        camid_names: likewise for cameras.
     """
 
     query_pids: Array
@@ -42,6 +44,15 @@ class Labels:
     query_paths: Array | None = None
     gallery_paths: Array | None = None
     exclusion: Exclusion | None = None
+    pid_names: Array | None = None
+    camid_names: Array | None = None
+
+    @property
+    def num_cameras(self) -> int | None:
+        """Number of distinct cameras of both sides, None where one has none."""
+        if self.query_camids is None or self.gallery_camids is None:
+            return None
+        return len(np.union1d(self.query_camids, self.gallery_camids))
 
     @classmethod
     def of(cls, query: Features, gallery: Features, exclude: str | None = None) -> Labels:
@@ -58,12 +69,21 @@ class Labels:
         """
         pids = common_labels("pids", query.pids, query.pid_names, gallery.pids, gallery.pid_names)
         camids: tuple[Array | None, Array | None] = (query.camids, gallery.camids)
+        camid_names = None
         if query.camids is not None and gallery.camids is not None:
             camids = common_labels(
                 "camids", query.camids, query.camid_names, gallery.camids, gallery.camid_names
             )
+            camid_names = _union(query.camid_names, gallery.camid_names)
         exclusion = None if exclude is None else Exclusion.of(exclude, query, gallery)
-        return cls(*pids, *camids, query.paths, gallery.paths, exclusion)
+        pid_names = _union(query.pid_names, gallery.pid_names)
+        paths = query.paths, gallery.paths
+        return cls(*pids, *camids, *paths, exclusion, pid_names, camid_names)
+
+
+def _union(query: Array | None, gallery: Array | None) -> Array | None:
+    """Return the names of both sides in the numbering of `common_labels`."""
+    return None if query is None or gallery is None else np.union1d(query, gallery)
 
 
 @dataclass(slots=True)
@@ -271,7 +291,7 @@ def select(
             if camids is None:
                 raise UserError(
                     f"protocol {protocol.name} needs the camids of the {side}, which are missing; "
-                    "give them, or choose protocol no-camera"
+                    f"give them, or choose protocol {protocol.without_cameras}"
                 )
     gallery = np.flatnonzero(labels.gallery_pids != JUNK)
     gallery_pids = labels.gallery_pids[gallery]
@@ -421,10 +441,10 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
     gallery_pids = labels.gallery_pids[gallery]
     shared = np.intersect1d(query_pids, gallery_pids)
     if not len(shared):
+        sides = [_some(pids, labels.pid_names) for pids in (query_pids, gallery_pids)]
         return (
-            f"no query has a match: the pids of the queries ({_some(query_pids)}) and of the "
-            f"gallery ({_some(gallery_pids)}) have none in common; check that both were numbered "
-            "in the same way"
+            f"no query has a match: the pids of the queries ({sides[0]}) and of the gallery "
+            f"({sides[1]}) have none in common; check that both were numbered in the same way"
         )
     if labels.exclusion is not None:
         return (
@@ -433,11 +453,14 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
         )
     if protocol.camera != "none" and labels.query_camids is not None:
         assert labels.gallery_camids is not None
+        cameras = [
+            _some(camids, labels.camid_names)
+            for camids in (labels.query_camids[query_rows], labels.gallery_camids[gallery])
+        ]
         return (
             f"no query has a match: the {len(shared)} shared pids are seen by the query's own "
-            f"camera only (query camids {_some(labels.query_camids[query_rows])}, gallery camids "
-            f"{_some(labels.gallery_camids[gallery])}); check the camids or choose protocol "
-            "no-camera"
+            f"camera only (query camids {cameras[0]}, gallery camids {cameras[1]}); check the "
+            f"camids or choose protocol {protocol.without_cameras}"
         )
     return (
         f"no query has a match: the {len(shared)} shared pids belong to the query images "
@@ -445,8 +468,8 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
     )
 
 
-def _some(values: Array) -> str:
-    """Return the first distinct values and how many there are."""
-    distinct = np.unique(values)
+def _some(values: Array, names: Array | None) -> str:
+    """Return the first distinct values, by their names if any, and how many there are."""
+    distinct = named(np.unique(values), names)
     shown = ", ".join(str(value) for value in distinct[:3].tolist())
     return shown if len(distinct) <= 3 else f"{shown}, ... {len(distinct)} distinct"
