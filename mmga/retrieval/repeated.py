@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -159,16 +161,30 @@ def evaluate_repeats(
         name: _summary([float(np.mean([of(one) for one in group])) for group in groups])
         for name, of in figures.items()
     }
-    whole = _mean([report for group in groups for report in group])
+    reports = [report for group in groups for report in group]
+    notes = _common_notes(reports)
+    whole = _mean(reports)
     whole.num_identities = repeats.persons
     counts = {"splits": repeats.count, "persons": repeats.persons, "directions": len(groups[0])}
     whole.extra["splits"] = counts | spread
     error = spread["mAP"]["standard_error"]
+    whole.notes = notes
     whole.notes.append(
         f"mean of {repeats.what}; counts are sums over them"
         + ("" if error is None else f"; standard error of mAP {error:.2%}")
     )
     return whole
+
+
+def _common_notes(reports: list[Report]) -> list[str]:
+    """Return the notes that more than half of the reports have, whatever the numbers in them."""
+    kinds = [
+        {re.sub(r"[\d.%]+", "", note): note for note in reversed(report.notes)}
+        for report in reports
+    ]
+    counts = Counter(kind for found in kinds for kind in found)
+    first = {kind: note for found in reversed(kinds) for kind, note in reversed(found.items())}
+    return [first[kind] for kind in first if 2 * counts[kind] > len(reports)]
 
 
 def _summary(values: list[float]) -> dict[str, float | None]:

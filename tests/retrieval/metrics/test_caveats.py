@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmga import Features, KReciprocal, evaluate, evaluate_distances
+from mmga.retrieval.repeated import half_of
 
 CHANCE = "rank-1 is no better than chance"
 
@@ -128,3 +129,55 @@ def test_re_ranking_with_a_single_match():
     assert "40 of 40 queries have a single match" in note
     assert not saying(evaluate(query, gallery), "re-ranking")
     assert not saying(evaluate(*sides(), rerank=KReciprocal()), "re-ranking")
+
+
+def test_repeated_evaluations_say_what_holds_for_most_of_them():
+    query, gallery = sides(noise=4.0, queries=80, items=80, people=80)
+    with_alarms = [
+        evaluate(*(side.select(half_of(np.arange(80), split)) for side in (query, gallery)))
+        for split in range(10)
+    ]
+    assert 0 < sum(bool(saying(one, CHANCE)) for one in with_alarms) < 5
+    assert not saying(evaluate(query, gallery, protocol="viper"), CHANCE)
+    assert len(saying(evaluate(query, shuffled(gallery), protocol="viper"), CHANCE)) == 1
+
+
+def test_query_and_gallery_exchanged():
+    query, gallery = sides()
+    junk = Features(
+        gallery.features, np.where(np.arange(400) < 30, -1, gallery.pids), gallery.camids
+    )
+    assert saying(evaluate(junk, query), "were not exchanged")
+    assert not saying(evaluate(query, junk), "were not exchanged")
+
+
+def test_cameras_that_are_unknown_or_written_differently():
+    query, gallery = sides()
+    words = "query and gallery have no camera in common (3 and 3 cameras)"
+    assert saying(evaluate(query, gallery), words)
+    assert not saying(evaluate(query, gallery, protocol="no-camera"), "camera")
+    like = Features(query.features, query.pids, query.camids + 2)
+    assert not saying(evaluate(like, gallery), "camera in common")
+    unknown = [
+        Features(side.features, side.pids, np.where(side.pids % 2, -1, side.camids))
+        for side in (query, gallery)
+    ]
+    (note,) = saying(evaluate(*unknown), "camid -1 stands on both sides")
+    assert note.endswith("use protocol no-camera")
+    assert not saying(evaluate(unknown[0], gallery), "camid -1")
+
+
+def test_a_condition_that_leaves_out_nothing():
+    query, gallery = sides()
+    words = "leaves out no pair that the protocol keeps"
+    assert saying(evaluate(query, gallery, exclude="camid == 99"), words)
+    assert not saying(evaluate(query, gallery, exclude="camid == 4"), words)
+    assert not saying(evaluate(query, gallery), words)
+
+
+def test_a_gallery_of_little_else_than_matches():
+    query, gallery = sides(people=6, queries=30, items=30)
+    two = Features(gallery.features, np.where(np.arange(30) < 25, 0, 1), gallery.camids)
+    alone = Features(query.features, np.zeros(30, int), query.camids)
+    assert saying(evaluate(alone, two), "a random order gives rank-1 83.33% already")
+    assert not saying(evaluate(query, gallery), "already")
