@@ -34,8 +34,8 @@ def of_ranking(selection: Selection, scores: PerQuery, *, given: bool) -> list[s
     easy = float((matches / kept).mean())
     if easy > _MANY:
         found.append(
-            f"a random order gives rank-1 {easy:.2%} already: most gallery items that a query ranks "
-            "are its matches; add items of other identities"
+            f"a random order gives rank-1 {easy:.2%} already: most gallery items that a query "
+            "ranks are its matches; add items of other identities"
         )
     tied = int((scores.tied[valid] > 0).sum())
     if tied > _MANY * len(valid):
@@ -90,8 +90,8 @@ def _of_cameras(selection: Selection) -> list[str]:
     if not len(shared) and min(len(query), len(gallery)) > 1:
         return [
             f"query and gallery have no camera in common ({len(query)} and {len(gallery)} "
-            "cameras), so that the camera rule leaves nothing out; check, unless that is meant, that "
-            "both write cameras alike"
+            "cameras), so that the camera rule leaves nothing out; check, unless that is meant, "
+            "that both write cameras alike"
         ]
     return []
 
