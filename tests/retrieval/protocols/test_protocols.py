@@ -148,6 +148,15 @@ def test_viper_needs_no_camids_and_names_itself():
         evaluate(*one_camera, protocol="viper")
 
 
+def test_the_test_half_of_viper_is_not_halved_again():
+    """Features of a run that were extracted to files."""
+    for persons, halves in ((316, False), (632, True), (315, True)):
+        both = [Features(some(persons, 2, 1, seed).features, np.arange(persons)) for seed in (0, 1)]
+        report = evaluate(*both, protocol="viper")
+        assert report.extra["splits"]["splits"] == (10 if halves else 1)
+        assert report.extra["splits"]["persons"] == (persons // 2 if halves else persons)
+
+
 def test_viper_of_persons_who_are_a_half_already():
     sides = [some(12, 12, 1, seed) for seed in (0, 1)]
     query, gallery = (Features(side.features, np.arange(12)) for side in sides)
@@ -159,7 +168,7 @@ def test_viper_of_persons_who_are_a_half_already():
     assert report.mAP == pytest.approx(np.mean([one.mAP for one in single]))
     assert report.extra["splits"]["persons"] == 12
     assert report.extra["splits"]["mAP"]["standard_error"] is None
-    assert "the 12 persons in both directions" in report.notes[-1]
+    assert "one test half of 12 persons in both directions" in report.notes[-1]
 
 
 def test_single_shot_without_cameras():
