@@ -58,7 +58,7 @@ def _check_features(options: Options) -> int:
     findings = check(query, gallery, *asked)
     for finding in findings:
         print(fitted(str(finding)))
-    for line in checked(query, gallery, options.protocol, options.metric):
+    for line in checked(query, gallery, options.protocol, options.metric, findings):
         print(fitted(line))
     stopping = sum(finding.stops for finding in findings)
     if stopping:

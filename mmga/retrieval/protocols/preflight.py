@@ -67,10 +67,11 @@ def check(
     if metric not in (None, *METRICS):
         raise UserError(f"metric: expected {' or '.join(METRICS)}, found {metric!r}")
     sides = {"query": query} if gallery is None else {"query": query, "gallery": gallery}
+    of_labels: list[Finding] = []
     findings: list[Finding] = []
     norms = []
     for side, features in sides.items():
-        findings += _labels(side, features, rules)
+        of_labels += _labels(side, features, rules)
         found, side_norms = _values(side, features, metric)
         findings += found
         norms.append(side_norms)
@@ -78,11 +79,15 @@ def check(
         findings += _both_sides(query, gallery, norms, rules)
     findings += _matches(query, query if gallery is None else gallery, rules)
     if not any(one.stops for one in findings):
+        if any(one.stops for one in of_labels):  # cameras are missing
+            rules = PROTOCOLS["no-camera"]
         findings += _nearness(query, query if gallery is None else gallery, rules, metric)
-    return findings
+    return of_labels + findings
 
 
-def checked(query: Features, gallery: Features | None, protocol: str, metric: str) -> list[str]:
+def checked(
+    query: Features, gallery: Features | None, protocol: str, metric: str, findings: list[Finding]
+) -> list[str]:
     """Return what `check` looked at, in words: the sets, and the kinds of faults."""
     sides = {"query": query} if gallery is None else {"query": query, "gallery": gallery}
     lines = []
@@ -97,9 +102,11 @@ def checked(query: Features, gallery: Features | None, protocol: str, metric: st
             + ", ".join(f"{what}: {count}" for what, count in counts.items())
             + f", paths: {'no' if features.paths is None else 'yes'}"
         )
+    compared = query.visibility is None and not any(one.stops for one in findings)
     lines.append(
         "ids, cameras, values, norms, images on both sides, matches under protocol "
-        f"{protocol}, {metric} distances of a sample of pairs"
+        + protocol
+        + (f", {metric} distances of a sample of pairs" if compared else "")
     )
     return [f"checked: {line}" for line in lines]
 
