@@ -35,8 +35,8 @@ from mmga.retrieval.options import (
     check_kinds,
     check_max_rank,
 )
+from mmga.retrieval.protocols.protocol import PROTOCOLS, protocol_named
 from mmga.retrieval.protocols.protocol import Protocol as Rules
-from mmga.retrieval.protocols.protocol import protocol_named
 from mmga.retrieval.protocols.selection import Labels, Selection, select
 from mmga.retrieval.repeated import both_directions, drawn_galleries, evaluate_repeats
 from mmga.retrieval.reranking.distances import reranked_source
@@ -430,7 +430,10 @@ def _report(
     query, gallery = sides
     camids = getattr(query, "camids", None)
     counted = _counted(selection)
-    exclusion = selection.labels.exclusion
+    rules, exclusion = selection.protocol, selection.labels.exclusion
+    extra = {} if exclusion is None else {"exclude": exclusion.text}
+    if "trapezoid" in (rules.precision, PROTOCOLS.get(rules.name, rules).precision):
+        extra["ap"] = rules.precision
     notes = [
         note
         for side in {id(query): query, id(gallery): gallery}.values()
@@ -438,8 +441,8 @@ def _report(
     ]
     return Report(
         figures=Figures.of(scores, counted, max_rank),
-        protocol=selection.protocol.name,
-        ap=selection.protocol.precision,
+        protocol=rules.name,
+        ap=rules.precision,
         num_query=len(query.pids),
         num_valid_query=int((selection.num_matches > 0).sum()),
         num_gallery=len(gallery.pids),
@@ -452,7 +455,7 @@ def _report(
         pids=named(query.pids, getattr(query, "pid_names", None)),
         camids=None if camids is None else named(camids, getattr(query, "camid_names", None)),
         counted=counted,
-        extra={} if exclusion is None else {"exclude": exclusion.text},
+        extra=extra,
         notes=notes + caveats.of_ranking(selection, scores, given=given),
     )
 

@@ -250,7 +250,8 @@ def test_trapezoid_average_precision_of_any_protocol(protocol):
     given = evaluate_distances(keys, query, gallery, protocol, ap="trapezoid")
     assert given.mAP == pytest.approx(report.mAP)
     plain = evaluate(query, gallery, metric="euclidean", protocol=protocol)
-    assert plain.as_dict()["ap"] == "hits"
+    assert plain.ap == "hits"
+    assert "ap" not in plain.as_dict(), "hits are meant where nothing is said"
     assert plain.mAP != pytest.approx(report.mAP)
 
 
@@ -259,6 +260,7 @@ def test_average_precision_overrides_the_protocols_own():
     assert evaluate(query, gallery, protocol="market1501-matlab").ap == "trapezoid"
     hits = evaluate(query, gallery, protocol="market1501-matlab", ap="hits")
     assert hits.mAP == evaluate(query, gallery).mAP
+    assert hits.as_dict()["ap"] == "hits"
     with pytest.raises(UserError, match="ap: expected hits or trapezoid, found 'area'"):
         evaluate(query, gallery, ap="area")
     evaluator = Evaluator(ap="trapezoid")
