@@ -6,7 +6,9 @@ python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out
 python -m mmga.eval --run runs/x --data market1501 --root DIR
 """
 
+import shutil
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,16 +16,22 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.config import DataName
-from mmga.retrieval.protocols.protocol import ProtocolName
+from mmga.retrieval.protocols.protocol import (
+    Precision,
+    Protocol,
+    ProtocolName,
+    of_test_split,
+    protocol_named,
+)
+from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
     from mmga.retrieval.features import Features
-    from mmga.retrieval.reranking.settings import KReciprocal
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Evaluate features: CMC, mAP and mINP, exactly, at any gallery size."""
+class Inputs:
+    """What is evaluated, and by which rules."""
 
     query: tuple[str, ...] = ()
     """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
@@ -47,6 +55,17 @@ class Options:
     """Distance."""
     protocol: ProtocolName = "market1501"
     """Which items count for a query, and how ranks become figures."""
+    device: str | None = None
+    """Where to compute, such as cpu or cuda:0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options(Inputs):
+    """Evaluate features: CMC, mAP and mINP, exactly, at any gallery size."""
+
+    ap: Precision | None = None
+    """Average precision: the mean of the precisions at the matches (hits), or of those before and
+    at each match (trapezoid, as in Market-1501's MATLAB code). None: the protocol's own."""
     rerank: bool = False
     """Report k-reciprocal re-ranking beside the plain figures."""
     k1: int = 20
@@ -55,19 +74,20 @@ class Options:
     """Re-ranking: neighbours of the local query expansion."""
     lambda_value: float = 0.3
     """Re-ranking: weight of the original distance."""
+    variant: Variant = "zhong"
+    """Re-ranking: whose rule."""
     exact: Literal["certified", "float32"] | None = None
     """Whose order counts where distances nearly tie: float64 arithmetic's, on any machine, or that
     of float32 tiles. None: certified where it can be; the report says which."""
     max_rank: int = 50
     """Length of the CMC curve."""
     trials: int = 0
-    """Seeded draws of protocol cuhk03-single-shot; 0 gives the exact expectation."""
+    """Seeded draws of protocols cuhk03-single-shot and single-shot, where 0 gives the exact
+    expectation, and of vehicleid, where 0 means 10."""
     seed: int = 0
     """Seed of whatever is drawn."""
     pool: Literal["mean", "max"] = "mean"
     """How protocol multi-query pools the images of a query."""
-    device: str | None = None
-    """Where to compute, such as cpu or cuda:0."""
     memory: str | None = None
     """Bound on what is allocated beyond the features, such as 2G."""
     verification: bool = False
@@ -93,50 +113,75 @@ class Options:
     """Write the report to this file."""
     per_query: str | None = None
     """Write one line for each query to this .csv file."""
+    verbose: bool = False
+    """Print what computed the ranks, too, and how many pairs each level of precision decided."""
 
 
-def load(options: Options) -> tuple["Features", "Features | None"]:
-    """Read both sides; the gallery is None where one set is ranked against itself."""
+def rules_of(inputs: Inputs) -> Protocol:
+    """Return the protocol of the options."""
+    named = protocol_named if inputs.run is None else of_test_split
+    return named(inputs.protocol)
+
+
+def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
+    """Read both sides; the gallery is None where one set is ranked against itself.
+
+    Raises:
+        UserError: the inputs contradict each other, or cannot be read.
+    """
     from mmga.retrieval.features import load_features
 
-    if options.run is not None:
-        if options.features or options.query or options.gallery:
+    one_set = rules_of(inputs).one_set
+    if inputs.run is not None:
+        if inputs.features or inputs.query or inputs.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
-        from mmga.common.progress import bar
-        from mmga.extraction.of_run import DataChoice, features_of_run
-
-        with bar() as progress:
-            return features_of_run(
-                options.run,
-                DataChoice(options.data, options.root),
-                device=options.device or "auto",
-                multi_query=options.protocol == "multi-query",
-                progress=progress,
+        for name in cli.changed(inputs, "query_columns", "gallery_columns"):
+            raise UserError(f"{cli.flag(name)} belongs to feature files; --run extracts its own")
+        if one_set:
+            raise UserError(
+                f"protocol {inputs.protocol} ranks one set, a run's test split has two sides; "
+                "write features with mmga extract and give one file as --features"
             )
-    if options.data is not None or options.root is not None:
+        return _of_run(inputs, inputs.run)
+    if inputs.data is not None or inputs.root is not None:
         raise UserError("--data and --root say what a run is evaluated on; name it with --run")
-    itself = options.protocol == "all-vs-all"
-    columns = {"query": options.query_columns, "gallery": options.gallery_columns}
-    if options.features is not None:
-        if options.query or options.gallery:
+    columns = {"query": inputs.query_columns, "gallery": inputs.gallery_columns}
+    if inputs.features is not None:
+        if inputs.query or inputs.gallery:
             raise UserError("--features holds both sides; leave out --query and --gallery")
-        if itself:
-            if options.gallery_columns is not None:
-                raise UserError("all-vs-all ranks one set: give its columns as --query-columns")
-            return load_features(options.features, columns=options.query_columns), None
-        query, gallery = (load_features(options.features, side, columns[side]) for side in columns)
+        if one_set:
+            if inputs.gallery_columns is not None:
+                raise UserError(
+                    f"{inputs.protocol} ranks one set: give its columns as --query-columns"
+                )
+            return load_features(inputs.features, columns=inputs.query_columns), None
+        query, gallery = (load_features(inputs.features, side, columns[side]) for side in columns)
         return query, gallery
-    if itself:
-        raise UserError("protocol all-vs-all ranks one set against itself: give it as --features")
-    if not options.query or not options.gallery:
-        missing = "--gallery" if options.query else "--query"
+    if one_set:
+        raise UserError(f"protocol {inputs.protocol} ranks one set: give it as --features")
+    if not inputs.query or not inputs.gallery:
+        missing = "--gallery" if inputs.query else "--query"
         raise UserError(
             f"{missing} is missing: give --query and --gallery, or --features for a file with both"
         )
     return (
-        load_features(options.query, columns=options.query_columns),
-        load_features(options.gallery, columns=options.gallery_columns),
+        load_features(inputs.query, columns=inputs.query_columns),
+        load_features(inputs.gallery, columns=inputs.gallery_columns),
     )
+
+
+def _of_run(inputs: Inputs, run: Path) -> tuple["Features", "Features"]:
+    from mmga.common.progress import bar
+    from mmga.extraction.of_run import DataChoice, features_of_run
+
+    with bar() as progress:
+        return features_of_run(
+            run,
+            DataChoice(inputs.data, inputs.root),
+            device=inputs.device or "auto",
+            multi_query=inputs.protocol == "multi-query",
+            progress=progress,
+        )
 
 
 def load_other(options: Options) -> "tuple[Features, Features | None]":
@@ -144,7 +189,7 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
     from mmga.retrieval.features import load_features
 
     columns = {"query": options.query_columns, "gallery": options.gallery_columns}
-    if options.protocol == "all-vs-all":
+    if rules_of(options).one_set:
         return load_features(options.compare, columns=options.query_columns), None
     if len(options.compare) > 2:
         raise UserError(
@@ -161,15 +206,13 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
     return query, gallery
 
 
-def reranker(options: Options) -> "KReciprocal | None":
+def reranker(options: Options) -> KReciprocal | None:
     """Return the re-ranking that the options ask for."""
     if not options.rerank:
-        for name in cli.changed(options, "k1", "k2", "lambda_value"):
+        for name in cli.changed(options, "k1", "k2", "lambda_value", "variant"):
             raise UserError(f"{cli.flag(name)} belongs to re-ranking: give --rerank, too")
         return None
-    from mmga.retrieval.reranking.settings import KReciprocal
-
-    return KReciprocal(options.k1, options.k2, options.lambda_value)
+    return KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
 
 
 def passed_on(options: Options) -> dict[str, Any]:
@@ -180,7 +223,9 @@ def passed_on(options: Options) -> dict[str, Any]:
 
     parameters = inspect.signature(evaluate).parameters.values()
     names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    return {name: getattr(options, name) for name in names if name not in ("rerank", "progress")}
+    others = ("rerank", "progress", "protocol")
+    passed = {name: getattr(options, name) for name in names if name not in others}
+    return passed | {"protocol": rules_of(options)}
 
 
 def body(options: Options) -> None:
@@ -209,7 +254,7 @@ def body(options: Options) -> None:
 
         if gallery is None:
             raise UserError("--explain needs a query and a gallery")
-        for name in ("rerank", "verification", "bootstrap", "compare", "per_query"):
+        for name in ("rerank", "ap", "verification", "bootstrap", "compare", "per_query"):
             if getattr(options, name):
                 raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
         passed = {name: settings[name] for name in ("metric", "device", "memory", "exclude")}
@@ -246,7 +291,21 @@ def body(options: Options) -> None:
         report.to_json(options.json)
     if options.per_query is not None:
         report.to_csv(options.per_query)
-    print(report.table())
+    print(fitted(report.table(options.verbose)))
+
+
+def fitted(text: str) -> str:
+    """Return text whose lines fit the terminal; as it is where stdout is none."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    lines = (
+        textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
+        if len(line) > width
+        else [line]
+        for line in text.splitlines()
+    )
+    return "\n".join(line for wrapped in lines for line in wrapped)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,10 +18,11 @@ from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.retrieval.bounds.approximation import beyond_bounds
 from mmga.retrieval.bounds.stages import Stages
-from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features import JUNK, Features, named
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.features.pooling import pooled
 from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.metrics import caveats
 from mmga.retrieval.metrics.rank import PerQuery, rank
 from mmga.retrieval.metrics.rank_certified import CertifiedPass, plan
 from mmga.retrieval.metrics.report import Figures, Report
@@ -34,16 +35,16 @@ from mmga.retrieval.options import (
     check_kinds,
     check_max_rank,
 )
+from mmga.retrieval.protocols.protocol import PROTOCOLS, protocol_named
 from mmga.retrieval.protocols.protocol import Protocol as Rules
-from mmga.retrieval.protocols.protocol import protocol_named
 from mmga.retrieval.protocols.selection import Labels, Selection, select
+from mmga.retrieval.repeated import both_directions, drawn_galleries, evaluate_repeats
 from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
 from mmga.retrieval.tiles.problem import RankingProblem, checked_norms, zero_vectors
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
-from mmga.retrieval.viper import evaluate_halves
 
 
 @float32_products()
@@ -66,6 +67,7 @@ def evaluate(
     fpr: float | None = None,
     strangers: float | None = None,
     exclude: str | None = None,
+    ap: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
@@ -85,7 +87,8 @@ def evaluate(
             norms outside 2^-20 to 2^20, and devices other than the CPU (CUDA certifies if asked to,
             unless the features exceed it). The report says which.
         max_rank: length of the CMC curve.
-        trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
+        trials: seeded draws under ``cuhk03-single-shot`` and ``single-shot``, where 0 gives the
+            exact expectation, and under ``vehicleid``, where 0 means 10.
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
         device: where to compute; that of the gallery if None.
@@ -97,6 +100,8 @@ def evaluate(
             None: half where every query has a match, else none.
         exclude: leave out the pairs for which a condition on columns of the gallery item and of the
             query holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
+        ap: ``"hits"``, the mean of the precisions at the matches, or ``"trapezoid"``, of those
+            before and at each; None: the protocol's own, hits but for ``market1501-matlab``.
         progress: called as (phase, done, total).
 
     Returns:
@@ -108,7 +113,7 @@ def evaluate(
     check_kinds(query, gallery, rerank)
     options = EvaluationOptions(
         metric=metric,
-        protocol=protocol_named(protocol),
+        protocol=protocol_named(protocol, ap),
         rerank=rerank,
         exact=exact,
         max_rank=max_rank,
@@ -135,6 +140,7 @@ def evaluate_distances(
     trials: int = 0,
     seed: int = 0,
     exclude: str | None = None,
+    ap: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Report CMC, mAP and mINP from a given matrix, read once.
@@ -149,13 +155,14 @@ def evaluate_distances(
         trials: as in `evaluate`.
         seed: as in `evaluate`.
         exclude: as in `evaluate`.
+        ap: as in `evaluate`.
         progress: called as (phase, done, total).
 
     Raises:
         UserError: the matrix or labels do not fit, a distance is NaN, or no query has a match.
     """
     check_max_rank(max_rank)
-    rules = protocol_named(protocol)
+    rules = protocol_named(protocol, ap)
     begun = time.perf_counter()
     monitor = Monitor(progress, {"load": 0.0})
     if rules.splits or rules.pools:
@@ -167,7 +174,7 @@ def evaluate_distances(
     with monitor.timed("rank"):
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         scores = rank(source, selection, monitor)
-    report = _report(selection, scores, max_rank, (query, gallery), matrix.device)
+    report = _report(selection, scores, max_rank, (query, gallery), matrix.device, given=True)
     report.seconds = monitor.seconds
     if rules.single_shot:
         source = MatrixSource(matrix, selection.queries, selection.gallery)
@@ -188,8 +195,14 @@ def _evaluate(
     where = resolve_device(device or gallery.rows.device, "device")
     options.check(query, gallery, where)
     if rules.splits:
-        shared = {**options.of_a_half(), "device": where}
-        return evaluate_halves(evaluate, (query, gallery), shared, progress)
+        if rules.splits == "draws":
+            repeats = drawn_galleries(query, rules, options.trials, options.seed)
+        else:
+            repeats = both_directions(query, gallery, rules)
+        shared = {**options.of_a_part(), "device": where}
+        report = evaluate_repeats(evaluate, repeats, shared, progress)
+        report.num_query, report.num_gallery = len(query), len(gallery)
+        return report
     if rules.pools:
         query = pooled(query, options.pool)
     begun, monitor = time.perf_counter(), Monitor(progress)
@@ -331,6 +344,7 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
             of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]
             same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[1])
         report.duplicates = len(same)
+        _note(report, caveats.of_duplicates(problem.selection, len(same)))
     if query.visibility is not None and gallery.visibility is not None:
         rows = np.flatnonzero(problem.selection.labels.query_pids != JUNK)
         report.extra["parts"] = {
@@ -352,6 +366,12 @@ def _rerank(report: Report, problem: RankingProblem, rule: KReciprocal | Reranke
         scores = rank(source, selection, monitor, phase="re-ranked ranks")
     report.reranked = Figures.of(scores, _counted(selection), len(report.cmc))
     report.rerank = rule.as_dict()
+    _note(report, caveats.of_reranking(selection))
+
+
+def _note(report: Report, sentence: str | None) -> None:
+    if sentence is not None:
+        report.notes.append(sentence)
 
 
 def _draw(
@@ -404,12 +424,16 @@ def _report(
     max_rank: int,
     sides: tuple[Features | Labelled, Features | Labelled],
     device: torch.device,
+    given: bool = False,
 ) -> Report:
     """Return the report of a plain ranking of two sides, each with labels."""
     query, gallery = sides
     camids = getattr(query, "camids", None)
     counted = _counted(selection)
-    exclusion = selection.labels.exclusion
+    rules, exclusion = selection.protocol, selection.labels.exclusion
+    extra = {} if exclusion is None else {"exclude": exclusion.text}
+    if "trapezoid" in (rules.precision, PROTOCOLS.get(rules.name, rules).precision):
+        extra["ap"] = rules.precision
     notes = [
         note
         for side in {id(query): query, id(gallery): gallery}.values()
@@ -417,7 +441,8 @@ def _report(
     ]
     return Report(
         figures=Figures.of(scores, counted, max_rank),
-        protocol=selection.protocol.name,
+        protocol=rules.name,
+        ap=rules.precision,
         num_query=len(query.pids),
         num_valid_query=int((selection.num_matches > 0).sum()),
         num_gallery=len(gallery.pids),
@@ -425,11 +450,13 @@ def _report(
         distractors=selection.distractors,
         ties=int((scores.tied > 0).sum()),
         backend=_backend(device),
-        pids=np.asarray(query.pids),
-        camids=None if camids is None else np.asarray(camids),
+        num_identities=len(np.unique(selection.labels.query_pids[counted])),
+        num_cameras=selection.labels.num_cameras,
+        pids=named(query.pids, getattr(query, "pid_names", None)),
+        camids=None if camids is None else named(camids, getattr(query, "camid_names", None)),
         counted=counted,
-        extra={} if exclusion is None else {"exclude": exclusion.text},
-        notes=notes,
+        extra=extra,
+        notes=notes + caveats.of_ranking(selection, scores, given=given),
     )
 
 
@@ -449,7 +476,7 @@ def _backend(device: torch.device) -> str:
 
 
 def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Features:
-    itself = rules.own_image == "index"
+    itself = rules.one_set
     if itself and gallery is not None and gallery is not query:
         raise UserError(f"protocol {rules.name} ranks one set against itself; leave out gallery")
     if not itself and gallery is None:

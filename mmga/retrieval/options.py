@@ -57,8 +57,8 @@ class EvaluationOptions:
     strangers: float | None
     exclude: str | None
 
-    def of_a_half(self) -> dict[str, Any]:
-        """Return what holds for each half of VIPeR's persons, as arguments of `mmga.evaluate`."""
+    def of_a_part(self) -> dict[str, Any]:
+        """Return what holds for each repeated evaluation, as arguments of `mmga.evaluate`."""
         names = ("metric", "exact", "max_rank", "memory", "exclude")
         return {name: getattr(self, name) for name in names}
 
@@ -102,15 +102,17 @@ class EvaluationOptions:
                 "exact: certified neighbours are found on the CPU; use exact='float32'",
             ),
             (
-                reranked and (rules.splits or rules.single_shot),
+                reranked and (rules.splits is not None or rules.single_shot),
                 f"rerank: protocol {rules.name} reports plain figures only",
             ),
             (
-                self.trials < 0 or (self.trials > 0 and not rules.single_shot),
-                "trials: expected a number of draws under protocol cuhk03-single-shot",
+                self.trials < 0 or (self.trials > 0 and not rules.draws),
+                f"trials: expected {'a number of draws' if rules.draws else 0} under protocol "
+                f"{rules.name}, found {self.trials}; cuhk03-single-shot, single-shot and vehicleid "
+                "draw galleries",
             ),
             (
-                self.verification and rules.splits,
+                self.verification and rules.splits is not None,
                 f"verification: protocol {rules.name} has no single gallery",
             ),
             (

@@ -43,6 +43,7 @@ def score(
         The metrics; empty in all processes but the first.
     """
     from mmga.retrieval.evaluate import evaluate
+    from mmga.retrieval.protocols.protocol import of_test_split
 
     group = group or Group()
     query, gallery = (
@@ -52,7 +53,8 @@ def score(
     metrics: dict[str, Any] = {}
     with group.together():
         if group.leads:
-            report = evaluate(query, gallery, protocol=protocol, progress=progress).as_dict()
+            rules = of_test_split(protocol)
+            report = evaluate(query, gallery, protocol=rules, progress=progress).as_dict()
             metrics = {name: report[name] for name in METRICS}
             if train is not None:
                 fits = attention_metrics.measure(network, train, sides["query"], config, progress)

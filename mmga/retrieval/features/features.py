@@ -175,9 +175,9 @@ class Features:
 
     def arrays_without_rows(self) -> dict[str, Matrix]:
         """Return everything but the feature rows, by the names it has in a file."""
-        arrays: dict[str, Matrix] = {"pids": _named(self.pids, self.pid_names)}
+        arrays: dict[str, Matrix] = {"pids": named(self.pids, self.pid_names)}
         if self.camids is not None:
-            arrays["camids"] = _named(self.camids, self.camid_names)
+            arrays["camids"] = named(self.camids, self.camid_names)
         if self.paths is not None:
             arrays["paths"] = self.paths
         if self.visibility is not None:
@@ -338,11 +338,12 @@ def _flat(values: Any) -> np.ndarray:
     return np.atleast_1d(array)
 
 
-def _named(codes: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+def named(codes: np.ndarray, names: np.ndarray | None) -> np.ndarray:
+    """Return labels as they were given: the names of codes, or the integers where they are all."""
     if names is None:
-        return codes
-    named: np.ndarray = np.concatenate([names, np.array([str(JUNK)])])[codes]
-    return named
+        return np.asarray(codes)
+    given: np.ndarray = np.concatenate([names, np.array([str(JUNK)])])[codes]
+    return given
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -23,7 +23,10 @@ def pooled(query: Features, pool: str) -> Features:
         UserError: cameras are missing.
     """
     if query.camids is None:
-        raise UserError("protocol multi-query needs the camids of the query, which are missing")
+        raise UserError(
+            "protocol multi-query needs the camids of the query, which are missing; give them, or "
+            "choose protocol no-camera"
+        )
     # Junk keeps its rows, so that the report counts it.
     own = np.where(query.pids == JUNK, np.arange(len(query)), -1)
     groups, inverse = np.unique(

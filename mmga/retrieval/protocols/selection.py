@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.retrieval.features import JUNK, Features, common_labels
+from mmga.retrieval.features import JUNK, Features, common_labels, named
 from mmga.retrieval.protocols.pair_condition import Exclusion
 from mmga.retrieval.protocols.protocol import Protocol
 
@@ -33,6 +33,8 @@ class Labels:
         query_paths: unicode [Q], or None.
         gallery_paths: unicode [G], or None.
         exclusion: a condition on pairs that are left out, or None.
+        pid_names: where pids were strings, the name of pid i at place i; else None.
+        camid_names: likewise for cameras.
     """
 
     query_pids: Array
@@ -42,6 +44,15 @@ class Labels:
     query_paths: Array | None = None
     gallery_paths: Array | None = None
     exclusion: Exclusion | None = None
+    pid_names: Array | None = None
+    camid_names: Array | None = None
+
+    @property
+    def num_cameras(self) -> int | None:
+        """Number of distinct cameras of both sides, None where one has none."""
+        if self.query_camids is None or self.gallery_camids is None:
+            return None
+        return len(np.union1d(self.query_camids, self.gallery_camids))
 
     @classmethod
     def of(cls, query: Features, gallery: Features, exclude: str | None = None) -> Labels:
@@ -58,12 +69,21 @@ class Labels:
         """
         pids = common_labels("pids", query.pids, query.pid_names, gallery.pids, gallery.pid_names)
         camids: tuple[Array | None, Array | None] = (query.camids, gallery.camids)
+        camid_names = None
         if query.camids is not None and gallery.camids is not None:
             camids = common_labels(
                 "camids", query.camids, query.camid_names, gallery.camids, gallery.camid_names
             )
+            camid_names = _union(query.camid_names, gallery.camid_names)
         exclusion = None if exclude is None else Exclusion.of(exclude, query, gallery)
-        return cls(*pids, *camids, query.paths, gallery.paths, exclusion)
+        pid_names = _union(query.pid_names, gallery.pid_names)
+        paths = query.paths, gallery.paths
+        return cls(*pids, *camids, *paths, exclusion, pid_names, camid_names)
+
+
+def _union(query: Array | None, gallery: Array | None) -> Array | None:
+    """Return the names of both sides in the numbering of `common_labels`."""
+    return None if query is None or gallery is None else np.union1d(query, gallery)
 
 
 @dataclass(slots=True)
@@ -110,6 +130,7 @@ class Selection:
         queries: rows of the query set to be ranked, int64 [Q'].
         gallery: rows of the gallery set that take part, ascending, int64 [G'].
         num_matches: kept matches of every row of the query set, int64 [Q].
+        num_kept: gallery items that every row of the query set ranks, int64 [Q]; 0 for junk.
         query_camera: code of the camera whose items are all removed, int32 [Q'], or None.
         gallery_camera: int32 [G'], or None.
         excluded: counts of what is left out, and why.
@@ -120,6 +141,7 @@ class Selection:
     queries: Array
     gallery: Array
     num_matches: Array
+    num_kept: Array
     query_camera: Array | None
     gallery_camera: Array | None
     excluded: dict[str, int]
@@ -269,7 +291,7 @@ def select(
             if camids is None:
                 raise UserError(
                     f"protocol {protocol.name} needs the camids of the {side}, which are missing; "
-                    "give them, or choose protocol no-camera"
+                    f"give them, or choose protocol {protocol.without_cameras}"
                 )
     gallery = np.flatnonzero(labels.gallery_pids != JUNK)
     gallery_pids = labels.gallery_pids[gallery]
@@ -282,6 +304,7 @@ def select(
         queries=query_rows,
         gallery=gallery,
         num_matches=np.zeros(len(labels.query_pids), np.int64),
+        num_kept=np.zeros(len(labels.query_pids), np.int64),
         query_camera=None,
         gallery_camera=None,
         excluded={},
@@ -297,8 +320,7 @@ def select(
     matched = selection.num_matches[query_rows] > 0
     selection.excluded["queries_without_match"] = int((~matched).sum())
     if labels.exclusion is not None:
-        pairs_excluded = _count_excluded(selection, progress) - excluded_twice
-        selection.excluded["expression"] = pairs_excluded
+        _count_excluded(selection, excluded_twice, progress)
     if not matched.any():
         raise UserError(_no_match(protocol, labels, query_rows, gallery))
     if not every_query:
@@ -308,27 +330,33 @@ def select(
     return selection
 
 
-def _count_pairs(selection: Selection) -> int:
+def _count_pairs(selection: Selection) -> Array:
     """Count the matches, and the pairs of one identity that the protocol leaves out, in place.
 
     Returns:
-        Pairs that both the protocol and the condition leave out.
+        Pairs of every row of the query set that both the protocol and the condition leave out,
+        int64 [Q].
     """
     protocol, labels = selection.protocol, selection.labels
-    same_camera = own_images = excluded_twice = 0
+    same_camera = own_images = 0
+    excluded_twice = np.zeros(len(labels.query_pids), np.int64)
     for pairs in selection.pairs(1 << 22):
         rows = selection.queries[pairs.start : pairs.stop]
         selection.num_matches[rows] = np.diff(pairs.match_start)
-        query = np.repeat(rows, np.diff(pairs.ignored_start))
+        row = np.repeat(np.arange(len(rows)), np.diff(pairs.ignored_start))
+        query = rows[row]
         item = selection.gallery[pairs.ignored_item]
         own = own_image(protocol, labels, query, item)
         camera = _one_camera(protocol, labels, query, item)
+        left_out = np.bincount(row[own | camera], minlength=len(rows))
+        selection.num_kept[rows] = len(selection.gallery) - left_out
         own_images += int(own.sum())
         same_camera += int((camera & ~own).sum())
         if labels.exclusion is not None:
             # Where whole cameras are left out, `_count_excluded` leaves them out as well.
             ruled = own & ~camera if protocol.camera == "all" else own | camera
-            excluded_twice += int(labels.exclusion.pairs(query[ruled], item[ruled]).sum())
+            both = labels.exclusion.pairs(query[ruled], item[ruled])
+            np.add.at(excluded_twice, query[ruled][both], 1)
     selection.excluded |= {
         "junk": int((labels.gallery_pids == JUNK).sum()),
         "junk_queries": int((labels.query_pids == JUNK).sum()),
@@ -352,6 +380,7 @@ def _remove_cameras(selection: Selection) -> None:
         for side in (selection.query_camera, selection.gallery_camera)
     )
     selection.excluded["same_camera"] = int(query @ gallery)
+    selection.num_kept[selection.queries] = len(inverse) - queries - gallery[inverse[:queries]]
 
 
 def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -> Array:
@@ -363,18 +392,25 @@ def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -
     return np.asarray(labels.query_camids[query] == labels.gallery_camids[item])
 
 
-def _count_excluded(selection: Selection, progress: Progress | None) -> int:
-    """Count the pairs of all queries for which the condition holds, but for removed cameras."""
+def _count_excluded(selection: Selection, twice: Array, progress: Progress | None) -> None:
+    """Count the pairs that the condition alone leaves out, in place.
+
+    Args:
+        selection: the protocol is applied.
+        twice: pairs of every row of the query set that the protocol leaves out, too, int64 [Q].
+        progress: called as (phase, done, total).
+    """
     assert selection.labels.exclusion is not None
-    total = 0
+    counts = -twice
     for top in range(0, len(selection.queries), _COUNTED_ROWS):
         rows = slice(top, min(top + _COUNTED_ROWS, len(selection.queries)))
         for left in range(0, len(selection.gallery), _COUNTED_COLUMNS):
             columns = slice(left, min(left + _COUNTED_COLUMNS, len(selection.gallery)))
-            total += int(selection.excludes(rows, columns).sum())
+            counts[selection.queries[rows]] += selection.excludes(rows, columns).sum(1)
         if progress is not None:
             progress("exclusion", rows.stop, len(selection.queries))
-    return total
+    selection.num_kept -= counts
+    selection.excluded["expression"] = int(counts.sum())
 
 
 def _paths_of_others(
@@ -405,10 +441,10 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
     gallery_pids = labels.gallery_pids[gallery]
     shared = np.intersect1d(query_pids, gallery_pids)
     if not len(shared):
+        sides = [_some(pids, labels.pid_names) for pids in (query_pids, gallery_pids)]
         return (
-            f"no query has a match: the pids of the queries ({_some(query_pids)}) and of the "
-            f"gallery ({_some(gallery_pids)}) have none in common; check that both were numbered "
-            "in the same way"
+            f"no query has a match: the pids of the queries ({sides[0]}) and of the gallery "
+            f"({sides[1]}) have none in common; check that both were numbered in the same way"
         )
     if labels.exclusion is not None:
         return (
@@ -417,11 +453,14 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
         )
     if protocol.camera != "none" and labels.query_camids is not None:
         assert labels.gallery_camids is not None
+        cameras = [
+            _some(camids, labels.camid_names)
+            for camids in (labels.query_camids[query_rows], labels.gallery_camids[gallery])
+        ]
         return (
             f"no query has a match: the {len(shared)} shared pids are seen by the query's own "
-            f"camera only (query camids {_some(labels.query_camids[query_rows])}, gallery camids "
-            f"{_some(labels.gallery_camids[gallery])}); check the camids or choose protocol "
-            "no-camera"
+            f"camera only (query camids {cameras[0]}, gallery camids {cameras[1]}); check the "
+            f"camids or choose protocol {protocol.without_cameras}"
         )
     return (
         f"no query has a match: the {len(shared)} shared pids belong to the query images "
@@ -429,8 +468,8 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
     )
 
 
-def _some(values: Array) -> str:
-    """Return the first distinct values and how many there are."""
-    distinct = np.unique(values)
+def _some(values: Array, names: Array | None) -> str:
+    """Return the first distinct values, by their names if any, and how many there are."""
+    distinct = named(np.unique(values), names)
     shown = ", ".join(str(value) for value in distinct[:3].tolist())
     return shown if len(distinct) <= 3 else f"{shown}, ... {len(distinct)} distinct"

@@ -338,7 +338,7 @@ def test_the_report_tells_what_settled_the_pairs():
         select(protocol_named("market1501"), Labels.of(query, gallery)).gallery
     )
     assert values["certified"]["rescued"] == last["pairs"] == first["undecided"]
-    assert "pairs by features in float32" in report.table()
+    assert "pairs by features in float32" in report.table(verbose=True)
     cascade = Stages(Projection.of_sample(gallery.features, 12))
     ranked(query, gallery, "cosine", cascade)
     assert [stage.precision for stage in cascade.stages] == ["float32", "int16", "float64"]
