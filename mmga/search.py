@@ -157,7 +157,10 @@ def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:
         if not number:
             for name in row:
                 table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-        cells = [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
+        cells = [
+            f"{cell:.6f}" if isinstance(cell, float) else "-" if cell is None else str(cell)
+            for cell in row.values()
+        ]
         table.add_row(*cells, end_section=row["rank"] == topk)
     console = Console()
     console.print(table)

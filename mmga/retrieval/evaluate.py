@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import ids
 from mmga.common import memory as memory_sizes
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
@@ -18,7 +19,7 @@ from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.retrieval.bounds.approximation import beyond_bounds
 from mmga.retrieval.bounds.stages import Stages
-from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features import Features
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.features.pooling import pooled
 from mmga.retrieval.features.vectors import VectorSet
@@ -332,7 +333,7 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
             same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[1])
         report.duplicates = len(same)
     if query.visibility is not None and gallery.visibility is not None:
-        rows = np.flatnonzero(problem.selection.labels.query_pids != JUNK)
+        rows = problem.selection.eligible_queries
         report.extra["parts"] = {
             "parts": query.visibility.shape[1],
             "pairs_without_common_part": pairs_without_common_part(
@@ -394,7 +395,7 @@ def _labelled(side: Features | Labelled) -> Features:
 def _counted(selection: Selection) -> np.ndarray:
     """Return the queries that enter the averages."""
     if selection.protocol.unmatched == "zero":
-        return np.flatnonzero(selection.labels.query_pids != JUNK)
+        return selection.eligible_queries
     return np.flatnonzero(selection.num_matches > 0)
 
 
@@ -407,7 +408,7 @@ def _report(
 ) -> Report:
     """Return the report of a plain ranking of two sides, each with labels."""
     query, gallery = sides
-    camids = getattr(query, "camids", None)
+    labels = _labelled(query)
     counted = _counted(selection)
     exclusion = selection.labels.exclusion
     notes = [
@@ -425,8 +426,8 @@ def _report(
         distractors=selection.distractors,
         ties=int((scores.tied > 0).sum()),
         backend=_backend(device),
-        pids=np.asarray(query.pids),
-        camids=None if camids is None else np.asarray(camids),
+        pids=ids.written(labels.pids, labels.pid_names),
+        camids=None if labels.camids is None else ids.written(labels.camids, labels.camid_names),
         counted=counted,
         extra={} if exclusion is None else {"exclude": exclusion.text},
         notes=notes,

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features import JUNK, UNKNOWN, Features
 from mmga.retrieval.metrics.report import Figures, Report
 from mmga.retrieval.protocols.selection import Labels
 
@@ -53,7 +53,7 @@ def evaluate_halves(
     query, gallery = sides
     labels = Labels.of(query, gallery)
     persons = np.intersect1d(labels.query_pids, labels.gallery_pids)
-    persons = persons[persons != JUNK]
+    persons = persons[(persons != JUNK) & (persons != UNKNOWN)]
     if len(persons) < 2:
         raise UserError(
             f"protocol viper needs persons on both sides, found {len(persons)}; give camera a as "

@@ -9,7 +9,7 @@ import torch
 
 from mmga.common.errors import UserError
 from mmga.ops.distance import squared_norms
-from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features import JUNK, UNKNOWN, Features
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.protocols.selection import Labels
 
@@ -92,13 +92,17 @@ def _labels(side: str, features: Features) -> list[Finding]:
             findings.append(Finding(side, note, "store ids as int64 or strings"))
         elif "rounded" in note:
             findings.append(Finding(side, note, "save them as float32 to be sure what is ranked"))
+        elif "unknown" in note:
+            findings.append(Finding(side, note, "evaluations leave such rows out and count them"))
+        else:
+            findings.append(Finding(side, note, "check that this is what is meant"))
     names = {"pids": features.pids, "camids": features.camids}
     for name, labels in names.items():
-        if labels is not None and np.abs(labels).max() > _FLOAT64_IDS:
+        if labels is not None and np.abs(labels[labels != UNKNOWN]).max(initial=0) > _FLOAT64_IDS:
             findings.append(
                 Finding(side, f"{name} beyond 2^53", "use strings: other tools round such numbers")
             )
-    if features.camids is None:
+    if features.camids is None or (features.camids == UNKNOWN).all():
         findings.append(Finding(side, "camids are missing", "give them, or use protocol no-camera"))
     elif len(features) > 1 and len(np.unique(features.camids)) == 1 and side == "gallery":
         findings.append(
@@ -175,9 +179,13 @@ def _matches(query: Features, gallery: Features) -> list[Finding]:
         labels = Labels.of(query, gallery)
     except UserError as error:
         return [Finding("both", str(error), "nothing else about ids could be looked at", True)]
-    ids = np.unique(labels.query_pids[labels.query_pids != JUNK])
+    ids = np.setdiff1d(labels.query_pids, (JUNK, UNKNOWN))
     absent = np.setdiff1d(ids, labels.gallery_pids)
     findings = []
+    if not len(ids):
+        findings.append(
+            Finding("query", "no row has a known pid that is not junk", "give identities", True)
+        )
     if len(absent):
         findings.append(
             Finding(
