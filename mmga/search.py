@@ -82,15 +82,19 @@ def body(options: Options) -> int | None:
             if options.query is None and options.features is None:
                 return None
         query = load_features(*_side(options, "query"), options.query_columns)
+        notes: list[str] = []
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             found = search_index(query, index, options.topk, progress)
         else:
             gallery = load_features(*_side(options, "gallery"), options.gallery_columns)
+            notes = gallery.notes
             chosen = rule if options.rerank else None
             found = search_features(
                 query, gallery, options.topk, options.metric, chosen, expansion, progress
             )
+    for note in (*query.notes, *notes):
+        print(f"mmga search: note: {note}", file=sys.stderr)
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:

@@ -37,8 +37,13 @@ def numbered(values: Sequence[str]) -> np.ndarray:
 
     Among names, -1 and -1.0 stay junk. What is unknown becomes UNKNOWN.
     """
+    return coded(values, junk=True)[0]
+
+
+def coded(values: Sequence[str], *, junk: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return text as int64 and, where not all are whole numbers, the names of the codes."""
     plain = of_text(values)
-    return plain if plain.dtype.kind == "i" else named(plain, junk=True)[0]
+    return (plain, None) if plain.dtype.kind == "i" else named(plain, junk=junk)
 
 
 def of_text(values: Sequence[str]) -> np.ndarray:
@@ -136,6 +141,8 @@ def _says_nothing(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 

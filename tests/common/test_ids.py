@@ -45,7 +45,7 @@ def test_unknown_identities(word, tmp_path):
         ([1.0, np.nan], [1, ids.UNKNOWN], None),
         ([7, None, -1], [7, ids.UNKNOWN, -1], None),
         ([2**60 + 1, None], [2**60 + 1, ids.UNKNOWN], None),
-        (["ann", None, -1, 7.0], [1, ids.UNKNOWN, -1, 0], ["7.0", "ann"]),
+        (["ann", None, -1, 7.0], [1, ids.UNKNOWN, -1, 0], ["7", "ann"]),
         (["ann", np.nan, "-1.0", "7", "7.0"], [1, ids.UNKNOWN, -1, 0, 0], ["7", "ann"]),
         ([b"ann", b"", b"-1"], [0, ids.UNKNOWN, -1], ["ann"]),
         (np.array([b"ann", b"", b"-1"]), [0, ids.UNKNOWN, -1], ["ann"]),

@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmga.common.errors import UserError
+from mmga.common.tables import PATHS, are_paths
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import TWO_SIDED, Features, joined
 
@@ -35,8 +38,9 @@ def load_features(
         side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
             ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
         columns: a CSV table of further columns, and of pid, camid and path where the file has none;
-            its lines belong to the rows by path if both have paths, by their order if not. A
-            folder of .npy files may hold one itself, as columns.csv.
+            its lines belong to the rows by path if both have paths (see
+            `mmga.common.paths.matched`), by their order if not, which `notes` say. A folder of .npy
+            files may hold one itself, as columns.csv.
 
     Raises:
         UserError: the file is absent, damaged, or does not hold what is expected.
@@ -112,21 +116,33 @@ def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | No
             f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
             f"gallery_label; found {_listed(arrays)}"
         )
+    arrays = _with_paths(arrays)
+    notes: list[str] = []
     if columns is not None:
-        arrays = csv_columns.merged(
-            arrays, csv_columns.read_columns(columns), str(path), str(columns)
-        )
+        arrays, notes = csv_columns.merged(arrays, columns, str(path))
     if "pids" not in arrays:
         raise UserError(
             f"{path}: pids are missing; found {_listed(arrays)}; add them, "
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns)"
         )
     own = {name: arrays[name] for name in _OWN if name in arrays}
-    return Features(
+    features = Features(
         **own,
         columns={name: value for name, value in arrays.items() if name not in _OWN},
         source=str(path),
     )
+    features.notes += notes
+    return features
+
+
+def _with_paths(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return arrays with those that hold paths under the name of paths."""
+    if "paths" in arrays:
+        return arrays
+    for name in PATHS:
+        if name in arrays and are_paths(name, np.asarray(arrays[name]).squeeze()):
+            return {"paths" if one == name else one: value for one, value in arrays.items()}
+    return arrays
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -284,6 +284,9 @@ def select(
     Raises:
         UserError: cameras are needed and absent, or no query has a match.
     """
+    for side, pids in (("query", labels.query_pids), ("gallery", labels.gallery_pids)):
+        if len(pids) and (pids == UNKNOWN).all():
+            raise UserError(_nothing_left(side, pids))
     if protocol.needs_cameras:
         for side, camids in (("query", labels.query_camids), ("gallery", labels.gallery_camids)):
             if camids is None or (len(camids) and (camids == UNKNOWN).all()):

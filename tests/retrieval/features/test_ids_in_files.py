@@ -153,10 +153,10 @@ def test_search_finds_what_is_unknown_and_not_what_is_junk(tmp_path):
 
 def test_tables_fill_in_what_a_file_does_not_know(tmp_path, capsys):
     save_both(tmp_path / "both.npz", *sides(unknown=True))
-    np.savez(tmp_path / "q.npz", features=np.eye(3, dtype="f4"), pids=[np.nan, 4, np.nan])
-    (tmp_path / "t.csv").write_text("pid\nann\n5\n\n")
+    np.savez(tmp_path / "q.npz", features=np.eye(3, dtype="f4"), pids=[np.nan, np.nan, 4])
+    (tmp_path / "t.csv").write_text("pid\nann\n\n5\n")
     features = load_features(tmp_path / "q.npz", columns=tmp_path / "t.csv")
-    assert features.arrays()["pids"].tolist() == ["ann", "4", ""]
+    assert features.arrays()["pids"].tolist() == ["ann", "", "4"]
     evaluation.main([f"--features={tmp_path}/both.npz", f"--per-query={tmp_path}/p.csv"])
     assert "unknown" in capsys.readouterr().out
     assert (tmp_path / "p.csv").read_text().splitlines()[3].startswith("2,,0,")

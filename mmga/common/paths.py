@@ -1,0 +1,104 @@
+"""Matching of paths that two files write differently."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from mmga.common.errors import UserError
+
+
+def matched(
+    wanted: Sequence[str], listed: Sequence[str], names: tuple[str, str]
+) -> tuple[np.ndarray, str | None]:
+    """Return the place of each path among listed ones, and a note where they are not the same text.
+
+    A path that is not listed as it stands belongs to the only listed one of which it is the end, or
+    which is its end (`query/1.jpg` and `/data/query/1.jpg`); if there is none, suffixes of files
+    are disregarded (`1.jpg` and `1.png`).
+
+    Args:
+        wanted: the paths that are looked for.
+        listed: the paths that are there; of equal ones the first counts.
+        names: of the files of both, for messages.
+
+    Returns:
+        Places in `listed`, int64 [N].
+
+    Raises:
+        UserError: a path is not there, or several fit it, or one fits several.
+    """
+    first: dict[str, int] = {}
+    for place, path in enumerate(listed):
+        first.setdefault(path, place)
+    places = np.asarray([first.get(path, -1) for path in wanted], np.int64)
+    odd = np.flatnonzero(places < 0)
+    if not len(odd):
+        return places, None
+    for whole_name in (True, False):
+        ends = _Ends(first, whole_name)
+        for row in np.flatnonzero(places < 0).tolist():
+            found = ends.of(wanted[row])
+            if len(found) > 1:
+                raise UserError(
+                    f"{names[1]}: {len(found)} paths fit {wanted[row]} of {names[0]}, such as "
+                    f"{found[0]} and {found[1]}; write paths alike on both sides"
+                )
+            places[row] = first[found[0]] if found else -1
+    missing = np.flatnonzero(places < 0)
+    if len(missing):
+        raise UserError(
+            f"{names[1]}: {len(missing)} of {len(wanted)} paths of {names[0]} are not there, the "
+            f"first is {wanted[missing[0]]}; those of {names[1]} are such as {listed[0]}"
+        )
+    _check_distinct(wanted, listed, places, names)
+    row = int(odd[0])
+    return places, (
+        f"{names[1]}: {len(odd)} of {len(wanted)} paths differ from those of {names[0]} in folder "
+        f"or suffix and were matched by the rest, {wanted[row]} with {listed[places[row]]}"
+    )
+
+
+class _Ends:
+    """Listed paths by their last component."""
+
+    def __init__(self, listed: dict[str, int], whole_name: bool) -> None:
+        self._whole_name = whole_name
+        self._by_name: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
+        for path in listed:
+            parts = self._parts(path)
+            self._by_name[parts[-1]].append((parts, path))
+
+    def of(self, path: str) -> list[str]:
+        """Return the listed paths that end as a path does."""
+        own = self._parts(path)
+        found = []
+        for parts, other in self._by_name.get(own[-1], ()):
+            common = min(len(own), len(parts))
+            if own[-common:] == parts[-common:]:
+                found.append(other)
+        return found
+
+    def _parts(self, path: str) -> tuple[str, ...]:
+        posix = PurePosixPath(path.strip().replace("\\", "/"))
+        return (posix if self._whole_name else posix.with_suffix("")).parts or ("",)
+
+
+def _check_distinct(
+    wanted: Sequence[str], listed: Sequence[str], places: np.ndarray, names: tuple[str, str]
+) -> None:
+    """Refuse different paths that were matched with one.
+
+    Raises:
+        UserError: there are such.
+    """
+    holder: dict[int, str] = {}
+    for path, place in zip(wanted, places.tolist(), strict=True):
+        if holder.setdefault(place, path) != path:
+            raise UserError(
+                f"{names[1]}: {listed[place]} fits both {holder[place]} and {path} of {names[0]}; "
+                "write paths alike on both sides"
+            )
