@@ -6,6 +6,7 @@ python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out
 python -m mmga.eval --run runs/x --data market1501 --root DIR
 """
 
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,9 @@ class Options:
     lines belong to rows by path if both have paths, else by order."""
     gallery_columns: Path | None = None
     """The same of the gallery."""
+    pattern: str | None = None
+    """Regular expression whose groups pid and camid are read from paths where they are not known
+    otherwise, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"."""
     run: Path | None = None
     """A trained run (or one of its checkpoints) whose test split is extracted and evaluated."""
     data: DataName | None = None
@@ -99,9 +103,12 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
     """Read both sides; the gallery is None where one set is ranked against itself."""
     from mmga.retrieval.features import load_features
 
+    read = functools.partial(load_features, pattern=options.pattern)
     if options.run is not None:
         if options.features or options.query or options.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
+        if options.pattern is not None:
+            raise UserError("--pattern is for feature files; a run's data set has identities")
         from mmga.common.progress import bar
         from mmga.extraction.of_run import DataChoice, features_of_run
 
@@ -123,8 +130,8 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
         if itself:
             if options.gallery_columns is not None:
                 raise UserError("all-vs-all ranks one set: give its columns as --query-columns")
-            return load_features(options.features, columns=options.query_columns), None
-        query, gallery = (load_features(options.features, side, columns[side]) for side in columns)
+            return read(options.features, columns=options.query_columns), None
+        query, gallery = (read(options.features, side, columns[side]) for side in columns)
         return query, gallery
     if itself:
         raise UserError("protocol all-vs-all ranks one set against itself: give it as --features")
@@ -134,8 +141,8 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
             f"{missing} is missing: give --query and --gallery, or --features for a file with both"
         )
     return (
-        load_features(options.query, columns=options.query_columns),
-        load_features(options.gallery, columns=options.gallery_columns),
+        read(options.query, columns=options.query_columns),
+        read(options.gallery, columns=options.gallery_columns),
     )
 
 
@@ -143,9 +150,10 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
     """Read the features that --compare names."""
     from mmga.retrieval.features import load_features
 
+    read = functools.partial(load_features, pattern=options.pattern)
     columns = {"query": options.query_columns, "gallery": options.gallery_columns}
     if options.protocol == "all-vs-all":
-        return load_features(options.compare, columns=options.query_columns), None
+        return read(options.compare, columns=options.query_columns), None
     if len(options.compare) > 2:
         raise UserError(
             f"--compare: expected one file with both sides, or query and gallery, found "
@@ -153,11 +161,11 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
         )
     if len(options.compare) == 2:
         query, gallery = (
-            load_features(path, columns=columns[side])
+            read(path, columns=columns[side])
             for path, side in zip(options.compare, columns, strict=True)
         )
     else:
-        query, gallery = (load_features(options.compare, side, columns[side]) for side in columns)
+        query, gallery = (read(options.compare, side, columns[side]) for side in columns)
     return query, gallery
 
 

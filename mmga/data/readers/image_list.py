@@ -1,17 +1,14 @@
 """Images that belong to no data set: a folder, or a CSV table of paths."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from mmga.common import ids, tables
 from mmga.common.errors import UserError
+from mmga.common.paths import from_names
 from mmga.data.dataset import ImageFiles
 from mmga.data.readers.folders import IMAGE_SUFFIXES
-
-# Market-1501, DukeMTMC-reID and those that took over their names: 0002_c1s1_000451_03.jpg.
-MARKET = r"(^|/)(?P<pid>-1|\d+)_c(?P<camid>\d+)[^/]*$"
 
 
 def read_images(path: Path, pattern: str | None = None) -> ImageFiles:
@@ -87,65 +84,3 @@ def _labelled(
     images.columns = {name: np.asarray(cells, np.str_) for name, cells in read.items()}
     images.notes = tuple(notes)
     return images
-
-
-def from_names(
-    files: list[str], pattern: str | None, title: str
-) -> tuple[dict[str, list[str]], str]:
-    """Read labels from paths.
-
-    Args:
-        files: the paths.
-        pattern: as in `read_images`.
-        title: names the files in messages.
-
-    Returns:
-        The text of each named group, empty where a path does not fit; and a sentence on how many
-        were read.
-
-    Raises:
-        UserError: the pattern is none, or fits no path.
-    """
-    rule = _compiled(pattern or MARKET)
-    matches = [rule.search(file) for file in files]
-    fit = [place for place, match in enumerate(matches) if match is not None]
-    by = f"the pattern {pattern}" if pattern else "Market-1501's pattern 0002_c1"
-    if not fit:
-        if pattern is not None:
-            raise UserError(
-                f"--pattern {pattern} fits none of the {len(files)} paths of {title}, the first is "
-                f"{files[0]}"
-            )
-        return {}, (
-            f"{title}: no name fits {by}, the first is {files[0]}: identities and cameras are "
-            "unknown; --pattern reads other names"
-        )
-    groups = {
-        name: ["" if match is None else match[name] or "" for match in matches]
-        for name in rule.groupindex
-    }
-    shown = ", ".join(f"{name} {cells[fit[0]]}" for name, cells in groups.items())
-    note = (
-        f"{title}: {len(fit)} of {len(files)} names were read by {by}, {files[fit[0]]} as {shown}"
-    )
-    if len(fit) < len(files):
-        odd = next(file for file, match in zip(files, matches, strict=True) if match is None)
-        note += f"; {len(files) - len(fit)} do not fit and are unknown, the first is {odd}"
-    return groups, note
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        rule = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"--pattern {pattern} is no regular expression: {error}") from error
-    if not {"pid", "camid"} & set(rule.groupindex):
-        raise UserError(
-            f"--pattern {pattern} has no group pid and no group camid; write for example "
-            "(?P<pid>\\d+)_c(?P<camid>\\d+)"
-        )
-    taken = {"path", "features", "parts", "visibility", "pids", "camids", "paths"}
-    wrong = sorted(taken & set(rule.groupindex))
-    if wrong:
-        raise UserError(f"--pattern {pattern}: a group cannot be called {wrong[0]}; rename it")
-    return rule

@@ -110,7 +110,7 @@ def merged(
     result = dict(arrays)
     for name, column in table.items():
         if name in _LABELS and name in arrays:
-            result[name] = _filled(arrays[name], column[order])
+            result[name] = filled(arrays[name], column[order])
         elif name == "paths" and name in arrays:
             continue
         elif name in arrays:
@@ -120,14 +120,14 @@ def merged(
     return result, [note] if note else []
 
 
-def _filled(own: Any, others: np.ndarray) -> Any:
-    """Return labels of a file with those of a table where the file's are unknown."""
+def filled(own: Any, others: np.ndarray) -> Any:
+    """Return labels of a file with those of another source where the file's are unknown."""
     values = np.asarray(own).reshape(-1)
     missing = values == ids.UNKNOWN if values.dtype.kind == "i" else np.zeros(len(values), bool)
     if values.dtype.kind != "i":
         missing[ids.unknown(values)] = True
     if not missing.any() or len(values) != len(others):
         return own
-    filled = values.astype(object)
-    filled[missing] = [None if one == ids.UNKNOWN else one for one in others[missing].tolist()]
-    return filled
+    whole = values.astype(object)
+    whole[missing] = [None if one == ids.UNKNOWN else one for one in others[missing].tolist()]
+    return whole

@@ -160,3 +160,30 @@ def test_tables_fill_in_what_a_file_does_not_know(tmp_path, capsys):
     evaluation.main([f"--features={tmp_path}/both.npz", f"--per-query={tmp_path}/p.csv"])
     assert "unknown" in capsys.readouterr().out
     assert (tmp_path / "p.csv").read_text().splitlines()[3].startswith("2,,0,")
+
+
+def test_a_pattern_reads_paths(tmp_path, capsys):
+    rows = np.eye(4, 6, dtype=np.float32) + np.eye(4, 6, 1, dtype=np.float32)
+    paths = [f"{name}/cam{camera}_1.jpg" for name in ("ann", "bob") for camera in (1, 2)]
+    np.savez(tmp_path / "g.npz", features=rows, img_path=np.array(paths))
+    mmga.Features(rows, [np.nan, "zoe", None, ""], paths=paths).save(tmp_path / "q.npz")
+    words = [f"--query={tmp_path}/q.npz", f"--gallery={tmp_path}/g.npz"]
+    pattern = "--pattern=(?P<pid>[^/]+)/cam(?P<camid>[0-9])"
+    with pytest.raises(SystemExit):
+        evaluation.main(words)
+    assert "pids are missing" in capsys.readouterr().err
+    evaluation.main([*words, pattern, f"--json={tmp_path}/r.json"])
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["num_valid_query"], report["excluded"]["queries_without_match"]) == (3, 1)
+    assert any("4 of 4 names were read by the pattern" in note for note in report["notes"])
+    search.main([*words, pattern, "--topk=1", f"--out={tmp_path}/r.json"])
+    found = json.loads((tmp_path / "r.json").read_text())["results"]
+    assert [one["query_pid"] for one in found] == ["ann", "zoe", "bob", "bob"]
+    assert [one["gallery_camid"] for one in found] == [1, 2, 1, 2]
+    assert "note: " in capsys.readouterr().err
+    mmga.Features(rows, [1, 2, 3, 4]).save(tmp_path / "q.npz")
+    with pytest.raises(SystemExit):
+        evaluation.main([*words, pattern])
+    assert "--pattern reads paths of images, which the file does not hold" in (
+        capsys.readouterr().err
+    )
