@@ -84,21 +84,22 @@ def named(values: np.ndarray, *, junk: bool) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Codes int64 [N], JUNK and UNKNOWN among them, and the names.
     """
-    distinct, inverse = np.unique(np.char.strip(values.astype(np.str_)), return_inverse=True)
-    codes = np.full(len(distinct), UNKNOWN, np.int64)
+    texts = [text.strip() for text in values.astype(np.str_).tolist()]
+    codes: dict[str, int] = {}
     places: dict[str, int] = {}
-    kept = []
-    for number, name in enumerate(distinct.tolist()):
+    for name in sorted(set(texts)):
+        spelled = key(name)
         if _says_nothing(name):
-            continue
-        if junk and key(name) == str(JUNK):
-            codes[number] = JUNK
-            continue
-        if key(name) not in places:
-            places[key(name)] = len(places)
-            kept.append(name)
-        codes[number] = places[key(name)]
-    return codes[inverse.reshape(-1)], np.asarray(kept, distinct.dtype)
+            codes[name] = UNKNOWN
+        elif junk and spelled == str(JUNK):
+            codes[name] = JUNK
+        else:
+            codes[name] = places.setdefault(spelled, len(places))
+    first: dict[int, str] = {}
+    for name, code in codes.items():
+        first.setdefault(code, name)
+    kept = np.asarray([first[code] for code in range(len(places))], np.str_)
+    return np.asarray([codes[text] for text in texts], np.int64), kept
 
 
 def key(name: str) -> str:

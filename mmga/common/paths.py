@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -87,8 +86,11 @@ class _Ends:
         return found
 
     def _parts(self, path: str) -> tuple[str, ...]:
-        posix = PurePosixPath(path.strip().replace("\\", "/"))
-        return (posix if self._whole_name else posix.with_suffix("")).parts or ("",)
+        pieces = path.strip().replace("\\", "/").split("/")
+        parts = [piece for piece in pieces if piece not in ("", ".")] or [""]
+        if not self._whole_name:
+            parts[-1] = parts[-1].rpartition(".")[0] or parts[-1]
+        return tuple(parts)
 
 
 def _check_distinct(
