@@ -6,6 +6,7 @@ python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out
 python -m mmga.eval --run runs/x --data market1501 --root DIR
 """
 
+import functools
 import shutil
 import sys
 import textwrap
@@ -45,6 +46,9 @@ class Inputs:
     lines belong to rows by path if both have paths, else by order."""
     gallery_columns: Path | None = None
     """The same of the gallery."""
+    pattern: str | None = None
+    """Regular expression whose groups pid and camid are read from paths where they are not known
+    otherwise, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"."""
     run: Path | None = None
     """A trained run (or one of its checkpoints) whose test split is extracted and evaluated."""
     data: DataName | None = None
@@ -132,10 +136,11 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
     from mmga.retrieval.features import load_features
 
     one_set = rules_of(inputs).one_set
+    read = functools.partial(load_features, pattern=inputs.pattern)
     if inputs.run is not None:
         if inputs.features or inputs.query or inputs.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
-        for name in cli.changed(inputs, "query_columns", "gallery_columns"):
+        for name in cli.changed(inputs, "query_columns", "gallery_columns", "pattern"):
             raise UserError(f"{cli.flag(name)} belongs to feature files; --run extracts its own")
         if one_set:
             raise UserError(
@@ -154,8 +159,8 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
                 raise UserError(
                     f"{inputs.protocol} ranks one set: give its columns as --query-columns"
                 )
-            return load_features(inputs.features, columns=inputs.query_columns), None
-        query, gallery = (load_features(inputs.features, side, columns[side]) for side in columns)
+            return read(inputs.features, columns=inputs.query_columns), None
+        query, gallery = (read(inputs.features, side, columns[side]) for side in columns)
         return query, gallery
     if one_set:
         raise UserError(f"protocol {inputs.protocol} ranks one set: give it as --features")
@@ -165,8 +170,8 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
             f"{missing} is missing: give --query and --gallery, or --features for a file with both"
         )
     return (
-        load_features(inputs.query, columns=inputs.query_columns),
-        load_features(inputs.gallery, columns=inputs.gallery_columns),
+        read(inputs.query, columns=inputs.query_columns),
+        read(inputs.gallery, columns=inputs.gallery_columns),
     )
 
 
@@ -188,9 +193,10 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
     """Read the features that --compare names."""
     from mmga.retrieval.features import load_features
 
+    read = functools.partial(load_features, pattern=options.pattern)
     columns = {"query": options.query_columns, "gallery": options.gallery_columns}
     if rules_of(options).one_set:
-        return load_features(options.compare, columns=options.query_columns), None
+        return read(options.compare, columns=options.query_columns), None
     if len(options.compare) > 2:
         raise UserError(
             f"--compare: expected one file with both sides, or query and gallery, found "
@@ -198,11 +204,11 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
         )
     if len(options.compare) == 2:
         query, gallery = (
-            load_features(path, columns=columns[side])
+            read(path, columns=columns[side])
             for path, side in zip(options.compare, columns, strict=True)
         )
     else:
-        query, gallery = (load_features(options.compare, side, columns[side]) for side in columns)
+        query, gallery = (read(options.compare, side, columns[side]) for side in columns)
     return query, gallery
 
 

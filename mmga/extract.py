@@ -6,6 +6,7 @@ python -m mmga.extract --run runs/x --images DIR --out gallery.npz
 python -m mmga.extract --model timm.models:resnet50 --images table.csv --out gallery.npz
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,10 @@ class Options:
     images: Path | None = None
     """Folder of images, or a CSV table with the columns path and, optionally, pid and camid. An
     extraction that was stopped goes on when it is called again."""
+    pattern: str | None = None
+    """With --images: regular expression whose groups pid and camid, or one of them, are read from
+    paths below the folder, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"; other named groups
+    become columns. By default names are read as Market-1501's, 0002_c1s1_000451_03.jpg."""
     out: Path | None = None
     """Folder for query.npz and gallery.npz (the run's own by default); with --images the file,
     .npz, .safetensors, .mat, .h5, .pt or a folder of .npy files."""
@@ -76,7 +81,9 @@ def _extract_images(options: Options, images: Path) -> int:
     for name in ("batch_size", "height", "width"):
         if getattr(options, name) < 1:
             raise UserError(f"{cli.flag(name)} must be at least 1, got {getattr(options, name)}")
-    source = read_images(images)
+    source = read_images(images, options.pattern)
+    for note in source.notes:
+        print(f"mmga extract: note: {note}", file=sys.stderr)
     if (options.run is None) == (options.model is None):
         raise UserError("--images needs the network: either --run or --model")
     flip, device = options.flip, options.device
@@ -107,7 +114,7 @@ def body(options: Options) -> int:
     """Extract and write."""
     if options.images is not None:
         return _extract_images(options, options.images)
-    for name in ("parts", "model", "model_weights", "skip_broken"):
+    for name in ("parts", "model", "model_weights", "skip_broken", "pattern"):
         if getattr(options, name):
             raise UserError(f"{cli.flag(name)} needs --images")
     if options.run is None:

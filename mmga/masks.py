@@ -81,6 +81,7 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     from mmga.data.readers.by_name import load
 
     data = load(DataConfig(**{name: getattr(options, name) for name in _OF_DATA}))
+    data.need(*options.splits)
     images = joined(*(getattr(data, split) for split in dict.fromkeys(options.splits)))
     broken: dict[str, str] = {}
 

@@ -18,6 +18,7 @@ from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
     from mmga.common.progress import Progress
+    from mmga.retrieval.features import Features
 
 _RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
 _SHOWN = 20  # queries in the table; files hold all
@@ -38,6 +39,9 @@ class Options:
     lines belong to rows by path if both have paths, else by order."""
     gallery_columns: Path | None = None
     """The same of the gallery."""
+    pattern: str | None = None
+    """Regular expression whose groups pid and camid are read from paths where they are not known
+    otherwise, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"."""
     index: Path | None = None
     """A saved neighbour structure instead of a gallery: each query is re-ranked by itself."""
     save_index: Path | None = None
@@ -81,16 +85,20 @@ def body(options: Options) -> int | None:
             _save_index(options, rule, progress)
             if options.query is None and options.features is None:
                 return None
-        query = load_features(*_side(options, "query"), options.query_columns)
+        query = load_features(*_side(options, "query"), options.query_columns, options.pattern)
+        notes: list[str] = []
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             found = search_index(query, index, options.topk, progress)
         else:
-            gallery = load_features(*_side(options, "gallery"), options.gallery_columns)
+            gallery = _gallery(options)
+            notes = gallery.notes
             chosen = rule if options.rerank else None
             found = search_features(
                 query, gallery, options.topk, options.metric, chosen, expansion, progress
             )
+    for note in (*query.notes, *notes):
+        print(f"mmga search: note: {note}", file=sys.stderr)
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:
@@ -129,11 +137,17 @@ def _side(options: Options, side: str) -> tuple[str, str | None]:
     return getattr(options, side) or "", None
 
 
+def _gallery(options: Options) -> "Features":
+    from mmga.retrieval.features import load_features
+
+    return load_features(*_side(options, "gallery"), options.gallery_columns, options.pattern)
+
+
 def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> None:
-    from mmga.retrieval.features import JUNK, load_features
+    from mmga.retrieval.features import JUNK
     from mmga.retrieval.reranking.index import GalleryIndex
 
-    gallery = load_features(*_side(options, "gallery"), options.gallery_columns)
+    gallery = _gallery(options)
     junk = int((gallery.pids == JUNK).sum())
     if junk:
         gallery = gallery.select(gallery.pids != JUNK)
@@ -157,7 +171,10 @@ def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:
         if not number:
             for name in row:
                 table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-        cells = [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
+        cells = [
+            f"{cell:.6f}" if isinstance(cell, float) else "-" if cell is None else str(cell)
+            for cell in row.values()
+        ]
         table.add_row(*cells, end_section=row["rank"] == topk)
     console = Console()
     console.print(table)

@@ -6,12 +6,18 @@ writes attention.png (query images with their attention maps beside the true mas
 (each query's nearest gallery images, right ones framed green, wrong ones red).
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.config import DataName
+
+if TYPE_CHECKING:
+    from mmga.data.dataset import ImageSet
+    from mmga.retrieval.features import Features
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,8 @@ class Options:
     root: Path | None = None
     """Folder of that data set."""
     gallery: Path | None = None
-    """The gallery's features, as `mmga.extract` wrote them; extracted again if not given."""
+    """The gallery's features, as `mmga.extract` wrote them, found by path; extracted again if not
+    given."""
     rows: int = 10
     """Queries on a sheet, spread evenly over the set."""
     top: int = 10
@@ -53,7 +60,6 @@ def body(options: Options) -> int:
     from mmga.extraction.extract import embedder_of, extract
     from mmga.extraction.of_run import DataChoice, with_data
     from mmga.models.loading import load_run
-    from mmga.retrieval.features import load_features
 
     run = load_run(options.run, resolve_device(options.device))
     config = with_data(run.config, DataChoice(options.data, options.root))
@@ -70,13 +76,7 @@ def body(options: Options) -> int:
         if options.gallery is None:
             gallery = extract(run.network, data.gallery, config, phase="gallery", progress=progress)
         else:
-            gallery = load_features(options.gallery)
-            if not np.array_equal(gallery.pids, data.gallery.pids):
-                raise UserError(
-                    f"--gallery {options.gallery}: expected features of the {len(data.gallery)} "
-                    f"images of the gallery, found {len(gallery)} of other pids; "
-                    "leave it out to extract them"
-                )
+            gallery = _saved(options.gallery, data.gallery)
     images = denormalise(batch.images).cpu()
     lines = [f"id {pid}, camera {cam}" for pid, cam in zip(batch.pids, batch.camids, strict=True)]
     labels = [
@@ -103,6 +103,37 @@ def body(options: Options) -> int:
     plots.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
     print(f"ranked lists, right in green and wrong in red: {folder / 'ranked.png'}")
     return 0
+
+
+def _saved(path: Path, images: "ImageSet") -> "Features":
+    """Read the features of a gallery, in the order of its images: by path, where there are paths.
+
+    Raises:
+        UserError: they are not those of the images.
+    """
+    from mmga.common.paths import matched
+    from mmga.retrieval.features import UNKNOWN, load_features
+
+    gallery = load_features(path)
+    expected = f"--gallery {path}: expected features of the {len(images)} images of the gallery"
+    note: str | None = f"--gallery {path}: row i was taken for image i, as the file has no paths"
+    if gallery.paths is not None:
+        names = "the gallery", str(path)
+        try:
+            places, note = matched(images.paths, gallery.paths.tolist(), names)
+        except UserError as error:
+            raise UserError(f"{expected}; {error}; leave it out to extract them") from error
+        gallery = gallery.select(places)
+    plain = gallery.pid_names is None and getattr(images, "pid_names", None) is None
+    if len(gallery) != len(images) or (
+        plain and (gallery.pids != images.pids)[gallery.pids != UNKNOWN].any()
+    ):
+        raise UserError(
+            f"{expected}, found {len(gallery)} of other pids; leave it out to extract them"
+        )
+    if note is not None:
+        print(f"mmga visualize: note: {note}", file=sys.stderr)
+    return gallery
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 import os
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from mmga.common import ids
 from mmga.common.errors import UserError, first_line
 from mmga.data.masks import FindMask, MaskFolder, PartMask
 
@@ -68,9 +70,39 @@ class DataSet:
     multi_query: ImageSet | None = dataclasses.field(default=None, kw_only=True)
     notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
+    def need(self, *splits: str) -> None:
+        """Refuse a data set of which a split that is to be used is empty.
+
+        Raises:
+            UserError: one is.
+        """
+        for split in splits:
+            if not len(getattr(self, split)):
+                raise UserError(
+                    f"data set {self.name} holds no image of split {split}, which is needed here; "
+                    "add such rows or name another data set"
+                )
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a split to test on; a table may hold training images alone."""
+        return bool(len(self.query) or len(self.gallery))
+
 
 class Labelled:
-    """Shared checks of the image sets below."""
+    """Shared checks of the image sets below.
+
+    Attributes:
+        pid_names: where identities are names, the name of pid i at place i; else None.
+        camid_names: likewise for cameras.
+        columns: what else is known of each image, by name, each [N].
+        notes: remarks on how the images were read, one sentence each.
+    """
+
+    pid_names: np.ndarray | None = None
+    camid_names: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
     def __init__(self, paths: Sequence[str], pids: Ints, camids: Ints) -> None:
         self.paths = list(paths)
@@ -113,7 +145,7 @@ class ImageFiles(Labelled):
     def of_rows(
         cls, root: Path, rows: Sequence[tuple[str, int, int]], masks: FindMask | None = None
     ) -> "ImageFiles":
-        """Return the images of rows of path, pid and camid."""
+        """Return the images of one or more rows of path, pid and camid."""
         paths, pids, camids = zip(*rows, strict=True)
         return cls(root, paths, pids, camids, masks)
 
@@ -225,6 +257,20 @@ class Concatenation(Labelled):
         """Return the mask of image `index` from its own set."""
         images, place = self._place(index)
         return images.mask(place)
+
+
+def label_columns(images: ImageSet, places: np.ndarray) -> dict[str, Any]:
+    """Return labels, paths and further columns of some images, as `Features` takes them."""
+    labels = {}
+    for name in ("pid", "camid"):
+        codes = getattr(images, f"{name}s")[places]
+        labels[f"{name}s"] = ids.written(codes, getattr(images, f"{name}_names", None))
+    columns = getattr(images, "columns", {})
+    return {
+        **labels,
+        "paths": np.array(images.paths)[places],
+        "columns": {name: values[places] for name, values in columns.items()},
+    }
 
 
 def joined(*sets: ImageSet) -> Concatenation:

@@ -15,7 +15,7 @@ import numpy as np
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
-from mmga.data.dataset import ImageSet, Subset
+from mmga.data.dataset import ImageSet, Subset, label_columns
 from mmga.extraction.embedder import Embedder, embed_images
 from mmga.retrieval.features import Features
 
@@ -108,10 +108,10 @@ def _joined(files: list[Path], images: ImageSet) -> Features:
     rows, places = arrays["rows"], arrays["places"]
     if len(places) < len(images):
         logger.warning("%d images were left out as broken", len(images) - len(places))
-    labels = images.pids[places], images.camids[places], np.array(images.paths)[places]
+    labels = label_columns(images, places)
     if "visibility" in arrays:
-        return Features(None, *labels, parts=rows, visibility=arrays["visibility"])
-    return Features(rows, *labels)
+        return Features(None, parts=rows, visibility=arrays["visibility"], **labels)
+    return Features(rows, **labels)
 
 
 def _check_manifest(folder: Path, embedder: Embedder, images: ImageSet) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import ids
 from mmga.common import memory as memory_sizes
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
@@ -18,7 +19,7 @@ from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.retrieval.bounds.approximation import beyond_bounds
 from mmga.retrieval.bounds.stages import Stages
-from mmga.retrieval.features import JUNK, Features, named
+from mmga.retrieval.features import Features
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.features.pooling import pooled
 from mmga.retrieval.features.vectors import VectorSet
@@ -346,7 +347,7 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
         report.duplicates = len(same)
         _note(report, caveats.of_duplicates(problem.selection, len(same)))
     if query.visibility is not None and gallery.visibility is not None:
-        rows = np.flatnonzero(problem.selection.labels.query_pids != JUNK)
+        rows = problem.selection.eligible_queries
         report.extra["parts"] = {
             "parts": query.visibility.shape[1],
             "pairs_without_common_part": pairs_without_common_part(
@@ -414,7 +415,7 @@ def _labelled(side: Features | Labelled) -> Features:
 def _counted(selection: Selection) -> np.ndarray:
     """Return the queries that enter the averages."""
     if selection.protocol.unmatched == "zero":
-        return np.flatnonzero(selection.labels.query_pids != JUNK)
+        return selection.eligible_queries
     return np.flatnonzero(selection.num_matches > 0)
 
 
@@ -428,7 +429,7 @@ def _report(
 ) -> Report:
     """Return the report of a plain ranking of two sides, each with labels."""
     query, gallery = sides
-    camids = getattr(query, "camids", None)
+    labels = _labelled(query)
     counted = _counted(selection)
     rules, exclusion = selection.protocol, selection.labels.exclusion
     extra = {} if exclusion is None else {"exclude": exclusion.text}
@@ -452,8 +453,8 @@ def _report(
         backend=_backend(device),
         num_identities=len(np.unique(selection.labels.query_pids[counted])),
         num_cameras=selection.labels.num_cameras,
-        pids=named(query.pids, getattr(query, "pid_names", None)),
-        camids=None if camids is None else named(camids, getattr(query, "camid_names", None)),
+        pids=ids.written(labels.pids, labels.pid_names),
+        camids=None if labels.camids is None else ids.written(labels.camids, labels.camid_names),
         counted=counted,
         extra=extra,
         notes=notes + caveats.of_ranking(selection, scores, given=given),

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features import JUNK, UNKNOWN, Features
 from mmga.retrieval.metrics.report import Figures, Report
 from mmga.retrieval.protocols.protocol import Protocol
 from mmga.retrieval.protocols.selection import Labels
@@ -67,7 +67,7 @@ def both_directions(query: Features, gallery: Features, rules: Protocol) -> Repe
     """
     labels = Labels.of(query, gallery)
     persons = np.intersect1d(labels.query_pids, labels.gallery_pids)
-    persons = persons[persons != JUNK]
+    persons = np.setdiff1d(persons, (JUNK, UNKNOWN))
     if len(persons) < 2:
         raise UserError(
             f"protocol viper needs persons on both sides, found {len(persons)}; give camera a as "
@@ -109,7 +109,7 @@ def drawn_galleries(features: Features, rules: Protocol, trials: int, seed: int)
     Raises:
         UserError: no identity has two images.
     """
-    rows = np.flatnonzero(features.pids != JUNK)
+    rows = np.flatnonzero(~np.isin(features.pids, (JUNK, UNKNOWN)))
     rows = rows[np.argsort(features.pids[rows], kind="stable")]
     identities, first, sizes = np.unique(features.pids[rows], return_index=True, return_counts=True)
     if not len(sizes) or sizes.max() < 2:

@@ -85,7 +85,7 @@ class Sets:
         if data is None:
             images, tests = load_mixture(config, progress)
         else:
-            images, tests = data.train, {data.name: data}
+            images, tests = data.train, {data.name: data} if data.has_test else {}
         _check_masks(config, images)
         for name, one in tests.items():
             _check_tests(name, one)

@@ -259,7 +259,8 @@ class _Training:
                 metrics = score(network, sets.validation, self.config, **shared)
                 self._write("val", step, {"epoch": epoch, **metrics})
                 self._keep_best(Position(epoch, 0, step), metrics)
-            if (last or sets.validation is None) and self._missing("eval", step):
+            due = bool(sets.tests) and (last or sets.validation is None)
+            if due and self._missing("eval", step):
                 metrics = score_all(network, sets.tests, self.config, train=sets.train, **shared)
                 self._write("eval", step, {"epoch": epoch, **metrics})
         return metrics or self.log.last("eval", step)

@@ -23,7 +23,7 @@ def test_doctor_fails_where_no_evaluation_is_possible(tmp_path, capsys):
         "nan": (bad, pids, 2),
         "wide": (np.eye(6, 5, dtype=np.float32), pids, 2),
         "strangers": (np.eye(6, 4, dtype=np.float32), pids + 90, 2),
-        "names": (np.eye(6, 4, dtype=np.float32), pids.astype(str), 2),
+        "names": (np.eye(6, 4, dtype=np.float32), np.char.add("p", pids.astype(str)), 2),
     }
     for name, (features, ids, code) in others.items():
         Features(features, ids, (np.arange(6) + 1) % 2).save(tmp_path / f"{name}.npz")

@@ -9,7 +9,9 @@ from PIL import Image
 from small_run import SIZE, write_run
 
 import mmga
-from mmga import extract
+from mmga import eval as evaluation
+from mmga import extract, search
+from mmga.common.ids import UNKNOWN
 from mmga.data.readers.image_list import read_images
 from mmga.extraction import resumable
 from mmga.extraction.embedder import visibility
@@ -74,21 +76,79 @@ def test_a_folder_of_images(run, images, tmp_path, flags, flip):
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
-def test_names_that_say_nothing(run, images, tmp_path):
+def test_a_name_that_says_nothing(run, images, tmp_path, capsys):
     (images / "sub" / "0000_c1s1_000000.png").rename(images / "me.png")
     call("--run", run, "--images", images, "--out", tmp_path / "g.npz")
-    assert set(mmga.load_features(tmp_path / "g.npz").pids) == {-1}
+    features = mmga.load_features(tmp_path / "g.npz")
+    assert features.paths[0] == "me.png"
+    assert features.pids.tolist() == [UNKNOWN, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert features.camids.tolist() == [UNKNOWN, 2, 1, 3, 2, 3, 1, 2, 1, 3]
+    said = capsys.readouterr().err
+    assert "9 of 10 names were read by Market-1501's pattern 0002_c1" in said
+    assert "sub/0000_c2s1_000001.png as pid 0000, camid 2" in said
+    assert "1 do not fit and are unknown, the first is me.png" in said
+
+
+def test_names_by_a_pattern(run, images, tmp_path, capsys):
+    for file in list(images.rglob("*.png")):
+        pid, rest = file.name.split("_", 1)
+        target = images / f"person{int(pid)}" / f"{rest[1]}-{rest[4:]}"
+        target.parent.mkdir(exist_ok=True)
+        file.rename(target)
+    words = ("--run", run, "--images", images, "--out", tmp_path / "g.npz")
+    call(*words)
+    features = mmga.load_features(tmp_path / "g.npz")
+    assert set(features.pids) == set(features.camids) == {UNKNOWN}
+    assert "no name fits Market-1501's pattern" in capsys.readouterr().err
+    call(*words, "--pattern", r"(?P<pid>[^/]+)/(?P<camid>\d)-_?(?P<frame>\d+)")
+    features = mmga.load_features(tmp_path / "g.npz")
+    assert features.pid_names.tolist() == [f"person{i}" for i in range(5)]
+    assert features.camids.tolist() == [1, 2, 1, 3, 2, 3, 1, 2, 1, 3]
+    assert features.columns["frame"].tolist()[:2] == ["000000", "000001"]
+    for pattern, sentence in (
+        ("(", "--pattern ( is no regular expression"),
+        (r"\d+", "has no group pid and no group camid"),
+        ("(?P<pid>x)", "fits none of the 10 paths"),
+        ("(?P<pid>p)(?P<paths>e)", "a group cannot be called paths"),
+    ):
+        assert sentence in fails(capsys, *words, "--pattern", pattern)
+    assert "--pattern needs --images" in fails(capsys, "--run", run, "--pattern", "(?P<pid>x)")
 
 
 def test_a_table_of_images(run, images, tmp_path):
-    with (images / "t.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["pid", "path"])
-        writer.writerows([[7, "sub/0001_c3s1_000002.png"], [8, "sub/0000_c1s1_000000.png"]])
+    names = [f"sub/{file.name}" for file in sorted(images.rglob("*.png"))]
+    (images / "t.csv").write_text(
+        f"pid;img_path\n7.0;{names[2]}\n8;{names[0]}\n;{names[1]}\n-1.0;{names[3]}\n"
+    )
     call("--run", run, "--images", images / "t.csv", "--out", tmp_path / "g.safetensors")
     features = mmga.load_features(tmp_path / "g.safetensors")
-    assert features.pids.tolist() == [7, 8]
-    assert features.camids.tolist() == [-1, -1]
+    assert features.pids.tolist() == [7, 8, UNKNOWN, -1]
+    assert features.camids.tolist() == [UNKNOWN] * 4
+    assert features.paths.tolist() == [names[2], names[0], names[1], names[3]]
+
+
+def test_own_photographs_are_extracted_found_and_not_evaluated(run, images, tmp_path, capsys):
+    for number, file in enumerate(sorted(images.rglob("*.png"))):
+        file.rename(images / f"IMG_{number}.png")
+    call("--run", run, "--images", images, "--out", tmp_path / "g.npz")
+    words = [f"--query={tmp_path}/g.npz", f"--gallery={tmp_path}/g.npz"]
+    for more in ((), ("--rerank", "--k1=3", "--k2=2")):
+        search.main([*words, *more, "--topk=3", f"--out={tmp_path}/r.csv"])
+        rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+        assert len(rows) == 30
+        assert [row["gallery_path"] for row in rows[::3]] == [
+            row["query_path"] for row in rows[::3]
+        ]
+        assert {row["gallery_pid"] for row in rows} == {""}
+    with pytest.raises(SystemExit) as leave:
+        evaluation.main(words)
+    assert leave.value.code == 2
+    assert "query: all 10 pids are unknown" in capsys.readouterr().err.splitlines()[-1]
+    names = "\n".join(f"IMG_{i}.png,{i % 5},{i % 3}" for i in reversed(range(10)))
+    (tmp_path / "t.csv").write_text(f"path,pid,camid\n{names}\n")
+    tables = [f"--{side}-columns={tmp_path}/t.csv" for side in ("query", "gallery")]
+    evaluation.main([*words, *tables])
+    assert "10 queries" in capsys.readouterr().out
 
 
 def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys):
@@ -206,13 +266,13 @@ def test_networks_that_do_not_fit(capsys, images, tmp_path, words, sentence):
 def test_images_that_do_not_fit(capsys, run, images, tmp_path):
     out = ("--out", tmp_path / "g.npz")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "t.csv").write_text("file,pid\na.png,1\n")
-    (tmp_path / "u.csv").write_text("path,pid\na.png,me\n")
+    (tmp_path / "t.csv").write_text("photo,pid\na.png,1\n")
+    (tmp_path / "u.csv").write_text("path,pid\na.png,me\na.png,you\n")
     for name, sentence in (
         ("empty", "no image file there"),
         ("nowhere", "expected a folder or a .csv table"),
         ("t.csv", "lacks the column path"),
-        ("u.csv", "line 2: pid must be an integer, found 'me'"),
+        ("u.csv", "lines 2 and 3 say pid 'me' and 'you' of one path, a.png"),
     ):
         assert sentence in fails(capsys, "--run", run, "--images", tmp_path / name, *out)
     said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.csv")

@@ -22,6 +22,7 @@ from mmga.config import Config, merged, recipe_config
 from mmga.data.build import train_loader
 from mmga.data.dataset import DataSet, ImageTensors, Subset
 from mmga.data.masks import PartMask
+from mmga.extraction.of_run import DataChoice, features_of_run
 from mmga.models.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -447,3 +448,34 @@ def test_a_test_split_without_matches_is_refused_before_the_first_step(tmp_path)
     with pytest.raises(UserError, match="no query has a match in the gallery"):
         trainer.train(small(), tmp_path / "run", data=sets)
     assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_a_table_of_training_images_alone(tmp_path):
+    lines = table(tmp_path).read_text().splitlines()
+    kept = [line for line in lines if not line.endswith(("query", "gallery"))]
+    (tmp_path / "table.csv").write_text("\n".join(kept) + "\n")
+    sections = {"data": {"data": "csv", "root": tmp_path / "table.csv"}, "run": {"epochs": 1}}
+    result = trainer.train(small(**sections), tmp_path / "run")
+    assert result.steps > 0
+    assert result.metrics == {}
+    with pytest.raises(UserError, match="holds no image of split query, which is needed here"):
+        features_of_run(tmp_path / "run", DataChoice())
+    (tmp_path / "table.csv").write_text("\n".join([lines[0], *lines[2::2]]) + "\n")
+    assert [len(side) for side in features_of_run(tmp_path / "run", DataChoice())] == [12, 12]
+    with pytest.raises(UserError, match="holds no image of split train"):
+        trainer.train(small(**sections), tmp_path / "again")
+
+
+def test_names_of_a_table_are_kept_in_features(tmp_path):
+    trainer.train(
+        small(**{"data": {"data": "csv", "root": table(tmp_path)}, "run": {"epochs": 1}}),
+        tmp_path / "run",
+    )
+    text = (tmp_path / "table.csv").read_text().splitlines()
+    cells = [line.split(",") for line in text[1:]]
+    named = [f"{path},cow{pid},c{camid},{split}" for path, pid, camid, split in cells]
+    (tmp_path / "table.csv").write_text("\n".join([text[0], *named]) + "\n")
+    query, gallery = features_of_run(tmp_path / "run", DataChoice())
+    assert query.pid_names.tolist() == gallery.pid_names.tolist() == [f"cow{i}" for i in range(6)]
+    assert query.camid_names.tolist() == ["c0"]
+    assert gallery.camid_names.tolist() == ["c1"]

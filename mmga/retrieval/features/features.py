@@ -18,6 +18,8 @@ from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 JUNK = ids.JUNK
 """The pid of junk detections: never ranked, counted as junk."""
+UNKNOWN = ids.UNKNOWN
+"""The code of an unknown pid or camid: found by a search, left out of an evaluation."""
 
 TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
 """layumi's names for a file that holds both sides: query_f, query_label, query_cam, ..."""
@@ -34,8 +36,8 @@ class Features:
 
     Attributes:
         rows: the feature rows [N, D] float16 or float32; None for part features.
-        pids: identity of each row, int64 [N]; -1 is junk.
-        camids: camera of each row, int64 [N], or None.
+        pids: identity of each row, int64 [N]; -1 is junk, UNKNOWN is not known.
+        camids: camera of each row, int64 [N], UNKNOWN where not known; or None.
         paths: path of each image, unicode [N], or None.
         columns: further columns by name, each [N].
         parts: part features [N, P, D], or None.
@@ -62,8 +64,8 @@ class Features:
         Args:
             features: [N, D] float16 or float32 tensor or array, or a list of such shards. float64
                 and bfloat16 are rounded to float32, which `notes` says.
-            pids: [N] integers or strings.
-            camids: [N] integers or strings, or None where no protocol with cameras is meant.
+            pids: [N] integers or strings; None, NaN and empty strings are unknown.
+            camids: likewise, or None where no protocol with cameras is meant.
             paths: [N] strings.
             columns: further values [N] by name.
             parts: [N, P, D] part features, instead of `features`.
@@ -175,9 +177,9 @@ class Features:
 
     def arrays_without_rows(self) -> dict[str, Matrix]:
         """Return everything but the feature rows, by the names it has in a file."""
-        arrays: dict[str, Matrix] = {"pids": named(self.pids, self.pid_names)}
+        arrays: dict[str, Matrix] = {"pids": ids.written(self.pids, self.pid_names)}
         if self.camids is not None:
-            arrays["camids"] = named(self.camids, self.camid_names)
+            arrays["camids"] = ids.written(self.camids, self.camid_names)
         if self.paths is not None:
             arrays["paths"] = self.paths
         if self.visibility is not None:
@@ -282,68 +284,61 @@ class Features:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return int64 labels and, for strings, the names in sorted order."""
         values = _flat(given)
+        if values.dtype.kind == "O":
+            plain = ids.of_objects(values)
+            values = values if plain is None else plain
         containers.check_array(self._name(argument), values)
         self._check_length(argument, len(values), count)
-        if values.dtype.kind in "US":
-            return self._named_labels(argument, values.astype(np.str_))
+        if values.dtype.kind == "U":
+            codes, names = ids.named(values, junk=argument == "pids")
+        else:
+            codes, names = self._numbers(argument, values), None
+        missing = int((codes == UNKNOWN).sum())
+        if missing:
+            self.notes.append(f"{self._name(argument)}: {missing} of {count} are unknown")
+        return codes, names
+
+    def _numbers(self, argument: str, values: np.ndarray) -> np.ndarray:
+        """Return labels that are numbers as int64."""
         if values.dtype.kind in "iub":
             if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
                 raise UserError(f"{self._name(argument)}: found ids past 2^63; use strings instead")
-            return np.ascontiguousarray(values, dtype=np.int64), None
-        if values.dtype.kind == "f":
-            # A float keeps whole numbers apart only up to a power of two; beyond it ids collide.
-            limit = 2 ** (np.finfo(values.dtype).nmant + 1)
-            if np.isnan(values).any():
-                self._refuse_unknown(argument, np.flatnonzero(np.isnan(values)))
-            if not np.isfinite(values).all() or (values != np.floor(values)).any():
-                raise UserError(f"{self._name(argument)}: expected whole numbers, found fractions")
-            if len(values) and np.abs(values).max() >= limit:
-                raise UserError(
-                    f"{self._name(argument)}: ids stored as {values.dtype} collide from {limit} "
-                    f"on, found {values[np.abs(values).argmax()]:.0f}; store them as int64 or "
-                    "strings"
-                )
+            return np.ascontiguousarray(values, dtype=np.int64)
+        if values.dtype.kind != "f":
+            raise UserError(
+                f"{self._name(argument)}: expected integers or strings, found {values.dtype}"
+            )
+        # A float keeps whole numbers apart only up to a power of two; beyond it ids collide.
+        limit = 2 ** (np.finfo(values.dtype).nmant + 1)
+        missing = np.isnan(values)
+        known = np.where(missing, 0, values)
+        if not np.isfinite(known).all() or (known != np.floor(known)).any():
+            raise UserError(f"{self._name(argument)}: expected whole numbers, found fractions")
+        if len(known) and np.abs(known).max() >= limit:
+            raise UserError(
+                f"{self._name(argument)}: ids stored as {values.dtype} collide from {limit} "
+                f"on, found {known[np.abs(known).argmax()]:.0f}; store them as int64 or "
+                "strings"
+            )
+        if not missing.any():  # there is no NaN but among floats
             self.notes.append(f"{self._name(argument)}: stored as {values.dtype}, read as int64")
-            return values.astype(np.int64), None
-        raise UserError(
-            f"{self._name(argument)}: expected integers or strings, found {values.dtype}"
-        )
-
-    def _named_labels(self, argument: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        missing = ids.unknown(values)
-        if len(missing):
-            self._refuse_unknown(argument, missing)
-        codes, names = np.full(len(values), JUNK, np.int64), np.unique(values)
-        if argument == "pids":  # -1 means junk as the number does, and takes no place among names
-            names = np.asarray([one for one in names if not ids.is_junk(one)], values.dtype)
-        place = np.searchsorted(names, values)
-        known = np.append(names, "")[place] == values
-        codes[known] = place[known]
-        return codes, names
-
-    def _refuse_unknown(self, argument: str, rows: np.ndarray) -> None:
-        raise UserError(
-            f"{self._name(argument)}: {len(rows)} are empty or NaN, the first is row {rows[0]}; "
-            "leave such rows out, or write -1 for junk"
-        )
+        return np.where(missing, UNKNOWN, known.astype(np.int64))
 
 
 def _flat(values: Any) -> np.ndarray:
     """Return a one-dimensional array; 1 x N and N x 1, as MATLAB writes them, lose the 1."""
+    if isinstance(values, np.ma.MaskedArray):  # whose masked values are none
+        plain = values.data.astype(object)
+        plain[np.ma.getmaskarray(values)] = None
+        values = plain
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.dtype.hasobject and all(isinstance(value, str) for value in array.flat):
         array = array.astype(np.str_)  # columns of strings as pandas has them
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, errors="backslashreplace")
     return np.atleast_1d(array)
-
-
-def named(codes: np.ndarray, names: np.ndarray | None) -> np.ndarray:
-    """Return labels as they were given: the names of codes, or the integers where they are all."""
-    if names is None:
-        return np.asarray(codes)
-    given: np.ndarray = np.concatenate([names, np.array([str(JUNK)])])[codes]
-    return given
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -357,24 +352,43 @@ def common_labels(
     gallery: np.ndarray,
     gallery_names: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels of two sets in one numbering.
+    """Return labels of two sets in one numbering: names and numbers match by what they spell.
 
     Raises:
-        UserError: one set has strings, the other integers.
+        UserError: one set has integers, the other strings of which none is a whole number.
     """
     if query_names is None and gallery_names is None:
         return query, gallery
-    if query_names is None or gallery_names is None:
-        strings, integers = ("gallery", "query") if query_names is None else ("query", "gallery")
-        raise UserError(
-            f"{name}: the {strings} has strings and the {integers} integers; "
-            "write both in the same way"
-        )
-    union = np.union1d(query_names, gallery_names)
-    places = [
-        np.append(np.searchsorted(union, names), JUNK) for names in (query_names, gallery_names)
+    for strings, integers, names, numbered in (
+        ("query", "gallery", query_names, gallery_names is None),
+        ("gallery", "query", gallery_names, query_names is None),
+    ):
+        if numbered and names is not None and len(names) and not any(map(ids.is_number, names)):
+            raise UserError(
+                f"{name}: the {strings} has strings and the {integers} integers; "
+                "write both in the same way"
+            )
+    special = (UNKNOWN, JUNK) if name == "pids" else (UNKNOWN,)
+    sides = [_keys(query, query_names, special), _keys(gallery, gallery_names, special)]
+    spelled = {word for _, words in sides for word in words if isinstance(word, str)}
+    union = {word: place for place, word in enumerate(sorted(spelled))}
+    common = []
+    for inverse, words in sides:
+        places = [union[word] if isinstance(word, str) else word for word in words]
+        common.append(np.asarray(places, np.int64)[inverse])
+    return common[0], common[1]
+
+
+def _keys(
+    codes: np.ndarray, names: np.ndarray | None, special: tuple[int, ...]
+) -> tuple[np.ndarray, list[str | int]]:
+    """Return what each distinct code spells, special codes as they are, and the place of each."""
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    words = [
+        code if code in special else ids.key(str(code if names is None else names[code]))
+        for code in distinct.tolist()
     ]
-    return places[0][query], places[1][gallery]
+    return inverse.reshape(-1), words
 
 
 def joined(loaded: Sequence[Features]) -> Features:
@@ -416,7 +430,7 @@ def joined(loaded: Sequence[Features]) -> Features:
         visibility=visibility,
         source=f"{first.source} and {len(loaded) - 1} more",
     )
-    whole.notes[:0] = [note for one in loaded for note in one.notes]
+    whole.notes = [note for one in loaded for note in one.notes]
     return whole
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
-from mmga.retrieval.features.features import JUNK, Features
+from mmga.retrieval.features.features import JUNK, UNKNOWN, Features
 
 
 def pooled(query: Features, pool: str) -> Features:
@@ -27,8 +27,9 @@ def pooled(query: Features, pool: str) -> Features:
             "protocol multi-query needs the camids of the query, which are missing; give them, or "
             "choose protocol no-camera"
         )
-    # Junk keeps its rows, so that the report counts it.
-    own = np.where(query.pids == JUNK, np.arange(len(query)), -1)
+    # Junk and what is unknown keep their rows, so that the report counts them.
+    apart = np.isin(query.pids, (JUNK, UNKNOWN)) | (query.camids == UNKNOWN)
+    own = np.where(apart, np.arange(len(query)), -1)
     groups, inverse = np.unique(
         np.stack([query.pids, query.camids, own]), axis=1, return_inverse=True
     )

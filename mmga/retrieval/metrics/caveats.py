@@ -51,9 +51,7 @@ def _of_labels(selection: Selection) -> list[str]:
     """Return what identities, cameras and a condition make of the figures."""
     labels, counts = selection.labels, selection.excluded
     found = []
-    queries, matched = (
-        int(one.sum()) for one in (labels.query_pids != JUNK, selection.num_matches > 0)
-    )
+    queries, matched = len(selection.eligible_queries), int((selection.num_matches > 0).sum())
     if matched < _MANY * queries:
         found.append(
             f"the figures are of {matched} of {queries} queries, the others have no match; check "

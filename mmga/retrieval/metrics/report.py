@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmga.common import ids
 from mmga.common.files import atomic_path
 from mmga.common.version import __version__
 from mmga.retrieval.metrics.rank import PerQuery
@@ -230,8 +231,8 @@ class Report:
             for row in range(len(self.per_query.num_matches)):
                 line: list[object] = [
                     row,
-                    "" if self.pids is None else self.pids[row],
-                    "" if self.camids is None else self.camids[row],
+                    None if self.pids is None else ids.plain(self.pids[row]),
+                    None if self.camids is None else ids.plain(self.camids[row]),
                     self.per_query.num_matches[row],
                     *_cells(self.per_query, row),
                     self.per_query.tied[row],

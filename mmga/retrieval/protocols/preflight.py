@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.ops.distance import METRICS, squared_norms
-from mmga.retrieval.features import JUNK, Features, named
+from mmga.retrieval.features import JUNK, UNKNOWN, Features
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.protocols import chance
 from mmga.retrieval.protocols.protocol import PROTOCOLS, Protocol, protocol_named
@@ -92,7 +93,7 @@ def checked(
     sides = {"query": query} if gallery is None else {"query": query, "gallery": gallery}
     lines = []
     for side, features in sides.items():
-        counts = {"identities": len(np.unique(features.pids[features.pids != JUNK]))}
+        counts = {"identities": len(np.setdiff1d(features.pids, (JUNK, UNKNOWN)))}
         if features.camids is not None:
             counts["cameras"] = len(np.unique(features.camids))
         shape = " x ".join(map(str, features.rows.shape))
@@ -159,15 +160,19 @@ def _labels(side: str, features: Features, rules: Protocol) -> list[Finding]:
             findings.append(Finding(side, note, "store ids as int64 or strings"))
         elif "rounded" in note:
             findings.append(Finding(side, note, "save them as float32 to be sure what is ranked"))
+        elif "unknown" in note:
+            findings.append(Finding(side, note, "evaluations leave such rows out and count them"))
+        else:
+            findings.append(Finding(side, note, "check that this is what is meant"))
     names = {"pids": features.pids, "camids": features.camids}
     for name, labels in names.items():
-        if labels is not None and np.abs(labels).max() > _FLOAT64_IDS:
+        if labels is not None and np.abs(labels[labels != UNKNOWN]).max(initial=0) > _FLOAT64_IDS:
             findings.append(
                 Finding(side, f"{name} beyond 2^53", "use strings: other tools round such numbers")
             )
     if not rules.needs_cameras:
         pass
-    elif features.camids is None:
+    elif features.camids is None or (features.camids == UNKNOWN).all():
         findings.append(
             Finding(
                 side,
@@ -180,7 +185,7 @@ def _labels(side: str, features: Features, rules: Protocol) -> list[Finding]:
         findings.append(
             Finding(
                 side,
-                f"all camids are {named(features.camids[:1], features.camid_names)[0]}",
+                f"all camids are {ids.written(features.camids[:1], features.camid_names)[0]}",
                 "check how cameras are read from the file names, or use protocol "
                 f"{rules.without_cameras}",
             )
@@ -261,17 +266,21 @@ def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Findin
         return [Finding("both", str(error), "nothing else about ids could be looked at", True)]
     if gallery is query:
         return _lone_identities(labels.query_pids)
-    ids = np.unique(labels.query_pids[labels.query_pids != JUNK])
-    absent = np.setdiff1d(ids, labels.gallery_pids)
+    known = np.setdiff1d(labels.query_pids, (JUNK, UNKNOWN))
+    absent = np.setdiff1d(known, labels.gallery_pids)
     findings = []
+    if not len(known):
+        findings.append(
+            Finding("query", "no row has a known pid that is not junk", "give identities", True)
+        )
     if len(absent):
         findings.append(
             Finding(
                 "query",
-                f"{len(absent)} of {len(ids)} ids are not in the gallery, the first is that of "
+                f"{len(absent)} of {len(known)} ids are not in the gallery, the first is that of "
                 f"row {int(np.flatnonzero(labels.query_pids == absent[0])[0])}",
                 "check that both sides number ids alike; queries of these are left out",
-                stops=len(absent) == len(ids),
+                stops=len(absent) == len(known),
             )
         )
     if not rules.needs_cameras or labels.query_camids is None or labels.gallery_camids is None:
@@ -280,7 +289,7 @@ def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Findin
     first = None
     order = np.argsort(labels.gallery_pids, kind="stable")
     pids, camids = labels.gallery_pids[order], labels.gallery_camids[order]
-    present = np.flatnonzero(np.isin(labels.query_pids, np.setdiff1d(ids, absent)))
+    present = np.flatnonzero(np.isin(labels.query_pids, np.setdiff1d(known, absent)))
     for row in present:
         low, high = np.searchsorted(pids, labels.query_pids[row] + np.array([0, 1]))
         if (camids[low:high] == labels.query_camids[row]).all():
@@ -300,7 +309,7 @@ def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Findin
 
 def _lone_identities(pids: np.ndarray) -> list[Finding]:
     """Return which identities of a set that is ranked against itself have a single image."""
-    identities, counts = np.unique(pids[pids != JUNK], return_counts=True)
+    identities, counts = np.unique(pids[~np.isin(pids, (JUNK, UNKNOWN))], return_counts=True)
     lone = identities[counts == 1]
     if not len(lone):
         return []

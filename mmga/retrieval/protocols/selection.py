@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.retrieval.features import JUNK, Features, common_labels, named
+from mmga.retrieval.features import JUNK, UNKNOWN, Features, common_labels
 from mmga.retrieval.protocols.pair_condition import Exclusion
 from mmga.retrieval.protocols.protocol import Protocol
 
@@ -26,8 +28,8 @@ class Labels:
     """Labels of both sides in one numbering.
 
     Attributes:
-        query_pids: int64 [Q].
-        gallery_pids: int64 [G].
+        query_pids: int64 [Q], JUNK and UNKNOWN among them.
+        gallery_pids: int64 [G], likewise.
         query_camids: int64 [Q], or None.
         gallery_camids: int64 [G], or None.
         query_paths: unicode [Q], or None.
@@ -80,6 +82,23 @@ class Labels:
         paths = query.paths, gallery.paths
         return cls(*pids, *camids, *paths, exclusion, pid_names, camid_names)
 
+    def unknown(self, side: Literal["query", "gallery"], cameras: bool) -> Array:
+        """Return the rows of a side of which the identity or, if asked, the camera is not known.
+
+        Junk is not among them.
+
+        Args:
+            side: of which set.
+            cameras: an unknown camera counts, too.
+        """
+        pids, camids = self.query_pids, self.query_camids
+        if side == "gallery":
+            pids, camids = self.gallery_pids, self.gallery_camids
+        missing = pids == UNKNOWN
+        if cameras and camids is not None:
+            missing = missing | (camids == UNKNOWN)
+        return np.asarray(missing & (pids != JUNK))
+
 
 def _union(query: Array | None, gallery: Array | None) -> Array | None:
     """Return the names of both sides in the numbering of `common_labels`."""
@@ -129,6 +148,7 @@ class Selection:
         protocol: the rules.
         queries: rows of the query set to be ranked, int64 [Q'].
         gallery: rows of the gallery set that take part, ascending, int64 [G'].
+        eligible_queries: rows of the query set that are neither junk nor unknown, ascending.
         num_matches: kept matches of every row of the query set, int64 [Q].
         num_kept: gallery items that every row of the query set ranks, int64 [Q]; 0 for junk.
         query_camera: code of the camera whose items are all removed, int32 [Q'], or None.
@@ -140,6 +160,7 @@ class Selection:
     protocol: Protocol
     queries: Array
     gallery: Array
+    eligible_queries: Array
     num_matches: Array
     num_kept: Array
     query_camera: Array | None
@@ -286,35 +307,43 @@ def select(
     Raises:
         UserError: cameras are needed and absent, or no query has a match.
     """
+    for side, pids in (("query", labels.query_pids), ("gallery", labels.gallery_pids)):
+        if len(pids) and (pids == UNKNOWN).all():
+            raise UserError(_nothing_left(side, pids))
     if protocol.needs_cameras:
         for side, camids in (("query", labels.query_camids), ("gallery", labels.gallery_camids)):
-            if camids is None:
+            if camids is None or (len(camids) and (camids == UNKNOWN).all()):
                 raise UserError(
                     f"protocol {protocol.name} needs the camids of the {side}, which are missing; "
                     f"give them, or choose protocol {protocol.without_cameras}"
                 )
-    gallery = np.flatnonzero(labels.gallery_pids != JUNK)
+    unknown = [labels.unknown(side, protocol.needs_cameras) for side in ("query", "gallery")]
+    gallery = np.flatnonzero((labels.gallery_pids != JUNK) & ~unknown[1])
     gallery_pids = labels.gallery_pids[gallery]
     by_pid = np.argsort(gallery_pids, kind="stable")
-    query_rows = np.flatnonzero(labels.query_pids != JUNK)
+    eligible = query_rows = np.flatnonzero((labels.query_pids != JUNK) & ~unknown[0])
     if by_identity:
         query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
     selection = Selection(
         protocol=protocol,
         queries=query_rows,
         gallery=gallery,
+        eligible_queries=eligible,
         num_matches=np.zeros(len(labels.query_pids), np.int64),
         num_kept=np.zeros(len(labels.query_pids), np.int64),
         query_camera=None,
         gallery_camera=None,
         excluded={},
-        distractors=int((~np.isin(gallery_pids, labels.query_pids)).sum()),
+        distractors=int((~np.isin(gallery_pids, labels.query_pids[query_rows])).sum()),
         labels=labels,
         _by_pid=by_pid,
         _sorted_pids=gallery_pids[by_pid],
         _path_items=_paths_of_others(protocol, labels, query_rows, gallery),
     )
     excluded_twice = _count_pairs(selection)
+    for name, rows in (("unknown", unknown[1]), ("unknown_queries", unknown[0])):
+        if rows.any():
+            selection.excluded[name] = int(rows.sum())
     if protocol.camera == "all":
         _remove_cameras(selection)
     matched = selection.num_matches[query_rows] > 0
@@ -433,10 +462,12 @@ def _paths_of_others(
 
 def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Array) -> str:
     """Return the sentence that says which ids or cameras fail to overlap."""
-    if not len(query_rows):
-        return f"query: all {len(labels.query_pids)} pids are {JUNK} (junk), so none can be ranked"
-    if not len(gallery):
-        return f"gallery: all {len(labels.gallery_pids)} pids are {JUNK} (junk); none can be ranked"
+    for side, pids, rows in (
+        ("query", labels.query_pids, query_rows),
+        ("gallery", labels.gallery_pids, gallery),
+    ):
+        if not len(rows):
+            return _nothing_left(side, pids)
     query_pids = labels.query_pids[query_rows]
     gallery_pids = labels.gallery_pids[gallery]
     shared = np.intersect1d(query_pids, gallery_pids)
@@ -468,8 +499,25 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
     )
 
 
+def _nothing_left(side: str, pids: Array) -> str:
+    """Return the sentence that says why no row of a side takes part."""
+    junk, unknown = int((pids == JUNK).sum()), int((pids == UNKNOWN).sum())
+    if junk == len(pids):
+        return f"{side}: all {junk} pids are {JUNK} (junk), so none can be ranked"
+    give = "give identities, for example by a CSV table with a column pid (--query-columns)"
+    if unknown == len(pids):
+        return (
+            f"{side}: all {unknown} pids are unknown (empty or NaN), so none can be ranked; {give}"
+        )
+    rest = len(pids) - junk - unknown
+    return (
+        f"{side}: of {len(pids)} rows {unknown} have an unknown pid, {junk} are junk (pid {JUNK}) "
+        f"and {rest} have an unknown camid, so none can be ranked; {give}"
+    )
+
+
 def _some(values: Array, names: Array | None) -> str:
     """Return the first distinct values, by their names if any, and how many there are."""
-    distinct = named(np.unique(values), names)
+    distinct = ids.written(np.unique(values), names)
     shown = ", ".join(str(value) for value in distinct[:3].tolist())
     return shown if len(distinct) <= 3 else f"{shown}, ... {len(distinct)} distinct"

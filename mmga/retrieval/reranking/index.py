@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
@@ -271,9 +272,9 @@ def row_labels(features: object) -> dict[str, np.ndarray]:
     labels = {}
     for name, field in (("pid", "pids"), ("camid", "camids"), ("path", "paths")):
         values = getattr(features, field, None)
-        words = getattr(features, f"{name}_names", None)
         if values is not None:
-            labels[name] = values if words is None else words[values]
+            words = getattr(features, f"{name}_names", None)
+            labels[name] = values if name == "path" else ids.written(values, words)
     return labels
 
 

@@ -172,7 +172,7 @@ def test_strings_as_pandas_gives_them():
     assert found.pid_names.tolist() == ["a", "b"]
     assert found.columns["track"].dtype.kind == "U"
     with pytest.raises(UserError, match="array of objects"):
-        Features(torch.ones(3, 2), np.array(["a", 1, None], dtype=object))
+        Features(torch.ones(3, 2), np.array(["a", 1, {}], dtype=object))
     with pytest.raises(UserError, match="track: expected numbers or strings"):
         Features(torch.ones(3, 2), [1, 2, 3], columns={"track": np.array(["a", 1, None], object)})
 

@@ -288,7 +288,7 @@ def test_tables_that_do_not_fit(tmp_path):
     ):
         with pytest.raises(UserError, match=sentence):
             load(text)
-    with pytest.raises(UserError, match=r"could not be read as a CSV table"):
+    with pytest.raises(UserError, match=r"none\.csv cannot be read as a CSV table"):
         load_features(tmp_path / "f.npz", columns=tmp_path / "none.csv")
     Features(rows, [1, 2, 3]).save(tmp_path / "folder")
     (tmp_path / "folder" / "columns.csv").write_text("time\n1\n2\n3\n")
