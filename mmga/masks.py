@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from mmga.bodyparts import Kind
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Flag
 from mmga.config import DataConfig, DataName
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Options:
     """Data set."""
     root: Path | None = None
     """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
-    kind: Annotated[Kind | None, tyro.conf.arg(name="from")] = None
+    kind: Annotated[Kind | None, Flag(name="from")] = None
     """Import masks of other projects, instead of detecting persons."""
     source: Path | None = None
     """With --from: folder (or .mat file) to import."""
