@@ -1,16 +1,13 @@
 """Exit codes and one-line errors of every command."""
 
-import contextlib
-import fcntl
 import os
-import struct
 import subprocess
 import sys
-import termios
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import pytest
+from terminal import on_a_terminal
 
 from mmga.__main__ import VERBS, main
 from mmga.common import cli
@@ -71,23 +68,6 @@ def test_messages_hold_nothing_that_steers_a_terminal(capsys):
     assert code_of(body, [], capsys)[1].err == (
         "mmga eval: error: x\\x1b[2J\\u202e.npz does not exist\n"
     )
-
-
-def on_a_terminal(words, **environment):
-    """Return the exit code and what Python prints on a terminal of 80 columns."""
-    terminal, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, *words]
-    with subprocess.Popen(
-        command, stdin=end, stdout=end, stderr=end, env=os.environ | environment
-    ) as started:
-        os.close(end)
-        said = b""
-        with contextlib.suppress(OSError):  # Linux' end of a terminal
-            while piece := os.read(terminal, 4096):
-                said += piece
-    os.close(terminal)
-    return started.returncode, said.decode().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize(
