@@ -12,12 +12,13 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
+from mmga.common.options import Device, Flag, Size
 
 DataName = Literal[
     "synthetic",
@@ -44,20 +45,21 @@ class DataConfig:
     test: tuple[DataName, ...] = ()
     """Data sets tested on, each a row of one table; those trained on if none is named."""
     root: Path | None = None
-    """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA; for csv the table itself."""
     masks: Path | None = None
     """Folder of mask PNGs (for viper also the .mat of silhouettes); none for synthetic. With --also
     a folder that has one of each set's name."""
-    label_set: str = "parts"
+    label_set: Annotated[str, Flag(value="NAME")] = "parts"
     """Label set of the mask files: parts, lip, atr, pascal, densepose or silhouette."""
     halved_at: float | None = None
-    """Height, as a share of the image, at which silhouettes are halved; unset leaves them whole."""
+    """Height at which silhouettes are halved into upper and bottom body, as a share of the image's,
+    0 (top) to 1; by default they stay whole."""
     split: int = 0
     """Number of the split, where a data set has several."""
     splits_file: Path | None = None
     """File of fixed splits (viper); without it splits are drawn from their number."""
     direction: Literal["ab", "ba"] = "ab"
-    """Camera of the queries (viper)."""
+    """Cameras of queries and gallery (viper): ab takes the queries from camera a."""
     boxes: Literal["detected", "labeled"] = "detected"
     """Bounding boxes (cuhk03, cuhk03-classic)."""
     with_val: bool = True
@@ -72,27 +74,29 @@ class DataConfig:
     """Training identities (synthetic)."""
     test_persons: int = 48
     """Test identities (synthetic)."""
-    challenge: str = "mixed"
-    """Difficulty of the images (synthetic): mixed, clean, pose, misalignment, occlusion, ..."""
+    challenge: Annotated[str, Flag(value="NAME")] = "mixed"
+    """Difficulty of the images (synthetic): mixed, clean, pose, misalignment, occlusion or
+    clutter."""
     severity: int = 1
     """Severity of the difficulty, 1 to 3 (synthetic)."""
     schemes: int = 0
     """Colour schemes of the clothes (synthetic); fewer is harder, 0 for as many as persons ask."""
-    population: str = "varied"
+    population: Annotated[str, Flag(value="NAME")] = "varied"
     """Distribution of persons (synthetic): varied, or uniform, whose colours tell little."""
     data_seed: int = 0
     """Seed of the generated images (synthetic)."""
     val_ids: int = 0
-    """Training identities held out to validate on; best.safetensors is then the best by their mAP.
-    Which they are depends on the data set alone, so that runs compare."""
+    """Training identities held out to validate on, 0 for none; best.safetensors is then the best by
+    their mAP. Which they are depends on the data set alone, so that runs compare."""
     allow_missing_masks: bool = False
     """Train although fewer than half of the images have a mask."""
     skip_broken: bool = False
     """Leave out and count images that cannot be decoded, instead of stopping."""
     workers: int = 0
-    """Processes that load images; 0 loads in the training process."""
-    cache: str | None = None
-    """Memory for resized training images that are kept from epoch to epoch, such as 2G."""
+    """Processes that load images; 0 loads in the process itself."""
+    cache: Size = None
+    """Bytes for resized training images that are kept from epoch to epoch, such as 512M or 2G; by
+    default none is kept."""
 
     def root_of(self, name: str) -> Path | None:
         """Return the folder of one of the sets; a table given as --root is the csv set's alone."""
@@ -111,32 +115,34 @@ class DataConfig:
 class ModelConfig:
     """The network (mmga.models.MMGA)."""
 
-    backbone: str = "resnet50"
+    backbone: Annotated[str, Flag(value="NAME")] = "resnet50"
     """Any torchvision ResNet, or tiny."""
-    weights: str = "IMAGENET1K_V1"
-    """torchvision's weights of the backbone, or none."""
-    backbone_weights: Path | None = None
+    weights: Annotated[str, Flag(value="NAME")] = "IMAGENET1K_V1"
+    """torchvision's weights of the backbone, or none for random ones."""
+    backbone_weights: Annotated[Path | None, Flag(value="FILE")] = None
     """File of backbone weights: a plain ResNet state dict (.pth or .safetensors)."""
     attention: Literal["both", "first", "none", "auxiliary"] = "both"
     """Modules that are there; auxiliary computes the maps without multiplying them in."""
     combine: Literal["product", "residual"] = "product"
-    """S*C [PAPER] or C*(1+S) [AUTHOR]."""
+    """How spatial attention S and channel attention C are combined: S*C [PAPER] or C*(1+S)
+    [AUTHOR]."""
     branches: Literal["copies", "shared", "single"] = "copies"
     """Each branch its own copy of the late stages [AUTHOR], one for all, or one branch only."""
     heads: Literal[3, 8] = 3
     """One head a branch, or MGN's stripes as well [AUTHOR]."""
     neck: Literal["none", "bnneck"] = "none"
-    """bnneck: batch norm between triplet and classifier [TRICKS]."""
+    """Between triplet and classifier: none, or bnneck, batch normalisation [TRICKS]."""
     pool: Literal["max", "avg", "gem"] = "max"
     """Global pooling [AUTHOR]."""
     spatial_kernel: Literal[1, 3] = 1
-    """Kernel of the spatial attention's convolutions: 1 [PAPER] or 3 [AUTHOR]."""
+    """Kernel of the spatial attention's convolutions, in pixels: 1 [PAPER] or 3 [AUTHOR]."""
     read0: Literal["layer1", "layer2"] = "layer1"
-    """Stage that module 1 reads."""
+    """Stage of the backbone that the first attention module reads."""
     reduction: Literal["head", "shared"] = "head"
     """The 1x1 convolution to the embedding: one per head [OURS] or shared [AUTHOR]."""
     classifier: Literal["kaiming", "normal"] = "kaiming"
-    """Start of classifiers: kaiming fan_out [AUTHOR], or N(0, .001) without bias [TRICKS]."""
+    """Start of classifiers: kaiming fan_out [AUTHOR], or normal with a standard deviation of 0.001
+    and no bias [TRICKS]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,15 +152,15 @@ class LossConfig:
     id_weight: float = 2.0
     """Weight of the cross-entropy [AUTHOR]."""
     mask_weight: float = 1.0
-    """lambda, weight of the mask-guided attention loss [OURS]."""
+    """Weight of the mask-guided attention loss, lambda in the paper [OURS]."""
     guide: Literal["own", "whole", "mean", "other"] = "own"
     """Guide of the attention maps: the image's own masks [PAPER], its whole body on every map,
     or, as controls that show no image its own mask, the mean mask of the training set or the masks
     of another identity's image in the batch [OURS]."""
     margin: float = 1.2
-    """Margin of the batch-hard triplet [AUTHOR]."""
+    """Margin of the batch-hard triplet, in Euclidean distance [AUTHOR]."""
     smoothing: float = 0.0
-    """Label smoothing of the cross-entropy."""
+    """Label smoothing of the cross-entropy, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +173,7 @@ class OptimizerConfig:
     """Factor on the attention modules' rate [OURS]; short runs need more than 1, because the last
     layer of a spatial attention has a handful of weights and Adam moves each by the rate."""
     weight_decay: float = 5e-4
-    """Coupled L2."""
+    """Weight of the coupled L2 term."""
     amsgrad: bool = True
     """Adam's amsgrad."""
     beta2: float = 0.999
@@ -195,22 +201,22 @@ class BatchConfig:
     p: int = 16
     """Identities in a batch."""
     k: int = 4
-    """Images of each."""
+    """Images of each identity in a batch."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Resizing of images."""
     flip: float = 0.5
-    """Probability of a mirror image."""
+    """Probability of a mirror image, 0 to 1."""
     pad: int = 0
     """Pixels padded on each side before a random crop."""
     erasing: float = 0.5
-    """Probability of random erasing."""
+    """Probability of random erasing, 0 to 1."""
     erasing_fill: Literal["zero", "mean"] = "zero"
     """zero after normalisation (the mean colour) [AUTHOR], or the mean colour's value [TRICKS]."""
     erase_mask: bool = True
     """Erase the mask in the same rectangle."""
     new_background: float = 0.0
-    """Probability with which other images' scenes replace all that an image's mask does not cover
-    [OURS]."""
+    """Probability, 0 to 1, with which other images' scenes replace all that an image's mask does
+    not cover [OURS]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,16 +227,16 @@ class RunConfig:
     """Epochs to train."""
     seed: int = 0
     """Seed of initialisation, sampling and augmentation."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int = 0
-    """CPU threads of torch; 0 leaves them as they are."""
+    """CPU threads of torch; 0 leaves torch's own number."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast in forward and loss."""
+    """Arithmetic; bfloat16 is autocast in forward and loss."""
     channels_last: bool = False
-    """Memory layout of images and convolutions."""
+    """Store images and convolutions with the channels last, which some CPUs and GPUs prefer."""
     compile: bool = False
-    """torch.compile the network."""
+    """Compile the network by torch.compile."""
     norm: Literal["auto", "synced", "local", "frozen"] = "auto"
     """Batch normalisation: synced over processes or local to each; auto syncs where a process
     holds fewer than 32 images of a batch, on CUDA. frozen keeps the statistics as loaded."""
@@ -248,7 +254,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """A whole training run; each field of each section is a flag of its own name."""
+    """Configuration of a training run."""
 
     recipe: RecipeName = "mgn"
     """Source of the defaults."""

@@ -1,5 +1,9 @@
 """`python -m mmga.doctor`: active back ends, or the faults of a set of features.
 
+    mmga doctor
+    mmga doctor --query q.npz --gallery g.npz
+    mmga doctor --features pytorch_result.mat
+
 With --query and --gallery (or --features) it checks feature files before anything is computed and
 prints what would spoil an evaluation, and the fix; the exit code is 2 if none is possible.
 """
@@ -10,6 +14,7 @@ from dataclasses import dataclass
 
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import FeatureFile, FeatureFiles
 from mmga.common.version import __version__
 
 
@@ -17,11 +22,12 @@ from mmga.common.version import __version__
 class Options:
     """Print the active back ends of this machine, or the faults of a set of features."""
 
-    query: tuple[str, ...] = ()
-    """Features of the queries; several shards, or a pattern in quotes."""
-    gallery: tuple[str, ...] = ()
-    """Features of the gallery, likewise."""
-    features: str | None = None
+    query: FeatureFiles = ()
+    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
+    several shards, or a pattern in quotes, which is read in natural order."""
+    gallery: FeatureFiles = ()
+    """Features of the gallery, in the same formats."""
+    features: FeatureFile = None
     """One file that holds both sides."""
 
 

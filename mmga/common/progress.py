@@ -12,8 +12,9 @@ Progress = Callable[[str, int, int], None]
 def bar() -> Iterator[Progress]:
     """Yield a `Progress` that draws one line a phase on stderr: share, speed and time left.
 
-    Where stderr is no terminal, or one that cannot move its cursor (TERM=dumb), a phase prints one plain line when it starts lasting (two seconds)
-    and one when it is done, so that logs stay readable.
+    Where stderr is no terminal, or one that cannot move its cursor (TERM=dumb), a phase prints one
+    plain line when it starts lasting (two seconds) and one when it is done, so that logs stay
+    readable.
     """
     from rich.console import Console
     from rich.progress import (
