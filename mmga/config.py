@@ -7,6 +7,7 @@ weeks; TRICKS = "Bag of Tricks" (Luo et al., CVPRW 2019); OURS = this project's 
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -272,24 +273,46 @@ def default_root() -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
+# Least and greatest value of each number, where a whole number may be at most _MANY in any case.
+_MANY = 10**9
+_SEEDS = (0, 2**63 - 1)
+_PROBABILITY = (0, 1)
+_RANGES: dict[str, tuple[int, int | None]] = {
+    **dict.fromkeys(("height", "width", "p", "epochs", "checkpoint_every", "log_every"), (1, None)),
+    **dict.fromkeys(("val_ids", "warmup_epochs", "eval_every", "workers", "split"), (0, None)),
+    **dict.fromkeys(("schemes", "threads", "pad", "id_weight", "mask_weight"), (0, None)),
+    **dict.fromkeys(("margin", "attention_lr", "weight_decay", "clip_norm", "gamma"), (0, None)),
+    **dict.fromkeys(("flip", "erasing", "new_background", "smoothing", "halved_at"), _PROBABILITY),
+    **dict.fromkeys(("seed", "data_seed"), _SEEDS),
+    **dict.fromkeys(("persons", "test_persons"), (2, None)),
+    "severity": (1, 3),
+    "milestones": (1, None),
+}
+
+
+def _check_ranges(section: Any) -> None:
+    """Raise a UserError if a number of a section is out of its range."""
+    for field_ in dataclasses.fields(section):
+        given = getattr(section, field_.name)
+        least, most = _RANGES.get(field_.name, (None, None))
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            bound = _MANY if most is None and isinstance(value, int) else most
+            if least is not None and value < least:
+                wanted = f"be at least {least}" if least else "not be negative"
+            elif bound is not None and value > bound:
+                wanted = f"be at most {bound}"
+            else:
+                continue
+            raise UserError(f"--{field_.name.replace('_', '-')} must {wanted}, got {value}")
+
+
 def check(config: Config) -> None:
     """Raise a UserError if the values of a configuration do not fit together."""
-    data, run, optimizer = config.data, config.run, config.optimizer
-    for name, value, least in (
-        ("height", data.height, 1),
-        ("width", data.width, 1),
-        ("p", config.batch.p, 1),
-        ("epochs", run.epochs, 1),
-        ("checkpoint-every", run.checkpoint_every, 1),
-        ("log-every", run.log_every, 1),
-        ("val-ids", data.val_ids, 0),
-        ("warmup-epochs", optimizer.warmup_epochs, 0),
-        ("eval-every", run.eval_every, 0),
-        ("workers", data.workers, 0),
-    ):
-        if value < least:
-            bound = f"be at least {least}" if least else "not be negative"
-            raise UserError(f"--{name} must {bound}, got {value}")
+    data, optimizer = config.data, config.optimizer
+    for section in (data, config.model, config.loss, optimizer, config.batch, config.run):
+        _check_ranges(section)
     if config.batch.k < 2:
         raise UserError(
             f"--k must be at least 2, because a triplet needs two images of an identity, "
@@ -301,8 +324,6 @@ def check(config: Config) -> None:
             f"--height must be at least 33 for --heads 8, whose branches have up to 3 stripes, "
             f"got {data.height}"
         )
-    if not 0 <= config.batch.new_background <= 1:
-        raise UserError(f"--new-background must be from 0 to 1, got {config.batch.new_background}")
     if config.loss.guide == "other" and config.batch.p < 2:
         raise UserError(
             f"--p must be at least 2 for --guide other, which takes another identity's masks, "
@@ -310,8 +331,6 @@ def check(config: Config) -> None:
         )
     if not 0 <= optimizer.ema < 1:
         raise UserError(f"--ema must be from 0 to below 1, got {optimizer.ema}")
-    if not optimizer.clip_norm >= 0:
-        raise UserError(f"--clip-norm must not be negative, got {optimizer.clip_norm}")
     if not 0 < optimizer.beta2 < 1:
         raise UserError(f"--beta2 must be between 0 and 1, got {optimizer.beta2}")
     if not optimizer.lr > 0:
@@ -409,12 +428,15 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
         UserError: the file cannot be read, or holds a key or a value that does not exist.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"configuration {path} is not UTF-8 text: {error}") from error
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(text)
+        values = {} if values is None else values
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"configuration {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"configuration {path} must hold sections such as `data:` and `model:`")
@@ -460,7 +482,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
     """Return `value` as the annotated type; refuse values of similar types."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value not in arguments:
+        if not any(value == one and type(value) is type(one) for one in arguments):
             raise UserError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value}")
         return value
     if origin in (types.UnionType, typing.Union):
@@ -474,14 +496,15 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
         return tuple(_converted(item, arguments[0], name) for item in value)
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML reads 2e-4, which has no dot, as a string.
         try:
-            return float(value)
-        except ValueError:
-            pass
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        raise UserError(f"{name} must be a finite number, got {value!r}")
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise UserError(f"{name} must be of type {hint.__name__}, got {value!r}")
@@ -504,7 +527,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 def save_config(config: Config, path: Path | str) -> None:
     """Write the whole configuration as YAML."""
     with atomic_path(path) as temporary:
-        temporary.write_text(to_yaml(config))
+        temporary.write_text(to_yaml(config), encoding="utf-8")
 
 
 def to_yaml(config: Config) -> str:
