@@ -273,19 +273,21 @@ def default_root() -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
-# Least and greatest value of each number, where a whole number may be at most _MANY in any case.
+# Least and greatest value of each number; None: _MANY, which float32 and counters can hold.
 _MANY = 10**9
 _SEEDS = (0, 2**63 - 1)
 _PROBABILITY = (0, 1)
 _RANGES: dict[str, tuple[int, int | None]] = {
     **dict.fromkeys(("height", "width", "p", "epochs", "checkpoint_every", "log_every"), (1, None)),
-    **dict.fromkeys(("val_ids", "warmup_epochs", "eval_every", "workers", "split"), (0, None)),
-    **dict.fromkeys(("schemes", "threads", "pad", "id_weight", "mask_weight"), (0, None)),
+    **dict.fromkeys(("val_ids", "warmup_epochs", "eval_every", "split"), (0, None)),
+    **dict.fromkeys(("schemes", "pad", "id_weight", "mask_weight"), (0, None)),
     **dict.fromkeys(("margin", "attention_lr", "weight_decay", "clip_norm", "gamma"), (0, None)),
     **dict.fromkeys(("flip", "erasing", "new_background", "smoothing", "halved_at"), _PROBABILITY),
     **dict.fromkeys(("seed", "data_seed"), _SEEDS),
+    **dict.fromkeys(("threads", "workers"), (0, 1024)),
     **dict.fromkeys(("persons", "test_persons"), (2, None)),
     "severity": (1, 3),
+    "lr": (0, None),
     "milestones": (1, None),
 }
 
@@ -298,10 +300,10 @@ def _check_ranges(section: Any) -> None:
         for value in given if isinstance(given, tuple) else (given,):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            bound = _MANY if most is None and isinstance(value, int) else most
+            bound = _MANY if most is None else most
             if least is not None and value < least:
                 wanted = f"be at least {least}" if least else "not be negative"
-            elif bound is not None and value > bound:
+            elif value > bound:
                 wanted = f"be at most {bound}"
             else:
                 continue

@@ -108,6 +108,8 @@ def test_a_missing_file_is_named(tmp_path):
         ({"run": {"seed": 2**63}}, "--seed must be at most"),
         ({"run": {"epochs": 10**20}}, "--epochs must be at most 1000000000"),
         ({"run": {"threads": -2}}, "--threads must not be negative"),
+        ({"run": {"threads": 100000}}, "--threads must be at most 1024"),
+        ({"optimizer": {"lr": 1e300}}, "--lr must be at most 1000000000"),
     ],
 )
 def test_values_that_do_not_fit_together(values, sentence):

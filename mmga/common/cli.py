@@ -69,6 +69,10 @@ def run(
         # The reader of our output has left (`| head`): not an error of ours.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as error:  # of the machine: a full disk, a folder without rights
+        if error.strerror is None:
+            raise
+        _fail(verb, ": ".join(str(part) for part in (error.filename, error.strerror) if part))
     if code:
         raise SystemExit(code)
 

@@ -149,6 +149,15 @@ def test_interruption_is_130(capsys):
     assert code_of(body, [], capsys)[0] == 130
 
 
+def test_what_the_machine_refuses_is_one_line(tmp_path, capsys):
+    def body(options):
+        (tmp_path / "none" / "x.txt").write_text("x")
+
+    code, out = code_of(body, [], capsys)
+    assert (code, out.out) == (2, "")
+    assert out.err == f"mmga eval: error: {tmp_path}/none/x.txt: No such file or directory\n"
+
+
 def test_other_errors_keep_their_traceback(capsys):
     with pytest.raises(ZeroDivisionError):
         cli.run("eval", Options, lambda options: 1 // 0, [])
