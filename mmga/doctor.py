@@ -58,7 +58,7 @@ def body(options: Options) -> int:
     if options.query or options.gallery or options.features:
         return _check_features(options)
     for name, value in environment().items():
-        print(f"{name:<11} {value}")
+        print(cli.wrapped(f"{name:<11} {value}", 12))
     return 0
 
 
@@ -78,7 +78,7 @@ def _check_features(options: Options) -> int:
         raise UserError(f"{missing} is missing: name the features of both sides")
     findings = check(query, gallery)
     for finding in findings:
-        print(finding)
+        print(cli.wrapped(str(finding), 2))
     if not findings:
         print("nothing found that would spoil an evaluation")
     return 2 if any(finding.stops for finding in findings) else 0

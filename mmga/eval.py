@@ -267,7 +267,7 @@ def body(options: Options) -> None:
         report.to_json(options.json)
     if options.per_query is not None:
         report.to_csv(options.per_query)
-    print(report.table())
+    print("\n".join(cli.wrapped(line, 2) for line in report.table().split("\n")))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -160,22 +160,37 @@ def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> No
 
 
 def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    """Print a block for each of the first queries: its labels, and its items by rank.
 
-    table = Table(box=None)
+    Paths stand last and are not cut, so that the numbers stay in their columns on any terminal.
+    """
     for number, row in enumerate(rows):
         if number == _SHOWN * topk:
             break
-        if not number:
-            for name in row:
-                table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-        cells = [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
-        table.add_row(*cells, end_section=row["rank"] == topk)
-    console = Console()
-    console.print(table)
+        if row["rank"] == 1:
+            own = [
+                f"{name[6:]} {value}" for name, value in row.items() if name.startswith("query_")
+            ]
+            print("\n" * bool(number) + f"query {row['query']}: {', '.join(own)}".rstrip(": "))
+            print(
+                "  rank  distance" + "".join(_cell(name, name[8:] or name) for name in _items(row))
+            )
+        cells = "".join(_cell(name, row[name]) for name in _items(row))
+        print(f"{row['rank']:>6}  {row['distance']:8.6f}{cells}")
     if queries > _SHOWN:
-        console.print(f"{_SHOWN} of {queries} queries shown; --out results.csv writes all")
+        print(f"{_SHOWN} of {queries} queries shown; --out results.csv writes all")
+
+
+def _items(row: dict[str, Any]) -> list[str]:
+    """Return the columns about gallery items, the path last."""
+    names = [name for name in row if name.startswith("gallery")]
+    return sorted(names, key=lambda name: name == "gallery_path")
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "gallery_path":
+        return f"  {value}"
+    return f"  {value:>{max(len(column[8:]), 7)}}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,9 @@ Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 Ct
 
 import dataclasses
 import io
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -93,6 +95,14 @@ def parse(
         return flags.parse(options_class, words, default)
     except UserError as error:
         _fail(verb, str(error))
+
+
+def wrapped(line: str, indent: int) -> str:
+    """Return a line in as many as the terminal's width takes; as it is where stdout is none."""
+    if not sys.stdout.isatty():
+        return line
+    width = max(shutil.get_terminal_size().columns, indent + 20)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def _print_anything() -> None:

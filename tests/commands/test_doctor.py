@@ -1,9 +1,11 @@
 """`python -m mmga.doctor` on feature files."""
 
 import contextlib
+import re
 
 import numpy as np
 import pytest
+from terminal import on_a_terminal
 
 from mmga import doctor
 from mmga.retrieval.features import Features
@@ -29,3 +31,11 @@ def test_doctor_fails_where_no_evaluation_is_possible(tmp_path, capsys):
             doctor.main(words)
         assert not code or leave.value.code == code, name
         capsys.readouterr()
+
+
+def test_lines_keep_to_the_terminal():
+    for columns in (60, 80):
+        code, said = on_a_terminal(["-m", "mmga.doctor"], columns, TERM="xterm")
+        assert code == 0
+        assert max(map(len, said.splitlines())) <= columns
+        assert re.search(r"^reference +active", said, re.MULTILINE)

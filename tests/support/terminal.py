@@ -14,9 +14,8 @@ def on_a_terminal(words, columns=80, **environment):
     terminal, end = os.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     command = [sys.executable, *words]
-    with subprocess.Popen(
-        command, stdin=end, stdout=end, stderr=end, env=os.environ | environment
-    ) as started:
+    kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment
+    with subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=kept) as started:
         os.close(end)
         said = b""
         with contextlib.suppress(OSError):  # Linux' end of a terminal
