@@ -213,8 +213,9 @@ def body(options: Options) -> None:
     from mmga.retrieval.evaluate import evaluate
     from mmga.retrieval.metrics.bootstrap import bootstrap, compare
 
-    if options.bootstrap and options.bootstrap < 2:
-        raise UserError(f"--bootstrap: expected at least 2 draws, found {options.bootstrap}")
+    if options.bootstrap and not 2 <= options.bootstrap <= 10**6:
+        bound = "at most 1000000" if options.bootstrap > 2 else "at least 2"
+        raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
     if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
         raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
     rule = reranker(options)

@@ -116,6 +116,8 @@ def _check(options: Options) -> None:
         raise UserError(f"--out must end in .csv or .json, got {options.out}")
     if options.metric == "euclidean" and (options.expand or options.augment):
         raise UserError("--expand and --augment average normalised features: use --metric cosine")
+    if not (options.expand or options.augment) and cli.changed(options, "alpha"):
+        raise UserError("--alpha belongs to --expand and --augment: give one")
     if options.features is not None and (options.query or options.gallery):
         raise UserError("--features holds both sides: leave out --query and --gallery")
     if options.index is None and options.save_index is None and not options.rerank:

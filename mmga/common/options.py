@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from mmga.common.errors import UserError
 
 Options = TypeVar("Options")
 
+_LARGEST = 2.0**63  # what counters hold; no number that people give is as large
 _NAMES = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
 _EXPECTED = {int: "a whole number", float: "a number", Path: "a path", str: "a value"}
 
@@ -104,7 +104,7 @@ class _Option:
             value = self.kind(word)
         except ValueError:
             value = None
-        if value is None or (self.kind is float and not math.isfinite(value)):
+        if value is None or (self.kind in (int, float) and not abs(value) < _LARGEST):
             raise UserError(f"{self.flag}: expected {self.expected()}, found {word!r}")
         return value
 

@@ -141,6 +141,7 @@ def test_ids_come_from_a_table(files, capsys):
         (["--query", "{q}", "--gallery", "{q}", "--out", "r.txt"], "must end in .csv or .json"),
         (["--query", "{q}", "--gallery", "{g}", "--topk", "61"], "k must be from 1 to the 60"),
         (["--features", "{q}", "--query", "{q}"], "leave out --query"),
+        (["--query", "{q}", "--gallery", "{q}", "--alpha", "2"], "--alpha belongs to --expand"),
         (["--query", "{q}", "--index", "x.mmga-index", "--rerank"], "leave out --rerank"),
         (["--query", "{q}", "--index", "x.mmga-index"], "is no .mmga-index folder"),
         (

@@ -101,6 +101,7 @@ def test_a_terminal_shows_what_a_pipe_shows(words):
         (["-k1", "3"], "unknown option -k1; did you mean --k1?"),
         (["--k1", "many"], "--k1: expected a whole number, found 'many'"),
         (["--k1=1.5"], "--k1: expected a whole number, found '1.5'"),
+        (["--k1", "1" + 20 * "0"], f"--k1: expected a whole number, found '1{20 * '0'}'"),
         (["--k1"], "--k1 needs a value: a whole number"),
         (["--k1", "--rerank"], "--k1 needs a value: a whole number"),
         (["--weight", "nan"], "--weight: expected a number, found 'nan'"),
