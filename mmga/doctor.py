@@ -1,6 +1,10 @@
 """`python -m mmga.doctor`: active back ends, or the faults of a set of features.
 
-With the inputs of `mmga.eval` it checks features before anything is computed and prints what would
+    mmga doctor
+    mmga doctor --query q.npz --gallery g.npz
+    mmga doctor --features pytorch_result.mat --protocol market1501-matlab
+
+With the inputs of `mmga eval` it checks features before anything is computed and prints what would
 spoil an evaluation, the fix, and what was checked; the exit code is 2 if none is possible.
 """
 
@@ -11,7 +15,7 @@ from dataclasses import dataclass
 
 from mmga.common import cli
 from mmga.common.version import __version__
-from mmga.eval import Inputs, fitted, load, rules_of
+from mmga.eval import Inputs, load, rules_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def body(options: Options) -> int:
     if cli.changed(options, *(field.name for field in dataclasses.fields(options))):
         return _check_features(options)
     for name, value in environment().items():
-        print(f"{name:<11} {value}")
+        print(cli.wrapped(f"{name:<11} {value}", 12))
     return 0
 
 
@@ -57,9 +61,9 @@ def _check_features(options: Options) -> int:
     asked = rules_of(options), options.metric
     findings = check(query, gallery, *asked)
     for finding in findings:
-        print(fitted(str(finding)))
+        print(cli.wrapped(str(finding), 2))
     for line in checked(query, gallery, options.protocol, options.metric, findings):
-        print(fitted(line))
+        print(cli.wrapped(line, 2))
     stopping = sum(finding.stops for finding in findings)
     if stopping:
         verdict = "no evaluation is possible as it is"

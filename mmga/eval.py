@@ -1,21 +1,25 @@
 """`python -m mmga.eval`: CMC, mAP and mINP of feature files, plain and re-ranked.
 
-python -m mmga.eval --query q.npz --gallery g.npz
-python -m mmga.eval --features pytorch_result.mat --protocol market1501-matlab
-python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out.json
-python -m mmga.eval --run runs/x --data market1501 --root DIR
+    mmga eval --query q.npz --gallery g.npz --rerank
+    mmga eval --features pytorch_result.mat --protocol market1501-matlab
+    mmga eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out.json
+    mmga eval --features all.npz --protocol all-vs-all
+    mmga eval --query q.npz --gallery g.npz --explain market1501 no-camera
+    mmga eval --run runs/x --data market1501 --root DIR
+
+Features are files with features [N, D], pids [N] and camids [N]; docs/evaluation.md describes each
+format, each protocol and each figure.
 """
 
 import functools
-import shutil
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Device, FeatureFile, FeatureFiles, Flag, OutputFile, Size
 from mmga.config import DataName
 from mmga.retrieval.protocols.protocol import (
     Precision,
@@ -34,88 +38,108 @@ if TYPE_CHECKING:
 class Inputs:
     """What is evaluated, and by which rules."""
 
-    query: tuple[str, ...] = ()
+    GROUPS: ClassVar = {
+        "query": "features",
+        "run": "a trained run in place of features",
+        "metric": "evaluation",
+        "device": "machine",
+    }
+
+    query: FeatureFiles = ()
     """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
     several shards, or a pattern in quotes, which is read in natural order."""
-    gallery: tuple[str, ...] = ()
-    """Features of the gallery, likewise."""
-    features: str | None = None
+    gallery: FeatureFiles = ()
+    """Features of the gallery, in the same formats."""
+    features: FeatureFile = None
     """One file that holds both sides, or the one set of protocol all-vs-all."""
     query_columns: Path | None = None
     """CSV table with further columns of the queries (and pid, camid, path where the file has none);
     lines belong to rows by path if both have paths, else by order."""
     gallery_columns: Path | None = None
-    """The same of the gallery."""
+    """CSV table with further columns of the gallery."""
     pattern: str | None = None
     """Regular expression whose groups pid and camid are read from paths where they are not known
     otherwise, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"."""
     run: Path | None = None
-    """A trained run (or one of its checkpoints) whose test split is extracted and evaluated."""
+    """Folder of a run, or one of its checkpoints, whose test split is extracted and evaluated."""
     data: DataName | None = None
-    """With --run: another data set than the run was trained on."""
+    """Data set; by default that of the run."""
     root: Path | None = None
-    """With --run: folder of that data set."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA."""
     metric: Literal["cosine", "euclidean"] = "cosine"
-    """Distance."""
+    """Distance: cosine is 1 - cos, euclidean the Euclidean distance."""
     protocol: ProtocolName = "market1501"
     """Which items count for a query, and how ranks become figures."""
-    device: str | None = None
-    """Where to compute, such as cpu or cuda:0."""
+    device: Device | None = None
+    """auto, cpu, cuda or cuda:N; by default cpu for features, auto for --run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options(Inputs):
     """Evaluate features: CMC, mAP and mINP, exactly, at any gallery size."""
 
+    GROUPS: ClassVar = Inputs.GROUPS | {
+        "ap": "evaluation",
+        "rerank": "re-ranking",
+        "exact": "evaluation",
+        "memory": "machine",
+        "verification": "verification and open sets",
+        "exclude": "evaluation",
+        "bootstrap": "statistics",
+        "explain": "evaluation",
+        "json": "output",
+    }
+
     ap: Precision | None = None
     """Average precision: the mean of the precisions at the matches (hits), or of those before and
-    at each match (trapezoid, as in Market-1501's MATLAB code). None: the protocol's own."""
+    at each match (trapezoid, as in Market-1501's MATLAB code); by default the protocol's own."""
     rerank: bool = False
-    """Report k-reciprocal re-ranking beside the plain figures."""
+    """Re-rank by k-reciprocal encoding, too: its figures stand beside the plain ones."""
     k1: int = 20
-    """Re-ranking: neighbours."""
+    """Neighbours that make the k-reciprocal sets."""
     k2: int = 6
-    """Re-ranking: neighbours of the local query expansion."""
+    """Neighbours whose encodings are averaged."""
     lambda_value: float = 0.3
-    """Re-ranking: weight of the original distance."""
+    """Weight of the original distance in the re-ranked one, 0 to 1."""
     variant: Variant = "zhong"
-    """Re-ranking: whose rule."""
+    """Whose rule of re-ranking."""
     exact: Literal["certified", "float32"] | None = None
     """Whose order counts where distances nearly tie: float64 arithmetic's, on any machine, or that
-    of float32 tiles. None: certified where it can be; the report says which."""
+    of float32 tiles; by default certified where it can be, and the report says which."""
     max_rank: int = 50
-    """Length of the CMC curve."""
+    """Length of the CMC curve, in ranks."""
     trials: int = 0
     """Seeded draws of protocols cuhk03-single-shot and single-shot, where 0 gives the exact
     expectation, and of vehicleid, where 0 means 10."""
     seed: int = 0
-    """Seed of whatever is drawn."""
-    pool: Literal["mean", "max"] = "mean"
+    """Seed of whatever is drawn at random."""
+    pool: Annotated[Literal["mean", "max"], Flag(name="query-pool", former=("pool",))] = "mean"
     """How protocol multi-query pools the images of a query."""
-    memory: str | None = None
-    """Bound on what is allocated beyond the features, such as 2G."""
+    memory: Size = None
+    """Bytes that may be allocated beyond the features, such as 512M or 2G; by default there is
+    no bound."""
     verification: bool = False
     """Add TPR at FPR, EER, thresholds, and open-set rates."""
     cross_camera: bool = False
-    """Verification leaves out impostor pairs of one camera."""
+    """Leave out impostor pairs of one camera from verification."""
     fpr: float | None = None
-    """Verification: one more false positive rate whose threshold is wanted."""
+    """One more false positive rate, 0 to 1, whose threshold is wanted."""
     strangers: float | None = None
-    """Open set: share of the identities to take from the gallery; by default half where every query
-    has a match, else none."""
-    exclude: str | None = None
+    """Share of the identities, 0 to 1, that open-set rates take from the gallery; by default half
+    where every query has a match, else none."""
+    exclude: Annotated[str | None, Flag(value="CONDITION")] = None
     """Leave out the pairs for which a condition on columns of the gallery item and query.<column>
     holds, such as "camid == query.camid and abs(time - query.time) < 30"."""
     bootstrap: int = 0
     """Draws of a bootstrap by identity for intervals of mAP and rank-1; 0 for none."""
-    compare: tuple[str, ...] = ()
+    compare: FeatureFiles = ()
     """Features of the same images by another network, one file with both sides or query and
     gallery: test whether it differs, paired by identity."""
     explain: tuple[ProtocolName, ProtocolName] | None = None
     """Two protocols: say what each rule that differs contributes to the difference."""
-    json: str | None = None
-    """Write the report to this file."""
-    per_query: str | None = None
+    json: OutputFile = None
+    """Write the report to this .json file."""
+    per_query: OutputFile = None
     """Write one line for each query to this .csv file."""
     verbose: bool = False
     """Print what computed the ranks, too, and how many pairs each level of precision decided."""
@@ -243,8 +267,9 @@ def body(options: Options) -> None:
     from mmga.retrieval.evaluate import evaluate
     from mmga.retrieval.metrics.bootstrap import bootstrap, compare
 
-    if options.bootstrap and options.bootstrap < 2:
-        raise UserError(f"--bootstrap: expected at least 2 draws, found {options.bootstrap}")
+    if options.bootstrap and not 2 <= options.bootstrap <= 10**6:
+        bound = "at most 1000000" if options.bootstrap > 2 else "at least 2"
+        raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
     if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
         raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
     rule = reranker(options)
@@ -297,21 +322,7 @@ def body(options: Options) -> None:
         report.to_json(options.json)
     if options.per_query is not None:
         report.to_csv(options.per_query)
-    print(fitted(report.table(options.verbose)))
-
-
-def fitted(text: str) -> str:
-    """Return text whose lines fit the terminal; as it is where stdout is none."""
-    if not sys.stdout.isatty():
-        return text
-    width = shutil.get_terminal_size().columns
-    lines = (
-        textwrap.wrap(line, width, subsequent_indent="  ", break_on_hyphens=False) or [""]
-        if len(line) > width
-        else [line]
-        for line in text.splitlines()
-    )
-    return "\n".join(line for wrapped in lines for line in wrapped)
+    print("\n".join(cli.wrapped(line, 2) for line in report.table(options.verbose).split("\n")))
 
 
 def main(argv: list[str] | None = None) -> None:

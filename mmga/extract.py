@@ -1,23 +1,36 @@
 """`python -m mmga.extract`: features of a run's test split, or of any images, as files.
 
-python -m mmga.extract --run runs/x
-python -m mmga.extract --run runs/x --data market1501 --root DIR --out features/
-python -m mmga.extract --run runs/x --images DIR --out gallery.npz
-python -m mmga.extract --model timm.models:resnet50 --images table.csv --out gallery.npz
+mmga extract --run runs/x
+mmga extract --run runs/x --data market1501 --root DIR --out features/
+mmga extract --run runs/x --images DIR --out gallery.npz
+mmga extract --model timm.models:resnet50 --images table.csv --out gallery.npz
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Device, Flag
 from mmga.config import DataName
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Write the features of a run's queries and gallery, or of the images of --images."""
+
+    GROUPS: ClassVar = {
+        "run": "what is extracted",
+        "out": "output",
+        "parts": "features",
+        "model": "another network in place of --run",
+        "batch_size": "machine",
+        "skip_broken": "what is extracted",
+        "data": "another data set than the run's",
+        "workers": "machine",
+    }
 
     run: Path | None = None
     """Folder of a run, or one of its checkpoints."""
@@ -29,42 +42,41 @@ class Options:
     paths below the folder, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"; other named groups
     become columns. By default names are read as Market-1501's, 0002_c1s1_000451_03.jpg."""
     out: Path | None = None
-    """Folder for query.npz and gallery.npz (the run's own by default); with --images the file,
-    .npz, .safetensors, .mat, .h5, .pt or a folder of .npy files."""
+    """Folder for query.npz and gallery.npz, by default the run's own; with --images the file, .npz,
+    .safetensors, .mat, .h5, .pt or a folder of .npy files."""
     parts: bool = False
     """With --images: the features of each part and their visibility, in place of the whole."""
-    flip: bool = True
+    flip: Annotated[bool, Flag(name="flip-test", former=("flip",))] = True
     """Sum the features of an image and of its mirror image; of a run's test split only where the
     run was evaluated so."""
-    model: str | None = None
-    """In place of --run: any torch.nn.Module that returns [B, D], as package:callable, such as
-    timm.models:resnet50."""
-    model_arguments: str = "{}"
-    """Keyword arguments for --model, as JSON."""
-    model_weights: Path | None = None
+    model: Annotated[str | None, Flag(value="PACKAGE:CALLABLE")] = None
+    """Any torch.nn.Module that returns features [B, D], such as timm.models:resnet50."""
+    model_arguments: Annotated[str, Flag(value="JSON")] = "{}"
+    """Keyword arguments for --model."""
+    model_weights: Annotated[Path | None, Flag(value="FILE")] = None
     """File of weights for --model: a plain state dict (.pth, .pt, .safetensors)."""
     height: int = 256
-    """With --model: image height in pixels."""
+    """Image height in pixels; with --model."""
     width: int = 128
-    """With --model: image width in pixels."""
+    """Image width in pixels; with --model."""
     batch_size: int = 64
-    """With --images: images extracted at once."""
+    """Images at a time in the network; with --images."""
     skip_broken: bool = False
-    """With --images: leave out and count images that cannot be decoded, instead of stopping."""
+    """Leave out and count images that cannot be decoded, instead of stopping; with --images."""
     multi_query: bool = False
     """Write all images of each query's identity and camera as queries, for protocol multi-query,
     where the data set has them (market1501's gt_bbox)."""
     data: DataName | None = None
-    """Another data set than the run was trained on."""
+    """Data set; by default that of the run."""
     root: Path | None = None
-    """Folder of that data set."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA."""
     split: int | None = None
-    """Number of its split."""
+    """Number of the split, where a data set has several; by default that of the run."""
     splits_file: Path | None = None
-    """File of fixed splits."""
+    """File of fixed splits (viper)."""
     workers: int = 0
-    """Processes that load images."""
-    device: str = "auto"
+    """Processes that load images; 0 loads in the process itself."""
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 

@@ -1,12 +1,15 @@
 """`python -m mmga.train`: train MMGA.
 
-    python -m mmga.train --out runs/synthetic                        # built-in synthetic persons
-    python -m mmga.train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
-    python -m mmga.train --resume --out runs/market                  # go on after an interruption
-    python -m mmga.train --data market1501 --also msmt17 --test dukemtmc viper  # across data sets
-    torchrun --nproc-per-node 8 -m mmga.train -- --recipe bot ...      # one run on eight GPUs
+    mmga train --out runs/synthetic                        # built-in synthetic persons
+    mmga train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
+    mmga train --resume --out runs/market                  # go on after an interruption
+    mmga train --data market1501 --also msmt17 --test dukemtmc viper  # across data sets
+    torchrun --nproc-per-node 8 -m mmga.train -- --recipe bot --data msmt17  # one run on eight GPUs
 
-Values come from the recipe, then from --config FILE.yaml, then from flags.
+Values come from the recipe, then from --config FILE.yaml, then from flags; the defaults shown are
+those of --recipe or --config, if given. A name in brackets is the data set that an option belongs
+to. Marks say where a default comes from: [PAPER] the paper or notes on it, [AUTHOR] the first
+author's public code, [TRICKS] "Bag of Tricks" (Luo et al., CVPRW 2019), [OURS] this project.
 """
 
 import contextlib

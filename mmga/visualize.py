@@ -1,18 +1,20 @@
 """`python -m mmga.visualize`: attention maps and ranked lists of a run, as pictures.
 
-    python -m mmga.visualize --run runs/x
+    mmga visualize --run runs/x
+    mmga visualize --run runs/x --gallery runs/x/gallery.npz --rows 5 --out sheets
 
-writes attention.png (query images with their attention maps beside the true masks) and ranked.png
+Writes attention.png (query images with their attention maps beside the true masks) and ranked.png
 (each query's nearest gallery images, right ones framed green, wrong ones red).
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Device, Flag
 from mmga.config import DataName
 
 if TYPE_CHECKING:
@@ -24,29 +26,31 @@ if TYPE_CHECKING:
 class Options:
     """Draw attention maps and ranked lists."""
 
+    GROUPS: ClassVar = {"run": "run", "data": "data", "rows": "sheets", "device": "machine"}
+
     run: Path
     """Folder of a run, or one of its checkpoints."""
     out: Path | None = None
-    """Folder for the pictures; the run's own folder by default."""
+    """Folder for the pictures; by default the run's own."""
     data: DataName | None = None
-    """Another data set than the run was trained on."""
+    """Data set; by default that of the run."""
     root: Path | None = None
-    """Folder of that data set."""
-    gallery: Path | None = None
-    """The gallery's features, as `mmga.extract` wrote them, found by path; extracted again if not
-    given."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA."""
+    gallery: Annotated[Path | None, Flag(value="FILE")] = None
+    """Features of the gallery, as `mmga extract` wrote them, found by path; by default they are
+    extracted."""
     rows: int = 10
     """Queries on a sheet, spread evenly over the set."""
-    top: int = 10
-    """Gallery images a query."""
-    device: str = "auto"
+    top: Annotated[int, Flag(name="topk", former=("top",))] = 10
+    """Gallery items for each query."""
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
 def body(options: Options) -> int:
     """Draw both sheets and print their files."""
     if options.rows < 1 or options.top < 1:
-        raise UserError("--rows and --top must be at least 1")
+        raise UserError("--rows and --topk must be at least 1")
     import numpy as np
     import torch
 

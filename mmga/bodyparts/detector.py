@@ -259,7 +259,7 @@ def _download(kind: str) -> tuple[dict[str, torch.Tensor], str]:
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise UserError(
             f"weights {name} could not be downloaded ({error}); get that file on another machine "
-            f"and give it with --weights {name} (both are taken: "
+            f"and give it with --detector-weights {name} (both are taken: "
             f"{', '.join(_file_name(kind) for kind in _KINDS)})"
         ) from error
     return state, name
@@ -271,7 +271,7 @@ def _read_files(
     states: dict[str, tuple[dict[str, torch.Tensor], str]] = {}
     expected = " or ".join(_file_name(kind) for kind in _KINDS) if files else ""
     for path in files:
-        state = read_weights(path, "--weights", f"expected {expected}")
+        state = read_weights(path, "--detector-weights", f"expected {expected}")
         names = list(state) if isinstance(state, dict) else []
         kinds = [
             kind
@@ -280,12 +280,12 @@ def _read_files(
         ]
         if not kinds:
             raise UserError(
-                f"--weights {path} holds neither a Mask nor a Keypoint R-CNN of torchvision; "
-                f"expected {expected}"
+                f"--detector-weights {path} holds neither a Mask nor a Keypoint R-CNN of "
+                f"torchvision; expected {expected}"
             )
         if kinds[0] in states:
             raise UserError(
-                f"--weights names two files for {_KINDS[kinds[0]].builder}; leave one out"
+                f"--detector-weights names two files for {_KINDS[kinds[0]].builder}; leave one out"
             )
         states[kinds[0]] = state, Path(path).name
     return states

@@ -12,8 +12,9 @@ Progress = Callable[[str, int, int], None]
 def bar() -> Iterator[Progress]:
     """Yield a `Progress` that draws one line a phase on stderr: share, speed and time left.
 
-    Where stderr is no terminal, a phase prints one plain line when it starts lasting (two seconds)
-    and one when it is done, so that logs stay readable.
+    Where stderr is no terminal, or one that cannot move its cursor (TERM=dumb), a phase prints one
+    plain line when it starts lasting (two seconds) and one when it is done, so that logs stay
+    readable.
     """
     from rich.console import Console
     from rich.progress import (
@@ -26,7 +27,8 @@ def bar() -> Iterator[Progress]:
         TimeRemainingColumn,
     )
 
-    if not sys.stderr.isatty():
+    console = Console(stderr=True)
+    if not sys.stderr.isatty() or console.is_dumb_terminal:
         yield _plain()
         return
     columns = (
@@ -37,7 +39,7 @@ def bar() -> Iterator[Progress]:
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
+    with Progress(*columns, console=console, transient=True) as drawn:
         tasks: dict[str, TaskID] = {}
         before: dict[str, int] = {}
 

@@ -128,6 +128,7 @@ def write_onnx(path: Path, network: MMGA, size: tuple[int, int]) -> float | None
             verbose=False,
         )
     assert written is not None  # it is where dynamo is asked for
+    _name_batch(written.model.graph)
     written.model.metadata_props["mmga"] = json.dumps(facts(network, size, names))
     with atomic_path(path) as temporary:
         written.save(temporary, external_data=False)
@@ -142,6 +143,15 @@ def write_onnx(path: Path, network: MMGA, size: tuple[int, int]) -> float | None
             return [torch.from_numpy(value) for value in found]
 
         return _compare(network, size, names, run)
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the axis of any size `batch`, which the exporter calls by a number of its own."""
+    own = str(graph.inputs[0].shape[0])
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                value.shape[axis] = str(size).replace(own, "batch")
 
 
 def _compare(network: MMGA, size: tuple[int, int], names: Sequence[str], run: Any) -> float:

@@ -69,6 +69,8 @@ class EvaluationOptions:
             check_choice("exact", self.exact, EXACT)
         check_choice("pool", self.pool, POOLS)
         check_max_rank(self.max_rank)
+        if self.seed < 0:
+            raise UserError(f"seed: expected at least 0, found {self.seed}")
         for refused, why in self._refusals(query, gallery, device):
             if refused:
                 raise UserError(why)
@@ -154,5 +156,5 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_max_rank(max_rank: int) -> None:
     """Raise a `UserError` unless CMC has a length."""
-    if max_rank < 1:
-        raise UserError(f"max_rank: expected at least 1, found {max_rank}")
+    if not 1 <= max_rank <= 10**6:
+        raise UserError(f"max_rank: expected from 1 to 1000000, found {max_rank}")

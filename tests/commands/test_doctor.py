@@ -1,12 +1,14 @@
 """`python -m mmga.doctor` on feature files."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from miniatures import images
 from small_run import write_run
+from terminal import on_a_terminal
 
 from mmga import doctor
 from mmga.retrieval.features import Features
@@ -46,14 +48,17 @@ def test_doctor_takes_the_inputs_of_eval_and_sums_up(tmp_path, capsys, monkeypat
     sides += ["--query-columns", "q.csv", "--gallery-columns", "g.csv"]
     doctor.main([*sides, "--protocol", "other-cameras", "--metric", "cosine"])
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "checked: query: 6 x 4 float32, identities: 3, cameras: 1, paths: yes"
-    assert "matches under protocol other-cameras, cosine distances" in out[2]
-    assert out[-1] == "summary: findings: 0; nothing found that would spoil an evaluation"
+    assert out[0].startswith("query: q.csv: line i was taken for row i of q.npy")
+    assert out[2] == "checked: query: 6 x 4 float32, identities: 3, cameras: 1, paths: yes"
+    assert "matches under protocol other-cameras, cosine distances" in out[4]
+    assert out[-1] == "summary: findings: 2; an evaluation is possible"
     Features(rows, np.arange(12) % 3).save("one.npz")
     doctor.main(["--features", "one.npz", "--protocol", "all-vs-all"])
-    assert "identities: 3, paths: no" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "identities: 3, paths: no" in out
+    assert out.endswith("summary: findings: 0; nothing found that would spoil an evaluation\n")
     doctor.main([*sides, "--metric", "euclidean"])
-    assert "summary: findings: 2; an evaluation is possible" in capsys.readouterr().out
+    assert "summary: findings: 4; an evaluation is possible" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         doctor.main([*sides[:4], "--protocol", "market1501"])
     assert "pids are missing" in capsys.readouterr().err
@@ -71,3 +76,11 @@ def test_doctor_looks_at_a_run(tmp_path, capsys):
     words = ["--run", tmp_path / "run", "--data", "viper", "--root", tmp_path, "--device", "cpu"]
     doctor.main([str(word) for word in [*words, "--protocol", "viper"]])
     assert "checked: query: 4 x" in capsys.readouterr().out
+
+
+def test_lines_keep_to_the_terminal():
+    for columns in (60, 80):
+        code, said = on_a_terminal(["-m", "mmga.doctor"], columns, TERM="xterm")
+        assert code == 0
+        assert max(map(len, said.splitlines())) <= columns
+        assert re.search(r"^reference +active", said, re.MULTILINE)

@@ -83,6 +83,9 @@ def test_pku_sketch(capsys, tmp_path):
         (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--memory", "10"], "at least"),
         (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--protocl", "x"], "--protocol"),
         (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--max-rank", "0"], "max_rank"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--max-rank", f"{10**9}"], "max_rank"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--seed", "-1"], "seed: expected at"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--bootstrap", f"{10**9}"], "at most"),
         (["--features", "{}/q.npz"], "holds one set of features"),
     ],
 )

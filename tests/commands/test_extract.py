@@ -57,7 +57,7 @@ def fails(capsys, *words):
 
 
 @pytest.mark.parametrize(
-    ("flags", "flip"), [((), True), (("--flip",), True), (("--no-flip",), False)]
+    ("flags", "flip"), [((), True), (("--flip-test",), True), (("--no-flip-test",), False)]
 )
 def test_a_folder_of_images(run, images, tmp_path, flags, flip):
     out = tmp_path / "g.npz"
@@ -167,7 +167,9 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
         )
     assert not (tmp_path / "g.npz").exists()
     # Another network, or another image, is not mixed in.
-    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.npz", "--no-flip")
+    said = fails(
+        capsys, "--run", run, "--images", images, "--out", tmp_path / "g.npz", "--no-flip-test"
+    )
     assert "beginning of another extraction (it differs in flip)" in said
     told = []
     resumable.extract_to(
@@ -188,7 +190,7 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
 def test_features_of_parts(images, tmp_path, heads):
     run = write_run(tmp_path / "run", heads=heads)
     out = tmp_path / "p.npz"
-    call("--run", run, "--images", images, "--out", out, "--parts", "--no-flip")
+    call("--run", run, "--images", images, "--out", out, "--parts", "--no-flip-test")
     features = mmga.load_features(out)
     network = load(run)
     with torch.inference_mode():
@@ -232,7 +234,7 @@ def test_any_network(images, tmp_path):
     words = ("--model-weights", tmp_path / "w.pth", "--model-arguments", arguments)
     out = tmp_path / "g.npz"
     size = ("--height", SIZE[0], "--width", SIZE[1])
-    call("--model", name, *words, *size, "--images", images, "--out", out, "--no-flip")
+    call("--model", name, *words, *size, "--images", images, "--out", out, "--no-flip-test")
     network.reset_classifier(0)
     with torch.inference_mode():
         expected = torch.nn.functional.normalize(network(normalised(images)))

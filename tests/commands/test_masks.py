@@ -207,9 +207,12 @@ def test_importing_through_the_command_line(tmp_path, market, capsys):
     [
         (["--from", "lip"], "--source is missing"),
         (["--source", "x"], "--source and --skeletons belong to --from"),
-        (["--from", "lip", "--source", "x", "--weights", "y"], "leave them out with --from"),
+        (
+            ["--from", "lip", "--source", "x", "--detector-weights", "y"],
+            "leave them out with --from",
+        ),
         (["--data", "synthetic"], "exact masks of its own"),
-        (["--batch", "0"], "--batch must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--min-size", "8"], "--min-size must be at least 32"),
         (["--root", "nowhere"], "nowhere does not exist"),
         (["--from", "coco", "--source", "x"], "--from"),

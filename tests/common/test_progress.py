@@ -1,6 +1,10 @@
 """Where stderr is no terminal, only phases that last are told, each with its own time left."""
 
+import re
 import time
+
+import pytest
+from terminal import on_a_terminal
 
 from mmga.common.progress import bar
 
@@ -29,3 +33,29 @@ def test_short_phases_are_not_told(capsys):
         for done in range(5):
             progress("rank", done, 4)
     assert capsys.readouterr().err == ""
+
+
+DRAWN = """
+from mmga.common.progress import bar
+with bar() as progress:
+    for done in range(4):
+        progress("rank", done, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "colours", "bars"),
+    [
+        ({"TERM": "xterm-256color"}, True, True),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False, True),
+        ({"TERM": "dumb"}, False, False),
+    ],
+)
+def test_bars_keep_to_what_the_terminal_is_said_to_show(environment, colours, bars, monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    code, said = on_a_terminal(["-c", DRAWN], **environment)
+    assert code == 0
+    assert bool(re.search(r"\x1b\[[\d;]*m", said)) == colours
+    assert ("3/3" in said) == bars
+    assert bars or said == ""
