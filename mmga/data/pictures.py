@@ -43,6 +43,7 @@ _SENTENCES = {
     "turned": "turned as the EXIF orientation says",
     "stretched": "more than 8 bits, stretched from the lowest value to the highest",
     "upper bits": "16 bits a colour, of which the upper 8 are taken, and dark",
+    "palette": "palette in another order than its labels, read by its colours",
     "several": "several pictures in one file, of which the first is taken",
 }
 
@@ -193,7 +194,9 @@ def _first(path: str | os.PathLike[str]) -> "Iterator[Image.Image]":
     with warnings.catch_warnings():
         # Pillow warns of what ends in an error or in a note here, on lines of its own.
         warnings.simplefilter("ignore")
-        with Image.open(path) as picture:
+        # By name, Pillow maps some files into memory: it turns no mapped TIFF, and a mapped file
+        # that others cut short ends the process.
+        with open(path, "rb") as file, Image.open(file) as picture:
             if picture.format in _VECTORS:
                 raise ValueError(f"it is a drawing, {picture.format}, and not a picture")
             width, height = picture.size
@@ -224,11 +227,11 @@ def _upright(picture: "Image.Image", path: str | os.PathLike[str]) -> "tuple[Ima
     )
     turned = picture
     if orientation != 1:
-        _note("turned", path)
+        note("turned", path)
         if picture.format != "TIFF":  # Pillow turns these itself
             turned = picture.transpose(turns[orientation - 2])
     if picture.format in _SEVERAL and _frames(picture) > 1:
-        _note("several", path)
+        note("several", path)
     return turned, stored
 
 
@@ -254,18 +257,19 @@ def _rgb(picture: "Image.Image", stored: str, path: str | os.PathLike[str]) -> n
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         grey, stretched = eight_bits(np.asarray(picture))
         if stretched:
-            _note("stretched", path)
+            note("stretched", path)
         return np.repeat(grey[..., None], 3, axis=-1)
     # Palettes with transparency are converted by way of RGBA; alpha is dropped in the end.
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     pixels: np.ndarray = np.array(picture.convert("RGB"))
     if ";16" in stored and pixels.max(initial=0) < 128:
-        _note("upper bits", path)
+        note("upper bits", path)
     return pixels
 
 
-def _note(key: str, path: str | os.PathLike[str]) -> None:
+def note(key: str, path: str | os.PathLike[str]) -> None:
+    """Note what was done to a picture, a key of `_SENTENCES`."""
     _noted.notes.append((key, os.fspath(path)))
 
 

@@ -37,6 +37,19 @@ def test_deep_pictures_of_a_small_span_keep_their_contrast(suffix, low, high, tm
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(("orientation", "turn"), [(2, 0), (5, 5), (6, 2), (7, 6), (8, 4)])
+def test_deep_pictures_are_turned_too(suffix, orientation, turn, tmp_path):
+    values = _ramp(0, 65535, np.uint16)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(values).transpose(Image.Transpose(turn))
+    stored.save(tmp_path / f"a{suffix}", exif=exif)
+    grey, notes = _read(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(grey, values >> 8)
+    assert notes == ["turned"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_lose_the_lower_eight_in_every_format(suffix, tmp_path):
     values = _ramp(0, 65535, np.uint16)
     Image.fromarray(values).save(tmp_path / f"a{suffix}")
