@@ -3,7 +3,8 @@
 - The first picture of a file is taken, turned as its EXIF orientation says.
 - Alpha is ignored: colours count as they are stored. (Masks read it: `mmga.data.masks`.)
 - More than eight bits become eight by `eight_bits`.
-- A file that declares more than MAX_PIXELS is refused before memory is taken for it.
+- A file that declares more than MAX_PIXELS, or far more than its bytes can hold, is refused before
+  memory is taken for it.
 
 What was done to a picture beyond decoding it is noted, path by path, and said once by whoever reads
 many (`Notes`).
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 1 << 26
 """Most pixels of a picture: about 67 million, 8192 x 8192."""
+
+_EMPTY, _DENSEST = 1 << 20, 10_000
+"""Pixels that any file may declare, and pixels a byte beyond them: a flat PNG of 1 bit has 8256."""
 
 _RANGES = (1, 255, 65535)
 """Highest values that pictures are stored with; 1 is that of fractions."""
@@ -204,6 +208,10 @@ def _first(path: str | os.PathLike[str]) -> "Iterator[Image.Image]":
                 raise ValueError(
                     f"it declares {width:,} x {height:,} pixels, more than the {MAX_PIXELS:,} that "
                     "are read"
+                )
+            if width * height > _EMPTY + _DENSEST * kind.st_size:
+                raise ValueError(
+                    f"it declares {width:,} x {height:,} pixels and has {kind.st_size:,} bytes"
                 )
             yield picture
 

@@ -169,7 +169,7 @@ def _declared(width, height):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "gif", "tif"])
-@pytest.mark.parametrize("side", [8193, 12000, 60000])
+@pytest.mark.parametrize("side", [8000, 8193, 12000, 60000])
 def test_huge_headers_cost_no_memory_and_get_one_sentence(suffix, side, tmp_path, capfd):
     (tmp_path / f"a.{suffix}").write_bytes(_declared(side, side)[suffix])
     resource = pytest.importorskip("resource")
@@ -179,7 +179,7 @@ def test_huge_headers_cost_no_memory_and_get_one_sentence(suffix, side, tmp_path
         read_image(tmp_path / f"a.{suffix}")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert f"{MAX_PIXELS:,}" in str(said.value)
+    assert (f"{MAX_PIXELS:,}" if side > 8192 else "8,000 x 8,000 pixels and has") in str(said.value)
     assert "\n" not in str(said.value)
     assert peak < 1e7
     if sys.platform == "linux":
