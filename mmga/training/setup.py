@@ -144,8 +144,8 @@ def _looked_for(config: Config, images: ImageSet) -> str:
     path = next(path for i, path in enumerate(images.paths) if not count_masks(Subset(images, [i])))
     names = mask_names(path)
     masks = config.data.masks
-    several = masks is None or masks.is_file() or config.data.also
-    places = [str(name) if several else str(masks / name) for name in names[:2]]
+    alone = masks is not None and masks.is_dir() and not config.data.also
+    places = [f"{masks}/{name}" if alone else str(name) for name in names[:2]]
     return f"of {path} were looked for {' and '.join(places)}, with {' or '.join(LOSSLESS)}"
 
 
