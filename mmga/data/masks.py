@@ -271,7 +271,8 @@ class Survey:
 
     Attributes:
         files: that were looked at.
-        label: the only label beside background in all of them, None where there are several.
+        label: the only label beside background in all of them, where nobody would parse persons so:
+            any of the set `parts`, 1 (a hat, a head) of others. None otherwise.
         missing: names of the parts, out of upper and bottom, that no file holds.
     """
 
@@ -289,6 +290,7 @@ def survey(files: Sequence[Path], label_set: str) -> Survey:
 
     Silhouettes (0 and 255) and files that cannot be read count for nothing.
     """
+    own = label_set == "parts"
     values: set[int] = set()
     parts: set[int] = set()
     looked = 0
@@ -306,7 +308,8 @@ def survey(files: Sequence[Path], label_set: str) -> Survey:
         if {UPPER, BOTTOM} <= parts:
             return Survey(looked, None, ())
     labels = sorted(values - {BACKGROUND})
-    only = labels[0] if len(labels) == 1 and BACKGROUND in values else None
+    silhouettes = len(labels) == 1 and BACKGROUND in values and (labels == [1] or own)
+    only = labels[0] if silhouettes else None
     missing = [name for name, part in (("upper", UPPER), ("bottom", BOTTOM)) if part not in parts]
     return Survey(looked, only, tuple(missing) if looked else ())
 
@@ -314,8 +317,8 @@ def survey(files: Sequence[Path], label_set: str) -> Survey:
 def effective_label_set(files: Sequence[Path], label_set: str, name: str) -> str:
     """Return the label set to read a set of files with, and say what is odd about the files.
 
-    Files that hold background and one label alone, all the same, are silhouettes, whatever that
-    label is called: the whole body is known and its halves are not.
+    Files that hold background and one label alone, all the same, are silhouettes (`Survey.label`):
+    the whole body is known and its halves are not.
 
     Args:
         files: of the set.
