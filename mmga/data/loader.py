@@ -140,6 +140,7 @@ def eval_batches(
     batch_size: int = 64,
     broken: dict[str, str] | None = None,
     masks: bool = True,
+    notes: Notes | None = None,
 ) -> Iterator[Batch]:
     """Yield all images in their order.
 
@@ -150,6 +151,7 @@ def eval_batches(
         batch_size: images in a batch; the last may hold fewer.
         broken: filled with the message by path of each image left out.
         masks: whether masks are read.
+        notes: filled with what was done to images; by default it is said after the last batch.
 
     Raises:
         UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
@@ -162,7 +164,7 @@ def eval_batches(
     ]
     samples = _Samples(images, images.pids, transform, 0, masks, workers=loading.workers)
     loader = _data_loader(samples, batches, loading)
-    return _finished(loader, "zero", loading, {} if broken is None else broken)
+    return _finished(loader, "zero", loading, {} if broken is None else broken, notes)
 
 
 _SCENES = 4
@@ -328,12 +330,16 @@ def _data_loader(
 
 
 def _finished(
-    loader: "DataLoader[Any]", fill: str, loading: Loading, broken: dict[str, str]
+    loader: "DataLoader[Any]",
+    fill: str,
+    loading: Loading,
+    broken: dict[str, str],
+    notes: Notes | None = None,
 ) -> Iterator[Batch]:
     """Yield prepared batches, normalised and erased, on the device; broken images are noted."""
-    notes = Notes()
+    own = Notes() if notes is None else notes
     for prepared in _guarded(loader):
-        notes.add(prepared.notes)
+        own.add(prepared.notes)
         if prepared.error is not None:
             raise UserError(prepared.error)
         for path, message in prepared.broken:
@@ -349,7 +355,8 @@ def _finished(
         erased, seeds = zip(*prepared.samples, strict=True)
         erase(batch.images, erased, seeds, fill)
         yield batch
-    notes.say()
+    if notes is None:
+        own.say()
 
 
 def _guarded(loader: "DataLoader[Any]") -> Iterator[_Prepared]:
