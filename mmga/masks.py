@@ -9,6 +9,7 @@ started again.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -86,10 +87,17 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     _check(options)
     from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, detected
     from mmga.bodyparts.importers import imported, open_importer
-    from mmga.bodyparts.mask_folder import MaskMaker, draw_preview, projection, summary
+    from mmga.bodyparts.mask_folder import (
+        MaskMaker,
+        draw_preview,
+        projection,
+        summary,
+        warn_of_areas,
+    )
     from mmga.common.device import resolve_device
     from mmga.common.progress import bar
     from mmga.data.dataset import joined
+    from mmga.data.pictures import Notes, take_notes
     from mmga.data.readers.by_name import load
 
     data = load(DataConfig(**{name: getattr(options, name) for name in _OF_DATA}))
@@ -136,7 +144,13 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         except KeyboardInterrupt:
             print("mmga masks: interrupted; the same command goes on", file=sys.stderr)
             raise
-    print(summary(maker.finish(images, len(broken))))
+        notes = Notes()
+        notes.add(take_notes())
+        notes.say()
+    manifest = maker.finish(images, len(broken))
+    print(summary(manifest))
+    warn_of_areas(manifest)
+    _say_missing(options, images.paths)
     if broken:
         print(f"{len(broken)} images cannot be decoded and were left out")
     if options.preview:
@@ -144,6 +158,21 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         draw_preview(sheet, images, options.out, options.preview)
         print(f"images beside their masks: {sheet}")
     return 0
+
+
+def _say_missing(options: Options, paths: Sequence[str]) -> None:
+    """Say how many images have no file in the imported folder: nothing is known of those."""
+    from mmga.bodyparts.importers import without_file
+
+    if options.kind is None or options.source is None:
+        return
+    missing = without_file(options.kind, options.source, paths)
+    if missing:
+        print(
+            f"note: {len(missing)} of {len(paths)} images have no file in {options.source}, such "
+            f"as {missing[0]}; they are counted as without a person",
+            file=sys.stderr,
+        )
 
 
 def _check(options: Options) -> None:

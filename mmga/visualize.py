@@ -3,8 +3,9 @@
     mmga visualize --run runs/x
     mmga visualize --run runs/x --gallery runs/x/gallery.npz --rows 5 --out sheets
 
-Writes attention.png (query images with their attention maps beside the true masks) and ranked.png
-(each query's nearest gallery images, right ones framed green, wrong ones red).
+Writes attention.png (query images with their attention maps, alone and over the image, beside the
+true masks) and ranked.png (each query's nearest gallery images, right ones framed green, wrong ones
+red, and the rank of its first match).
 """
 
 import sys
@@ -12,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from mmga.common import cli
+from mmga.common import cli, ids
 from mmga.common.errors import UserError
 from mmga.common.options import Device, Flag
-from mmga.config import DataName
+from mmga.config import Config, DataName
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
     from mmga.data.dataset import ImageSet
     from mmga.retrieval.features import Features
+
+UNGUIDED = "these maps were never guided: the run was trained without masks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +93,19 @@ def body(options: Options) -> int:
         rows if there else None for rows, there in zip(batch.labels, batch.has_mask, strict=True)
     ]
     if maps:
-        plots.attention_sheet(folder / "attention.png", images, maps, labels, lines)
+        note = "" if _guided(run.config) else UNGUIDED
+        plots.attention_sheet(folder / "attention.png", images, maps, labels, lines, note)
         print(f"attention maps beside true masks: {folder / 'attention.png'}")
+        if note:
+            print(f"note: {note}", file=sys.stderr)
     features = embedder(batch.images)[0].cpu()  # [N, D]
     distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
-    pids, camids = data.gallery.pids, data.gallery.camids
     hits = []
     for index, row in enumerate(distances):
         pid, camid = int(batch.pids[index]), int(batch.camids[index])
-        left_out = (pids == -1) | ((pids == pid) & (camids == camid))  # the Market rule
-        order = np.argsort(np.where(left_out, np.inf, row), kind="stable")
-        order = order[: min(options.top, int((~left_out).sum()))]
-        hits.append(
-            [
-                (data.gallery.image(int(i)), bool(pids[i] == pid), f"{row[i]:.2f}, c{camids[i]}")
-                for i in order
-            ]
-        )
+        found, first = _ranked(row, pid, camid, data.gallery, options.top)
+        hits.append(found)
+        lines[index] += "\nno match there" if first is None else f"\nfirst match: {first}"
     plots.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
     print(f"ranked lists, right in green and wrong in red: {folder / 'ranked.png'}")
     return 0
@@ -138,6 +140,43 @@ def _saved(path: Path, images: "ImageSet") -> "Features":
     if note is not None:
         print(f"mmga visualize: note: {note}", file=sys.stderr)
     return gallery
+
+
+def _guided(config: Config) -> bool:
+    """Return whether masks took part in the training of a run."""
+    data = config.data
+    masked = data.masks is not None or "synthetic" in (data.data, *data.also)
+    return bool(config.loss.mask_weight) and masked
+
+
+def _ranked(
+    distances: "np.ndarray", pid: int, camid: int, gallery: "ImageSet", top: int
+) -> "tuple[list[tuple[torch.Tensor, bool, str]], int | None]":
+    """Return the nearest images of a query by Market-1501's rule, and the rank of the first match.
+
+    Args:
+        distances: of the query to the gallery, [G].
+        pid: identity of the query.
+        camid: its camera.
+        gallery: the images.
+        top: how many to return.
+
+    Returns:
+        Image, whether it is a match, and a short line, of each; and a rank from 1, None where the
+        gallery holds no match.
+    """
+    import numpy as np
+
+    pids, camids = gallery.pids, gallery.camids
+    left_out = np.isin(pids, (ids.JUNK, ids.UNKNOWN)) | ((pids == pid) & (camids == camid))
+    order = np.argsort(np.where(left_out, np.inf, distances), kind="stable")
+    order = order[: int((~left_out).sum())]
+    matches = np.flatnonzero(pids[order] == pid)
+    found = [
+        (gallery.image(int(i)), bool(pids[i] == pid), f"{distances[i]:.2f}, c{camids[i]}")
+        for i in order[:top]
+    ]
+    return found, int(matches[0]) + 1 if len(matches) else None
 
 
 def main(argv: list[str] | None = None) -> None:

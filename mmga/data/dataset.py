@@ -1,10 +1,9 @@
 """Image sets and data sets, the interface between readers and consumers."""
 
 import dataclasses
-import functools
 import os
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 
 from mmga.common import ids
-from mmga.common.errors import UserError, first_line
+from mmga.common.errors import UserError
 from mmga.data.masks import FindMask, MaskFolder, PartMask
+from mmga.data.pictures import read_image as read_image
 
 Ints = Sequence[int] | np.ndarray
 
@@ -318,48 +318,3 @@ def count_masks(images: ImageSet) -> int:
             ImageFiles(own.root, images.paths, images.pids, images.camids, own.masks)
         )
     return sum(images.mask(index) is not None for index in range(len(images)))
-
-
-def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
-    """Decode an image file to uint8 [3, H, W], RGB, turned as its EXIF orientation says.
-
-    JPEG, PNG and WebP are decoded by torchvision, everything else (VIPeR's BMP) by Pillow.
-
-    Raises:
-        UserError: the file is missing or cannot be decoded.
-    """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-        decode = _torchvision_decoder()
-        if decode is not None and _is_torchvision_format(data):
-            image = decode(torch.from_numpy(data))
-            # PNGs may have 16 bits.
-            return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
-        from PIL import Image, ImageOps
-
-        with Image.open(path) as picture:
-            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))  # [H, W, 3]
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"image {path} cannot be opened ({error.strerror})") from error
-    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"image {path} cannot be decoded ({first_line(error)}); replace or remove it"
-        ) from error
-
-
-@functools.cache
-def _torchvision_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
-    # torchvision 0.29 announces that its decoders will move to another package.
-    try:
-        from torchvision.io import ImageReadMode, decode_image
-    except ImportError:
-        return None
-    return functools.partial(decode_image, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-
-
-def _is_torchvision_format(data: np.ndarray) -> bool:
-    head = data[:12].tobytes()
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return b"EXIF" not in data.tobytes()  # torchvision turns JPEG and PNG alone
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))

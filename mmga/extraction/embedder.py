@@ -18,6 +18,7 @@ from mmga.common.errors import UserError
 from mmga.common.files import read_weights
 from mmga.data.dataset import ImageSet
 from mmga.data.loader import Loading, eval_batches
+from mmga.data.pictures import Notes
 from mmga.data.transforms import EvalTransform
 from mmga.models import MMGA
 
@@ -64,6 +65,7 @@ def embed_images(
     workers: int = 0,
     broken: dict[str, str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    notes: Notes | None = None,
 ) -> tuple[Embeddings, Tensor]:
     """Embed all images of a set, in their order.
 
@@ -74,6 +76,7 @@ def embed_images(
         workers: processes that load images.
         broken: filled with the message by path of each image that cannot be decoded; None raises.
         progress: called with the number of images done.
+        notes: filled with what was done to images; by default it is said in the end.
 
     Returns:
         The embeddings on the CPU, empty where there is no image, and the places int64 [N] of their
@@ -84,7 +87,13 @@ def embed_images(
     """
     loading = Loading(workers, embedder.device, skip_broken=broken is not None)
     batches = eval_batches(
-        images, embedder.transform, loading, batch_size=batch_size, broken=broken, masks=False
+        images,
+        embedder.transform,
+        loading,
+        batch_size=batch_size,
+        broken=broken,
+        masks=False,
+        notes=notes,
     )
     rows, visible, places = [torch.empty(0)], [], [torch.empty(0, dtype=torch.int64)]
     done = 0

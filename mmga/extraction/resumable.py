@@ -16,6 +16,7 @@ from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
 from mmga.data.dataset import ImageSet, Subset, label_columns
+from mmga.data.pictures import Notes
 from mmga.extraction.embedder import Embedder, embed_images
 from mmga.retrieval.features import Features
 
@@ -65,6 +66,7 @@ def extract_to(
     _check_manifest(folder, embedder, images)
     starts = range(0, len(images), SHARD)
     broken: dict[str, str] | None = {} if skip_broken else None
+    notes = Notes()
     for start in starts:
         file = folder / f"{start:09d}.npz"
         end = min(start + SHARD, len(images))
@@ -84,6 +86,7 @@ def extract_to(
             workers=workers,
             broken=broken,
             progress=done,
+            notes=notes,
         )
         if not len(rows):
             raise UserError(
@@ -95,6 +98,7 @@ def extract_to(
             arrays["visibility"] = visibility.numpy()
         with atomic_path(file) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    notes.say()
     features = _joined([folder / f"{start:09d}.npz" for start in starts], images)
     features.save(out)
     shutil.rmtree(folder)

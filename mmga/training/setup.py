@@ -16,8 +16,9 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.config import Config, as_dict
 from mmga.data.build import load_mixture
-from mmga.data.dataset import DataSet, ImageSet, count_masks
+from mmga.data.dataset import DataSet, ImageSet, Subset, count_masks
 from mmga.data.holdout import hold_out
+from mmga.data.masks import LOSSLESS, mask_names
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.loading import build_network
@@ -133,8 +134,19 @@ def _check_masks(config: Config, images: ImageSet) -> None:
     if covered < len(images) / 2 and not config.data.allow_missing_masks:
         raise UserError(
             f"--masks {config.data.masks}: {covered} of {len(images)} training images have a mask; "
-            "check the folder and the file names, or add --allow-missing-masks"
+            f"check the folder and the file names ({_looked_for(config, images)}), or add "
+            "--allow-missing-masks"
         )
+
+
+def _looked_for(config: Config, images: ImageSet) -> str:
+    """Return what was looked for as the mask of the first image without one."""
+    path = next(path for i, path in enumerate(images.paths) if not count_masks(Subset(images, [i])))
+    names = mask_names(path)
+    masks = config.data.masks
+    alone = masks is not None and masks.is_dir() and not config.data.also
+    places = [f"{masks}/{name}" if alone else str(name) for name in names[:2]]
+    return f"of {path} were looked for {' and '.join(places)}, with {' or '.join(LOSSLESS)}"
 
 
 @dataclass(frozen=True, slots=True)

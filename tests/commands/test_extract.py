@@ -309,3 +309,28 @@ def test_load_takes_a_run_or_a_file(run, tmp_path):
     torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
     with pytest.raises(UserError, match="no checkpoint"):
         load(tmp_path)
+
+
+def test_turned_and_stretched_images_are_counted_once(run, tmp_path, monkeypatch, caplog):
+    """Whatever the number of shards; a picture stored upright and one stored turned are equal."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(folder / "a.png")
+    for name in "bcd":
+        turned = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+        turned.save(folder / f"{name}.png", exif=exif)
+    thermal = np.linspace(0, 2000, 48 * 16).reshape(48, 16).round()
+    Image.fromarray(thermal.astype(np.uint16)).save(folder / "e.tif")
+    Image.fromarray(thermal.astype(np.float32)).save(folder / "f.tif")
+    monkeypatch.setattr(resumable, "SHARD", 2)
+    call("--run", run, "--images", folder, "--out", tmp_path / "g.npz")
+    rows = mmga.load_features(tmp_path / "g.npz").features
+    for place in (1, 2, 3):
+        torch.testing.assert_close(rows[place], rows[0])
+    torch.testing.assert_close(rows[4], rows[5])
+    turned, stretched = (line for line in caplog.messages if line.startswith("note:"))
+    assert "EXIF orientation says: 3 files" in turned
+    assert "stretched from the lowest value to the highest: 2 files" in stretched

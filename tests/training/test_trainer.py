@@ -434,7 +434,8 @@ def test_masks_that_cover_too_little(tmp_path):
     masks.mkdir()
     Image.fromarray(np.ones((32, 16), np.uint8)).save(masks / "000.png")
     sections = {"data": {"data": "csv", "root": root, "masks": masks}}
-    with pytest.raises(UserError, match=r"1 of 24 training images have a mask; .*allow-missing"):
+    named = r"1 of 24 training images have a mask; .*masks/001\.png and .*allow-missing"
+    with pytest.raises(UserError, match=named):
         trainer.train(small(**sections), tmp_path / "run")
     sections["data"]["allow_missing_masks"] = True
     sections["run"] = {"epochs": 1}

@@ -1,13 +1,14 @@
 """Any other data set: a CSV table of path, pid, camid, split and, optionally, mask."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from mmga.common import ids, tables
 from mmga.common.errors import UserError
 from mmga.config import DataConfig
 from mmga.data.dataset import SPLIT_NAMES, DataSet, ImageFiles
-from mmga.data.masks import MaskFolder, PartMask, read_mask
+from mmga.data.masks import MaskFolder, PartMask, effective_label_set, read_mask
 
 COLUMNS = ("path", "pid", "camid", "split")
 
@@ -28,10 +29,15 @@ class MaskFiles:
     split: float | None
     folder: MaskFolder | None
 
+    @functools.cached_property
+    def _label_set(self) -> str:
+        files = list(self.files.values())
+        return effective_label_set(files, self.label_set, f"column mask ({files[0]}, ...)")
+
     def __call__(self, path: str) -> PartMask | None:
         """Return the mask of an image, None where there is none."""
         if path in self.files:
-            return read_mask(self.files[path], self.label_set, split=self.split)
+            return read_mask(self.files[path], self._label_set, split=self.split)
         return None if self.folder is None else self.folder(path)
 
 
