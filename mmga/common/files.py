@@ -63,6 +63,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         ):
             raise
         raise _failure(target, error) from error
+    except UserError as error:
+        if str(temporary) not in str(error):
+            raise
+        # The file that the user knows is the one to name.
+        raise UserError(str(error).replace(str(temporary), str(target))) from error
     except Exception as error:
         # Writers in other languages (safetensors, HDF5) spell the error of the system out.
         if _reason(error) is None:

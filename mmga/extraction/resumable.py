@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
@@ -18,6 +19,7 @@ from mmga.common.progress import Progress
 from mmga.data.dataset import ImageSet, Subset
 from mmga.extraction.embedder import Embedder, embed_images
 from mmga.retrieval.features import Features
+from mmga.retrieval.features.containers import check_room
 
 CONTAINERS = (".npz", ".safetensors", ".mat", ".h5", ".pt")
 """Suffixes of files of features; without one, a folder of .npy files is written."""
@@ -54,13 +56,18 @@ def extract_to(
 
     Raises:
         UserError: no container has the suffix of `out`, an image cannot be decoded, the disk is
-            full, or the partial results belong to another extraction.
+            full, the partial results belong to another extraction, or the container cannot hold
+            so many features (which is known before the first image).
     """
     if out.suffix and out.suffix.lower() not in CONTAINERS:
         raise UserError(
             f"--out must end in {', '.join(CONTAINERS)} or nothing (a folder of .npy files), "
             f"got {out}"
         )
+    if out.suffix.lower() in (".mat", ".safetensors"):  # which have limits
+        one, _ = embedder(torch.zeros(1, 3, *embedder.transform.size, device=embedder.device))
+        name = "features" if one.dim() == 2 else "parts"
+        check_room(out, name, len(images) * one.nbytes, images.paths)
     folder = out.with_name(f"{out.name}.partial")
     _check_manifest(folder, embedder, images)
     starts = range(0, len(images), SHARD)

@@ -247,3 +247,20 @@ def test_load_takes_a_run_or_a_file(run, tmp_path):
     torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
     with pytest.raises(UserError, match="no checkpoint"):
         load(tmp_path)
+
+
+def test_a_container_that_cannot_hold_them_is_refused_before_the_first_image(
+    capsys, run, images, tmp_path, monkeypatch
+):
+    from mmga.common import mat
+    from mmga.retrieval.features import containers
+
+    monkeypatch.setattr(mat, "LIMIT", 4096 + 100)
+    monkeypatch.setattr(containers, "_SAFETENSORS_HEADER", 100)
+    for file in images.rglob("*.png"):
+        file.write_bytes(b"never read")
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.mat")
+    assert "g.mat: features takes" in said and "less than 4 GiB" in said
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.safetensors")
+    assert "g.safetensors: the strings" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

@@ -23,6 +23,16 @@ TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
 """layumi's names for a file that holds both sides: query_f, query_label, query_cam, ..."""
 
 
+# Types whose every value float32 has.
+_NARROW = (
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+)
+
 Matrix = Tensor | np.ndarray
 """Numbers as callers hold them."""
 Column = Tensor | np.ndarray | Sequence[int] | Sequence[str] | Sequence[float]
@@ -60,8 +70,9 @@ class Features:
         """Check and keep the given arrays; features are not copied.
 
         Args:
-            features: [N, D] float16 or float32 tensor or array, or a list of such shards. float64
-                and bfloat16 are rounded to float32, which `notes` says.
+            features: [N, D] float16 or float32 tensor or array, or a list of such shards.
+                bfloat16 and the types of 8 bits are widened to float32 and float64 is rounded to
+                it, which `notes` says.
             pids: [N] integers or strings.
             camids: [N] integers or strings, or None where no protocol with cameras is meant.
             paths: [N] strings.
@@ -248,9 +259,10 @@ class Features:
             raise UserError(
                 f"{self._name(argument)}: expected {expected}, found shape {list(tensor.shape)}"
             )
-        if tensor.dtype in (torch.float64, torch.bfloat16):
+        if tensor.dtype == torch.float64 or tensor.dtype in _NARROW:
             found = str(tensor.dtype).removeprefix("torch.")
-            note = f"{self._name(argument)}: {found} rounded to float32"
+            done = "rounded" if tensor.dtype == torch.float64 else "widened"
+            note = f"{self._name(argument)}: {found} {done} to float32"
             if note not in self.notes:
                 self.notes.append(note)
             tensor = tensor.to(torch.float32)
