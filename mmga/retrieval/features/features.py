@@ -108,14 +108,11 @@ class Features:
             self.camids, self.camid_names = self._labels("camids", camids, count)
         self.paths: np.ndarray | None = None
         if paths is not None:
-            self.paths = np.asarray([str(path) for path in _flat(paths)], dtype=np.str_)
-            self._check_length("paths", len(self.paths), count)
+            values = self._column("paths", paths, count)
+            self.paths = np.asarray([str(path) for path in values], dtype=np.str_)
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
-            values = _flat(column)
-            containers.check_array(self._name(name), values)
-            self._check_length(name, len(values), count)
-            self.columns[name] = values
+            self.columns[name] = self._column(name, column, count)
         self.visibility: Tensor | None = None
         if parts is not None:
             self.visibility = self._visibility(visibility)
@@ -211,12 +208,33 @@ class Features:
     def _name(self, argument: str) -> str:
         return f"{self.source}: {argument}" if self.source else argument
 
-    def _check_length(self, argument: str, found: int, expected: int) -> None:
-        if found != expected:
+    def _column(self, argument: str, given: Any, count: int) -> np.ndarray:
+        """Return one value for each row, text as unicode.
+
+        Raises:
+            UserError: there are more or fewer, or values of several numbers, or bytes of no text.
+        """
+        values = _flat(given)
+        if values.dtype.kind == "S":
+            try:
+                values = np.char.decode(values, "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self._name(argument)}: expected text, found bytes that are not UTF-8 "
+                    f"({error.object[:20]!r}); store it as unicode"
+                ) from error
+        containers.check_array(self._name(argument), values)
+        if values.ndim != 1 or len(values) != count:
+            found = len(values) if values.ndim == 1 else f"shape {list(values.shape)}"
             raise UserError(
-                f"{self._name(argument)}: expected one for each of the {expected} rows of "
-                f"features, found {found}"
+                f"{self._name(argument)}: expected one for each of the {count} rows of features, "
+                f"found {found}"
             )
+        if values.dtype.kind not in "biufUMm":
+            raise UserError(
+                f"{self._name(argument)}: expected numbers or strings, found {values.dtype}"
+            )
+        return values
 
     def _rows(self, argument: str, given: Any, dimensions: int) -> ShardedMatrix:
         several = isinstance(given, list | tuple) and all(hasattr(part, "shape") for part in given)
@@ -279,7 +297,11 @@ class Features:
         count, parts = self.rows.shape[:2]
         if given is None:
             return torch.ones(count, parts)
-        weights = torch.as_tensor(np.asarray(given), dtype=torch.float32)
+        values = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        containers.check_array(self._name("visibility"), values)
+        if values.dtype.kind not in "biuf":
+            raise UserError(f"{self._name('visibility')}: expected numbers, found {values.dtype}")
+        weights = torch.from_numpy(values.astype(np.float32))
         if tuple(weights.shape) != (count, parts):
             raise UserError(
                 f"{self._name('visibility')}: expected [{count}, {parts}], one weight for each "
@@ -293,11 +315,9 @@ class Features:
         self, argument: str, given: Any, count: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return int64 labels and, for strings, the names in sorted order."""
-        values = _flat(given)
-        containers.check_array(self._name(argument), values)
-        self._check_length(argument, len(values), count)
-        if values.dtype.kind in "US":
-            return self._named_labels(argument, values.astype(np.str_))
+        values = self._column(argument, given, count)
+        if values.dtype.kind == "U":
+            return self._named_labels(argument, values)
         if values.dtype.kind in "iub":
             if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
                 raise UserError(f"{self._name(argument)}: found ids past 2^63; use strings instead")
