@@ -403,13 +403,16 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
         UserError: the file cannot be read, or holds a key or a value that does not exist.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"configuration {path} is no text ({error}); give a YAML file") from error
     try:
         values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"configuration {path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates, depth
+        reason = " ".join(str(error).split())
+        raise UserError(f"configuration {path} is not YAML: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"configuration {path} must hold sections such as `data:` and `model:`")
     recipe = values.get("recipe", base.recipe if base is not None else "mgn")

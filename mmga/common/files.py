@@ -5,6 +5,7 @@ import errno
 import functools
 import importlib
 import itertools
+import json
 import os
 import platform
 import re
@@ -139,6 +140,23 @@ def _alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        ValueError: it cannot be read, is no JSON, or holds something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"expected names with values, found {type(found).__name__}")
+    return found
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Any:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
 from mmga.common.files import atomic_path
 
 FORMAT = 1
@@ -128,7 +128,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     f"{path} is a safetensors file, but not a checkpoint of mmga: "
                     "its metadata names no run"
                 )
-            if int(metadata["format"]) > FORMAT:
+            if not (version := int(metadata["format"])) > 0:
+                raise ValueError(f"format: there is no version {version}")
+            if version > FORMAT:
                 raise UserError(
                     f"{path} was written by a newer mmga (format {metadata['format']}, this one "
                     f"reads {FORMAT}); update mmga"
@@ -140,18 +142,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
             }
             return Checkpoint(
                 weights=weights,
-                position=Position(**json.loads(metadata["progress"])),
+                position=_position(metadata["progress"]),
                 num_classes=_classes(metadata["num_classes"], weights),
                 config=_mapping("config", metadata["config"]),
                 optimizer_file=metadata["optimizer_file"] or None,
                 average=average or None,
-                metrics=_mapping("figures", metadata.get("figures", "{}")),
+                metrics=_figures(metadata.get("figures", "{}")),
             )
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
         raise UserError(
-            f"checkpoint {path} cannot be read: truncated or not safetensors ({error}); "
+            f"checkpoint {path} cannot be read: truncated or not safetensors ({reason}); "
             "use another checkpoint or train anew"
         ) from error
 
@@ -160,6 +163,23 @@ def _mapping(name: str, text: str) -> dict[str, Any]:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"{name}: expected names with values, found {text[:40]!r}")
+    return found
+
+
+def _position(text: str) -> Position:
+    found = _mapping("progress", text)
+    for name in (field.name for field in dataclasses.fields(Position)):
+        value = found[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"progress: {name} must be a number of 0 or more, found {value!r}")
+    return Position(**found)
+
+
+def _figures(text: str) -> dict[str, float]:
+    found = _mapping("figures", text)
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"figures: {name} must be a number, found {str(value)[:40]!r}")
     return found
 
 
@@ -179,9 +199,11 @@ def load_optimizer_state(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """
     if checkpoint.optimizer_file is None:
         raise UserError(f"checkpoint {path} holds no optimizer state; it cannot be resumed")
-    file = path.with_name(checkpoint.optimizer_file)
+    file = path.parent / Path(checkpoint.optimizer_file).name
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
+            raise ValueError("no state of an optimizer")
     except Exception as error:  # torch.load raises many kinds for a broken file
         raise UserError(
             f"optimizer state {file} cannot be read ({type(error).__name__}); "

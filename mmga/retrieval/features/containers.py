@@ -26,6 +26,7 @@ Arrays = dict[str, Any]
 
 # From this size on an array in a folder is memory-mapped; labels are simply read.
 _MAP_BYTES = 1 << 20
+_LONGEST_REASON = 200  # characters of a parser's message
 
 
 def read(path: str | os.PathLike[str]) -> Arrays:
@@ -112,6 +113,8 @@ def check_array(name: str, array: np.ndarray) -> None:
 
 def _damaged(path: Path, what: str, error: Exception) -> NoReturn:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if len(reason) > _LONGEST_REASON:  # parsers quote what they found, which may be anything
+        reason = reason[:_LONGEST_REASON] + "..."
     raise UserError(f"{path} could not be read as {what}: {reason}") from error
 
 
