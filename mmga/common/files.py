@@ -51,6 +51,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _failure(target, error) from error
+    try:
         _remove_left_behind(target.parent.resolve())
         yield temporary
         _replace(temporary, target)

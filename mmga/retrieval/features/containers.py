@@ -5,6 +5,7 @@ A container is read to a mapping from name to array (NumPy or torch); strings ar
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -356,15 +357,43 @@ def _write_h5(path: Path, arrays: Mapping[str, Any]) -> None:
         import h5py
     except ImportError:
         _extra(path, "h5py", "h5")
-    with h5py.File(path, "w") as file:
-        for name, value in arrays.items():
-            array = _numpy(value)
-            if array.dtype.kind in "US":
-                file.create_dataset(
-                    name, data=array.astype(object), dtype=h5py.string_dtype("utf-8")
-                )
-            else:
-                file.create_dataset(name, data=array)
+    with _FullDisk(path, "w+") as disk:
+        with h5py.File(disk, "w") as file:
+            for name, value in arrays.items():
+                array = _numpy(value)
+                if array.dtype.kind in "US":
+                    file.create_dataset(
+                        name, data=array.astype(object), dtype=h5py.string_dtype("utf-8")
+                    )
+                else:
+                    file.create_dataset(name, data=array)
+        if disk.error is not None:
+            raise disk.error
+
+
+class _FullDisk(io.FileIO):
+    """A file that keeps its first error instead of raising it: HDF5 ends the process on one."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing after an error."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the size, unless the disk is full."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
 
 
 # .pt: tensors, arrays of numbers or strings, lists and plain scalars, never objects
