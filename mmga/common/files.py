@@ -1,4 +1,4 @@
-"""Atomic file writes, and reading of tensor files."""
+"""Atomic file writes, and reading of JSON files."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmga.common.errors import UserError, first_line
+from mmga.common.errors import UserError
 
 
 def _reason(error: Exception) -> str | None:
@@ -160,45 +160,6 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected names with values, found {type(found).__name__}")
     return found
-
-
-def read_tensors(path: str | os.PathLike[str]) -> Any:
-    """Return the contents of a .safetensors file, or of one that torch.save wrote, on the CPU.
-
-    Never unpickles. A broken file raises an error of torch or safetensors, of many kinds.
-    """
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    import numpy as np
-    import torch
-
-    # Scores beside the weights are often NumPy's: numbers, which need no code of a file to be made.
-    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u1", "?")]
-    scalar: Any = np.float64(0).__reduce__()[0]  # whose name differs between NumPy 1 and 2
-    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([*names, np.dtype, *kinds]):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def read_weights(path: str | os.PathLike[str], name: str, hint: str) -> Any:
-    """Read a file of weights as `read_tensors` does.
-
-    Args:
-        path: the file.
-        name: of the argument or file, for messages.
-        hint: end of a message.
-
-    Raises:
-        UserError: the file does not exist or cannot be read.
-    """
-    try:
-        return read_tensors(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{name} {path} does not exist; {hint}") from error
-    except Exception as error:  # torch and safetensors raise many kinds for a broken file
-        raise UserError(f"{name} {path} cannot be read ({first_line(error)}); {hint}") from error
 
 
 def package_of(extra: str, module: str, path: str | os.PathLike[str]) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common import mat
+from mmga.common import mat, weights
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.memory import check_declared
@@ -399,22 +399,6 @@ class _FullDisk(io.FileIO):
 # .pt: tensors, arrays of numbers or strings, lists and plain scalars, never objects
 
 
-def _numpy_globals() -> list[Any]:
-    """Return what torch's restricted reader needs for NumPy arrays, none of which runs code."""
-    multiarray = getattr(np, "_core", None) or np.core
-    kinds = [
-        getattr(np.dtypes, name)
-        for name in dir(np.dtypes)
-        if name.endswith("DType") and name not in ("ObjectDType", "VoidDType")
-    ]
-    functions = [
-        (getattr(multiarray.multiarray, name), f"numpy.{package}.multiarray.{name}")
-        for name in ("_reconstruct", "scalar")
-        for package in ("core", "_core")
-    ]
-    return [np.ndarray, np.dtype, *kinds, *functions]
-
-
 def _read_pt(path: Path) -> Arrays:
     import pickle
     import warnings
@@ -424,9 +408,9 @@ def _read_pt(path: Path) -> Arrays:
             for member in archive.infolist():
                 _check_member(member)
     try:
-        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how a file was pickled
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = weights.load_plain(path)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
             pickled = file.read(1) == b"\x80"
@@ -434,9 +418,11 @@ def _read_pt(path: Path) -> Arrays:
             raise UserError(
                 f"{path}: expected a file of torch.save, found something else"
             ) from error
+        objects = weights.refused_objects(path)
         raise UserError(
             f"{path}: expected a dictionary of tensors, arrays and lists, found objects that only "
-            "unpickling could read; save plain tensors with torch.save"
+            f"unpickling could read{objects and f' ({objects})'}; save plain tensors with "
+            "torch.save"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         _damaged(path, "a .pt file", error)
