@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import io
 import itertools
 import json
 import os
@@ -79,6 +80,44 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise _failure(target, error) from error
     finally:
         _remove(temporary)
+
+
+class _Steady(io.FileIO):
+    """A file that keeps its first error."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing after an error."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the size, unless there was an error."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextlib.contextmanager
+def steady_file(path: str | os.PathLike[str]) -> Iterator[io.FileIO]:
+    """Yield a new file for a library that ends the process where it cannot write (HDF5, torch).
+
+    Raises:
+        OSError: when the block ends, where something could not be written in it.
+    """
+    with _Steady(path, "w+") as file:
+        yield file
+        if file.error is not None:
+            raise file.error
 
 
 _numbers = itertools.count()

@@ -6,10 +6,9 @@ are stored beside theirs, named `ema.<name>`. The optimizer's file is written fi
 one removed last, so a run killed between any two system calls finds a pair that belongs together.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mmga.common.errors import UserError, first_line
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, steady_file
 
 FORMAT = 1
 """Version of the layout; a newer one is refused."""
@@ -81,8 +80,11 @@ def save_checkpoint(
     optimizer_file = None
     if optimizer_state is not None:
         optimizer_file = f"{path.stem}.optimizer-{checkpoint.position.step}.pt"
-        with atomic_path(path.with_name(optimizer_file)) as temporary, _full_disk():
-            torch.save(optimizer_state, temporary)
+        with (
+            atomic_path(path.with_name(optimizer_file)) as temporary,
+            steady_file(temporary) as file,
+        ):
+            torch.save(optimizer_state, file)
     metadata = {
         "format": str(FORMAT),
         "progress": json.dumps(dataclasses.asdict(checkpoint.position)),
@@ -94,22 +96,12 @@ def save_checkpoint(
     state = dict(checkpoint.weights)
     state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (checkpoint.average or {}).items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_path(path) as temporary, _full_disk():
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
     for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
         if old.name != optimizer_file:
             old.unlink()
-
-
-@contextlib.contextmanager
-def _full_disk() -> Iterator[None]:
-    """Turn the errors of torch and safetensors on a full disk into an OSError."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(f"is the disk full? ({reason})") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

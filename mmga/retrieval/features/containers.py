@@ -5,7 +5,6 @@ A container is read to a mapping from name to array (NumPy or torch); strings ar
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from mmga.common import mat, weights
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, steady_file
 from mmga.common.memory import check_declared
 
 Arrays = dict[str, Any]
@@ -357,43 +356,15 @@ def _write_h5(path: Path, arrays: Mapping[str, Any]) -> None:
         import h5py
     except ImportError:
         _extra(path, "h5py", "h5")
-    with _FullDisk(path, "w+") as disk:
-        with h5py.File(disk, "w") as file:
-            for name, value in arrays.items():
-                array = _numpy(value)
-                if array.dtype.kind in "US":
-                    file.create_dataset(
-                        name, data=array.astype(object), dtype=h5py.string_dtype("utf-8")
-                    )
-                else:
-                    file.create_dataset(name, data=array)
-        if disk.error is not None:
-            raise disk.error
-
-
-class _FullDisk(io.FileIO):
-    """A file that keeps its first error instead of raising it: HDF5 ends the process on one."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        """Write all of `data`, or nothing after an error."""
-        view = memoryview(data).cast("B")
-        done = 0
-        try:
-            while self.error is None and done < len(view):
-                done += super().write(view[done:]) or 0
-        except OSError as error:
-            self.error = error
-        return len(view)
-
-    def truncate(self, size: int | None = None) -> int:
-        """Change the size, unless the disk is full."""
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
+    with steady_file(path) as disk, h5py.File(disk, "w") as file:
+        for name, value in arrays.items():
+            array = _numpy(value)
+            if array.dtype.kind in "US":
+                file.create_dataset(
+                    name, data=array.astype(object), dtype=h5py.string_dtype("utf-8")
+                )
+            else:
+                file.create_dataset(name, data=array)
 
 
 # .pt: tensors, arrays of numbers or strings, lists and plain scalars, never objects
@@ -450,13 +421,8 @@ def _write_pt(path: Path, arrays: Mapping[str, Any]) -> None:
             out[name] = np.asarray(value).tolist()
         else:
             out[name] = torch.from_numpy(np.ascontiguousarray(value))
-    try:
-        with path.open("wb") as file:  # whose errors are Python's
-            torch.save(out, file)
-    except RuntimeError as error:
-        # torch closes its archive after a failed write, and complains of what is missing in it.
-        failed = error.__context__
-        raise failed if isinstance(failed, OSError) else OSError(str(error)) from None
+    with steady_file(path) as file:
+        torch.save(out, file)
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {
