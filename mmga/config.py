@@ -434,12 +434,15 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
     except OSError as error:
         raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"configuration {path} is not UTF-8 text: {error}") from error
+        raise UserError(
+            f"configuration {path} is no UTF-8 text ({error}); give a YAML file"
+        ) from error
     try:
         values = yaml.safe_load(text)
         values = {} if values is None else values
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"configuration {path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates, depth
+        reason = " ".join(str(error).split())
+        raise UserError(f"configuration {path} is not YAML: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"configuration {path} must hold sections such as `data:` and `model:`")
     recipe = values.get("recipe", base.recipe if base is not None else "mgn")

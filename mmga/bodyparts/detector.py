@@ -15,7 +15,7 @@ import torch
 from mmga.bodyparts.skeleton import Skeleton, from_coco
 from mmga.bodyparts.split import divide
 from mmga.common.errors import UserError
-from mmga.common.files import read_weights
+from mmga.common.weights import read_weights, unwrapped
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask
 
@@ -271,7 +271,7 @@ def _read_files(
     states: dict[str, tuple[dict[str, torch.Tensor], str]] = {}
     expected = " or ".join(_file_name(kind) for kind in _KINDS) if files else ""
     for path in files:
-        state = read_weights(path, "--detector-weights", f"expected {expected}")
+        state = unwrapped(read_weights(path, "--detector-weights", f"expected {expected}"))
         names = list(state) if isinstance(state, dict) else []
         kinds = [
             kind

@@ -14,7 +14,7 @@ import torch
 from mmga.bodyparts.importers import is_silhouette
 from mmga.common import plots
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import (
@@ -110,7 +110,7 @@ class MaskMaker:
     def empty(self) -> set[str]:
         """Return the paths of images in which nobody was found."""
         file = self.out / EMPTY
-        return set(file.read_text().splitlines()) if file.is_file() else set()
+        return set(file.read_text(errors="replace").splitlines()) if file.is_file() else set()
 
     def make(
         self,
@@ -220,10 +220,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: it cannot be read.
     """
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("it holds no mapping")
-    except (OSError, ValueError) as error:
+        content = read_json_object(path)
+        if not isinstance(content.get("origin", {}), dict):
+            raise ValueError("origin: expected names with values")
+    except ValueError as error:
         raise UserError(f"{path} is no manifest of masks ({error}); remove it") from error
     return content
 

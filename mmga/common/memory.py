@@ -40,6 +40,42 @@ def spell(size: int) -> str:
     return str(size)
 
 
+def available() -> int | None:
+    """Return the bytes that this process can still take without swapping, None where unknown."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return None
+    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
+    return int(found.group(1)) * 1024 if found else None
+
+
+# Deflate, which .npz, .mat and .h5 use, makes of one byte at most so many.
+_DEFLATED = 1032
+
+
+def check_declared(size: int, held: int, *, compressed: bool = False) -> None:
+    """Refuse a size that a file declares and cannot have, before memory is taken for it.
+
+    Args:
+        size: bytes that are declared.
+        held: bytes of the file that hold them.
+        compressed: whether they are deflated; else there must be as many.
+
+    Raises:
+        ValueError: they are more than the file can hold.
+        MemoryError: they are more than the memory that is free.
+    """
+    if size > (held * _DEFLATED + 64 if compressed else held):
+        raise ValueError(f"it declares {spell(size)} bytes, but holds {spell(held)}")
+    free = available()
+    if free is not None and size > free:
+        raise MemoryError(
+            f"an array of {spell(size)} bytes does not fit into the memory that is free "
+            f"({spell(free)}); save it as a folder of .npy files, which are read block by block"
+        )
+
+
 def _resident() -> int:
     """Return the resident memory in bytes, where possible without clean pages of mapped files."""
     try:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
-from mmga.common.files import read_weights
+from mmga.common.weights import WRAPPERS, read_weights, unwrapped
 from mmga.data.dataset import ImageSet
 from mmga.data.loader import Loading, eval_batches
 from mmga.data.pictures import Notes
@@ -227,12 +228,24 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
 
 
 def _load(network: nn.Module, file: Path) -> None:
-    state = unwrapped(read_weights(file, "--model-weights", "give another file"))
-    if not isinstance(state, dict) or not all(isinstance(one, Tensor) for one in state.values()):
-        found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else "no names"
+    found = read_weights(file, "--model-weights", "give another file")
+    state = unwrapped(found, tuple(network.state_dict()))
+    if isinstance(state, dict):
+        # Scores and settings may stand beside the weights, which may be NumPy's.
+        state = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in state.items()
+            if not isinstance(value, int | float | str | np.generic | None)
+        }
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(one, Tensor) for one in state.values())
+    ):
+        names = sorted(map(str, found))[:6] if isinstance(found, dict) else []
         raise UserError(
             f"--model-weights {file}: expected tensors by name, perhaps below one of "
-            f"{', '.join(_WRAPPERS)}; found {found}"
+            f"{', '.join(WRAPPERS)}; found {', '.join(names) or 'no names'}"
         )
     try:
         fit = network.load_state_dict(state, strict=False)
@@ -245,21 +258,3 @@ def _load(network: nn.Module, file: Path) -> None:
                 f"--model-weights {file} is of another network: it {what} {names[0]} and "
                 f"{len(names) - 1} more of {len(network.state_dict())} names"
             )
-
-
-# Names below which trainers write the weights, and prefixes of wrappers around the network.
-_WRAPPERS = ("state_dict", "model", "net", "network", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
-
-
-def unwrapped(state: Any) -> Any:
-    """Return the weights inside what a trainer saved, without wrappers' prefixes."""
-    while isinstance(state, dict):
-        inner = next((state[one] for one in _WRAPPERS if isinstance(state.get(one), dict)), None)
-        if inner is None:
-            break
-        state = inner
-    for prefix in _PREFIXES:
-        if isinstance(state, dict) and state and all(str(k).startswith(prefix) for k in state):
-            state = {str(name)[len(prefix) :]: value for name, value in state.items()}
-    return state

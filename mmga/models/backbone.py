@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmga.common.errors import UserError
-from mmga.common.files import read_weights
+from mmga.common.weights import read_weights, unwrapped
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 """Names of a ResNet's stages in a state dict; everything else (the classifier) is left out."""
@@ -117,10 +117,7 @@ def _download(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 def _read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     hint = "save model.state_dict() alone, as .pth or .safetensors"
-    state = read_weights(path, "backbone weights file", hint)
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    state = unwrapped(read_weights(path, "backbone weights file", hint))
     if not isinstance(state, dict):
         raise UserError(
             f"backbone weights file {path} holds a {type(state).__name__}, a state dict is expected"

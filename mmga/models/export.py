@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, steady_file
 from mmga.data.transforms import MEAN, STD
 from mmga.models import MMGA
 from mmga.ops.attention import decompositions
@@ -96,7 +96,8 @@ def write_program(path: Path, network: MMGA, size: tuple[int, int]) -> float:
     names = output_names(network, size)
     about = json.dumps(facts(network, size, names))
     with atomic_path(path) as temporary:
-        torch.export.save(program, temporary, extra_files={"mmga.json": about})
+        with steady_file(temporary) as file:
+            torch.export.save(program, file, extra_files={"mmga.json": about})
         loaded = torch.export.load(temporary).module()
         return _compare(network, size, names, loaded)
 

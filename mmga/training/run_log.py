@@ -41,7 +41,8 @@ class RunLog:
     def _cut(self, step: int) -> None:
         if not self.path.is_file():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+        lines = self.path.read_text(errors="replace").splitlines()
+        kept = [line for line in lines if _step(line) <= step]
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept))
 
@@ -68,7 +69,7 @@ class RunLog:
             return {}
         for line in reversed(self.path.read_text().splitlines()):
             found = json.loads(line)
-            if found["kind"] == kind and found["step"] == step:
+            if found.get("kind") == kind and found["step"] == step:
                 return {name: found[name] for name in found if name not in ("kind", "step")}
         return {}
 
@@ -92,9 +93,10 @@ class RunLog:
 
 
 def _step(line: str) -> float:
-    """Return a line's step; infinity for a line that was cut off in the middle."""
+    """Return a line's step; infinity for a line that was cut off in the middle, or is none."""
     try:
-        step: float = json.loads(line)["step"]
-        return step
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(line)
+    except (ValueError, RecursionError):
         return math.inf
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int | float) else math.inf

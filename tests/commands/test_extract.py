@@ -334,3 +334,20 @@ def test_turned_and_stretched_images_are_counted_once(run, tmp_path, monkeypatch
     turned, stretched = (line for line in caplog.messages if line.startswith("note:"))
     assert "EXIF orientation says: 3 files" in turned
     assert "stretched from the lowest value to the highest: 2 files" in stretched
+
+
+def test_a_container_that_cannot_hold_them_is_refused_before_the_first_image(
+    capsys, run, images, tmp_path, monkeypatch
+):
+    from mmga.common import mat
+    from mmga.retrieval.features import containers
+
+    monkeypatch.setattr(mat, "LIMIT", 4096 + 100)
+    monkeypatch.setattr(containers, "_SAFETENSORS_HEADER", 100)
+    for file in images.rglob("*.png"):
+        file.write_bytes(b"never read")
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.mat")
+    assert "g.mat: features takes" in said and "less than 4 GiB" in said
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.safetensors")
+    assert "g.safetensors: the strings" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

@@ -25,6 +25,16 @@ TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
 """layumi's names for a file that holds both sides: query_f, query_label, query_cam, ..."""
 
 
+# Types whose every value float32 has.
+_NARROW = (
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+)
+
 Matrix = Tensor | np.ndarray
 """Numbers as callers hold them."""
 Column = Tensor | np.ndarray | Sequence[int] | Sequence[str] | Sequence[float]
@@ -62,8 +72,9 @@ class Features:
         """Check and keep the given arrays; features are not copied.
 
         Args:
-            features: [N, D] float16 or float32 tensor or array, or a list of such shards. float64
-                and bfloat16 are rounded to float32, which `notes` says.
+            features: [N, D] float16 or float32 tensor or array, or a list of such shards.
+                bfloat16 and the types of 8 bits are widened to float32 and float64 is rounded to
+                it, which `notes` says.
             pids: [N] integers or strings; None, NaN and empty strings are unknown.
             camids: likewise, or None where no protocol with cameras is meant.
             paths: [N] strings.
@@ -99,14 +110,11 @@ class Features:
             self.camids, self.camid_names = self._labels("camids", camids, count)
         self.paths: np.ndarray | None = None
         if paths is not None:
-            self.paths = np.asarray([str(path) for path in _flat(paths)], dtype=np.str_)
-            self._check_length("paths", len(self.paths), count)
+            values = self._column("paths", paths, count)
+            self.paths = np.asarray([str(path) for path in values], dtype=np.str_)
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
-            values = _flat(column)
-            containers.check_array(self._name(name), values)
-            self._check_length(name, len(values), count)
-            self.columns[name] = values
+            self.columns[name] = self._column(name, column, count)
         self.visibility: Tensor | None = None
         if parts is not None:
             self.visibility = self._visibility(visibility)
@@ -202,12 +210,33 @@ class Features:
     def _name(self, argument: str) -> str:
         return f"{self.source}: {argument}" if self.source else argument
 
-    def _check_length(self, argument: str, found: int, expected: int) -> None:
-        if found != expected:
+    def _column(self, argument: str, given: Any, count: int) -> np.ndarray:
+        """Return one value for each row, text as unicode.
+
+        Raises:
+            UserError: there are more or fewer, or values of several numbers, or bytes of no text.
+        """
+        values = _flat(given)
+        if values.dtype.kind == "S":
+            try:
+                values = np.char.decode(values, "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self._name(argument)}: expected text, found bytes that are not UTF-8 "
+                    f"({error.object[:20]!r}); store it as unicode"
+                ) from error
+        containers.check_array(self._name(argument), values)
+        if values.ndim != 1 or len(values) != count:
+            found = len(values) if values.ndim == 1 else f"shape {list(values.shape)}"
             raise UserError(
-                f"{self._name(argument)}: expected one for each of the {expected} rows of "
-                f"features, found {found}"
+                f"{self._name(argument)}: expected one for each of the {count} rows of features, "
+                f"found {found}"
             )
+        if values.dtype.kind not in "biufUMm":
+            raise UserError(
+                f"{self._name(argument)}: expected numbers or strings, found {values.dtype}"
+            )
+        return values
 
     def _rows(self, argument: str, given: Any, dimensions: int) -> ShardedMatrix:
         several = isinstance(given, list | tuple) and all(hasattr(part, "shape") for part in given)
@@ -250,9 +279,10 @@ class Features:
             raise UserError(
                 f"{self._name(argument)}: expected {expected}, found shape {list(tensor.shape)}"
             )
-        if tensor.dtype in (torch.float64, torch.bfloat16):
+        if tensor.dtype == torch.float64 or tensor.dtype in _NARROW:
             found = str(tensor.dtype).removeprefix("torch.")
-            note = f"{self._name(argument)}: {found} rounded to float32"
+            done = "rounded" if tensor.dtype == torch.float64 else "widened"
+            note = f"{self._name(argument)}: {found} {done} to float32"
             if note not in self.notes:
                 self.notes.append(note)
             tensor = tensor.to(torch.float32)
@@ -269,7 +299,11 @@ class Features:
         count, parts = self.rows.shape[:2]
         if given is None:
             return torch.ones(count, parts)
-        weights = torch.as_tensor(np.asarray(given), dtype=torch.float32)
+        values = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+        containers.check_array(self._name("visibility"), values)
+        if values.dtype.kind not in "biuf":
+            raise UserError(f"{self._name('visibility')}: expected numbers, found {values.dtype}")
+        weights = torch.from_numpy(values.astype(np.float32))
         if tuple(weights.shape) != (count, parts):
             raise UserError(
                 f"{self._name('visibility')}: expected [{count}, {parts}], one weight for each "
@@ -287,8 +321,7 @@ class Features:
         if values.dtype.kind == "O":
             plain = ids.of_objects(values)
             values = values if plain is None else plain
-        containers.check_array(self._name(argument), values)
-        self._check_length(argument, len(values), count)
+        values = self._column(argument, values, count)
         if values.dtype.kind == "U":
             codes, names = ids.named(values, junk=argument == "pids")
         else:
@@ -336,8 +369,6 @@ def _flat(values: Any) -> np.ndarray:
         array = array.reshape(-1)
     if array.dtype.hasobject and all(isinstance(value, str) for value in array.flat):
         array = array.astype(np.str_)  # columns of strings as pandas has them
-    if array.dtype.kind == "S":
-        array = np.char.decode(array, errors="backslashreplace")
     return np.atleast_1d(array)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import memory
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
@@ -185,13 +185,8 @@ def _not_junk(value: ArrayLike) -> np.ndarray | None:
 
 def _check_room(queries: int, gallery: int) -> None:
     """Raise where a matrix of distances is larger than the memory that is free."""
-    needed = 8 * queries * gallery
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:  # not Linux: the allocation itself will tell
-        return
-    free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
-    if needed > free:
+    needed, free = 8 * queries * gallery, memory.available()
+    if free is not None and needed > free:  # elsewhere than on Linux the allocation itself tells
         raise UserError(
             f"a matrix of {queries} x {gallery} distances takes {needed / 2**30:.1f} GiB and "
             f"{free / 2**30:.1f} GiB are free; pass topk= for the nearest of each query"
