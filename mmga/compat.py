@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mmga.common.arrays import as_array
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate_distances
 from mmga.retrieval.features import Features
@@ -122,7 +123,8 @@ def re_ranking(
     from mmga.retrieval.reranking.rerank import rerank_distances
     from mmga.retrieval.reranking.settings import KReciprocal
 
-    q_g, q_q, g_g = (np.asarray(matrix) for matrix in (q_g_dist, q_q_dist, g_g_dist))
+    given = {"q_g_dist": q_g_dist, "q_q_dist": q_q_dist, "g_g_dist": g_g_dist}
+    q_g, q_q, g_g = (as_array(name, matrix) for name, matrix in given.items())
     final = rerank_distances(q_g, q_q, g_g, KReciprocal(k1, k2, lambda_value), squared=False)
     return np.asarray(final, dtype=np.float32)
 
@@ -171,13 +173,21 @@ def _report(
     max_rank: int,
     protocol: str,
 ) -> Report:
-    pids = np.asarray(q_pids), np.asarray(g_pids)
+    pids = as_array("q_pids", q_pids), as_array("g_pids", g_pids)
     if pids[0].ndim != 1 or pids[1].ndim != 1:
         raise UserError("q_pids and g_pids: expected one identity for each row and column")
     # To these functions -1 is an identity like any other.
     codes = np.unique(np.concatenate(pids), return_inverse=True)[1]
-    query = Features(torch.zeros(len(q_pids), 1), codes[: len(q_pids)], np.asarray(q_camids))
-    gallery = Features(torch.zeros(len(g_pids), 1), codes[len(q_pids) :], np.asarray(g_camids))
+    query = Features(
+        torch.zeros(len(q_pids), 1, dtype=torch.float32, device="cpu"),
+        codes[: len(q_pids)],
+        as_array("q_camids", q_camids),
+    )
+    gallery = Features(
+        torch.zeros(len(g_pids), 1, dtype=torch.float32, device="cpu"),
+        codes[len(q_pids) :],
+        as_array("g_camids", g_camids),
+    )
     return evaluate_distances(
         distmat, query, gallery, protocol, max_rank=min(max_rank, len(g_pids))
     )

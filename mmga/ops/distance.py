@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.arrays import as_tensor
 from mmga.ops import reference
 from mmga.ops._library import define, refuse_gradient
 from mmga.ops.precision import float32_products
@@ -107,6 +108,8 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
         ValueError: shapes that do not fit, an unknown metric, or a gradient is required.
     """
     number = metric_number(metric)
+    refuse_gradient("pairwise_distance", *(side for side in (x, y) if isinstance(side, Tensor)))
+    x, y = as_tensor("x", x), as_tensor("y", y)
     if x.dim() == 2 and y.dim() == 2 and x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have equal widths, got {x.shape[1]} and {y.shape[1]}")
     row, column = (key_terms(squared_norms(side), metric) for side in (x, y))

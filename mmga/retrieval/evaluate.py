@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import memory as memory_sizes
+from mmga.common.arrays import as_tensor
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
@@ -383,7 +384,7 @@ def _labelled(side: Features | Labelled) -> Features:
     if isinstance(side, Features):
         return side
     return Features(
-        torch.zeros(len(side.pids), 1),
+        torch.zeros(len(side.pids), 1, dtype=torch.float32, device="cpu"),
         side.pids,
         getattr(side, "camids", None),
         getattr(side, "paths", None),
@@ -458,14 +459,7 @@ def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Feat
 
 
 def _matrix(distmat: Tensor | np.ndarray, rows: int, columns: int) -> Tensor:
-    matrix = distmat.detach() if isinstance(distmat, Tensor) else None
-    if matrix is None:
-        array = np.asarray(distmat)
-        if array.dtype.kind not in "fiub":
-            raise UserError(f"distmat: expected numbers, found {array.dtype}")
-        if not array.dtype.isnative or not array.flags.writeable:
-            array = array.astype(array.dtype.newbyteorder("="))
-        matrix = torch.from_numpy(array)
+    matrix = as_tensor("distmat", distmat, lend=True)
     if tuple(matrix.shape) != (rows, columns):
         raise UserError(
             f"distmat: expected [{rows}, {columns}], one row for each query and one column for "

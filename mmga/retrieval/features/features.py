@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids
+from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
 from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
@@ -97,11 +98,13 @@ class Features:
             self.camids, self.camid_names = self._labels("camids", camids, count)
         self.paths: np.ndarray | None = None
         if paths is not None:
-            self.paths = np.asarray([str(path) for path in _flat(paths)], dtype=np.str_)
+            self.paths = np.asarray(
+                [str(path) for path in _flat(self._name("paths"), paths)], dtype=np.str_
+            )
             self._check_length("paths", len(self.paths), count)
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
-            values = _flat(column)
+            values = _flat(self._name(name), column)
             containers.check_array(self._name(name), values)
             self._check_length(name, len(values), count)
             self.columns[name] = values
@@ -230,20 +233,10 @@ class Features:
 
     def _tensor(self, argument: str, given: Any, dimensions: int) -> Tensor:
         expected = "[N, D]" if dimensions == 2 else "[N, P, D]"
-        if isinstance(given, Tensor):
-            tensor = given.detach()
-        else:
-            array = np.asarray(given)
-            containers.check_array(self._name(argument), array)
-            if not array.flags.writeable:
-                array = array.copy()  # torch warns about memory that must not be written
-            try:
-                tensor = torch.from_numpy(array)
-            except TypeError:
-                raise UserError(
-                    f"{self._name(argument)}: expected floating point numbers {expected}, "
-                    f"found {array.dtype}"
-                ) from None
+        if not isinstance(given, Tensor):
+            given = as_array(self._name(argument), given)
+            containers.check_array(self._name(argument), given)
+        tensor = as_tensor(self._name(argument), given)
         if tensor.dim() != dimensions:
             raise UserError(
                 f"{self._name(argument)}: expected {expected}, found shape {list(tensor.shape)}"
@@ -266,8 +259,8 @@ class Features:
     def _visibility(self, given: Any) -> Tensor:
         count, parts = self.rows.shape[:2]
         if given is None:
-            return torch.ones(count, parts)
-        weights = torch.as_tensor(np.asarray(given), dtype=torch.float32)
+            return torch.ones(count, parts, dtype=torch.float32, device="cpu")
+        weights = as_tensor(self._name("visibility"), given).to("cpu", torch.float32)
         if tuple(weights.shape) != (count, parts):
             raise UserError(
                 f"{self._name('visibility')}: expected [{count}, {parts}], one weight for each "
@@ -281,7 +274,7 @@ class Features:
         self, argument: str, given: Any, count: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return int64 labels and, for strings, the names in sorted order."""
-        values = _flat(given)
+        values = _flat(self._name(argument), given)
         containers.check_array(self._name(argument), values)
         self._check_length(argument, len(values), count)
         if values.dtype.kind in "US":
@@ -328,9 +321,9 @@ class Features:
         )
 
 
-def _flat(values: Any) -> np.ndarray:
+def _flat(name: str, values: Any) -> np.ndarray:
     """Return a one-dimensional array; 1 x N and N x 1, as MATLAB writes them, lose the 1."""
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = as_array(name, values)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.dtype.hasobject and all(isinstance(value, str) for value in array.flat):

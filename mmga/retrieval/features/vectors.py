@@ -124,7 +124,7 @@ class VectorSet:
             ):
                 return side.block(rows.start, rows.stop)
         if out is None:
-            out = torch.empty((end - begin, *self.shape), device=self.device)
+            out = torch.empty((end - begin, *self.shape), dtype=torch.float32, device=self.device)
         return self.read(begin, end, out)
 
     def read(self, begin: int, end: int, out: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class VectorSet:
             height: rows of a block.
         """
         if self.near:
-            buffer = torch.empty((height, *self.shape), device=self.device)
+            buffer = torch.empty((height, *self.shape), dtype=torch.float32, device=self.device)
             for begin, end in runs:
                 yield self.block(begin, end, buffer)
             return
@@ -183,7 +183,7 @@ class VectorSet:
         """
         count, vectors = len(vectors), vectors.to(self.device)
         if out is None:
-            out = torch.empty((count, *self.shape), device=self.device)
+            out = torch.empty((count, *self.shape), dtype=torch.float32, device=self.device)
         for number, side in enumerate(self._sides):
             low, high = self._starts[number : number + 2]
             if len(self._sides) == 1:
@@ -290,8 +290,12 @@ def _pair_products(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) ->
         places = torch.arange(len(rows), device=x.device)
         return pair_products(x.take(rows), y.take(columns), places, places)
     products = torch.empty(len(rows), dtype=torch.float64, device=x.device)
-    row_side = torch.bucketize(rows, torch.tensor(x._starts[1:], device=x.device), right=True)
-    column_side = torch.bucketize(columns, torch.tensor(y._starts[1:], device=x.device), right=True)
+    row_side = torch.bucketize(
+        rows, torch.tensor(x._starts[1:], dtype=torch.int64, device=x.device), right=True
+    )
+    column_side = torch.bucketize(
+        columns, torch.tensor(y._starts[1:], dtype=torch.int64, device=x.device), right=True
+    )
     for a, b in itertools.product(range(len(x._sides)), range(len(y._sides))):
         at = ((row_side == a) & (column_side == b)).nonzero()[:, 0]
         if len(at):

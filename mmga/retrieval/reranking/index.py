@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
@@ -216,7 +217,7 @@ class GalleryIndex:
     def squared_distances(self, vector: Tensor) -> np.ndarray:
         """Return the squared distances of a vector [D] to every item: [G] float32."""
         probe = VectorSet([ShardedMatrix([vector[None]])], self.metric)
-        result = torch.empty(1, len(self))
+        result = torch.empty(1, len(self), dtype=torch.float32, device="cpu")
         for begin in range(0, len(self), 4096):
             end = min(begin + 4096, len(self))
             result[0, begin:end] = self._vectors.block(begin, end) @ vector
@@ -228,7 +229,7 @@ class GalleryIndex:
         return self._vectors.pair_distances(torch.from_numpy(left), torch.from_numpy(right)).numpy()
 
     def _vector(self, query: Tensor | np.ndarray) -> Tensor:
-        vector = torch.as_tensor(query)
+        vector = as_tensor("query", query)
         if vector.shape != (self._vectors.dimension,):
             raise UserError(
                 f"query must be one vector of {self._vectors.dimension} numbers, got "
