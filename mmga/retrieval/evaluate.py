@@ -126,6 +126,7 @@ def evaluate(
     return _evaluate(query, gallery, options, device, progress)
 
 
+@float32_products()
 def evaluate_distances(
     distmat: Tensor | np.ndarray,
     query: Features | Labelled,

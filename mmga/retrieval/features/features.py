@@ -14,6 +14,7 @@ from torch import Tensor
 from mmga.common import ids
 from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
+from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
@@ -246,7 +247,8 @@ class Features:
             note = f"{self._name(argument)}: {found} rounded to float32"
             if note not in self.notes:
                 self.notes.append(note)
-            tensor = tensor.to(torch.float32)
+            with float32_products():  # numbers below float32's normal ones are kept
+                tensor = tensor.to(torch.float32)
         if tensor.dtype not in (torch.float16, torch.float32):
             raise UserError(
                 f"{self._name(argument)}: expected float16 or float32, found "

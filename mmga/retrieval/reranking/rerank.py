@@ -25,6 +25,7 @@ Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 _BLOCK = 256  # rows of a given matrix that are read together
 
 
+@float32_products()
 def rerank_distances(
     q_g: Matrix,
     q_q: Matrix,
