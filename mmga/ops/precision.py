@@ -38,8 +38,8 @@ def float32_products() -> Iterator[None]:
 
     The precision of products is the process' own: products of other threads are float32, too, until
     the last of the threads that are inside has left. What was set before comes back then, on
-    exceptions as well, unless somebody has set something else meanwhile. Autocast and subnormal
-    numbers are of the calling thread, the latter with its pool.
+    exceptions as well, unless somebody has set something else meanwhile. Autocast, inference mode and
+    subnormal numbers are of the calling thread, the last with its pool.
     """
     key = object()
     cast = {device: torch.is_autocast_enabled(device) for device in _DEVICES}
@@ -52,7 +52,8 @@ def float32_products() -> Iterator[None]:
         if flushed:
             words = _exchange_float_modes([])
             torch.set_flush_denormal(False)
-        yield
+        with _ordinary_tensors():
+            yield
     finally:
         if flushed:
             torch.set_flush_denormal(True)
@@ -61,6 +62,16 @@ def float32_products() -> Iterator[None]:
         for device, enabled in cast.items():
             torch.set_autocast_enabled(device, enabled)
         _PRECISION.release(key)
+
+
+@contextlib.contextmanager
+def _ordinary_tensors() -> Iterator[None]:
+    """Leave the caller's inference mode, whose tensors nobody may change outside of it."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class _ProductPrecision:
