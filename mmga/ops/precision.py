@@ -38,8 +38,8 @@ def float32_products() -> Iterator[None]:
 
     The precision of products is the process' own: products of other threads are float32, too, until
     the last of the threads that are inside has left. What was set before comes back then, on
-    exceptions as well, unless somebody has set something else meanwhile. Autocast, inference mode and
-    subnormal numbers are of the calling thread, the last with its pool.
+    exceptions as well, unless somebody has set something else meanwhile. Autocast, inference mode
+    and subnormal numbers are of the calling thread, the last with its pool.
     """
     key = object()
     cast = {device: torch.is_autocast_enabled(device) for device in _DEVICES}

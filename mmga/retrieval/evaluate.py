@@ -42,7 +42,7 @@ from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
-from mmga.retrieval.tiles.problem import RankingProblem, checked_norms, zero_vectors
+from mmga.retrieval.tiles.problem import RankingProblem, checked, zero_vectors
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
 from mmga.retrieval.viper import evaluate_halves
 
@@ -248,15 +248,17 @@ def _problem(
         placed = placement.place(query.rows, gallery.rows, device, options.memory)
     itself = gallery is query
     query = query.with_rows(placed.query)
-    gallery = query if itself else gallery.with_rows(placed.gallery)
-    labels = Labels.of(query, gallery, options.exclude)
+    other = query if itself else gallery.with_rows(placed.gallery)
+    labels = Labels.of(query, other, options.exclude)
     with monitor.timed("load"):
         selection = select(
             options.protocol, labels, every_query=options.verification, progress=monitor.progress
         )
     with monitor.timed("load"):
-        query_norms = checked_norms("query", query.rows)
-        gallery_norms = query_norms if itself else checked_norms("gallery", gallery.rows)
+        query, query_norms = checked("query", query, options.metric)
+        gallery, gallery_norms = query, query_norms
+        if not itself:
+            gallery, gallery_norms = checked("gallery", other, options.metric)
 
     def chosen(side: Features, norms: Tensor, rows: np.ndarray) -> VectorSet:
         at = torch.from_numpy(rows)

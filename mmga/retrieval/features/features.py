@@ -47,6 +47,7 @@ class Features:
         notes: what was changed on the way in, one sentence each.
     """
 
+    @float32_products()
     def __init__(
         self,
         features: Matrix | Sequence[Matrix] | None = None,
@@ -247,8 +248,7 @@ class Features:
             note = f"{self._name(argument)}: {found} rounded to float32"
             if note not in self.notes:
                 self.notes.append(note)
-            with float32_products():  # numbers below float32's normal ones are kept
-                tensor = tensor.to(torch.float32)
+            tensor = tensor.to(torch.float32)
         if tensor.dtype not in (torch.float16, torch.float32):
             raise UserError(
                 f"{self._name(argument)}: expected float16 or float32, found "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmga.common.errors import UserError
+from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import TWO_SIDED, Features, joined
 
@@ -20,6 +21,7 @@ COLUMNS = "columns.csv"
 _SHOWN_NAMES = 12
 
 
+@float32_products()
 def load_features(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     side: str | None = None,

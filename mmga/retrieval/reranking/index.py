@@ -220,7 +220,7 @@ class GalleryIndex:
         result = torch.empty(1, len(self), dtype=torch.float32, device="cpu")
         for begin in range(0, len(self), 4096):
             end = min(begin + 4096, len(self))
-            result[0, begin:end] = self._vectors.block(begin, end) @ vector
+            result[0, begin:end] = self._vectors.block(begin, end) @ probe.block(0, 1)[0]
         squared_distances_(result, probe.terms, self._vectors.terms, cosine=self.metric == "cosine")
         return result[0].numpy()
 
