@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mmga.common.arrays import as_array
+from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate_distances
 from mmga.retrieval.features import Features
@@ -124,7 +124,7 @@ def re_ranking(
     from mmga.retrieval.reranking.settings import KReciprocal
 
     given = {"q_g_dist": q_g_dist, "q_q_dist": q_q_dist, "g_g_dist": g_g_dist}
-    q_g, q_q, g_g = (as_array(name, matrix) for name, matrix in given.items())
+    q_g, q_q, g_g = (as_tensor(name, matrix).cpu() for name, matrix in given.items())
     final = rerank_distances(q_g, q_q, g_g, KReciprocal(k1, k2, lambda_value), squared=False)
     return np.asarray(final, dtype=np.float32)
 

@@ -84,7 +84,7 @@ def as_array(name: str, given: Any) -> np.ndarray:
 
 
 def _dense(name: str, given: Tensor) -> Tensor:
-    tensor = given.detach().as_subclass(Tensor)
+    tensor = given.detach()
     found = None
     if tensor.is_nested or tensor.layout != torch.strided:
         found = f"a tensor of layout {_named(tensor.layout)}; pass x.to_dense()"
@@ -96,7 +96,7 @@ def _dense(name: str, given: Tensor) -> Tensor:
         found = f"{_named(tensor.dtype)}; pass real numbers"
     if found is not None:
         raise UserError(f"{name}: expected a dense tensor of numbers, found {found}")
-    return tensor.resolve_conj().resolve_neg()
+    return tensor.as_subclass(Tensor).resolve_conj().resolve_neg()
 
 
 def _named(kind: object) -> str:
