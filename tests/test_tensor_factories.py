@@ -1,4 +1,4 @@
-"""The evaluator's tensors have the types and devices it names, not a program's defaults."""
+"""Tensors have the types and devices they name, not a program's defaults (layers of models do)."""
 
 import ast
 from pathlib import Path
@@ -12,9 +12,9 @@ OF_A_DTYPE |= {"tensor", "as_tensor", "asarray", "scalar_tensor", "empty_strided
 OF_A_DEVICE = OF_A_DTYPE | {"arange", "range", "randint", "randperm", "tril_indices"}
 OF_A_DEVICE |= {"triu_indices", "sparse_csr_tensor", "sparse_coo_tensor", "complex", "polar"}
 
-FOLDERS = ("common", "ops", "retrieval")
+FOLDERS = ("bodyparts", "common", "data", "extraction", "ops", "retrieval", "training")
 FILES = [file for folder in FOLDERS for file in (REPOSITORY / "mmga" / folder).rglob("*.py")]
-FILES.append(REPOSITORY / "mmga" / "compat.py")
+FILES += [REPOSITORY / "mmga" / name for name in ("compat.py", "models/export.py")]
 
 
 def left_to_defaults(text: str) -> list[str]:
