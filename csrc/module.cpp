@@ -12,7 +12,8 @@ PYBIND11_MODULE(_C, module) {
              "The instruction set that the vector code takes on this machine.");
   module.def("int8_instructions", &mmga::int8_instructions,
              "Whether the processor has instructions for products of 8-bit integers (VNNI).");
-  module.def("exchange_float_modes", &mmga::exchange_float_modes,
-             "Let the threads of the caller's pool keep subnormal numbers, or restore their words.");
+  module.def(
+      "exchange_float_modes", &mmga::exchange_float_modes,
+      "Let the threads of the caller's pool keep subnormal numbers, or restore their words.");
   module.attr("compiler") = __VERSION__;
 }
