@@ -17,8 +17,8 @@ items that are left or ends in an error about ragged arrays.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate_distances
 from mmga.retrieval.features import Features
@@ -131,7 +131,8 @@ def re_ranking(
     from mmga.retrieval.reranking.rerank import rerank_distances
     from mmga.retrieval.reranking.settings import KReciprocal
 
-    q_g, q_q, g_g = (np.asarray(matrix) for matrix in (q_g_dist, q_q_dist, g_g_dist))
+    given = {"q_g_dist": q_g_dist, "q_q_dist": q_q_dist, "g_g_dist": g_g_dist}
+    q_g, q_q, g_g = (as_tensor(name, matrix).cpu() for name, matrix in given.items())
     final = rerank_distances(q_g, q_q, g_g, KReciprocal(k1, k2, lambda_value), squared=False)
     return np.asarray(final, dtype=np.float32)
 
@@ -181,7 +182,7 @@ def _report(
     protocol: str,
 ) -> Report:
     given = {"q_pids": q_pids, "g_pids": g_pids, "q_camids": q_camids, "g_camids": g_camids}
-    labels = {name: np.asarray(column) for name, column in given.items()}
+    labels = {name: as_array(name, column) for name, column in given.items()}
     shape = tuple(np.shape(distmat))
     if len(shape) != 2:
         raise UserError(f"distmat: expected [Q, G], found shape {list(shape)}")
@@ -196,7 +197,7 @@ def _report(
     pids = np.concatenate([labels["q_pids"], labels["g_pids"]])
     names, codes = np.unique(pids, return_inverse=True)
     query, gallery = (
-        Features(torch.zeros(len(own), 1), own, labels[f"{side}_camids"], source=side)
+        Features(np.zeros((len(own), 1), np.float32), own, labels[f"{side}_camids"], source=side)
         for side, own in (("q", codes[: shape[0]]), ("g", codes[shape[0] :]))
     )
     query.pid_names = gallery.pid_names = names

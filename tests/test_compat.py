@@ -21,6 +21,7 @@ def given(seed=0, junk=False):
     )
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("junk", [False, True])
 def test_torchreid_and_fastreid(junk):
     distmat, q_pids, g_pids, q_camids, g_camids = given(junk=junk)
@@ -40,6 +41,7 @@ def test_torchreid_and_fastreid(junk):
     assert penalty.tolist() == pytest.approx([one[1] for one in scored])
 
 
+@pytest.mark.program_settings
 def test_re_ranking_squares_what_it_is_given():
     from mmga.retrieval.reranking.rerank import rerank_distances
     from mmga.retrieval.reranking.settings import KReciprocal
@@ -51,6 +53,7 @@ def test_re_ranking_squares_what_it_is_given():
     np.testing.assert_allclose(compat.re_ranking(q_g, q_q, g_g, 4, 2), expected, rtol=1e-6)
 
 
+@pytest.mark.program_settings
 def test_jaccard_is_dense_and_symmetric():
     pytest.importorskip("mmga.retrieval.reranking.jaccard")
     dense = compat.compute_jaccard_distance(torch.from_numpy(unit(30)), k1=5, k2=2)

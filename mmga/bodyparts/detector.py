@@ -191,7 +191,11 @@ def choose(
     places = there.nonzero()[:, 0]
     boxes = masks["boxes"][places]
     # In units of the crop: a crop is far higher than wide.
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / torch.tensor([width, height])
+    centres = (
+        (boxes[:, :2] + boxes[:, 2:])
+        / 2
+        / torch.tensor([width, height], dtype=torch.int64, device="cpu")
+    )
     away = (centres - 0.5).norm(dim=1)  # [N]
     best = int(places[int(away.argmin())])  # of equals the first, which scores highest
     return DetectedPerson(

@@ -98,7 +98,7 @@ def baseline() -> int:
 
     Called before features are read, so that a peak counts them and nothing of torch's own.
     """
-    square = torch.ones(64, 64)
+    square = torch.ones(64, 64, dtype=torch.float32, device="cpu")
     torch.mm(square, square)
     return _resident()
 

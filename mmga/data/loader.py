@@ -242,17 +242,19 @@ class _Samples(Dataset[Any]):
             read.append((item[1], sample, mask is not None and mask.parts))
         if not read:
             return _Prepared(None, [], broken)
-        indices = torch.tensor([index for index, _, _ in read])
+        indices = torch.tensor([index for index, _, _ in read], dtype=torch.int64, device="cpu")
         samples = [sample for _, sample, _ in read]
         height, width = samples[0].image.shape[-2:]
-        empty = torch.zeros(height, width, dtype=torch.uint8)
+        empty = torch.zeros(height, width, dtype=torch.uint8, device="cpu")
         batch = Batch(
             images=torch.stack([sample.image for sample in samples]),
             pids=torch.from_numpy(self.classes[indices.numpy()]),
             camids=torch.from_numpy(self.images.camids[indices.numpy()]),
             labels=torch.stack([empty if s.labels is None else s.labels for s in samples]),
-            parts=torch.tensor([parts for _, _, parts in read]),
-            has_mask=torch.tensor([sample.labels is not None for sample in samples]),
+            parts=torch.tensor([parts for _, _, parts in read], dtype=torch.bool, device="cpu"),
+            has_mask=torch.tensor(
+                [sample.labels is not None for sample in samples], dtype=torch.bool, device="cpu"
+            ),
             indices=indices,
         )
         return _Prepared(batch, [(sample.erased, sample.seed) for sample in samples], broken)

@@ -68,7 +68,7 @@ class PartMask:
         inside = body != 0  # [H, W]
         if split is None:
             return cls(inside.to(torch.uint8) * OTHER, parts=False)
-        rows = torch.arange(inside.shape[0]) >= round(split * inside.shape[0])  # [H]
+        rows = torch.arange(inside.shape[0], device="cpu") >= round(split * inside.shape[0])  # [H]
         halves = torch.where(rows, BOTTOM, UPPER).to(torch.uint8)
         return cls(inside.to(torch.uint8) * halves[:, None])
 

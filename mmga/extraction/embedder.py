@@ -96,7 +96,11 @@ def embed_images(
         masks=False,
         notes=notes,
     )
-    rows, visible, places = [torch.empty(0)], [], [torch.empty(0, dtype=torch.int64)]
+    rows, visible, places = (
+        [torch.empty(0, dtype=torch.float32, device="cpu")],
+        [],
+        [torch.empty(0, dtype=torch.int64, device="cpu")],
+    )
     done = 0
     for batch in batches:
         features, seen = embedder(batch.images)

@@ -87,7 +87,7 @@ def extract(
         network.train(was_training)
         if broken:
             logger.warning("%s: %d images were left out as broken", phase, len(broken))
-        rows = rows if len(rows) else torch.empty(0, network.dim)
+        rows = rows if len(rows) else torch.empty(0, network.dim, dtype=torch.float32, device="cpu")
         places = torch.from_numpy(share)[places]
     sizes = group.table([len(rows)])[:, 0].long().tolist()
     rows = gather(rows.to(group.device), sizes, group).cpu()

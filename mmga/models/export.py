@@ -61,7 +61,9 @@ def trace(network: MMGA, size: tuple[int, int]) -> ExportedProgram:
     """
     dynamic = {"images": {0: torch.export.Dim("batch")}}
     program = torch.export.export(
-        FeaturesAndMaps(network).eval(), (torch.zeros(2, 3, *size),), dynamic_shapes=dynamic
+        FeaturesAndMaps(network).eval(),
+        (torch.zeros(2, 3, *size, dtype=torch.float32, device="cpu"),),
+        dynamic_shapes=dynamic,
     )
     table = torch.export.default_decompositions()
     table.update(decompositions())
@@ -71,7 +73,10 @@ def trace(network: MMGA, size: tuple[int, int]) -> ExportedProgram:
 def output_names(network: MMGA, size: tuple[int, int]) -> list[str]:
     """Return the names of a graph's outputs: `features`, then one for each attention map."""
     with torch.inference_mode():
-        return ["features", *network.attention(torch.zeros(1, 3, *size))]
+        return [
+            "features",
+            *network.attention(torch.zeros(1, 3, *size, dtype=torch.float32, device="cpu")),
+        ]
 
 
 def facts(network: MMGA, size: tuple[int, int], names: Sequence[str]) -> dict[str, Any]:
@@ -161,7 +166,7 @@ def _compare(network: MMGA, size: tuple[int, int], names: Sequence[str], run: An
     random = torch.Generator().manual_seed(0)
     largest = 0.0
     for count in BATCHES:
-        images = torch.randn(count, 3, *size, generator=random)
+        images = torch.randn(count, 3, *size, generator=random, dtype=torch.float32, device="cpu")
         with torch.inference_mode():
             expected, found = eager(images), run(images)
         for name, one, other in zip(names, expected, found, strict=True):

@@ -84,7 +84,7 @@ def thresholds(match_start: Tensor, match_key: Tensor, row_slack: Tensor) -> tup
         float32 [M] and [M], rounded away from the keys.
     """
     slack = torch.repeat_interleave(row_slack, match_start.diff())
-    infinity = torch.tensor(torch.inf, device=match_key.device)
+    infinity = torch.tensor(torch.inf, dtype=torch.float32, device=match_key.device)
     lower = (match_key - slack).to(torch.float32).nextafter(-infinity)
     upper = (match_key + slack).to(torch.float32).nextafter(infinity)
     return lower, upper
@@ -148,7 +148,7 @@ def _exact_int8_products() -> bool:
     multiply = getattr(torch, "_int_mm", None)
     if multiply is None or not _extension.int8_instructions() or not has_kernel("int8_rows", "CPU"):
         return False
-    x = torch.full((64, 256), 127, dtype=torch.int8)
+    x = torch.full((64, 256), 127, dtype=torch.int8, device="cpu")
     x[::2] = -127
     try:
         products = multiply(x, x.T)
@@ -235,7 +235,7 @@ def filter_candidates(
         near: float64 [R] and [W], keys up to which pairs are wanted for a row and for a column.
         far: float64 [R] and [W], keys from which they are.
     """
-    infinity = torch.tensor(torch.inf, device=tile.values.device)
+    infinity = torch.tensor(torch.inf, dtype=torch.float32, device=tile.values.device)
     pairs: Tensor = _FILTER_CANDIDATES(
         *tile.arguments(),
         *(part.to(torch.float32) for part in bound),
@@ -280,7 +280,7 @@ class ExactLists:
         self._limits, self._k = limits, k
         slots = 2 * k + 16
         self._index = torch.zeros((count, slots), dtype=torch.int32, device=limits.device)
-        self._distance = torch.full((count, slots), torch.inf, dtype=torch.float64)
+        self._distance = torch.full((count, slots), torch.inf, dtype=torch.float64, device="cpu")
         self._counts = torch.zeros(count, dtype=torch.int32, device=limits.device)
         self.maxima = torch.zeros_like(limits)
 

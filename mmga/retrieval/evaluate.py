@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmga.common import ids
 from mmga.common import memory as memory_sizes
+from mmga.common.arrays import as_tensor
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
@@ -44,7 +45,7 @@ from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
-from mmga.retrieval.tiles.problem import RankingProblem, checked_norms, zero_vectors
+from mmga.retrieval.tiles.problem import RankingProblem, checked, zero_vectors
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
 
 
@@ -131,6 +132,7 @@ def evaluate(
     return _evaluate(query, gallery, options, device, progress)
 
 
+@float32_products()
 def evaluate_distances(
     distmat: Tensor | np.ndarray,
     query: Features | Labelled,
@@ -260,15 +262,17 @@ def _problem(
         placed = placement.place(query.rows, gallery.rows, device, options.memory)
     itself = gallery is query
     query = query.with_rows(placed.query)
-    gallery = query if itself else gallery.with_rows(placed.gallery)
-    labels = Labels.of(query, gallery, options.exclude)
+    other = query if itself else gallery.with_rows(placed.gallery)
+    labels = Labels.of(query, other, options.exclude)
     with monitor.timed("load"):
         selection = select(
             options.protocol, labels, every_query=options.verification, progress=monitor.progress
         )
     with monitor.timed("load"):
-        query_norms = checked_norms("query", query.rows)
-        gallery_norms = query_norms if itself else checked_norms("gallery", gallery.rows)
+        query, query_norms = checked("query", query, options.metric)
+        gallery, gallery_norms = query, query_norms
+        if not itself:
+            gallery, gallery_norms = checked("gallery", other, options.metric)
 
     def chosen(side: Features, norms: Tensor, rows: np.ndarray) -> VectorSet:
         at = torch.from_numpy(rows)
@@ -404,7 +408,7 @@ def _labelled(side: Features | Labelled) -> Features:
     if isinstance(side, Features):
         return side
     return Features(
-        torch.zeros(len(side.pids), 1),
+        torch.zeros(len(side.pids), 1, dtype=torch.float32, device="cpu"),
         side.pids,
         getattr(side, "camids", None),
         getattr(side, "paths", None),
@@ -486,14 +490,7 @@ def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Feat
 
 
 def _matrix(distmat: Tensor | np.ndarray, rows: int, columns: int) -> Tensor:
-    matrix = distmat.detach() if isinstance(distmat, Tensor) else None
-    if matrix is None:
-        array = np.asarray(distmat)
-        if array.dtype.kind not in "fiub":
-            raise UserError(f"distmat: expected numbers, found {array.dtype}")
-        if not array.dtype.isnative or not array.flags.writeable:
-            array = array.astype(array.dtype.newbyteorder("="))
-        matrix = torch.from_numpy(array)
+    matrix = as_tensor("distmat", distmat, lend=True)
     if tuple(matrix.shape) != (rows, columns):
         raise UserError(
             f"distmat: expected [{rows}, {columns}], one row for each query and one column for "

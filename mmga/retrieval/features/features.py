@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids
+from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
+from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
@@ -57,6 +59,7 @@ class Features:
         notes: what was changed on the way in, one sentence each.
     """
 
+    @float32_products()
     def __init__(
         self,
         features: Matrix | Sequence[Matrix] | None = None,
@@ -216,7 +219,7 @@ class Features:
         Raises:
             UserError: there are more or fewer, or values of several numbers, or bytes of no text.
         """
-        values = _flat(given)
+        values = _flat(self._name(argument), given)
         if values.dtype.kind == "S":
             try:
                 values = np.char.decode(values, "utf-8")
@@ -261,20 +264,10 @@ class Features:
 
     def _tensor(self, argument: str, given: Any, dimensions: int) -> Tensor:
         expected = "[N, D]" if dimensions == 2 else "[N, P, D]"
-        if isinstance(given, Tensor):
-            tensor = given.detach()
-        else:
-            array = np.asarray(given)
-            containers.check_array(self._name(argument), array)
-            if not array.flags.writeable:
-                array = array.copy()  # torch warns about memory that must not be written
-            try:
-                tensor = torch.from_numpy(array)
-            except TypeError:
-                raise UserError(
-                    f"{self._name(argument)}: expected floating point numbers {expected}, "
-                    f"found {array.dtype}"
-                ) from None
+        if not isinstance(given, Tensor):
+            given = as_array(self._name(argument), given)
+            containers.check_array(self._name(argument), given)
+        tensor = as_tensor(self._name(argument), given)
         if tensor.dim() != dimensions:
             raise UserError(
                 f"{self._name(argument)}: expected {expected}, found shape {list(tensor.shape)}"
@@ -298,12 +291,8 @@ class Features:
     def _visibility(self, given: Any) -> Tensor:
         count, parts = self.rows.shape[:2]
         if given is None:
-            return torch.ones(count, parts)
-        values = given.cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
-        containers.check_array(self._name("visibility"), values)
-        if values.dtype.kind not in "biuf":
-            raise UserError(f"{self._name('visibility')}: expected numbers, found {values.dtype}")
-        weights = torch.from_numpy(values.astype(np.float32))
+            return torch.ones(count, parts, dtype=torch.float32, device="cpu")
+        weights = as_tensor(self._name("visibility"), given).to("cpu", torch.float32)
         if tuple(weights.shape) != (count, parts):
             raise UserError(
                 f"{self._name('visibility')}: expected [{count}, {parts}], one weight for each "
@@ -317,7 +306,7 @@ class Features:
         self, argument: str, given: Any, count: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return int64 labels and, for strings, the names in sorted order."""
-        values = _flat(given)
+        values = _flat(self._name(argument), given)
         if values.dtype.kind == "O":
             plain = ids.of_objects(values)
             values = values if plain is None else plain
@@ -358,13 +347,13 @@ class Features:
         return np.where(missing, UNKNOWN, known.astype(np.int64))
 
 
-def _flat(values: Any) -> np.ndarray:
+def _flat(name: str, values: Any) -> np.ndarray:
     """Return a one-dimensional array; 1 x N and N x 1, as MATLAB writes them, lose the 1."""
     if isinstance(values, np.ma.MaskedArray):  # whose masked values are none
         plain = values.data.astype(object)
         plain[np.ma.getmaskarray(values)] = None
         values = plain
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = as_array(name, values)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.dtype.hasobject and all(isinstance(value, str) for value in array.flat):

@@ -15,6 +15,7 @@ from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.common.paths import from_names
 from mmga.common.tables import PATHS, are_paths
+from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import TWO_SIDED, Features, joined
 
@@ -25,6 +26,7 @@ COLUMNS = "columns.csv"
 _SHOWN_NAMES = 12
 
 
+@float32_products()
 def load_features(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     side: str | None = None,

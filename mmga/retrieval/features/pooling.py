@@ -35,7 +35,9 @@ def pooled(query: Features, pool: str) -> Features:
     )
     inverse = inverse.reshape(-1)
     count = groups.shape[1]
-    result = torch.zeros(count, *query.rows.shape[1:], device=query.rows.device)
+    result = torch.zeros(
+        count, *query.rows.shape[1:], dtype=torch.float32, device=query.rows.device
+    )
     if pool == "max":
         result.fill_(-torch.inf)
     for start in range(0, len(query), 4096):
@@ -56,7 +58,7 @@ def pooled(query: Features, pool: str) -> Features:
     if query.visibility is None:
         made = Features(result, groups[0], groups[1])
     else:
-        seen = torch.zeros(count, result.shape[1])
+        seen = torch.zeros(count, result.shape[1], dtype=torch.float32, device="cpu")
         at = torch.from_numpy(inverse)[:, None].expand_as(query.visibility)
         seen.scatter_reduce_(0, at, query.visibility, "amax")
         made = Features(None, groups[0], groups[1], parts=result, visibility=seen)

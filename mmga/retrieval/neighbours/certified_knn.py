@@ -163,8 +163,10 @@ class _Search:
         """Return the neighbours through tiles of approximations."""
         _, _, distance = self._filter(self._k)
         lists = ExactLists(distance[:, -1].contiguous(), self._k)
-        lists.add_self(torch.arange(len(self._vectors)))
-        lists.maxima.copy_(self._far() if farthest else torch.tensor(torch.inf))
+        lists.add_self(torch.arange(len(self._vectors), device="cpu"))
+        lists.maxima.copy_(
+            self._far() if farthest else torch.tensor(torch.inf, dtype=torch.float32, device="cpu")
+        )
         self._refine(lists, distance[:, -1].contiguous())
         index, distance = lists.result()
         maxima = lists.maxima.float()
@@ -183,7 +185,7 @@ class _Search:
         lists.add_self()
         # Products of few coordinates are small: larger tiles, of which no result depends.
         size = self._tile if self._tiles is None else 2 * self._tile
-        values = torch.empty(size * size)
+        values = torch.empty(size * size, dtype=torch.float32, device="cpu")
         places = upper_triangle(count, size)
         for done, (own, other) in enumerate(places, 1):
             sides = [slice(begin, min(begin + size, count)) for begin in (own, other)]
@@ -200,7 +202,7 @@ class _Search:
             )
             self._progress("neighbours", done, len(places))
         found = lists.result()
-        owner = torch.arange(count).repeat_interleave(wanted)
+        owner = torch.arange(count, device="cpu").repeat_interleave(wanted)
         exact = self._vectors.exact_distances(owner, found.index.reshape(-1).long())
         return found, *nearest_of(found.index, exact.view(count, wanted), self._k)
 
@@ -214,19 +216,19 @@ class _Search:
         sample = spread(len(vectors), _SAMPLE)
         far_away = self._cut(sample)
         own = 0.0 if self._cosine else vectors.norms[sample].float() / 2
-        far = torch.empty(len(vectors), dtype=torch.int64)
-        values = torch.empty(TILE, len(sample))
+        far = torch.empty(len(vectors), dtype=torch.int64, device="cpu")
+        values = torch.empty(TILE, len(sample), dtype=torch.float32, device="cpu")
         for rows in self._slices(TILE):
             near = tile_products(self._cut(rows), far_away, values[: rows.stop - rows.start])
             far[rows] = sample[(near - own).argmin(1)]
-        return vectors.exact_distances(torch.arange(len(vectors)), far)
+        return vectors.exact_distances(torch.arange(len(vectors), device="cpu"), far)
 
     def _refine(self, lists: ExactLists, limits: Tensor) -> None:
         """Insert all pairs that may be within a limit of their vectors, or the farthest."""
         count, size = len(self._vectors), self._tile
         near, far = limits / self._scale, lists.maxima / self._scale  # as keys of the tiles
         height = _ROW_TILES * size
-        values = torch.empty(height * size)
+        values = torch.empty(height * size, dtype=torch.float32, device="cpu")
         places = [
             (own, other) for own in range(0, count, height) for other in range(own, count, size)
         ]
@@ -282,11 +284,17 @@ class _Search:
             chosen = doubtful[begin : begin + TILE]
             lists = ExactLists(limits[chosen], self._k)
             own = self._cut(chosen)
-            nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
+            nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64, device="cpu")
             for theirs in self._slices(TILE):
                 columns = self._cut(theirs)
-                endless = torch.full((len(columns.rows),), torch.inf, dtype=torch.float64)
-                values = tile_products(own, columns, torch.empty(len(chosen), len(endless)))
+                endless = torch.full(
+                    (len(columns.rows),), torch.inf, dtype=torch.float64, device="cpu"
+                )
+                values = tile_products(
+                    own,
+                    columns,
+                    torch.empty(len(chosen), len(endless), dtype=torch.float32, device="cpu"),
+                )
                 terms = self._terms[chosen], self._terms[theirs]
                 pairs = filter_candidates(
                     Tile(values, theirs.start, self._metric, *terms),

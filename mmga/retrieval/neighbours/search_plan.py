@@ -104,7 +104,7 @@ def _undecided_shares(
             return 1 - inner
         return norms[:, None] + vectors.norms[places] - 2 * inner
 
-    exact = keys(exact, torch.arange(n))
+    exact = keys(exact, torch.arange(n, device="cpu"))
     near = exact.topk(min(n, 8 * k), dim=1, largest=False).indices  # [P, 8k]
     other_rows = vectors.take(others)
     flat = near.reshape(-1) if any(isinstance(t, Projection) for t in choices) else near[:0, 0]
@@ -113,7 +113,9 @@ def _undecided_shares(
     for tiles in choices:
         own = tiles.of(rows, norms, metric)
         all_ = tiles.of(other_rows, vectors.norms[others], metric)
-        inner = tile_products(own, all_, torch.empty(len(own.rows), len(all_.rows))).double()
+        inner = tile_products(
+            own, all_, torch.empty(len(own.rows), len(all_.rows), dtype=torch.float32, device="cpu")
+        ).double()
         guess = keys(inner, others)
         limit = exact.gather(1, near[:, :k]).amax(1, keepdim=True)
         if isinstance(tiles, Projection):  # few coordinates are less sure which are the nearest

@@ -139,7 +139,7 @@ class Reranking:
         """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
         height, width = self.group, self._tile
         vectors = self._vectors
-        result = torch.empty((len(queries), self.gallery), device=self.device)
+        result = torch.empty((len(queries), self.gallery), dtype=torch.float32, device=self.device)
         tile = result.new_empty(height, width)
         own = vectors.take(queries, result.new_empty(height, vectors.dimension))
         for first, last, others in vectors.sweep(width, self._first):
@@ -149,7 +149,7 @@ class Reranking:
             squared_distances_(used, *terms, cosine=vectors.metric == "cosine")
             result[:, first - self._first : last - self._first] = used
         if self._first == 0:  # one set against itself
-            result[torch.arange(len(queries)), queries] = 0
+            result[torch.arange(len(queries), device=queries.device), queries] = 0
         return result
 
 

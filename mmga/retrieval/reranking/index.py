@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids
+from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError, first_line
 from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
@@ -222,10 +223,10 @@ class GalleryIndex:
     def squared_distances(self, vector: Tensor) -> np.ndarray:
         """Return the squared distances of a vector [D] to every item: [G] float32."""
         probe = VectorSet([ShardedMatrix([vector[None]])], self.metric)
-        result = torch.empty(1, len(self))
+        result = torch.empty(1, len(self), dtype=torch.float32, device="cpu")
         for begin in range(0, len(self), 4096):
             end = min(begin + 4096, len(self))
-            result[0, begin:end] = self._vectors.block(begin, end) @ vector
+            result[0, begin:end] = self._vectors.block(begin, end) @ probe.block(0, 1)[0]
         squared_distances_(result, probe.terms, self._vectors.terms, cosine=self.metric == "cosine")
         return result[0].numpy()
 
@@ -234,7 +235,7 @@ class GalleryIndex:
         return self._vectors.pair_distances(torch.from_numpy(left), torch.from_numpy(right)).numpy()
 
     def _vector(self, query: Tensor | np.ndarray) -> Tensor:
-        vector = torch.as_tensor(query)
+        vector = as_tensor("query", query)
         if vector.shape != (self._vectors.dimension,):
             raise UserError(
                 f"query must be one vector of {self._vectors.dimension} numbers, got "

@@ -124,6 +124,7 @@ def _to_torch(matrix: ops.CsrRows) -> Tensor:
             matrix.values,
             (count, count),
             check_invariants=False,
+            device=matrix.values.device,
         )
 
 

@@ -80,6 +80,7 @@ def bytes_of(*sides):
     return subspaces.Int8(max(float(side.features.norm(dim=1).max()) for side in sides))
 
 
+@pytest.mark.program_settings
 @CASES
 @given(
     kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
@@ -214,6 +215,7 @@ def test_the_condition_of_exclude_holds():
     assert figures(report.per_query) == figures(expected.per_query)
 
 
+@pytest.mark.program_settings
 def test_half_precision_is_widened():
     query, gallery = nearly_tied("flat", 2, items=200)
     half = Features(gallery.features.half(), gallery.pids, gallery.camids)

@@ -117,6 +117,7 @@ def test_columns_of_odd_types():
 RULES = ("market1501", "market1501-matlab", "other-cameras", "no-camera")
 
 
+@pytest.mark.program_settings
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(data=st.data(), rule=st.sampled_from(RULES))
 def test_ranks_and_counts_equal_naive_loops(data, rule):

@@ -27,6 +27,7 @@ def some(count, people, cameras, seed, width=6):
     )
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("pool", ["mean", "max"])
 def test_multi_query_pools_by_identity_and_camera(pool):
     query, gallery = some(30, 5, 2, 0), some(40, 5, 2, 1)
@@ -98,6 +99,7 @@ def test_single_shot_is_the_exact_expectation():
         evaluate(query, gallery, trials=3)
 
 
+@pytest.mark.program_settings
 def test_single_shot_from_features():
     query, gallery = some(20, 6, 2, 3), some(60, 6, 2, 4)
     report = evaluate(query, gallery, metric="euclidean", protocol="cuhk03-single-shot")
@@ -106,6 +108,7 @@ def test_single_shot_from_features():
     assert report.cmc.tolist() == pytest.approx(given.cmc.tolist(), abs=1e-9)
 
 
+@pytest.mark.program_settings
 def test_viper_averages_halves_in_both_directions():
     generator = np.random.default_rng(0)
     centres = generator.standard_normal((40, 5))

@@ -34,6 +34,7 @@ def filled(matrix):
     return result
 
 
+@pytest.mark.program_settings
 @CASES
 @given(
     st.integers(1, 60),

@@ -65,6 +65,7 @@ def sides(data, count, parts=3):
     )
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("rule", RULES)
 @settings(
     max_examples=40,
