@@ -79,16 +79,16 @@ def body(options: Options) -> int:
     try:
         with bar() if leads else contextlib.nullcontext() as progress:
             result = trainer.train(
-                options.settings, options.out, resume=options.resume, progress=progress
+                options.settings, options.out, resume=options.resume, progress=progress, tell=_note
             )
-    except trainer.Stopped:
+    except trainer.Stopped as stopped:
         if leads:
             print(
                 f"mmga train: stopped and saved; go on with: "
                 f"python -m mmga.train --resume --out {options.out}",
                 file=sys.stderr,
             )
-        return 143
+        return stopped.code
     if not leads:
         return 0
     speed = f" at {result.images_per_second:.0f} images/s" if result.images_per_second else ""
@@ -98,6 +98,10 @@ def body(options: Options) -> int:
         if options.settings.optimizer.ema:
             print(f"of the weights' moving average, decay {options.settings.optimizer.ema:g}")
     return 0
+
+
+def _note(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)
 
 
 def _table(metrics: dict[str, Any]) -> str:

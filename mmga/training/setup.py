@@ -1,6 +1,7 @@
 """Set up a training run: device, data sets, and the state that a checkpoint holds."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mmga.config import Config, as_dict
 from mmga.data.build import load_mixture
 from mmga.data.dataset import DataSet, ImageSet, count_masks
 from mmga.data.holdout import hold_out
+from mmga.data.loader import TrainLoader
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.loading import build_network
@@ -47,17 +49,6 @@ def prepare(config: Config) -> torch.device:
         raise UserError(f"--device {run.device} names one device for {world} processes; use cuda")
     device = resolve_device(run.device)
     return resolve_device(f"cuda:{local}") if world > 1 and device.type == "cuda" else device
-
-
-def check_folder(folder: Path, resume: bool) -> None:
-    """Raise a `UserError` if a run cannot begin in a folder, or be resumed from it."""
-    last = folder / "last.safetensors"
-    if resume and not last.is_file():
-        raise UserError(f"--resume: there is no checkpoint {last}; train without it")
-    if not resume and last.is_file():
-        raise UserError(
-            f"{folder} already holds a run; add --resume to go on with it, or name another --out"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +136,7 @@ class State:
         config: the run's configuration.
         network: on its device.
         num_classes: training identities.
+        training_set: description and digest of the training images.
         optimizer: over the network's parameters.
         average: moving average of the weights, or None.
     """
@@ -152,16 +144,28 @@ class State:
     config: Config
     network: MMGA
     num_classes: int
+    training_set: str
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
 
     @classmethod
-    def start(cls, config: Config, num_classes: int, device: torch.device, group: Group) -> "State":
-        """Return the state before the first step.
+    def start(
+        cls,
+        config: Config,
+        loader: TrainLoader,
+        device: torch.device,
+        group: Group,
+        *,
+        resume: bool = False,
+    ) -> "State":
+        """Return the state before the first step; pre-trained weights are not read to `resume`.
 
         Raises:
             UserError: the network cannot be built, or be synced over processes.
         """
+        model, num_classes = config.model, len(loader.sampler.classes)
+        if resume:  # the checkpoint holds every weight
+            model = dataclasses.replace(model, weights="none", backbone_weights=None)
         with group.together():
             sync = synced(config, device, group.world)
         # The first process of each machine goes ahead: weights are downloaded once.
@@ -169,7 +173,7 @@ class State:
             with group.together():
                 if (group.local_rank == 0) == turn:
                     torch.manual_seed(config.run.seed)
-                    network = build_network(config.model, num_classes).to(device)
+                    network = build_network(model, num_classes).to(device)
         if sync:
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         elif group.world > 1 and group.leads and config.run.norm == "auto":
@@ -185,17 +189,27 @@ class State:
             amsgrad=settings.amsgrad,
         )
         average = WeightAverage(network, settings.ema) if settings.ema else None
-        return cls(config, network, num_classes, optimizer, average)
+        return cls(config, network, num_classes, loader.described(), optimizer, average)
 
-    def restore(self, last: Path) -> checkpoints.Position:
-        """Load a checkpoint and return its position.
+    def restore(self, checkpoint: checkpoints.Checkpoint, last: Path) -> checkpoints.Position:
+        """Load a checkpoint, read from the file `last`, and return its position.
 
         Raises:
-            UserError: it cannot be read, or belongs to another network.
+            UserError: it belongs to another network or other images, or its optimizer's state
+                cannot be read.
         """
-        checkpoint = checkpoints.load_checkpoint(last)
+        if checkpoint.training_set not in ("", self.training_set):
+            raise UserError(
+                f"--resume: {last.parent} was trained on other images: "
+                f"{checkpoint.training_set}, now {self.training_set}; name the same data, or "
+                "another --out without --resume"
+            )
         checkpoints.load_weights(self.network, checkpoint, last)
         state = checkpoints.load_optimizer_state(last, checkpoint)
+        settings = [
+            {name: group[name] for name in ("factor", "betas", "weight_decay")}
+            for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(state)
         except (KeyError, ValueError, TypeError) as error:
@@ -203,6 +217,8 @@ class State:
                 f"optimizer state {checkpoint.optimizer_file} beside {last} belongs to another "
                 f"network ({error}); restore the file or train anew"
             ) from error
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values)  # as configured now, not as saved
         if self.average is not None:
             if checkpoint.average is None:
                 raise UserError(
@@ -228,6 +244,7 @@ class State:
             as_dict(self.config),
             average=None if best or self.average is None else self.average.values,
             metrics=metrics or {},
+            training_set=self.training_set,
         )
         file = folder / ("best.safetensors" if best else "last.safetensors")
         checkpoints.save_checkpoint(file, contents, None if best else self.optimizer.state_dict())
