@@ -123,6 +123,7 @@ def train(
         state = State.start(config, loader, device, group, resume=resume)
         with group.together():
             position = Position() if saved is None else state.restore(saved, last)
+            del saved  # a second copy of all weights
             finished = position.epoch >= config.run.epochs
             log = RunLog(folder, position.step, writes=group.leads)
             if group.leads and not finished:
