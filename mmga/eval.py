@@ -6,6 +6,7 @@ python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out
 python -m mmga.eval --run runs/x --data market1501 --root DIR
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +46,9 @@ class Options:
     """With --run: folder of that data set."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """Distance."""
-    protocol: ProtocolName = "market1501"
-    """Which items count for a query, and how ranks become figures."""
+    protocol: ProtocolName | None = None
+    """Which items count for a query, and how ranks become figures: market1501 where none is named,
+    with --run that of its training."""
     rerank: bool = False
     """Report k-reciprocal re-ranking beside the plain figures."""
     k1: int = 20
@@ -93,6 +95,18 @@ class Options:
     """Write the report to this file."""
     per_query: str | None = None
     """Write one line for each query to this .csv file."""
+
+
+def with_protocol(options: Options) -> Options:
+    """Return the options with the protocol that is meant where none is named."""
+    if options.protocol is not None:
+        return options
+    protocol = None
+    if options.run is not None:
+        from mmga.models.loading import configuration_of
+
+        protocol = configuration_of(options.run).run.protocol
+    return dataclasses.replace(options, protocol=protocol or "market1501")  # type: ignore[arg-type]
 
 
 def load(options: Options) -> tuple["Features", "Features | None"]:
@@ -196,6 +210,7 @@ def body(options: Options) -> None:
         raise UserError(f"--bootstrap: expected at least 2 draws, found {options.bootstrap}")
     if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
         raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
+    options = with_protocol(options)
     rule = reranker(options)
     memory.baseline()
     begun = time.perf_counter()

@@ -19,7 +19,7 @@ except ImportError:  # no POSIX system
 logger = logging.getLogger(__name__)
 
 _CHANGEABLE = {
-    "data": {"root", "masks", "splits_file", "distractors", "test", "protocol"}
+    "data": {"root", "masks", "splits_file", "distractors", "test"}
     | {"allow_missing_masks", "skip_broken", "workers", "cache"},
     "loss": {"id_weight", "mask_weight", "guide", "margin", "smoothing"},
     "optimizer": {"lr", "schedule", "milestones", "gamma", "warmup_epochs", "clip_norm", "ema"}
@@ -27,7 +27,7 @@ _CHANGEABLE = {
     "batch": {"interpolation", "flip", "pad", "erasing", "erasing_fill", "erase_mask"}
     | {"new_background"},
     "run": {"epochs", "device", "threads", "precision", "channels_last", "compile", "norm"}
-    | {"deterministic", "eval_every", "checkpoint_every", "log_every", "flip_test"},
+    | {"deterministic", "eval_every", "checkpoint_every", "log_every", "flip_test", "protocol"},
 }
 """Settings that a resumed run may change, by section. The others fix the network's shapes, the
 identities' numbers, or what the position within an epoch means."""

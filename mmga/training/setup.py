@@ -20,11 +20,12 @@ from mmga.data.build import load_mixture
 from mmga.data.dataset import DataSet, ImageSet, count_masks
 from mmga.data.holdout import hold_out
 from mmga.data.loader import TrainLoader
+from mmga.data.preflight import check_files
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.loading import build_network
 from mmga.retrieval.features import JUNK
-from mmga.retrieval.protocols.protocol import protocol_named
+from mmga.retrieval.protocols.protocol import Protocol, protocol_named
 from mmga.retrieval.protocols.selection import Labels, select
 from mmga.training.ema import WeightAverage
 from mmga.training.step import synced
@@ -73,26 +74,72 @@ class Sets:
             UserError: a set cannot be read, masks or identities are too few, or no query of a test
                 split can have a match.
         """
+        rules = _rules(config)
         if data is None:
             images, tests = load_mixture(config, progress)
         else:
             images, tests = data.train, {data.name: data}
         _check_masks(config, images)
+        tests = {name: one for name, one in tests.items() if len(one.query) or len(one.gallery)}
         for name, one in tests.items():
-            _check_tests(name, one)
+            _check_tests(name, one, rules or protocol_named(one.protocol))
         if not config.data.val_ids:
             return cls(images, None, tests)
-        train, query, gallery = hold_out(images, config.data.val_ids)
+        cameras = rules is None or rules.needs_cameras
+        train, query, gallery = hold_out(images, config.data.val_ids, cameras=cameras)
         return cls(train, {"query": query, "gallery": gallery}, tests)
 
+    def check_files(self, config: Config, progress: Progress | None) -> None:
+        """Raise a `UserError` where a file that is read later is not there, or is no image."""
+        attention = config.model.attention != "none"
+        for name, sides in {"training": {"training": self.train}, **self._sides()}.items():
+            check_files(
+                sides,
+                skip_broken=config.data.skip_broken,
+                masks=sides[f"{name} query"] if attention and name != "training" else None,
+                progress=progress,
+            )
 
-def _check_tests(name: str, data: DataSet) -> None:
-    """Raise a `UserError` where no query of a test split has an image of another camera."""
-    rules = protocol_named(data.protocol)
+    def _sides(self) -> dict[str, dict[str, ImageSet]]:
+        return {
+            name: {f"{name} query": one.query, f"{name} gallery": one.gallery}
+            for name, one in self.tests.items()
+        }
+
+
+def _rules(config: Config) -> Protocol | None:
+    """Return the protocol that a configuration names, None where it leaves that to the data.
+
+    Raises:
+        UserError: there is none of that name, or it needs more than queries and a gallery.
+    """
+    name = config.run.protocol
+    if name is None:
+        return None
+    try:
+        rules = protocol_named(name)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    if rules.splits or rules.pools or rules.own_image == "index":
+        raise UserError(
+            f"--protocol {name} is no protocol of a split's queries and gallery, which training "
+            "evaluates; evaluate by it with mmga eval --run"
+        )
+    return rules
+
+
+def _check_tests(name: str, data: DataSet, rules: Protocol) -> None:
+    """Raise a `UserError` where no query of a test split can have a match."""
+    query, gallery = data.query, data.gallery
+    for side, images in (("query", query), ("gallery", gallery)):
+        if not len(images):
+            raise UserError(
+                f"the test split of {name} has no {side} image; give it both sides, or none"
+            )
     if rules.splits or rules.pools:
         return
-    query, gallery = data.query, data.gallery
-    labels = Labels(query.pids, gallery.pids, query.camids, gallery.camids)
+    paths = np.array(query.paths), np.array(gallery.paths)
+    labels = Labels(query.pids, gallery.pids, query.camids, gallery.camids, *paths)
     try:
         select(rules, labels)
     except UserError as error:
@@ -100,10 +147,15 @@ def _check_tests(name: str, data: DataSet) -> None:
         cameras = " and ".join(
             str(sorted(set(side.camids.tolist()))[:5]) for side in (query, gallery)
         )
+        ways = "give the gallery other images of each query's identity"
+        if rules.camera != "none":
+            ways = (
+                "give the gallery images of each query's identity by another camera, or choose "
+                "--protocol no-camera"
+            )
         raise UserError(
             f"the test split of {name} cannot be evaluated: no query has a match in the gallery "
-            f"({shared} identities are in both, cameras {cameras}); give the gallery images of "
-            "each query's identity by another camera"
+            f"({shared} identities are in both, cameras {cameras}); {ways}"
         ) from error
 
 

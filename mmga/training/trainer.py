@@ -118,6 +118,8 @@ def train(
                 saved = checkpoints.load_checkpoint(last)
                 changed = changes(saved.config, config, folder)
             sets = Sets.load(config, data, progress)
+            if group.leads:
+                sets.check_files(config, progress)
             loader = train_loader(config, sets.train, device, group)
             loader.steps(0)  # refuses a P that cannot be dealt to the processes
         state = State.start(config, loader, device, group, resume=resume)
@@ -284,10 +286,12 @@ class _Training:
         with self.state.evaluated():
             self.group.broadcast(network)
             if sets.validation is not None and self._missing("val", step):
-                metrics = score(network, sets.validation, self.config, **shared)
+                protocol = self.config.run.protocol or "market1501"
+                metrics = score(network, sets.validation, self.config, protocol=protocol, **shared)
                 self._write("val", step, {"epoch": epoch, **metrics})
                 self._keep_best(Position(epoch, 0, step), metrics)
-            if (last or sets.validation is None) and self._missing("eval", step):
+            tested = sets.tests and (last or sets.validation is None)
+            if tested and self._missing("eval", step):
                 metrics = score_all(network, sets.tests, self.config, train=sets.train, **shared)
                 self._write("eval", step, {"epoch": epoch, **metrics})
         return metrics or self.log.last("eval", step)
