@@ -125,7 +125,6 @@ def test_eval_of_a_run_uses_the_protocol_of_its_training(tmp_path, capsys):
         save_checkpoint(tmp_path / name / "last.safetensors", contents)
         report = tmp_path / f"{name}.json"
         evaluation.main(["--run", str(tmp_path / name), "--json", str(report)])
-        assert json.loads(report.read_text())["protocol"] == protocol or "market1501"
     found = [json.loads((tmp_path / f"{n}.json").read_text())["protocol"] for n in ("new", "old")]
     assert found == ["no-camera", "market1501"]
 
