@@ -116,9 +116,11 @@ def load(options: Options) -> tuple["Features", "Features | None"]:
     if options.run is not None:
         if options.features or options.query or options.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
+        from mmga.common import memory
         from mmga.common.progress import bar
         from mmga.extraction.of_run import DataChoice, features_of_run
 
+        memory.keep_freed()
         with bar() as progress:
             return features_of_run(
                 options.run,

@@ -105,6 +105,9 @@ def _extract_images(options: Options, images: Path) -> int:
 
 def body(options: Options) -> int:
     """Extract and write."""
+    from mmga.common import memory
+
+    memory.keep_freed()
     if options.images is not None:
         return _extract_images(options, options.images)
     for name in ("parts", "model", "model_weights", "skip_broken"):

@@ -71,10 +71,12 @@ def body(options: Options) -> int:
         print(to_yaml(options.settings), end="")
         return 0
     check(options.settings)
+    from mmga.common import memory
     from mmga.common.distributed import environment
     from mmga.common.progress import bar
     from mmga.training import trainer
 
+    memory.keep_freed()
     leads = environment()[0] == 0
     try:
         with bar() if leads else contextlib.nullcontext() as progress:

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from mmga.common import threads
 from mmga.common.errors import PeerError, UserError
 
 Options = TypeVar("Options")
@@ -50,6 +51,7 @@ def run(
         SystemExit: always but for success.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    threads.wait_asleep()
     try:
         start = default(words) if default is not None else None
         options = parse(verb, options_class, words, start)

@@ -113,7 +113,9 @@ def _full_disk() -> Iterator[None]:
         yield
     except (RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise OSError(f"is the disk full? ({reason})") from error
+        if "inline_container" in reason:  # torch's archives, which lose the system's reason
+            reason = "a part of it found no room"
+        raise OSError(reason) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -145,7 +145,8 @@ def train(
                 )
                 return training.run(position)
         except NotFinite as error:
-            log.write("stopped", error.step, {"reason": str(error), "paths": error.paths})
+            with contextlib.suppress(UserError):  # a full disk must not hide the loss
+                log.write("stopped", error.step, {"reason": str(error), "paths": error.paths})
             raise
         finally:
             log.close()
