@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,17 @@ def _alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def patient(seconds: float = 30.0) -> Iterator[None]:
+    """Let downloads of a block fail after so long without an answer, instead of waiting forever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def read_tensors(path: str | os.PathLike[str]) -> Any:

@@ -32,9 +32,13 @@ import resource, sys, torch
 from mmga.common.memory import keep_freed
 if sys.argv[1] == "keep":
     keep_freed()
-for _ in range(8):
+for _ in range(12):  # the heap is laid out in the first ones
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16 << 20)
+    x = torch.ones(10 << 20)
+    y = x * 2
+    del x
+    z = y + 1
+    del y, z
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
