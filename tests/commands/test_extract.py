@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from small_run import SIZE, write_run
+from small_training import table
 
 import mmga
 from mmga import extract
@@ -247,3 +248,26 @@ def test_load_takes_a_run_or_a_file(run, tmp_path):
     torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
     with pytest.raises(UserError, match="no checkpoint"):
         load(tmp_path)
+
+
+def test_another_network_extracts_the_split_of_a_data_set(tmp_path, capsys):
+    """The same rows as from the images themselves, with the data set's labels."""
+    root = table(tmp_path)
+    size = ("--height", "8", "--width", "4", "--no-flip", "--device", "cpu")
+    words = ("--model", "torch.nn:Flatten", *size)
+    call(*words, "--data", "csv", "--root", root, "--out", tmp_path / "split")
+    assert "12 queries and 12 gallery items" in capsys.readouterr().out
+    query = mmga.load_features(tmp_path / "split" / "query.npz")
+    call(*words, "--images", root, "--out", tmp_path / "all.npz")
+    whole = mmga.load_features(tmp_path / "all.npz")
+    assert query.pids.tolist() == [pid for pid in range(6) for _ in range(2)]
+    assert set(query.camids.tolist()) == {0}
+    place = whole.paths.tolist().index(query.paths[3])
+    assert np.array_equal(query.rows.whole()[3], whole.rows.whole()[place])
+    for extra, sentence in (
+        (("--out", tmp_path / "x"), "--model needs images"),
+        (("--data", "csv", "--root", root), "--out is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            call(*words, *extra)
+        assert sentence in capsys.readouterr().err
