@@ -70,7 +70,7 @@ def _drawn() -> "Iterator[_Told]":
         def get_renderables(self) -> "Iterator[RenderableType]":
             yield from super().get_renderables()
             for line in lines.values():
-                yield Text(line, no_wrap=True, overflow="ellipsis")
+                yield Text(line)
 
     class Drawn(_Told):
         def __init__(self) -> None:
