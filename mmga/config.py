@@ -251,6 +251,9 @@ class RunConfig:
     """Steps between lines in metrics.jsonl."""
     flip_test: bool = True
     """Sum the features of an image and of its mirror image when evaluating."""
+    protocol: str | None = None
+    """Protocol of validations and tests, by a name of eval's --protocol, such as no-camera; the
+    data set's own where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

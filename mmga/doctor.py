@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mmga.common import cli
 from mmga.common.version import __version__
-from mmga.eval import Inputs, load, rules_of
+from mmga.eval import Inputs, load, rules_of, with_protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,13 @@ def body(options: Options) -> int:
 def _check_features(options: Options) -> int:
     from mmga.retrieval.protocols.preflight import check, checked
 
+    options = with_protocol(options)
     query, gallery = load(options)
-    asked = rules_of(options), options.metric
-    findings = check(query, gallery, *asked)
+    rules = rules_of(options)
+    findings = check(query, gallery, rules, options.metric)
     for finding in findings:
         print(cli.wrapped(str(finding), 2))
-    for line in checked(query, gallery, options.protocol, options.metric, findings):
+    for line in checked(query, gallery, rules.name, options.metric, findings):
         print(cli.wrapped(line, 2))
     stopping = sum(finding.stops for finding in findings)
     if stopping:

@@ -11,11 +11,12 @@ Features are files with features [N, D], pids [N] and camids [N]; docs/evaluatio
 format, each protocol and each figure.
 """
 
+import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from mmga.common import cli
 from mmga.common.errors import UserError
@@ -68,8 +69,9 @@ class Inputs:
     """Folder of the data set, or of its parent; by default $MMGA_DATA."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """Distance: cosine is 1 - cos, euclidean the Euclidean distance."""
-    protocol: ProtocolName = "market1501"
-    """Which items count for a query, and how ranks become figures."""
+    protocol: ProtocolName | None = None
+    """Which items count for a query, and how ranks become figures; by default market1501, with
+    --run the protocol of its training."""
     device: Device | None = None
     """auto, cpu, cuda or cuda:N; by default cpu for features, auto for --run."""
 
@@ -145,10 +147,25 @@ class Options(Inputs):
     """Print what computed the ranks, too, and how many pairs each level of precision decided."""
 
 
+Given = TypeVar("Given", bound=Inputs)
+
+
+def with_protocol(inputs: Given) -> Given:
+    """Return the inputs with the protocol that is meant where none is named."""
+    if inputs.protocol is not None:
+        return inputs
+    protocol = None
+    if inputs.run is not None:
+        from mmga.models.loading import configuration_of
+
+        protocol = configuration_of(inputs.run).run.protocol
+    return dataclasses.replace(inputs, protocol=protocol or "market1501")  # type: ignore[arg-type]
+
+
 def rules_of(inputs: Inputs) -> Protocol:
-    """Return the protocol of the options."""
+    """Return the protocol of inputs that name one."""
     named = protocol_named if inputs.run is None else of_test_split
-    return named(inputs.protocol)
+    return named(inputs.protocol or "market1501")
 
 
 def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
@@ -272,6 +289,7 @@ def body(options: Options) -> None:
         raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
     if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
         raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
+    options = with_protocol(options)
     rule = reranker(options)
     memory.baseline()
     begun = time.perf_counter()

@@ -9,12 +9,15 @@ mmga extract --model timm.models:resnet50 --images table.csv --out gallery.npz
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.common.options import Device, Flag
 from mmga.config import DataName
+
+if TYPE_CHECKING:
+    from mmga.extraction.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Options:
     """Write all images of each query's identity and camera as queries, for protocol multi-query,
     where the data set has them (market1501's gt_bbox)."""
     data: DataName | None = None
-    """Data set; by default that of the run."""
+    """Data set; by default that of the run, and needed with --model unless --images names some."""
     root: Path | None = None
     """Folder of the data set, or of its parent; by default $MMGA_DATA."""
     split: int | None = None
@@ -84,15 +87,12 @@ def _extract_images(options: Options, images: Path) -> int:
     """Extract the features of a folder or a table of images."""
     from mmga.common.progress import bar
     from mmga.data.readers.image_list import read_images
-    from mmga.extraction.embedder import embedder_of_model
     from mmga.extraction.of_run import embedder_of_run
     from mmga.extraction.resumable import extract_to
 
     if options.out is None:
         raise UserError("--out is missing: name the file of features, such as gallery.npz")
-    for name in ("batch_size", "height", "width"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{cli.flag(name)} must be at least 1, got {getattr(options, name)}")
+    _check_sizes(options)
     source = read_images(images, options.pattern)
     for note in source.notes:
         print(f"mmga extract: note: {note}", file=sys.stderr)
@@ -101,13 +101,8 @@ def _extract_images(options: Options, images: Path) -> int:
     flip, device = options.flip, options.device
     if options.run is not None:
         embedder = embedder_of_run(options.run, device=device, flip=flip, parts=options.parts)
-    elif options.parts:
-        raise UserError("--parts needs attention maps, which --run has and --model does not")
     else:
-        model, size = options.model or "", (options.height, options.width)
-        embedder = embedder_of_model(
-            model, options.model_arguments, options.model_weights, size, device, flip
-        )
+        embedder = _embedder_of_model(options)
     with bar() as progress:
         features = extract_to(
             options.out,
@@ -122,11 +117,84 @@ def _extract_images(options: Options, images: Path) -> int:
     return 0
 
 
+def _embedder_of_model(options: Options) -> "Embedder":
+    from mmga.extraction.embedder import embedder_of_model
+
+    if options.parts:
+        raise UserError("--parts needs attention maps, which --run has and --model does not")
+    return embedder_of_model(
+        options.model or "",
+        options.model_arguments,
+        options.model_weights,
+        (options.height, options.width),
+        options.device,
+        options.flip,
+    )
+
+
+def _check_sizes(options: Options) -> None:
+    for name in ("batch_size", "height", "width"):
+        if getattr(options, name) < 1:
+            raise UserError(f"{cli.flag(name)} must be at least 1, got {getattr(options, name)}")
+
+
+def _extract_split(options: Options) -> int:
+    """Extract the queries and the gallery of a data set with a network of others."""
+    from mmga.common.progress import bar
+    from mmga.config import merged, recipe_config
+    from mmga.data.build import load_data
+    from mmga.extraction.resumable import extract_to
+
+    if options.run is not None:
+        raise UserError("--run and --model are two networks; give one of them")
+    if options.data is None:
+        raise UserError("--model needs images: give --images, or --data and --root")
+    if options.out is None:
+        raise UserError("--out is missing: name the folder for query.npz and gallery.npz")
+    _check_sizes(options)
+    chosen = {
+        name: getattr(options, name)
+        for name in ("data", "root", "split", "splits_file", "height", "width")
+        if getattr(options, name) is not None
+    }
+    recipe = "synthetic" if options.data == "synthetic" else "mgn"
+    config = merged(recipe_config(recipe), {"data": chosen}, where="extract")
+    with bar() as progress:
+        data = load_data(config, progress, training=False)
+        embedder = _embedder_of_model(options)
+        pooled = data.multi_query if options.multi_query else None
+        for name, images in (("query", pooled or data.query), ("gallery", data.gallery)):
+            extract_to(
+                options.out / f"{name}.npz",
+                embedder,
+                images,
+                batch_size=options.batch_size,
+                workers=options.workers,
+                skip_broken=options.skip_broken,
+                progress=progress,
+            )
+    _say_next(options, len(data.query), len(data.gallery), options.out)
+    return 0
+
+
+def _say_next(options: Options, queries: int, gallery: int, folder: Path) -> None:
+    protocol = " --protocol multi-query" if options.multi_query else ""
+    print(
+        f"{queries} queries and {gallery} gallery items in {folder}; next: "
+        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{protocol}"
+    )
+
+
 def body(options: Options) -> int:
     """Extract and write."""
+    from mmga.common import memory
+
+    memory.keep_freed()
     if options.images is not None:
         return _extract_images(options, options.images)
-    for name in ("parts", "model", "model_weights", "skip_broken", "pattern"):
+    if options.model is not None:
+        return _extract_split(options)
+    for name in ("parts", "model_weights", "skip_broken", "pattern"):
         if getattr(options, name):
             raise UserError(f"{cli.flag(name)} needs --images")
     if options.run is None:
@@ -149,11 +217,7 @@ def body(options: Options) -> int:
     folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
     for name, features in (("query", query), ("gallery", gallery)):
         features.save(folder / f"{name}.npz")
-    protocol = " --protocol multi-query" if options.multi_query else ""
-    print(
-        f"{len(query)} queries and {len(gallery)} gallery items in {folder}; next: "
-        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{protocol}"
-    )
+    _say_next(options, len(query), len(gallery), folder)
     return 0
 
 

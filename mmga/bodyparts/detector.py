@@ -14,7 +14,8 @@ import torch
 
 from mmga.bodyparts.skeleton import Skeleton, from_coco
 from mmga.bodyparts.split import divide
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
+from mmga.common.files import patient
 from mmga.common.weights import read_weights, unwrapped
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask
@@ -253,18 +254,20 @@ def _file_name(kind: str) -> str:
 def _download(kind: str) -> tuple[dict[str, torch.Tensor], str]:
     name = _file_name(kind)
     try:
-        state = torch.hub.load_state_dict_from_url(
-            _published(kind).url,
-            map_location="cpu",
-            progress=False,
-            check_hash=True,
-            weights_only=True,
-        )
+        with patient():
+            state = torch.hub.load_state_dict_from_url(
+                _published(kind).url,
+                map_location="cpu",
+                progress=False,
+                check_hash=True,
+                weights_only=True,
+            )
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise UserError(
-            f"weights {name} could not be downloaded ({error}); get that file on another machine "
-            f"and give it with --detector-weights {name} (both are taken: "
-            f"{', '.join(_file_name(kind) for kind in _KINDS)})"
+            f"weights {name} could not be downloaded ({first_line(error)}); fetch "
+            f"{_published(kind).url} on another machine and give it with --detector-weights {name} "
+            f"(both are taken: {', '.join(_file_name(kind) for kind in _KINDS)}), import masks "
+            "that you have with --from, such as --from silhouette, or train without masks"
         ) from error
     return state, name
 

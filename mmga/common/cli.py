@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from mmga.common import options as flags
+from mmga.common import threads
 from mmga.common.errors import PeerError, UserError
 
 Options = TypeVar("Options")
@@ -50,6 +51,7 @@ def run(
     """
     words = list(sys.argv[1:] if argv is None else argv)
     _print_anything()
+    threads.wait_asleep()
     try:
         try:
             start = default(words) if default is not None else None

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,17 @@ def _alive(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def patient(seconds: float = 30.0) -> Iterator[None]:
+    """Let downloads of a block fail after so long without an answer, instead of waiting forever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Load image sets as normalised batches."""
 
 import dataclasses
+import hashlib
 import logging
 import multiprocessing
 import os
 import re
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -107,16 +109,28 @@ class TrainLoader:
         self._group = group or Group()
         self._fill, self._loading = transform.erasing_fill, loading or Loading()
         self._batches: list[list[_Item]] = []  # the loader's, which reads it in every epoch
-        classes = sampler.labels(images.pids)
+        self._paths, self._classes = images.paths, sampler.labels(images.pids)
         kept = ImageCache(cache, len(images), transform.size) if cache else None
         workers = self._loading.workers
-        samples = _Samples(images, classes, transform, seed, cache=kept, workers=workers)
+        samples = _Samples(images, self._classes, transform, seed, cache=kept, workers=workers)
         samples.new_background = transform.new_background
         self._loader = _data_loader(samples, self._batches, self._loading)
 
     def steps(self, epoch: int) -> int:
         """Return the number of batches of an epoch."""
         return len(self._indices(epoch))
+
+    def all_steps(self, epochs: int) -> int:
+        """Return the number of batches of the first `epochs` epochs, which may differ in theirs."""
+        return sum(self.sampler.steps(epoch) for epoch in range(epochs))
+
+    def described(self) -> str:
+        """Return the size of the training set, and a digest of its paths and identities."""
+        used = self._classes >= 0
+        digest = hashlib.sha256(self._classes.tobytes())
+        digest.update("\n".join(self._paths).encode(errors="surrogateescape"))
+        count = f"{int(used.sum())} images of {len(self.sampler.classes)} identities"
+        return f"{count} (digest {digest.hexdigest()[:12]})"
 
     def _indices(self, epoch: int) -> list[np.ndarray]:
         return self.sampler.batches(epoch, self._group.rank, self._group.world)
@@ -326,6 +340,7 @@ def _data_loader(
         # The cache's memory is shared by forking; torch's own choice otherwise.
         multiprocessing_context="fork" if loading.workers and samples.cache is not None else None,
         collate_fn=_identity,
+        worker_init_fn=_ignore_ctrl_c,
         pin_memory=torch.device(loading.device).type == "cuda",
         persistent_workers=loading.workers > 0,
     )
@@ -388,6 +403,11 @@ def _with_repeats(epoch: int, batch: np.ndarray) -> list[_Item]:
 
 def _mapped(batch: Batch, change: Any) -> Batch:
     return Batch(**{f.name: change(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that can save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _identity(prepared: Any) -> Any:

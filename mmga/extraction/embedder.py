@@ -5,6 +5,7 @@ Legend: `B` images, `N` images of a set, `P` parts, `D` features.
 
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from mmga.data.loader import Loading, eval_batches
 from mmga.data.pictures import Notes
 from mmga.data.transforms import EvalTransform
 from mmga.models import MMGA
+
+logger = logging.getLogger(__name__)
 
 Embeddings = tuple[Tensor, Tensor | None]
 """Features [B, D] and None, or part features [B, P, D] and their visibility [B, P]."""
@@ -151,8 +154,10 @@ def whole_embeddings(network: nn.Module, name: str) -> Callable[[Tensor], Embedd
         network: an MMGA, or any module that returns [B, D].
         name: of the network, for messages.
     """
+    looked = isinstance(network, MMGA)
 
     def embed(images: Tensor) -> Embeddings:
+        nonlocal looked
         rows = network.embed(images) if isinstance(network, MMGA) else network(images)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
             found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
@@ -160,9 +165,53 @@ def whole_embeddings(network: nn.Module, name: str) -> Callable[[Tensor], Embedd
                 f"--model {name} must return features [{len(images)}, D] for {len(images)} images, "
                 f"found {found}; wrap it in a function that pools"
             )
+        if not looked:
+            looked = True
+            scores = _class_scores(network, rows)
+            if scores is not None:
+                logger.warning(
+                    "warning: --model %s returns %s, not features: name a function that returns "
+                    "the network without its classifier",
+                    name,
+                    scores,
+                )
         return rows, None
 
     return embed
+
+
+_CLASSES = {1000, 11221, 21841, 21843, 751, 702, 1041, 767, 1367, 1160}
+"""Classes of ImageNet, and training identities of Market-1501, DukeMTMC, MSMT17 and CUHK03."""
+
+
+def _class_scores(network: nn.Module, rows: Tensor) -> str | None:
+    """Return a phrase on the class scores that rows [B, D] seem to be, None for features."""
+    width = rows.shape[1]
+    values = rows.float()
+    if width > 1 and bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-3).all()):
+        return f"the probabilities of {width} classes"
+    layers = [
+        one for one in network.modules() if next(one.parameters(recurse=False), None) is not None
+    ]
+    last = layers[-1] if layers else None
+    if not isinstance(last, nn.Linear) or last.out_features != width:
+        return None
+    if width in _CLASSES or getattr(network, "num_classes", None) == width:
+        return f"the scores of {width} classes"
+    return None
+
+
+def _random_weights(make: Any, given: dict[str, Any], network: nn.Module) -> list[str]:
+    """Return the names of weights that differ when a network is built anew with another seed."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed() + 1)
+            other = dict(make(**given).named_parameters())
+    except Exception:  # foreign code: what it builds once is all that is known
+        return []
+    names = [name for name, _ in network.named_parameters() if name in other]
+    own = dict(network.named_parameters())
+    return [name for name in names if not torch.equal(own[name].cpu(), other[name].cpu())]
 
 
 def embedder_of_model(
@@ -223,11 +272,23 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
         raise UserError(
             f"--model {name} must return a torch.nn.Module, got {type(network).__name__}"
         )
+    drawn: list[str] = []
     if weights is not None:
         _load(network, weights)
+    elif network is not make:
+        drawn = _random_weights(make, given, network)
     reset: Any = getattr(network, "reset_classifier", None)
     if reset is not None and "num_classes" not in given:
         reset(0)
+    left = [parameter for parameter, _ in network.named_parameters() if parameter in drawn]
+    if left:
+        logger.warning(
+            "warning: --model %s has random weights (%s, %d in all): give --model-weights FILE, or "
+            "arguments such as --model-arguments '{\"pretrained\": true}'",
+            name,
+            left[0],
+            len(left),
+        )
     return network.eval()
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
+from mmga.common.files import patient
 from mmga.common.weights import read_weights, unwrapped
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
@@ -107,11 +108,14 @@ def _download(name: str, weights: str) -> dict[str, torch.Tensor]:
             f"choose none, {', '.join(choices.__members__)}"
         )
     try:
-        return dict(choices[weights].get_state_dict(progress=False, check_hash=True))
+        with patient():
+            return dict(choices[weights].get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise UserError(
-            f"weights {weights} of {name} could not be downloaded ({error}); connect this machine, "
-            f"put the file into {torch.hub.get_dir()}/checkpoints, or use --weights none"
+            f"weights {weights} of {name} could not be downloaded ({first_line(error)}); fetch "
+            f"{choices[weights].url} on another machine and put it into "
+            f"{torch.hub.get_dir()}/checkpoints, or give it with --weights none "
+            "--backbone-weights FILE, or train from random weights with --weights none"
         ) from error
 
 

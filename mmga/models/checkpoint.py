@@ -6,6 +6,7 @@ are stored beside theirs, named `ema.<name>`. The optimizer's file is written fi
 one removed last, so a run killed between any two system calls finds a pair that belongs together.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ class Checkpoint:
         optimizer_file: name of the file with the optimizer's state, None if there is none.
         average: moving average of the weights, None where none was kept.
         metrics: of a validation of these weights, empty where there was none.
+        training_set: description and digest of the training images; empty in older files.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -62,6 +64,7 @@ class Checkpoint:
     optimizer_file: str | None = None
     average: Mapping[str, torch.Tensor] | None = None
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    training_set: str = ""
 
 
 def save_checkpoint(
@@ -92,6 +95,7 @@ def save_checkpoint(
         "config": json.dumps(checkpoint.config),
         "optimizer_file": optimizer_file or "",
         "figures": json.dumps(dict(checkpoint.metrics)),
+        "training_set": checkpoint.training_set,
     }
     state = dict(checkpoint.weights)
     state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (checkpoint.average or {}).items()}
@@ -101,7 +105,8 @@ def save_checkpoint(
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
     for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
         if old.name != optimizer_file:
-            old.unlink()
+            with contextlib.suppress(OSError):  # the new pair is whole without it
+                old.unlink()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -140,6 +145,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
                 optimizer_file=metadata["optimizer_file"] or None,
                 average=average or None,
                 metrics=_figures(metadata.get("figures", "{}")),
+                training_set=metadata.get("training_set", ""),
             )
     except UserError:
         raise

@@ -50,12 +50,7 @@ def load_run(path: str | os.PathLike[str], device: torch.device | str = "cpu") -
     Raises:
         UserError: there is no checkpoint, or it is truncated or foreign.
     """
-    file = Path(path)
-    if file.is_dir():
-        file = file / "last.safetensors"
-    checkpoint = load_checkpoint(file)
-    base = recipe_config(checkpoint.config.get("recipe", "mgn"))
-    config = merged(base, checkpoint.config, where=str(file))
+    file, checkpoint, config = _configured(path)
     # The checkpoint holds every weight: nothing is to be downloaded.
     bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
     _check_shapes(bare.model, checkpoint, file)
@@ -63,6 +58,24 @@ def load_run(path: str | os.PathLike[str], device: torch.device | str = "cpu") -
     load_weights(network, checkpoint, file, average=checkpoint.average is not None)
     step = checkpoint.position.step
     return Run(file, network.to(device).eval(), config, step, config.optimizer.ema > 0)
+
+
+def configuration_of(path: str | os.PathLike[str]) -> Config:
+    """Return the configuration of a run, by its folder or one of its checkpoints.
+
+    Raises:
+        UserError: there is no checkpoint, or it is truncated or foreign.
+    """
+    return _configured(path)[2]
+
+
+def _configured(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint, Config]:
+    file = Path(path)
+    if file.is_dir():
+        file = file / "last.safetensors"
+    checkpoint = load_checkpoint(file)
+    base = recipe_config(checkpoint.config.get("recipe", "mgn"))
+    return file, checkpoint, merged(base, checkpoint.config, where=str(file))
 
 
 def _check_shapes(config: ModelConfig, checkpoint: Checkpoint, file: Path) -> None:

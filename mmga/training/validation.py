@@ -74,7 +74,8 @@ def score_all(
 ) -> dict[str, Any]:
     """Return the metrics of one data set; of several the mean, and each set's own under `sets`.
 
-    The arguments are those of `score`, with the data sets by name in place of their sides.
+    The arguments are those of `score`, with the data sets by name in place of their sides; the
+    protocol is the configuration's or, where it names none, each set's own.
     """
     found = {
         name: score(
@@ -82,7 +83,7 @@ def score_all(
             {"query": data.query, "gallery": data.gallery},
             config,
             train=train,
-            protocol=data.protocol,
+            protocol=config.run.protocol or data.protocol,
             progress=progress,
             group=group,
         )

@@ -101,6 +101,9 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
     ) as said:
         TorchvisionDetector()
     assert "keypointrcnn_resnet50_fpn_coco" in str(said.value)
+    assert "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2" in str(said.value)
+    assert "--from silhouette" in str(said.value)
+    assert "train without masks" in str(said.value)
     assert "\n" not in str(said.value)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from small_run import SIZE, write_run
+from small_training import table
 
 import mmga
 from mmga import eval as evaluation
@@ -351,3 +352,26 @@ def test_a_container_that_cannot_hold_them_is_refused_before_the_first_image(
     said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.safetensors")
     assert "g.safetensors: the strings" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+def test_another_network_extracts_the_split_of_a_data_set(tmp_path, capsys):
+    """The same rows as from the images themselves, with the data set's labels."""
+    root = table(tmp_path)
+    size = ("--height", "8", "--width", "4", "--no-flip", "--device", "cpu")
+    words = ("--model", "torch.nn:Flatten", *size)
+    call(*words, "--data", "csv", "--root", root, "--out", tmp_path / "split")
+    assert "12 queries and 12 gallery items" in capsys.readouterr().out
+    query = mmga.load_features(tmp_path / "split" / "query.npz")
+    call(*words, "--images", root, "--out", tmp_path / "all.npz")
+    whole = mmga.load_features(tmp_path / "all.npz")
+    assert query.pids.tolist() == [pid for pid in range(6) for _ in range(2)]
+    assert set(query.camids.tolist()) == {0}
+    place = whole.paths.tolist().index(query.paths[3])
+    assert np.array_equal(query.rows.whole()[3], whole.rows.whole()[place])
+    for extra, sentence in (
+        (("--out", tmp_path / "x"), "--model needs images"),
+        (("--data", "csv", "--root", root), "--out is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            call(*words, *extra)
+        assert sentence in capsys.readouterr().err

@@ -6,7 +6,7 @@ import time
 import pytest
 from terminal import on_a_terminal
 
-from mmga.common.progress import bar
+from mmga.common.progress import bar, begin, describe
 
 
 def test_a_phase_that_begins_again_starts_its_clock_again(monkeypatch, capsys):
@@ -59,3 +59,23 @@ def test_bars_keep_to_what_the_terminal_is_said_to_show(environment, colours, ba
     assert bool(re.search(r"\x1b\[[\d;]*m", said)) == colours
     assert ("3/3" in said) == bars
     assert bars or said == ""
+
+
+def test_a_phase_that_goes_on_counts_its_own_items_alone(monkeypatch, capsys):
+    """After a resume at 100 of 110, five steps in ten seconds leave ten seconds."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with bar() as progress:
+        begin(progress, "train", 100)
+        clock[0] = 1010.0
+        describe(progress, "train", "loss 3.2")
+        progress("train", 105, 110)
+    assert capsys.readouterr().err == "train: 105/110, 10 s, ETA 10 s; loss 3.2\n"
+
+
+def test_a_described_phase_is_told_at_its_end_however_short(capsys):
+    with bar() as progress:
+        for done in (1, 2):
+            describe(progress, "train", f"loss {done}")
+            progress("train", done, 2)
+    assert capsys.readouterr().err == "train: 2/2, 0 s, ETA 0 s; loss 2\n"

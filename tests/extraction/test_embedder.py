@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmga.common.errors import UserError
-from mmga.extraction.embedder import foreign_network
+from mmga.extraction.embedder import embedder_of_model, foreign_network
 
 
 def small() -> nn.Module:
@@ -103,3 +103,45 @@ def test_objects_beside_the_weights_are_named_and_never_made(tmp_path):
     assert Made.made == before
     assert f"({__name__}.Made)" in said and "save model.state_dict() alone" in said
     assert "\n" not in said and "\x1b" not in said
+
+
+class Classified(nn.Sequential):
+    """A network with a classifier of 751 identities."""
+
+    def __init__(self, softmax: bool = False) -> None:
+        layers = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 751)]
+        super().__init__(*layers, *([nn.Softmax(1)] if softmax else []))
+
+
+def fixed() -> nn.Module:
+    """As a function that loads its weights by itself."""
+    network = small()
+    network.load_state_dict(WEIGHTS)
+    return network
+
+
+def test_random_weights_are_warned_of(caplog, tmp_path):
+    foreign_network(NAME)
+    assert f"--model {NAME} has random weights (0.weight, 2 in all)" in caplog.text
+    caplog.clear()
+    torch.save(WEIGHTS, tmp_path / "w.pth")
+    foreign_network(NAME, weights=tmp_path / "w.pth")
+    foreign_network(f"{__name__}:fixed")
+    foreign_network("torch.nn:Flatten")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("Classified", "{}", "the scores of 751 classes"),
+        ("Classified", '{"softmax": true}', "the probabilities of 751 classes"),
+        ("fixed", "{}", None),
+    ],
+)
+def test_class_scores_are_warned_of_once(name, arguments, said, caplog):
+    embedder = embedder_of_model(f"{__name__}:{name}", arguments, None, (8, 4), "cpu", True)
+    for _ in range(2):
+        embedder(torch.rand(2, 3, 8, 4))
+    assert caplog.text.count("not features") == (said is not None)
+    assert said is None or said in caplog.text
