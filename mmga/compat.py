@@ -183,7 +183,8 @@ def _report(
 ) -> Report:
     given = {"q_pids": q_pids, "g_pids": g_pids, "q_camids": q_camids, "g_camids": g_camids}
     labels = {name: as_array(name, column) for name, column in given.items()}
-    shape = tuple(np.shape(distmat))
+    distmat = as_tensor("distmat", distmat, lend=True)
+    shape = tuple(distmat.shape)
     if len(shape) != 2:
         raise UserError(f"distmat: expected [Q, G], found shape {list(shape)}")
     for name, column in labels.items():

@@ -437,9 +437,7 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
     except OSError as error:
         raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(
-            f"configuration {path} is no UTF-8 text ({error}); give a YAML file"
-        ) from error
+        raise UserError(f"configuration {path} is not UTF-8 text: {error}") from error
     try:
         values = yaml.safe_load(text)
         values = {} if values is None else values

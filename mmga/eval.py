@@ -217,9 +217,11 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
 
 
 def _of_run(inputs: Inputs, run: Path) -> tuple["Features", "Features"]:
+    from mmga.common import memory
     from mmga.common.progress import bar
     from mmga.extraction.of_run import DataChoice, features_of_run
 
+    memory.keep_freed()
     with bar() as progress:
         return features_of_run(
             run,

@@ -22,6 +22,8 @@ from mmga.config import DataConfig, DataName
 
 if TYPE_CHECKING:
     from mmga.bodyparts.detector import Detector
+    from mmga.bodyparts.mask_folder import MaskMaker
+    from mmga.data.dataset import ImageSet
 
 _OF_DATA = ("data", "root", "split", "boxes")  # options that choose the data set
 
@@ -87,13 +89,7 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     _check(options)
     from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, detected
     from mmga.bodyparts.importers import imported, open_importer
-    from mmga.bodyparts.mask_folder import (
-        MaskMaker,
-        draw_preview,
-        projection,
-        summary,
-        warn_of_areas,
-    )
+    from mmga.bodyparts.mask_folder import MaskMaker, projection
     from mmga.common.device import resolve_device
     from mmga.common.progress import bar
     from mmga.data.dataset import joined
@@ -147,17 +143,24 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         notes = Notes()
         notes.add(take_notes())
         notes.say()
-    manifest = maker.finish(images, len(broken))
+    _finish(options, maker, images, len(broken))
+    return 0
+
+
+def _finish(options: Options, maker: "MaskMaker", images: "ImageSet", broken: int) -> None:
+    """Write the manifest, print the coverage and what is missing, and draw the preview."""
+    from mmga.bodyparts.mask_folder import draw_preview, summary, warn_of_areas
+
+    manifest = maker.finish(images, broken)
     print(summary(manifest))
     warn_of_areas(manifest)
     _say_missing(options, images.paths)
     if broken:
-        print(f"{len(broken)} images cannot be decoded and were left out")
+        print(f"{broken} images cannot be decoded and were left out")
     if options.preview:
         sheet = options.out / "preview.png"
         draw_preview(sheet, images, options.out, options.preview)
         print(f"images beside their masks: {sheet}")
-    return 0
 
 
 def _say_missing(options: Options, paths: Sequence[str]) -> None:

@@ -96,7 +96,8 @@ def _dense(name: str, given: Tensor) -> Tensor:
         found = f"{_named(tensor.dtype)}; pass real numbers"
     if found is not None:
         raise UserError(f"{name}: expected a dense tensor of numbers, found {found}")
-    return tensor.as_subclass(Tensor).resolve_conj().resolve_neg()
+    plain = tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+    return plain.resolve_conj().resolve_neg()
 
 
 def _named(kind: object) -> str:

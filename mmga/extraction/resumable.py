@@ -65,7 +65,8 @@ def extract_to(
             f"got {out}"
         )
     if out.suffix.lower() in (".mat", ".safetensors"):  # which have limits
-        one, _ = embedder(torch.zeros(1, 3, *embedder.transform.size, device=embedder.device))
+        shape = (1, 3, *embedder.transform.size)
+        one, _ = embedder(torch.zeros(shape, dtype=torch.float32, device=embedder.device))
         name = "features" if one.dim() == 2 else "parts"
         containers.check_room(out, name, len(images) * one.nbytes, images.paths)
     folder = out.with_name(f"{out.name}.partial")

@@ -1,8 +1,8 @@
 """The command: table, JSON, exit codes, and nothing heavy at start."""
 
-import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +13,7 @@ import pytest
 from miniatures import images
 from paths import REPOSITORY, SHARED_DATA
 from small_run import write_run
+from terminal import on_a_terminal
 
 import mmga
 from mmga import eval as command
@@ -61,7 +62,6 @@ def test_pku_sketch(capsys, tmp_path):
     path = SHARED_DATA / "pku-sketch" / "pytorch_result.mat"
     if not path.exists():
         pytest.skip(f"{path} is absent; set MMGA_TEST_DATA")
-    pytest.importorskip("scipy")
     words = ("--features", path, "--json", tmp_path / "o.json")
     assert run(capsys, *words, "--protocol", "market1501-matlab")[0] == 0
     found = json.loads((tmp_path / "o.json").read_text())
@@ -211,18 +211,10 @@ def test_a_run_on_viper_evaluates_its_test_half_as_it_is(tmp_path, capsys):
     assert (code, "a run's test split has two sides" in err) == (2, True)
 
 
-def test_lines_fit_a_terminal(monkeypatch):
-    text = "plain   12%\n\nnote: " + "word " * 40
-    assert command.fitted(text) == text
-    monkeypatch.setattr(command.sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", "80")
-    lines = command.fitted(text).splitlines()
-    assert lines[:2] == ["plain   12%", ""]
-    assert len(lines) > 4
-    assert max(map(len, lines)) <= 80
-    assert " ".join(" ".join(lines[2:]).split()) == text.splitlines()[2].strip()
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
+def test_lines_fit_a_terminal(files):
+    words = ["-m", "mmga.eval", "--query", str(files / "q.npz"), "--gallery", str(files / "g.npz")]
+    for columns in (60, 80):
+        code, said = on_a_terminal(words, columns, TERM="xterm")
+        assert code == 0
+        assert max(map(len, said.splitlines())) <= columns
+        assert re.search(r"^plain +[0-9.]+", said, re.MULTILINE)

@@ -199,7 +199,6 @@ LABELS = {
     "objects": lambda x: x.astype(str).astype(object),
 }
 BAD_LABELS = {
-    "masked": lambda x: np.ma.masked_array(x, x == 1),
     "bfloat16": lambda x: torch.from_numpy(x).bfloat16(),
     "complex": lambda x: x.astype(complex),
     "meta": lambda x: torch.from_numpy(x).to("meta"),
@@ -219,6 +218,12 @@ def test_labels_are_taken(kind):
     if kind != "column":
         ranks = compat.evaluate_rank(distances(plain)[0], own[0], other[0], own[1], other[1])
         assert ranks[1] == CALLS["torchreid"](plain)[1]
+
+
+def test_masked_identities_are_unknown():
+    masked = np.ma.masked_array(Q_LABELS[0], Q_LABELS[0] == 1)
+    found = mmga.evaluate(fed(QUERY, (masked, Q_LABELS[1])), fed(GALLERY, G_LABELS))
+    assert found.excluded["unknown_queries"] == (Q_LABELS[0] == 1).sum() > 0
 
 
 @pytest.mark.filterwarnings("error")

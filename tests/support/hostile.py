@@ -54,7 +54,6 @@ def wrong_arrays():
     for name in ("pids", "camids"):
         yield f"{name}: dates", {**good, name: np.zeros(6, "M8[s]")}
         yield f"{name}: infinity", {**good, name: np.full(6, np.inf)}
-        yield f"{name}: nothing known", {**good, name: np.full(6, np.nan)}
 
 
 def npy_header(shape, descr="<f4"):

@@ -291,7 +291,8 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path):
     network = build_network(small().model, 6)
     optimizer = torch.optim.Adam(network.parameters())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for state in (optimizer.state_dict() | {"x": torch.zeros(50_000)}, {}):
+    small_state = {"state": {}, "param_groups": []}
+    for state in (optimizer.state_dict() | {"x": torch.zeros(50_000)}, small_state):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
             with pytest.raises(UserError, match=r"could not be written: .*has room"):

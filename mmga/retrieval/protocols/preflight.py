@@ -374,7 +374,7 @@ def _distances(
     query: Features, gallery: Features, row: int, items: np.ndarray, metric: str | None
 ) -> np.ndarray:
     """Return the distances of a query to some items, float64."""
-    one = query.rows.take(torch.tensor([row])).cpu().double()
+    one = query.rows.take(torch.tensor([row], dtype=torch.int64, device="cpu")).cpu().double()
     other = gallery.rows.take(torch.from_numpy(items)).cpu().double()
     if metric != "euclidean":
         one, other = (torch.nn.functional.normalize(rows, dim=1) for rows in (one, other))
