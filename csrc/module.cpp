@@ -1,8 +1,10 @@
 // The module object mmga._C: build facts. Operators are registered by the other files of this
 // library when it is loaded; this file includes no torch header, which pybind11 may not share.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "common/dispatch.h"
+#include "common/float_modes.h"
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of mmga; loading it registers them with torch's dispatcher.";
@@ -12,5 +14,8 @@ PYBIND11_MODULE(_C, module) {
       "int8_instructions",
       [] { return mmga::int8_instructions() != mmga::Int8Instructions::kNone; },
       "Whether the processor has instructions for products of 8-bit integers (VNNI).");
+  module.def(
+      "exchange_float_modes", &mmga::exchange_float_modes,
+      "Let the threads of the caller's pool keep subnormal numbers, or restore their words.");
   module.attr("compiler") = __VERSION__;
 }

@@ -23,6 +23,7 @@ _PUBLIC = {
     "GalleryIndex": "mmga.retrieval.reranking.index",
     "augment_gallery": "mmga.retrieval.neighbours.query_expansion",
     "expand_queries": "mmga.retrieval.neighbours.query_expansion",
+    "to_dense": "mmga.retrieval.reranking.jaccard",
     "to_scipy": "mmga.retrieval.reranking.jaccard",
     "jaccard_distance": "mmga.retrieval.reranking.jaccard",
     "nearest": "mmga.retrieval.neighbours.knn",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from mmga.retrieval.neighbours.query_expansion import expand_queries as expand_queries
     from mmga.retrieval.reranking.index import GalleryIndex as GalleryIndex
     from mmga.retrieval.reranking.jaccard import jaccard_distance as jaccard_distance
+    from mmga.retrieval.reranking.jaccard import to_dense as to_dense
     from mmga.retrieval.reranking.jaccard import to_scipy as to_scipy
     from mmga.retrieval.reranking.rerank import rerank as rerank
     from mmga.retrieval.reranking.rerank import rerank_distances as rerank_distances

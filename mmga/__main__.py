@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-VERBS = ("train", "eval", "masks", "extract", "export", "search", "visualize", "doctor")
+VERBS = ("train", "eval", "masks", "extract", "export", "search", "visualize", "doctor", "demo")
 
 
 def _summary(verb: str) -> str:
@@ -16,10 +16,13 @@ def _summary(verb: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run the command of a verb."""
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
-        print("usage: mmga <verb> [options]; mmga <verb> --help for its options\n")
+        print("usage: mmga <verb> [options]\n")
         for verb in VERBS:
             print(f"  {verb:<10} {_summary(verb)}")
+        print("\nmmga <verb> --help shows examples and options, mmga --version the version")
         return
     if words[0] == "--version":
         from mmga.common.version import __version__

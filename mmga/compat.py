@@ -2,17 +2,23 @@
 
     from mmga.compat import evaluate_rank                             # torchreid's
     from mmga.compat import fastreid_evaluate_rank as evaluate_rank   # fast-reid's
-    from mmga.compat import re_ranking                                # torchreid's and Zhong's
+    from mmga.compat import re_ranking                                # torchreid's, fast-reid's
     from mmga.compat import compute_jaccard_distance                  # cluster-contrast's, SpCL's
 
-Equal distances are ranked by gallery index here, by accident of a sort there.
+torchreid of the package registry has them in `torchreid.reid.metrics.rank` and
+`torchreid.reid.utils.rerank`, that of its repository in `torchreid.metrics.rank` and
+`torchreid.utils.rerank`.
+
+Equal distances are ranked by gallery index here, by accident of a sort there. A CMC has
+min(max_rank, G) ranks, the last value held where a query ranks fewer items; there it is cut to the
+items that are left or ends in an error about ragged arrays.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate_distances
 from mmga.retrieval.features import Features
@@ -103,7 +109,10 @@ def re_ranking(
     k2: int = 6,
     lambda_value: float = 0.3,
 ) -> np.ndarray:
-    """Stand in for torchreid's `re_ranking`, which squares the distances it is given.
+    """Stand in for torchreid's and fast-reid's `re_ranking`, which square what they are given.
+
+    fast-reid's evaluator does not call its `re_ranking` but mixes a Jaccard distance by another
+    rule: `KReciprocal(variant="fastreid")`.
 
     Args:
         q_g_dist: [Q, G] distances.
@@ -122,7 +131,8 @@ def re_ranking(
     from mmga.retrieval.reranking.rerank import rerank_distances
     from mmga.retrieval.reranking.settings import KReciprocal
 
-    q_g, q_q, g_g = (np.asarray(matrix) for matrix in (q_g_dist, q_q_dist, g_g_dist))
+    given = {"q_g_dist": q_g_dist, "q_q_dist": q_q_dist, "g_g_dist": g_g_dist}
+    q_g, q_q, g_g = (as_tensor(name, matrix).cpu() for name, matrix in given.items())
     final = rerank_distances(q_g, q_q, g_g, KReciprocal(k1, k2, lambda_value), squared=False)
     return np.asarray(final, dtype=np.float32)
 
@@ -171,13 +181,25 @@ def _report(
     max_rank: int,
     protocol: str,
 ) -> Report:
-    pids = np.asarray(q_pids), np.asarray(g_pids)
-    if pids[0].ndim != 1 or pids[1].ndim != 1:
-        raise UserError("q_pids and g_pids: expected one identity for each row and column")
-    # To these functions -1 is an identity like any other.
-    codes = np.unique(np.concatenate(pids), return_inverse=True)[1]
-    query = Features(torch.zeros(len(q_pids), 1), codes[: len(q_pids)], np.asarray(q_camids))
-    gallery = Features(torch.zeros(len(g_pids), 1), codes[len(q_pids) :], np.asarray(g_camids))
-    return evaluate_distances(
-        distmat, query, gallery, protocol, max_rank=min(max_rank, len(g_pids))
+    given = {"q_pids": q_pids, "g_pids": g_pids, "q_camids": q_camids, "g_camids": g_camids}
+    labels = {name: as_array(name, column) for name, column in given.items()}
+    distmat = as_tensor("distmat", distmat, lend=True)
+    shape = tuple(distmat.shape)
+    if len(shape) != 2:
+        raise UserError(f"distmat: expected [Q, G], found shape {list(shape)}")
+    for name, column in labels.items():
+        count, what = (shape[0], "row") if name[0] == "q" else (shape[1], "column")
+        if column.shape != (count,):
+            raise UserError(
+                f"{name}: expected one for each of the {count} {what}s of distmat, found shape "
+                f"{list(column.shape)}"
+            )
+    # To these functions -1 is an identity like any other: ids are names here, and their codes pids.
+    pids = np.concatenate([labels["q_pids"], labels["g_pids"]])
+    names, codes = np.unique(pids, return_inverse=True)
+    query, gallery = (
+        Features(np.zeros((len(own), 1), np.float32), own, labels[f"{side}_camids"], source=side)
+        for side, own in (("q", codes[: shape[0]]), ("g", codes[shape[0] :]))
     )
+    query.pid_names = gallery.pid_names = names
+    return evaluate_distances(distmat, query, gallery, protocol, max_rank=min(max_rank, shape[1]))

@@ -7,17 +7,19 @@ weeks; TRICKS = "Bag of Tricks" (Luo et al., CVPRW 2019); OURS = this project's 
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
+from mmga.common.options import Device, Flag, Size
 
 DataName = Literal[
     "synthetic",
@@ -44,20 +46,21 @@ class DataConfig:
     test: tuple[DataName, ...] = ()
     """Data sets tested on, each a row of one table; those trained on if none is named."""
     root: Path | None = None
-    """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA; for csv the table itself."""
     masks: Path | None = None
     """Folder of mask PNGs (for viper also the .mat of silhouettes); none for synthetic. With --also
     a folder that has one of each set's name."""
-    label_set: str = "parts"
+    label_set: Annotated[str, Flag(value="NAME")] = "parts"
     """Label set of the mask files: parts, lip, atr, pascal, densepose or silhouette."""
     halved_at: float | None = None
-    """Height, as a share of the image, at which silhouettes are halved; unset leaves them whole."""
+    """Height at which silhouettes are halved into upper and bottom body, as a share of the image's,
+    0 (top) to 1; by default they stay whole."""
     split: int = 0
     """Number of the split, where a data set has several."""
     splits_file: Path | None = None
     """File of fixed splits (viper); without it splits are drawn from their number."""
     direction: Literal["ab", "ba"] = "ab"
-    """Camera of the queries (viper)."""
+    """Cameras of queries and gallery (viper): ab takes the queries from camera a."""
     boxes: Literal["detected", "labeled"] = "detected"
     """Bounding boxes (cuhk03, cuhk03-classic)."""
     with_val: bool = True
@@ -72,27 +75,29 @@ class DataConfig:
     """Training identities (synthetic)."""
     test_persons: int = 48
     """Test identities (synthetic)."""
-    challenge: str = "mixed"
-    """Difficulty of the images (synthetic): mixed, clean, pose, misalignment, occlusion, ..."""
+    challenge: Annotated[str, Flag(value="NAME")] = "mixed"
+    """Difficulty of the images (synthetic): mixed, clean, pose, misalignment, occlusion or
+    clutter."""
     severity: int = 1
     """Severity of the difficulty, 1 to 3 (synthetic)."""
     schemes: int = 0
     """Colour schemes of the clothes (synthetic); fewer is harder, 0 for as many as persons ask."""
-    population: str = "varied"
+    population: Annotated[str, Flag(value="NAME")] = "varied"
     """Distribution of persons (synthetic): varied, or uniform, whose colours tell little."""
     data_seed: int = 0
     """Seed of the generated images (synthetic)."""
     val_ids: int = 0
-    """Training identities held out to validate on; best.safetensors is then the best by their mAP.
-    Which they are depends on the data set alone, so that runs compare."""
+    """Training identities held out to validate on, 0 for none; best.safetensors is then the best by
+    their mAP. Which they are depends on the data set alone, so that runs compare."""
     allow_missing_masks: bool = False
     """Train although fewer than half of the images have a mask."""
     skip_broken: bool = False
     """Leave out and count images that cannot be decoded, instead of stopping."""
     workers: int = 0
-    """Processes that load images; 0 loads in the training process."""
-    cache: str | None = None
-    """Memory for resized training images that are kept from epoch to epoch, such as 2G."""
+    """Processes that load images; 0 loads in the process itself."""
+    cache: Size = None
+    """Bytes for resized training images that are kept from epoch to epoch, such as 512M or 2G; by
+    default none is kept."""
 
     def root_of(self, name: str) -> Path | None:
         """Return the folder of one of the sets; a table given as --root is the csv set's alone."""
@@ -111,32 +116,34 @@ class DataConfig:
 class ModelConfig:
     """The network (mmga.models.MMGA)."""
 
-    backbone: str = "resnet50"
+    backbone: Annotated[str, Flag(value="NAME")] = "resnet50"
     """Any torchvision ResNet, or tiny."""
-    weights: str = "IMAGENET1K_V1"
-    """torchvision's weights of the backbone, or none."""
-    backbone_weights: Path | None = None
+    weights: Annotated[str, Flag(value="NAME")] = "IMAGENET1K_V1"
+    """torchvision's weights of the backbone, or none for random ones."""
+    backbone_weights: Annotated[Path | None, Flag(value="FILE")] = None
     """File of backbone weights: a plain ResNet state dict (.pth or .safetensors)."""
     attention: Literal["both", "first", "none", "auxiliary"] = "both"
     """Modules that are there; auxiliary computes the maps without multiplying them in."""
     combine: Literal["product", "residual"] = "product"
-    """S*C [PAPER] or C*(1+S) [AUTHOR]."""
+    """How spatial attention S and channel attention C are combined: S*C [PAPER] or C*(1+S)
+    [AUTHOR]."""
     branches: Literal["copies", "shared", "single"] = "copies"
     """Each branch its own copy of the late stages [AUTHOR], one for all, or one branch only."""
     heads: Literal[3, 8] = 3
     """One head a branch, or MGN's stripes as well [AUTHOR]."""
     neck: Literal["none", "bnneck"] = "none"
-    """bnneck: batch norm between triplet and classifier [TRICKS]."""
+    """Between triplet and classifier: none, or bnneck, batch normalisation [TRICKS]."""
     pool: Literal["max", "avg", "gem"] = "max"
     """Global pooling [AUTHOR]."""
     spatial_kernel: Literal[1, 3] = 1
-    """Kernel of the spatial attention's convolutions: 1 [PAPER] or 3 [AUTHOR]."""
+    """Kernel of the spatial attention's convolutions, in pixels: 1 [PAPER] or 3 [AUTHOR]."""
     read0: Literal["layer1", "layer2"] = "layer1"
-    """Stage that module 1 reads."""
+    """Stage of the backbone that the first attention module reads."""
     reduction: Literal["head", "shared"] = "head"
     """The 1x1 convolution to the embedding: one per head [OURS] or shared [AUTHOR]."""
     classifier: Literal["kaiming", "normal"] = "kaiming"
-    """Start of classifiers: kaiming fan_out [AUTHOR], or N(0, .001) without bias [TRICKS]."""
+    """Start of classifiers: kaiming fan_out [AUTHOR], or normal with a standard deviation of 0.001
+    and no bias [TRICKS]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,15 +153,15 @@ class LossConfig:
     id_weight: float = 2.0
     """Weight of the cross-entropy [AUTHOR]."""
     mask_weight: float = 1.0
-    """lambda, weight of the mask-guided attention loss [OURS]."""
+    """Weight of the mask-guided attention loss, lambda in the paper [OURS]."""
     guide: Literal["own", "whole", "mean", "other"] = "own"
     """Guide of the attention maps: the image's own masks [PAPER], its whole body on every map,
     or, as controls that show no image its own mask, the mean mask of the training set or the masks
     of another identity's image in the batch [OURS]."""
     margin: float = 1.2
-    """Margin of the batch-hard triplet [AUTHOR]."""
+    """Margin of the batch-hard triplet, in Euclidean distance [AUTHOR]."""
     smoothing: float = 0.0
-    """Label smoothing of the cross-entropy."""
+    """Label smoothing of the cross-entropy, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +174,7 @@ class OptimizerConfig:
     """Factor on the attention modules' rate [OURS]; short runs need more than 1, because the last
     layer of a spatial attention has a handful of weights and Adam moves each by the rate."""
     weight_decay: float = 5e-4
-    """Coupled L2."""
+    """Weight of the coupled L2 term."""
     amsgrad: bool = True
     """Adam's amsgrad."""
     beta2: float = 0.999
@@ -195,22 +202,22 @@ class BatchConfig:
     p: int = 16
     """Identities in a batch."""
     k: int = 4
-    """Images of each."""
+    """Images of each identity in a batch."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Resizing of images."""
     flip: float = 0.5
-    """Probability of a mirror image."""
+    """Probability of a mirror image, 0 to 1."""
     pad: int = 0
     """Pixels padded on each side before a random crop."""
     erasing: float = 0.5
-    """Probability of random erasing."""
+    """Probability of random erasing, 0 to 1."""
     erasing_fill: Literal["zero", "mean"] = "zero"
     """zero after normalisation (the mean colour) [AUTHOR], or the mean colour's value [TRICKS]."""
     erase_mask: bool = True
     """Erase the mask in the same rectangle."""
     new_background: float = 0.0
-    """Probability with which other images' scenes replace all that an image's mask does not cover
-    [OURS]."""
+    """Probability, 0 to 1, with which other images' scenes replace all that an image's mask does
+    not cover [OURS]."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,16 +228,16 @@ class RunConfig:
     """Epochs to train."""
     seed: int = 0
     """Seed of initialisation, sampling and augmentation."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: int = 0
-    """CPU threads of torch; 0 leaves them as they are."""
+    """CPU threads of torch; 0 leaves torch's own number."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast in forward and loss."""
+    """Arithmetic; bfloat16 is autocast in forward and loss."""
     channels_last: bool = False
-    """Memory layout of images and convolutions."""
+    """Store images and convolutions with the channels last, which some CPUs and GPUs prefer."""
     compile: bool = False
-    """torch.compile the network."""
+    """Compile the network by torch.compile."""
     norm: Literal["auto", "synced", "local", "frozen"] = "auto"
     """Batch normalisation: synced over processes or local to each; auto syncs where a process
     holds fewer than 32 images of a batch, on CUDA. frozen keeps the statistics as loaded."""
@@ -244,11 +251,14 @@ class RunConfig:
     """Steps between lines in metrics.jsonl."""
     flip_test: bool = True
     """Sum the features of an image and of its mirror image when evaluating."""
+    protocol: str | None = None
+    """Protocol of validations and tests, by a name of eval's --protocol, such as no-camera; the
+    data set's own where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """A whole training run; each field of each section is a flag of its own name."""
+    """Configuration of a training run."""
 
     recipe: RecipeName = "mgn"
     """Source of the defaults."""
@@ -266,24 +276,48 @@ def default_root() -> Path | None:
     return Path(folder).expanduser() if folder else None
 
 
+# Least and greatest value of each number; None: _MANY, which float32 and counters can hold.
+_MANY = 10**9
+_SEEDS = (0, 2**63 - 1)
+_PROBABILITY = (0, 1)
+_RANGES: dict[str, tuple[int, int | None]] = {
+    **dict.fromkeys(("height", "width", "p", "epochs", "checkpoint_every", "log_every"), (1, None)),
+    **dict.fromkeys(("val_ids", "warmup_epochs", "eval_every", "split"), (0, None)),
+    **dict.fromkeys(("schemes", "pad", "id_weight", "mask_weight"), (0, None)),
+    **dict.fromkeys(("margin", "attention_lr", "weight_decay", "clip_norm", "gamma"), (0, None)),
+    **dict.fromkeys(("flip", "erasing", "new_background", "smoothing", "halved_at"), _PROBABILITY),
+    **dict.fromkeys(("seed", "data_seed"), _SEEDS),
+    **dict.fromkeys(("threads", "workers"), (0, 1024)),
+    **dict.fromkeys(("persons", "test_persons"), (2, None)),
+    "severity": (1, 3),
+    "lr": (0, None),
+    "milestones": (1, None),
+}
+
+
+def _check_ranges(section: Any) -> None:
+    """Raise a UserError if a number of a section is out of its range."""
+    for field_ in dataclasses.fields(section):
+        given = getattr(section, field_.name)
+        least, most = _RANGES.get(field_.name, (None, None))
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            bound = _MANY if most is None else most
+            if least is not None and value < least:
+                wanted = f"be at least {least}" if least else "not be negative"
+            elif value > bound:
+                wanted = f"be at most {bound}"
+            else:
+                continue
+            raise UserError(f"--{field_.name.replace('_', '-')} must {wanted}, got {value}")
+
+
 def check(config: Config) -> None:
     """Raise a UserError if the values of a configuration do not fit together."""
-    data, run, optimizer = config.data, config.run, config.optimizer
-    for name, value, least in (
-        ("height", data.height, 1),
-        ("width", data.width, 1),
-        ("p", config.batch.p, 1),
-        ("epochs", run.epochs, 1),
-        ("checkpoint-every", run.checkpoint_every, 1),
-        ("log-every", run.log_every, 1),
-        ("val-ids", data.val_ids, 0),
-        ("warmup-epochs", optimizer.warmup_epochs, 0),
-        ("eval-every", run.eval_every, 0),
-        ("workers", data.workers, 0),
-    ):
-        if value < least:
-            bound = f"be at least {least}" if least else "not be negative"
-            raise UserError(f"--{name} must {bound}, got {value}")
+    data, optimizer = config.data, config.optimizer
+    for section in (data, config.model, config.loss, optimizer, config.batch, config.run):
+        _check_ranges(section)
     if config.batch.k < 2:
         raise UserError(
             f"--k must be at least 2, because a triplet needs two images of an identity, "
@@ -295,8 +329,6 @@ def check(config: Config) -> None:
             f"--height must be at least 33 for --heads 8, whose branches have up to 3 stripes, "
             f"got {data.height}"
         )
-    if not 0 <= config.batch.new_background <= 1:
-        raise UserError(f"--new-background must be from 0 to 1, got {config.batch.new_background}")
     if config.loss.guide == "other" and config.batch.p < 2:
         raise UserError(
             f"--p must be at least 2 for --guide other, which takes another identity's masks, "
@@ -304,8 +336,6 @@ def check(config: Config) -> None:
         )
     if not 0 <= optimizer.ema < 1:
         raise UserError(f"--ema must be from 0 to below 1, got {optimizer.ema}")
-    if not optimizer.clip_norm >= 0:
-        raise UserError(f"--clip-norm must not be negative, got {optimizer.clip_norm}")
     if not 0 < optimizer.beta2 < 1:
         raise UserError(f"--beta2 must be between 0 and 1, got {optimizer.beta2}")
     if not optimizer.lr > 0:
@@ -403,13 +433,17 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
         UserError: the file cannot be read, or holds a key or a value that does not exist.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"configuration {path} is not UTF-8 text: {error}") from error
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"configuration {path} is not YAML: {error}") from error
+        values = yaml.safe_load(text)
+        values = {} if values is None else values
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates, depth
+        reason = " ".join(str(error).split())
+        raise UserError(f"configuration {path} is not YAML: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"configuration {path} must hold sections such as `data:` and `model:`")
     recipe = values.get("recipe", base.recipe if base is not None else "mgn")
@@ -454,7 +488,7 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
     """Return `value` as the annotated type; refuse values of similar types."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value not in arguments:
+        if not any(value == one and type(value) is type(one) for one in arguments):
             raise UserError(f"{name} must be one of {', '.join(map(str, arguments))}, got {value}")
         return value
     if origin in (types.UnionType, typing.Union):
@@ -468,14 +502,15 @@ def _converted(value: Any, hint: Any, name: str) -> Any:
         return tuple(_converted(item, arguments[0], name) for item in value)
     if hint is Path and isinstance(value, str | Path):
         return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         # YAML reads 2e-4, which has no dot, as a string.
         try:
-            return float(value)
-        except ValueError:
-            pass
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        raise UserError(f"{name} must be a finite number, got {value!r}")
     if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise UserError(f"{name} must be of type {hint.__name__}, got {value!r}")
@@ -498,7 +533,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 def save_config(config: Config, path: Path | str) -> None:
     """Write the whole configuration as YAML."""
     with atomic_path(path) as temporary:
-        temporary.write_text(to_yaml(config))
+        temporary.write_text(to_yaml(config), encoding="utf-8")
 
 
 def to_yaml(config: Config) -> str:

@@ -1,5 +1,8 @@
 """`python -m mmga.demo`: every stage on synthetic persons, from training to pictures.
 
+    mmga demo
+    mmga demo --out runs/other --seed 1
+
 Train, extract, evaluate with and without re-ranking, draw; then print the files. Its metrics are of
 generated persons, not of any real data set.
 """
@@ -28,7 +31,7 @@ class Options:
     out: Path = Path("runs/demo")
     """Folder of the run; an earlier demo there is gone on with."""
     seed: int = 0
-    """Seed of the training run."""
+    """Seed of initialisation, sampling and augmentation."""
 
 
 def body(options: Options) -> int:

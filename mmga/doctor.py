@@ -1,28 +1,26 @@
 """`python -m mmga.doctor`: active back ends, or the faults of a set of features.
 
-With --query and --gallery (or --features) it checks feature files before anything is computed and
-prints what would spoil an evaluation, and the fix; the exit code is 2 if none is possible.
+    mmga doctor
+    mmga doctor --query q.npz --gallery g.npz
+    mmga doctor --features pytorch_result.mat --protocol market1501-matlab
+
+With the inputs of `mmga eval` it checks features before anything is computed and prints what would
+spoil an evaluation, the fix, and what was checked; the exit code is 2 if none is possible.
 """
 
+import dataclasses
 import platform
 import sys
 from dataclasses import dataclass
 
 from mmga.common import cli
-from mmga.common.errors import UserError
 from mmga.common.version import __version__
+from mmga.eval import Inputs, load, rules_of, with_protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Options(Inputs):
     """Print the active back ends of this machine, or the faults of a set of features."""
-
-    query: tuple[str, ...] = ()
-    """Features of the queries; several shards, or a pattern in quotes."""
-    gallery: tuple[str, ...] = ()
-    """Features of the gallery, likewise."""
-    features: str | None = None
-    """One file that holds both sides."""
 
 
 def environment() -> dict[str, str]:
@@ -49,33 +47,33 @@ def environment() -> dict[str, str]:
 
 def body(options: Options) -> int:
     """Print the findings; 2 if no evaluation of these features is possible."""
-    if options.query or options.gallery or options.features:
+    if cli.changed(options, *(field.name for field in dataclasses.fields(options))):
         return _check_features(options)
     for name, value in environment().items():
-        print(f"{name:<11} {value}")
+        print(cli.wrapped(f"{name:<11} {value}", 12))
     return 0
 
 
 def _check_features(options: Options) -> int:
-    from mmga.retrieval.features import load_features
-    from mmga.retrieval.protocols.preflight import check
+    from mmga.retrieval.protocols.preflight import check, checked
 
-    if options.features:
-        if options.query or options.gallery:
-            raise UserError("--features holds both sides; leave out --query and --gallery")
-        query = load_features(options.features, side="query")
-        gallery = load_features(options.features, side="gallery")
-    elif options.query and options.gallery:
-        query, gallery = load_features(options.query), load_features(options.gallery)
-    else:
-        missing = "--gallery" if options.query else "--query"
-        raise UserError(f"{missing} is missing: name the features of both sides")
-    findings = check(query, gallery)
+    options = with_protocol(options)
+    query, gallery = load(options)
+    rules = rules_of(options)
+    findings = check(query, gallery, rules, options.metric)
     for finding in findings:
-        print(finding)
-    if not findings:
-        print("nothing found that would spoil an evaluation")
-    return 2 if any(finding.stops for finding in findings) else 0
+        print(cli.wrapped(str(finding), 2))
+    for line in checked(query, gallery, rules.name, options.metric, findings):
+        print(cli.wrapped(line, 2))
+    stopping = sum(finding.stops for finding in findings)
+    if stopping:
+        verdict = "no evaluation is possible as it is"
+    elif findings:
+        verdict = "an evaluation is possible"
+    else:
+        verdict = "nothing found that would spoil an evaluation"
+    print(f"summary: findings: {len(findings)}; {verdict}")
+    return 2 if stopping else 0
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,151 +1,245 @@
 """`python -m mmga.eval`: CMC, mAP and mINP of feature files, plain and re-ranked.
 
-python -m mmga.eval --query q.npz --gallery g.npz
-python -m mmga.eval --features pytorch_result.mat --protocol market1501-matlab
-python -m mmga.eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out.json
-python -m mmga.eval --run runs/x --data market1501 --root DIR
+    mmga eval --query q.npz --gallery g.npz --rerank
+    mmga eval --features pytorch_result.mat --protocol market1501-matlab
+    mmga eval --query q.npz --gallery 'shard-*.npz' --memory 2G --json out.json
+    mmga eval --features all.npz --protocol all-vs-all
+    mmga eval --query q.npz --gallery g.npz --explain market1501 no-camera
+    mmga eval --run runs/x --data market1501 --root DIR
+
+Features are files with features [N, D], pids [N] and camids [N]; docs/evaluation.md describes each
+format, each protocol and each figure.
 """
 
+import dataclasses
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Device, FeatureFile, FeatureFiles, Flag, OutputFile, Size
 from mmga.config import DataName
-from mmga.retrieval.protocols.protocol import ProtocolName
+from mmga.retrieval.protocols.protocol import (
+    Precision,
+    Protocol,
+    ProtocolName,
+    of_test_split,
+    protocol_named,
+)
+from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
     from mmga.retrieval.features import Features
-    from mmga.retrieval.reranking.settings import KReciprocal
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Evaluate features: CMC, mAP and mINP, exactly, at any gallery size."""
+class Inputs:
+    """What is evaluated, and by which rules."""
 
-    query: tuple[str, ...] = ()
+    GROUPS: ClassVar = {
+        "query": "features",
+        "run": "a trained run in place of features",
+        "metric": "evaluation",
+        "device": "machine",
+    }
+
+    query: FeatureFiles = ()
     """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
     several shards, or a pattern in quotes, which is read in natural order."""
-    gallery: tuple[str, ...] = ()
-    """Features of the gallery, likewise."""
-    features: str | None = None
+    gallery: FeatureFiles = ()
+    """Features of the gallery, in the same formats."""
+    features: FeatureFile = None
     """One file that holds both sides, or the one set of protocol all-vs-all."""
     query_columns: Path | None = None
     """CSV table with further columns of the queries (and pid, camid, path where the file has none);
     lines belong to rows by path if both have paths, else by order."""
     gallery_columns: Path | None = None
-    """The same of the gallery."""
+    """CSV table with further columns of the gallery."""
+    pattern: str | None = None
+    """Regular expression whose groups pid and camid are read from paths where they are not known
+    otherwise, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"."""
     run: Path | None = None
-    """A trained run (or one of its checkpoints) whose test split is extracted and evaluated."""
+    """Folder of a run, or one of its checkpoints, whose test split is extracted and evaluated."""
     data: DataName | None = None
-    """With --run: another data set than the run was trained on."""
+    """Data set; by default that of the run."""
     root: Path | None = None
-    """With --run: folder of that data set."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA."""
     metric: Literal["cosine", "euclidean"] = "cosine"
-    """Distance."""
-    protocol: ProtocolName = "market1501"
-    """Which items count for a query, and how ranks become figures."""
+    """Distance: cosine is 1 - cos, euclidean the Euclidean distance."""
+    protocol: ProtocolName | None = None
+    """Which items count for a query, and how ranks become figures; by default market1501, with
+    --run the protocol of its training."""
+    device: Device | None = None
+    """auto, cpu, cuda or cuda:N; by default cpu for features, auto for --run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options(Inputs):
+    """Evaluate features: CMC, mAP and mINP, exactly, at any gallery size."""
+
+    GROUPS: ClassVar = Inputs.GROUPS | {
+        "ap": "evaluation",
+        "rerank": "re-ranking",
+        "exact": "evaluation",
+        "memory": "machine",
+        "verification": "verification and open sets",
+        "exclude": "evaluation",
+        "bootstrap": "statistics",
+        "explain": "evaluation",
+        "json": "output",
+    }
+
+    ap: Precision | None = None
+    """Average precision: the mean of the precisions at the matches (hits), or of those before and
+    at each match (trapezoid, as in Market-1501's MATLAB code); by default the protocol's own."""
     rerank: bool = False
-    """Report k-reciprocal re-ranking beside the plain figures."""
+    """Re-rank by k-reciprocal encoding, too: its figures stand beside the plain ones."""
     k1: int = 20
-    """Re-ranking: neighbours."""
+    """Neighbours that make the k-reciprocal sets."""
     k2: int = 6
-    """Re-ranking: neighbours of the local query expansion."""
+    """Neighbours whose encodings are averaged."""
     lambda_value: float = 0.3
-    """Re-ranking: weight of the original distance."""
+    """Weight of the original distance in the re-ranked one, 0 to 1."""
+    variant: Variant = "zhong"
+    """Whose rule of re-ranking."""
     exact: Literal["certified", "float32"] | None = None
     """Whose order counts where distances nearly tie: float64 arithmetic's, on any machine, or that
-    of float32 tiles. None: certified where it can be; the report says which."""
+    of float32 tiles; by default certified where it can be, and the report says which."""
     max_rank: int = 50
-    """Length of the CMC curve."""
+    """Length of the CMC curve, in ranks."""
     trials: int = 0
-    """Seeded draws of protocol cuhk03-single-shot; 0 gives the exact expectation."""
+    """Seeded draws of protocols cuhk03-single-shot and single-shot, where 0 gives the exact
+    expectation, and of vehicleid, where 0 means 10."""
     seed: int = 0
-    """Seed of whatever is drawn."""
-    pool: Literal["mean", "max"] = "mean"
+    """Seed of whatever is drawn at random."""
+    pool: Annotated[Literal["mean", "max"], Flag(name="query-pool", former=("pool",))] = "mean"
     """How protocol multi-query pools the images of a query."""
-    device: str | None = None
-    """Where to compute, such as cpu or cuda:0."""
-    memory: str | None = None
-    """Bound on what is allocated beyond the features, such as 2G."""
+    memory: Size = None
+    """Bytes that may be allocated beyond the features, such as 512M or 2G; by default there is
+    no bound."""
     verification: bool = False
     """Add TPR at FPR, EER, thresholds, and open-set rates."""
     cross_camera: bool = False
-    """Verification leaves out impostor pairs of one camera."""
+    """Leave out impostor pairs of one camera from verification."""
     fpr: float | None = None
-    """Verification: one more false positive rate whose threshold is wanted."""
+    """One more false positive rate, 0 to 1, whose threshold is wanted."""
     strangers: float | None = None
-    """Open set: share of the identities to take from the gallery; by default half where every query
-    has a match, else none."""
-    exclude: str | None = None
+    """Share of the identities, 0 to 1, that open-set rates take from the gallery; by default half
+    where every query has a match, else none."""
+    exclude: Annotated[str | None, Flag(value="CONDITION")] = None
     """Leave out the pairs for which a condition on columns of the gallery item and query.<column>
     holds, such as "camid == query.camid and abs(time - query.time) < 30"."""
     bootstrap: int = 0
     """Draws of a bootstrap by identity for intervals of mAP and rank-1; 0 for none."""
-    compare: tuple[str, ...] = ()
+    compare: FeatureFiles = ()
     """Features of the same images by another network, one file with both sides or query and
     gallery: test whether it differs, paired by identity."""
     explain: tuple[ProtocolName, ProtocolName] | None = None
     """Two protocols: say what each rule that differs contributes to the difference."""
-    json: str | None = None
-    """Write the report to this file."""
-    per_query: str | None = None
+    json: OutputFile = None
+    """Write the report to this .json file."""
+    per_query: OutputFile = None
     """Write one line for each query to this .csv file."""
+    verbose: bool = False
+    """Print what computed the ranks, too, and how many pairs each level of precision decided."""
 
 
-def load(options: Options) -> tuple["Features", "Features | None"]:
-    """Read both sides; the gallery is None where one set is ranked against itself."""
+Given = TypeVar("Given", bound=Inputs)
+
+
+def with_protocol(inputs: Given) -> Given:
+    """Return the inputs with the protocol that is meant where none is named."""
+    if inputs.protocol is not None:
+        return inputs
+    protocol = None
+    if inputs.run is not None:
+        from mmga.models.loading import configuration_of
+
+        protocol = configuration_of(inputs.run).run.protocol
+    return dataclasses.replace(inputs, protocol=protocol or "market1501")  # type: ignore[arg-type]
+
+
+def rules_of(inputs: Inputs) -> Protocol:
+    """Return the protocol of inputs that name one."""
+    named = protocol_named if inputs.run is None else of_test_split
+    return named(inputs.protocol or "market1501")
+
+
+def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
+    """Read both sides; the gallery is None where one set is ranked against itself.
+
+    Raises:
+        UserError: the inputs contradict each other, or cannot be read.
+    """
     from mmga.retrieval.features import load_features
 
-    if options.run is not None:
-        if options.features or options.query or options.gallery:
+    one_set = rules_of(inputs).one_set
+    read = functools.partial(load_features, pattern=inputs.pattern)
+    if inputs.run is not None:
+        if inputs.features or inputs.query or inputs.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
-        from mmga.common.progress import bar
-        from mmga.extraction.of_run import DataChoice, features_of_run
-
-        with bar() as progress:
-            return features_of_run(
-                options.run,
-                DataChoice(options.data, options.root),
-                device=options.device or "auto",
-                multi_query=options.protocol == "multi-query",
-                progress=progress,
+        for name in cli.changed(inputs, "query_columns", "gallery_columns", "pattern"):
+            raise UserError(f"{cli.flag(name)} belongs to feature files; --run extracts its own")
+        if one_set:
+            raise UserError(
+                f"protocol {inputs.protocol} ranks one set, a run's test split has two sides; "
+                "write features with mmga extract and give one file as --features"
             )
-    if options.data is not None or options.root is not None:
+        return _of_run(inputs, inputs.run)
+    if inputs.data is not None or inputs.root is not None:
         raise UserError("--data and --root say what a run is evaluated on; name it with --run")
-    itself = options.protocol == "all-vs-all"
-    columns = {"query": options.query_columns, "gallery": options.gallery_columns}
-    if options.features is not None:
-        if options.query or options.gallery:
+    columns = {"query": inputs.query_columns, "gallery": inputs.gallery_columns}
+    if inputs.features is not None:
+        if inputs.query or inputs.gallery:
             raise UserError("--features holds both sides; leave out --query and --gallery")
-        if itself:
-            if options.gallery_columns is not None:
-                raise UserError("all-vs-all ranks one set: give its columns as --query-columns")
-            return load_features(options.features, columns=options.query_columns), None
-        query, gallery = (load_features(options.features, side, columns[side]) for side in columns)
+        if one_set:
+            if inputs.gallery_columns is not None:
+                raise UserError(
+                    f"{inputs.protocol} ranks one set: give its columns as --query-columns"
+                )
+            return read(inputs.features, columns=inputs.query_columns), None
+        query, gallery = (read(inputs.features, side, columns[side]) for side in columns)
         return query, gallery
-    if itself:
-        raise UserError("protocol all-vs-all ranks one set against itself: give it as --features")
-    if not options.query or not options.gallery:
-        missing = "--gallery" if options.query else "--query"
+    if one_set:
+        raise UserError(f"protocol {inputs.protocol} ranks one set: give it as --features")
+    if not inputs.query or not inputs.gallery:
+        missing = "--gallery" if inputs.query else "--query"
         raise UserError(
             f"{missing} is missing: give --query and --gallery, or --features for a file with both"
         )
     return (
-        load_features(options.query, columns=options.query_columns),
-        load_features(options.gallery, columns=options.gallery_columns),
+        read(inputs.query, columns=inputs.query_columns),
+        read(inputs.gallery, columns=inputs.gallery_columns),
     )
+
+
+def _of_run(inputs: Inputs, run: Path) -> tuple["Features", "Features"]:
+    from mmga.common import memory
+    from mmga.common.progress import bar
+    from mmga.extraction.of_run import DataChoice, features_of_run
+
+    memory.keep_freed()
+    with bar() as progress:
+        return features_of_run(
+            run,
+            DataChoice(inputs.data, inputs.root),
+            device=inputs.device or "auto",
+            multi_query=inputs.protocol == "multi-query",
+            progress=progress,
+        )
 
 
 def load_other(options: Options) -> "tuple[Features, Features | None]":
     """Read the features that --compare names."""
     from mmga.retrieval.features import load_features
 
+    read = functools.partial(load_features, pattern=options.pattern)
     columns = {"query": options.query_columns, "gallery": options.gallery_columns}
-    if options.protocol == "all-vs-all":
-        return load_features(options.compare, columns=options.query_columns), None
+    if rules_of(options).one_set:
+        return read(options.compare, columns=options.query_columns), None
     if len(options.compare) > 2:
         raise UserError(
             f"--compare: expected one file with both sides, or query and gallery, found "
@@ -153,23 +247,21 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
         )
     if len(options.compare) == 2:
         query, gallery = (
-            load_features(path, columns=columns[side])
+            read(path, columns=columns[side])
             for path, side in zip(options.compare, columns, strict=True)
         )
     else:
-        query, gallery = (load_features(options.compare, side, columns[side]) for side in columns)
+        query, gallery = (read(options.compare, side, columns[side]) for side in columns)
     return query, gallery
 
 
-def reranker(options: Options) -> "KReciprocal | None":
+def reranker(options: Options) -> KReciprocal | None:
     """Return the re-ranking that the options ask for."""
     if not options.rerank:
-        for name in cli.changed(options, "k1", "k2", "lambda_value"):
+        for name in cli.changed(options, "k1", "k2", "lambda_value", "variant"):
             raise UserError(f"{cli.flag(name)} belongs to re-ranking: give --rerank, too")
         return None
-    from mmga.retrieval.reranking.settings import KReciprocal
-
-    return KReciprocal(options.k1, options.k2, options.lambda_value)
+    return KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
 
 
 def passed_on(options: Options) -> dict[str, Any]:
@@ -180,7 +272,9 @@ def passed_on(options: Options) -> dict[str, Any]:
 
     parameters = inspect.signature(evaluate).parameters.values()
     names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    return {name: getattr(options, name) for name in names if name not in ("rerank", "progress")}
+    others = ("rerank", "progress", "protocol")
+    passed = {name: getattr(options, name) for name in names if name not in others}
+    return passed | {"protocol": rules_of(options)}
 
 
 def body(options: Options) -> None:
@@ -192,10 +286,12 @@ def body(options: Options) -> None:
     from mmga.retrieval.evaluate import evaluate
     from mmga.retrieval.metrics.bootstrap import bootstrap, compare
 
-    if options.bootstrap and options.bootstrap < 2:
-        raise UserError(f"--bootstrap: expected at least 2 draws, found {options.bootstrap}")
+    if options.bootstrap and not 2 <= options.bootstrap <= 10**6:
+        bound = "at most 1000000" if options.bootstrap > 2 else "at least 2"
+        raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
     if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
         raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
+    options = with_protocol(options)
     rule = reranker(options)
     memory.baseline()
     begun = time.perf_counter()
@@ -209,7 +305,7 @@ def body(options: Options) -> None:
 
         if gallery is None:
             raise UserError("--explain needs a query and a gallery")
-        for name in ("rerank", "verification", "bootstrap", "compare", "per_query"):
+        for name in ("rerank", "ap", "verification", "bootstrap", "compare", "per_query"):
             if getattr(options, name):
                 raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
         passed = {name: settings[name] for name in ("metric", "device", "memory", "exclude")}
@@ -246,7 +342,7 @@ def body(options: Options) -> None:
         report.to_json(options.json)
     if options.per_query is not None:
         report.to_csv(options.per_query)
-    print(report.table())
+    print("\n".join(cli.wrapped(line, 2) for line in report.table(options.verbose).split("\n")))
 
 
 def main(argv: list[str] | None = None) -> None:

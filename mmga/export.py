@@ -1,7 +1,7 @@
 """`python -m mmga.export`: a trained network as one file, by torch.export or as ONNX.
 
-    python -m mmga.export --run runs/x --format onnx
-    python -m mmga.export --run runs/x --format torchexport --out network.pt2
+    mmga export --run runs/x --format onnx
+    mmga export --run runs/x --format torchexport --out network.pt2
 
 The graph takes normalised images [B, 3, H, W] of any B and gives the L2-normalised features [B, D]
 and the attention maps, each under its name; it makes no mirror image. Its metadata (`mmga`, or
@@ -28,7 +28,7 @@ class Options:
     format: Literal["torchexport", "onnx"] = "torchexport"
     """torchexport: a .pt2 file for torch.export.load; onnx: for ONNX Runtime and others."""
     out: Path | None = None
-    """The file; by default network.pt2 or network.onnx in the run's folder."""
+    """File, .pt2 or .onnx; by default network.pt2 or network.onnx in the run's folder."""
 
 
 def body(options: Options) -> int:

@@ -1,65 +1,85 @@
 """`python -m mmga.extract`: features of a run's test split, or of any images, as files.
 
-python -m mmga.extract --run runs/x
-python -m mmga.extract --run runs/x --data market1501 --root DIR --out features/
-python -m mmga.extract --run runs/x --images DIR --out gallery.npz
-python -m mmga.extract --model timm.models:resnet50 --images table.csv --out gallery.npz
+mmga extract --run runs/x
+mmga extract --run runs/x --data market1501 --root DIR --out features/
+mmga extract --run runs/x --images DIR --out gallery.npz
+mmga extract --model timm.models:resnet50 --images table.csv --out gallery.npz
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Device, Flag
 from mmga.config import DataName
+
+if TYPE_CHECKING:
+    from mmga.extraction.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Write the features of a run's queries and gallery, or of the images of --images."""
 
+    GROUPS: ClassVar = {
+        "run": "what is extracted",
+        "out": "output",
+        "parts": "features",
+        "model": "another network in place of --run",
+        "batch_size": "machine",
+        "skip_broken": "what is extracted",
+        "data": "another data set than the run's",
+        "workers": "machine",
+    }
+
     run: Path | None = None
     """Folder of a run, or one of its checkpoints."""
     images: Path | None = None
     """Folder of images, or a CSV table with the columns path and, optionally, pid and camid. An
     extraction that was stopped goes on when it is called again."""
+    pattern: str | None = None
+    """With --images: regular expression whose groups pid and camid, or one of them, are read from
+    paths below the folder, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"; other named groups
+    become columns. By default names are read as Market-1501's, 0002_c1s1_000451_03.jpg."""
     out: Path | None = None
-    """Folder for query.npz and gallery.npz (the run's own by default); with --images the file,
-    .npz, .safetensors, .mat, .h5, .pt or a folder of .npy files."""
+    """Folder for query.npz and gallery.npz, by default the run's own; with --images the file, .npz,
+    .safetensors, .mat, .h5, .pt or a folder of .npy files."""
     parts: bool = False
     """With --images: the features of each part and their visibility, in place of the whole."""
-    flip: bool = True
+    flip: Annotated[bool, Flag(name="flip-test", former=("flip",))] = True
     """Sum the features of an image and of its mirror image; of a run's test split only where the
     run was evaluated so."""
-    model: str | None = None
-    """In place of --run: any torch.nn.Module that returns [B, D], as package:callable, such as
-    timm.models:resnet50."""
-    model_arguments: str = "{}"
-    """Keyword arguments for --model, as JSON."""
-    model_weights: Path | None = None
+    model: Annotated[str | None, Flag(value="PACKAGE:CALLABLE")] = None
+    """Any torch.nn.Module that returns features [B, D], such as timm.models:resnet50."""
+    model_arguments: Annotated[str, Flag(value="JSON")] = "{}"
+    """Keyword arguments for --model."""
+    model_weights: Annotated[Path | None, Flag(value="FILE")] = None
     """File of weights for --model: a plain state dict (.pth, .pt, .safetensors)."""
     height: int = 256
-    """With --model: image height in pixels."""
+    """Image height in pixels; with --model."""
     width: int = 128
-    """With --model: image width in pixels."""
+    """Image width in pixels; with --model."""
     batch_size: int = 64
-    """With --images: images extracted at once."""
+    """Images at a time in the network; with --images."""
     skip_broken: bool = False
-    """With --images: leave out and count images that cannot be decoded, instead of stopping."""
+    """Leave out and count images that cannot be decoded, instead of stopping; with --images."""
     multi_query: bool = False
     """Write all images of each query's identity and camera as queries, for protocol multi-query,
     where the data set has them (market1501's gt_bbox)."""
     data: DataName | None = None
-    """Another data set than the run was trained on."""
+    """Data set; by default that of the run, and needed with --model unless --images names some."""
     root: Path | None = None
-    """Folder of that data set."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA."""
     split: int | None = None
-    """Number of its split."""
+    """Number of the split, where a data set has several; by default that of the run."""
     splits_file: Path | None = None
-    """File of fixed splits."""
+    """File of fixed splits (viper)."""
     workers: int = 0
-    """Processes that load images."""
-    device: str = "auto"
+    """Processes that load images; 0 loads in the process itself."""
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
@@ -67,28 +87,22 @@ def _extract_images(options: Options, images: Path) -> int:
     """Extract the features of a folder or a table of images."""
     from mmga.common.progress import bar
     from mmga.data.readers.image_list import read_images
-    from mmga.extraction.embedder import embedder_of_model
     from mmga.extraction.of_run import embedder_of_run
     from mmga.extraction.resumable import extract_to
 
     if options.out is None:
         raise UserError("--out is missing: name the file of features, such as gallery.npz")
-    for name in ("batch_size", "height", "width"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{cli.flag(name)} must be at least 1, got {getattr(options, name)}")
-    source = read_images(images)
+    _check_sizes(options)
+    source = read_images(images, options.pattern)
+    for note in source.notes:
+        print(f"mmga extract: note: {note}", file=sys.stderr)
     if (options.run is None) == (options.model is None):
         raise UserError("--images needs the network: either --run or --model")
     flip, device = options.flip, options.device
     if options.run is not None:
         embedder = embedder_of_run(options.run, device=device, flip=flip, parts=options.parts)
-    elif options.parts:
-        raise UserError("--parts needs attention maps, which --run has and --model does not")
     else:
-        model, size = options.model or "", (options.height, options.width)
-        embedder = embedder_of_model(
-            model, options.model_arguments, options.model_weights, size, device, flip
-        )
+        embedder = _embedder_of_model(options)
     with bar() as progress:
         features = extract_to(
             options.out,
@@ -103,11 +117,84 @@ def _extract_images(options: Options, images: Path) -> int:
     return 0
 
 
+def _embedder_of_model(options: Options) -> "Embedder":
+    from mmga.extraction.embedder import embedder_of_model
+
+    if options.parts:
+        raise UserError("--parts needs attention maps, which --run has and --model does not")
+    return embedder_of_model(
+        options.model or "",
+        options.model_arguments,
+        options.model_weights,
+        (options.height, options.width),
+        options.device,
+        options.flip,
+    )
+
+
+def _check_sizes(options: Options) -> None:
+    for name in ("batch_size", "height", "width"):
+        if getattr(options, name) < 1:
+            raise UserError(f"{cli.flag(name)} must be at least 1, got {getattr(options, name)}")
+
+
+def _extract_split(options: Options) -> int:
+    """Extract the queries and the gallery of a data set with a network of others."""
+    from mmga.common.progress import bar
+    from mmga.config import merged, recipe_config
+    from mmga.data.build import load_data
+    from mmga.extraction.resumable import extract_to
+
+    if options.run is not None:
+        raise UserError("--run and --model are two networks; give one of them")
+    if options.data is None:
+        raise UserError("--model needs images: give --images, or --data and --root")
+    if options.out is None:
+        raise UserError("--out is missing: name the folder for query.npz and gallery.npz")
+    _check_sizes(options)
+    chosen = {
+        name: getattr(options, name)
+        for name in ("data", "root", "split", "splits_file", "height", "width")
+        if getattr(options, name) is not None
+    }
+    recipe = "synthetic" if options.data == "synthetic" else "mgn"
+    config = merged(recipe_config(recipe), {"data": chosen}, where="extract")
+    with bar() as progress:
+        data = load_data(config, progress, training=False)
+        embedder = _embedder_of_model(options)
+        pooled = data.multi_query if options.multi_query else None
+        for name, images in (("query", pooled or data.query), ("gallery", data.gallery)):
+            extract_to(
+                options.out / f"{name}.npz",
+                embedder,
+                images,
+                batch_size=options.batch_size,
+                workers=options.workers,
+                skip_broken=options.skip_broken,
+                progress=progress,
+            )
+    _say_next(options, len(data.query), len(data.gallery), options.out)
+    return 0
+
+
+def _say_next(options: Options, queries: int, gallery: int, folder: Path) -> None:
+    protocol = " --protocol multi-query" if options.multi_query else ""
+    print(
+        f"{queries} queries and {gallery} gallery items in {folder}; next: "
+        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{protocol}"
+    )
+
+
 def body(options: Options) -> int:
     """Extract and write."""
+    from mmga.common import memory
+
+    memory.keep_freed()
     if options.images is not None:
         return _extract_images(options, options.images)
-    for name in ("parts", "model", "model_weights", "skip_broken"):
+    if options.model is not None:
+        return _extract_split(options)
+    for name in ("parts", "model_weights", "skip_broken", "pattern"):
         if getattr(options, name):
             raise UserError(f"{cli.flag(name)} needs --images")
     if options.run is None:
@@ -130,11 +217,7 @@ def body(options: Options) -> int:
     folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
     for name, features in (("query", query), ("gallery", gallery)):
         features.save(folder / f"{name}.npz")
-    protocol = " --protocol multi-query" if options.multi_query else ""
-    print(
-        f"{len(query)} queries and {len(gallery)} gallery items in {folder}; next: "
-        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{protocol}"
-    )
+    _say_next(options, len(query), len(gallery), folder)
     return 0
 
 

@@ -1,27 +1,29 @@
 """`python -m mmga.masks`: body-part masks of a data set, made by detectors or imported.
 
-    python -m mmga.masks --data market1501 --root DIR --out masks/
-    python -m mmga.masks --data market1501 --root DIR --out masks/ --from lip --source parsing/
-    python -m mmga.masks --data market1501 --root DIR --out masks/ --from pose14 --source poses/
+    mmga masks --data market1501 --root DIR --out masks/
+    mmga masks --data market1501 --root DIR --out masks/ --from lip --source parsing/
+    mmga masks --data market1501 --root DIR --out masks/ --from pose14 --source poses/
 
 Writes one PNG an image, manifest.json and preview.png. An interrupted run goes on when it is
 started again.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from mmga.bodyparts import Kind
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Device, Flag
 from mmga.config import DataConfig, DataName
 
 if TYPE_CHECKING:
     from mmga.bodyparts.detector import Detector
+    from mmga.bodyparts.mask_folder import MaskMaker
+    from mmga.data.dataset import ImageSet
 
 _OF_DATA = ("data", "root", "split", "boxes")  # options that choose the data set
 
@@ -30,29 +32,42 @@ _OF_DATA = ("data", "root", "split", "boxes")  # options that choose the data se
 class Options:
     """Make masks of whole, upper and bottom body, one PNG for each image."""
 
+    GROUPS: ClassVar = {
+        "out": "output",
+        "data": "data",
+        "kind": "import of other masks",
+        "splits": "data",
+        "weights": "detectors",
+        "skip_broken": "data",
+        "preview": "output",
+        "split": "data",
+    }
+
     out: Path
     """Folder for the masks, manifest.json and preview.png."""
     data: DataName = "market1501"
     """Data set."""
     root: Path | None = None
-    """Folder of the data set, or of its parent, $MMGA_DATA if unset; for csv the table itself."""
-    kind: Annotated[Kind | None, tyro.conf.arg(name="from")] = None
-    """Import masks of other projects, instead of detecting persons."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA; for csv the table itself."""
+    kind: Annotated[Kind | None, Flag(name="from")] = None
+    """Kind of masks to import from --source, instead of detecting persons."""
     source: Path | None = None
     """With --from: folder (or .mat file) to import."""
     skeletons: Path | None = None
     """With --from lip or atr: folder of 14-point skeletons, which split dresses at the hips."""
     splits: tuple[Literal["train", "query", "gallery"], ...] = ("train",)
     """Which images; training needs masks of train alone."""
-    weights: tuple[Path, ...] = ()
-    """Files of weights of Mask R-CNN and Keypoint R-CNN; others are downloaded."""
+    weights: Annotated[
+        tuple[Path, ...], Flag(name="detector-weights", value="FILE", former=("weights",))
+    ] = ()
+    """Files of weights of Mask R-CNN and Keypoint R-CNN; by default they are downloaded."""
     min_size: int = 320
     """Shorter side in pixels to which crops are enlarged for the detectors."""
     score: float = 0.5
-    """Least score of a person."""
-    batch: int = 8
-    """Images at a time in the detectors."""
-    device: str = "auto"
+    """Least score of a person, 0 to 1."""
+    batch: Annotated[int, Flag(name="batch-size", former=("batch",))] = 8
+    """Images at a time in the network."""
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     skip_broken: bool = False
     """Leave out and count images that cannot be decoded, instead of stopping."""
@@ -61,7 +76,7 @@ class Options:
     split: int = 0
     """Number of the split, where a data set has several."""
     boxes: Literal["detected", "labeled"] = "detected"
-    """Which bounding boxes (cuhk03, cuhk03-classic)."""
+    """Bounding boxes (cuhk03, cuhk03-classic)."""
 
 
 def body(options: Options, detector: "Detector | None" = None) -> int:
@@ -74,13 +89,15 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     _check(options)
     from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, detected
     from mmga.bodyparts.importers import imported, open_importer
-    from mmga.bodyparts.mask_folder import MaskMaker, draw_preview, projection, summary
+    from mmga.bodyparts.mask_folder import MaskMaker, projection
     from mmga.common.device import resolve_device
     from mmga.common.progress import bar
     from mmga.data.dataset import joined
+    from mmga.data.pictures import Notes, take_notes
     from mmga.data.readers.by_name import load
 
     data = load(DataConfig(**{name: getattr(options, name) for name in _OF_DATA}))
+    data.need(*options.splits)
     images = joined(*(getattr(data, split) for split in dict.fromkeys(options.splits)))
     broken: dict[str, str] = {}
 
@@ -123,14 +140,42 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         except KeyboardInterrupt:
             print("mmga masks: interrupted; the same command goes on", file=sys.stderr)
             raise
-    print(summary(maker.finish(images, len(broken))))
+        notes = Notes()
+        notes.add(take_notes())
+        notes.say()
+    _finish(options, maker, images, len(broken))
+    return 0
+
+
+def _finish(options: Options, maker: "MaskMaker", images: "ImageSet", broken: int) -> None:
+    """Write the manifest, print the coverage and what is missing, and draw the preview."""
+    from mmga.bodyparts.mask_folder import draw_preview, summary, warn_of_areas
+
+    manifest = maker.finish(images, broken)
+    print(summary(manifest))
+    warn_of_areas(manifest)
+    _say_missing(options, images.paths)
     if broken:
-        print(f"{len(broken)} images cannot be decoded and were left out")
+        print(f"{broken} images cannot be decoded and were left out")
     if options.preview:
         sheet = options.out / "preview.png"
         draw_preview(sheet, images, options.out, options.preview)
         print(f"images beside their masks: {sheet}")
-    return 0
+
+
+def _say_missing(options: Options, paths: Sequence[str]) -> None:
+    """Say how many images have no file in the imported folder: nothing is known of those."""
+    from mmga.bodyparts.importers import without_file
+
+    if options.kind is None or options.source is None:
+        return
+    missing = without_file(options.kind, options.source, paths)
+    if missing:
+        print(
+            f"note: {len(missing)} of {len(paths)} images have no file in {options.source}, such "
+            f"as {missing[0]}; they are counted as without a person",
+            file=sys.stderr,
+        )
 
 
 def _check(options: Options) -> None:
@@ -141,10 +186,10 @@ def _check(options: Options) -> None:
     if options.kind is not None and options.source is None:
         raise UserError(f"--source is missing: name the folder of {options.kind}'s files")
     if options.kind is not None and options.weights:
-        raise UserError("--weights are the detectors'; leave them out with --from")
+        raise UserError("--detector-weights are the detectors'; leave them out with --from")
     for name, value, least in (
         ("min-size", options.min_size, 32),
-        ("batch", options.batch, 1),
+        ("batch-size", options.batch, 1),
         ("preview", options.preview, 0),
     ):
         if value < least:

@@ -1,23 +1,25 @@
 """`python -m mmga.search`: the nearest gallery items of every query, from feature files.
 
-python -m mmga.search --query q.npz --gallery g.npz --topk 20 --out results.csv
-python -m mmga.search --query q.npz --gallery g.npz --rerank
-python -m mmga.search --gallery g.npz --save-index gallery.mmga-index
-python -m mmga.search --query q.npz --index gallery.mmga-index
+mmga search --query q.npz --gallery g.npz --topk 20 --out results.csv
+mmga search --query q.npz --gallery g.npz --rerank
+mmga search --gallery g.npz --save-index gallery.mmga-index
+mmga search --query q.npz --index gallery.mmga-index
 """
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import FeatureFile, FeatureFiles
 from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
     from mmga.common.progress import Progress
+    from mmga.retrieval.features import Features
 
 _RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
 _SHOWN = 20  # queries in the table; files hold all
@@ -27,43 +29,58 @@ _SHOWN = 20  # queries in the table; files hold all
 class Options:
     """Find the nearest gallery items of every query, exactly."""
 
-    query: str | None = None
-    """Features of the queries (.npz, .safetensors, .mat, .h5, .pt, a folder of .npy), or shards."""
-    gallery: str | None = None
-    """Features of the gallery, likewise."""
-    features: str | None = None
-    """One file with both sides."""
+    GROUPS: ClassVar = {
+        "query": "features",
+        "index": "a saved index in place of a gallery",
+        "topk": "search",
+        "rerank": "re-ranking",
+        "expand": "query expansion",
+        "out": "output",
+    }
+
+    query: FeatureFiles = ()
+    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
+    several shards, or a pattern in quotes, which is read in natural order."""
+    gallery: FeatureFiles = ()
+    """Features of the gallery, in the same formats."""
+    features: FeatureFile = None
+    """One file that holds both sides."""
     query_columns: Path | None = None
     """CSV table with further columns of the queries (and pid, camid, path where the file has none);
     lines belong to rows by path if both have paths, else by order."""
     gallery_columns: Path | None = None
-    """The same of the gallery."""
+    """CSV table with further columns of the gallery."""
+    pattern: str | None = None
+    """Regular expression whose groups pid and camid are read from paths where they are not known
+    otherwise, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"."""
     index: Path | None = None
-    """A saved neighbour structure instead of a gallery: each query is re-ranked by itself."""
+    """Folder that --save-index wrote: each query is re-ranked by itself."""
     save_index: Path | None = None
     """Write the gallery's neighbour structure to this .mmga-index folder, for --index."""
     topk: int = 10
-    """Items for each query."""
+    """Gallery items for each query."""
     metric: Literal["cosine", "euclidean"] = "cosine"
-    """cosine: 1 - cos. euclidean: the Euclidean distance."""
+    """Distance: cosine is 1 - cos, euclidean the Euclidean distance."""
     rerank: bool = False
-    """k-reciprocal re-ranking of all queries together."""
+    """Re-rank by k-reciprocal encoding, all queries together."""
     k1: int = 20
     """Neighbours that make the k-reciprocal sets."""
     k2: int = 6
     """Neighbours whose encodings are averaged."""
     lambda_value: float = 0.3
-    """Weight of the original distance in the re-ranked one."""
+    """Weight of the original distance in the re-ranked one, 0 to 1."""
     variant: Variant = "zhong"
-    """Rule of the re-ranking."""
+    """Rule of the re-ranking: the authors' (zhong), torchreid's or fast-reid's."""
     expand: int = 0
-    """Average each query with so many nearest gallery items (alpha query expansion; cosine)."""
+    """Nearest gallery items that each query is averaged with (alpha query expansion); 0 for
+    none."""
     augment: int = 0
-    """Average each gallery item with so many nearest others (database-side augmentation)."""
+    """Nearest others that each gallery item is averaged with (database-side augmentation); 0 for
+    none."""
     alpha: float = 3.0
     """Weights of --expand and --augment are cosine to this power."""
     out: Path | None = None
-    """Results as .csv or .json; without it a table is printed."""
+    """File for the results, .csv or .json; by default a table is printed."""
 
 
 def body(options: Options) -> int | None:
@@ -79,18 +96,22 @@ def body(options: Options) -> int | None:
     with bar() as progress:
         if options.save_index is not None:
             _save_index(options, rule, progress)
-            if options.query is None and options.features is None:
+            if not options.query and options.features is None:
                 return None
-        query = load_features(*_side(options, "query"), options.query_columns)
+        query = load_features(*_side(options, "query"), options.query_columns, options.pattern)
+        notes: list[str] = []
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             found = search_index(query, index, options.topk, progress)
         else:
-            gallery = load_features(*_side(options, "gallery"), options.gallery_columns)
+            gallery = _gallery(options)
+            notes = gallery.notes
             chosen = rule if options.rerank else None
             found = search_features(
                 query, gallery, options.topk, options.metric, chosen, expansion, progress
             )
+    for note in (*query.notes, *notes):
+        print(f"mmga search: note: {note}", file=sys.stderr)
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:
@@ -103,6 +124,8 @@ def _check(options: Options) -> None:
         raise UserError(f"--out must end in .csv or .json, got {options.out}")
     if options.metric == "euclidean" and (options.expand or options.augment):
         raise UserError("--expand and --augment average normalised features: use --metric cosine")
+    if not (options.expand or options.augment) and cli.changed(options, "alpha"):
+        raise UserError("--alpha belongs to --expand and --augment: give one")
     if options.features is not None and (options.query or options.gallery):
         raise UserError("--features holds both sides: leave out --query and --gallery")
     if options.index is None and options.save_index is None and not options.rerank:
@@ -114,26 +137,32 @@ def _check(options: Options) -> None:
             raise UserError(
                 f"--index stands for the gallery and its settings: leave out {cli.flag(name)}"
             )
-        if options.query is None:
+        if not options.query:
             raise UserError("--query is missing: the features to look for in --index")
     elif options.features is None:
         for name in ("query", "gallery"):
-            if getattr(options, name) is None and not (name == "query" and options.save_index):
+            if not getattr(options, name) and not (name == "query" and options.save_index):
                 raise UserError(f"--{name} is missing: give a file of features, or --features")
 
 
-def _side(options: Options, side: str) -> tuple[str, str | None]:
-    """Return the file of a side, and the side's name where the file holds both."""
+def _side(options: Options, side: str) -> tuple[str | tuple[str, ...], str | None]:
+    """Return the files of a side, and the side's name where the file holds both."""
     if options.features is not None:
         return options.features, side
-    return getattr(options, side) or "", None
+    return getattr(options, side), None
+
+
+def _gallery(options: Options) -> "Features":
+    from mmga.retrieval.features import load_features
+
+    return load_features(*_side(options, "gallery"), options.gallery_columns, options.pattern)
 
 
 def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> None:
-    from mmga.retrieval.features import JUNK, load_features
+    from mmga.retrieval.features import JUNK
     from mmga.retrieval.reranking.index import GalleryIndex
 
-    gallery = load_features(*_side(options, "gallery"), options.gallery_columns)
+    gallery = _gallery(options)
     junk = int((gallery.pids == JUNK).sum())
     if junk:
         gallery = gallery.select(gallery.pids != JUNK)
@@ -147,22 +176,38 @@ def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> No
 
 
 def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    """Print a block for each of the first queries: its labels, and its items by rank.
 
-    table = Table(box=None)
+    Paths stand last and are not cut, so that the numbers stay in their columns on any terminal.
+    """
     for number, row in enumerate(rows):
         if number == _SHOWN * topk:
             break
-        if not number:
-            for name in row:
-                table.add_column(name.replace("_", " "), justify="right", overflow="fold")
-        cells = [f"{cell:.6f}" if isinstance(cell, float) else str(cell) for cell in row.values()]
-        table.add_row(*cells, end_section=row["rank"] == topk)
-    console = Console()
-    console.print(table)
+        if row["rank"] == 1:
+            own = [
+                f"{name[6:]} {value}" for name, value in row.items() if name.startswith("query_")
+            ]
+            print("\n" * bool(number) + f"query {row['query']}: {', '.join(own)}".rstrip(": "))
+            print(
+                "  rank  distance" + "".join(_cell(name, name[8:] or name) for name in _items(row))
+            )
+        cells = "".join(_cell(name, row[name]) for name in _items(row))
+        print(f"{row['rank']:>6}  {row['distance']:8.6f}{cells}")
     if queries > _SHOWN:
-        console.print(f"{_SHOWN} of {queries} queries shown; --out results.csv writes all")
+        print(f"{_SHOWN} of {queries} queries shown; --out results.csv writes all")
+
+
+def _items(row: dict[str, Any]) -> list[str]:
+    """Return the columns about gallery items, the path last."""
+    names = [name for name in row if name.startswith("gallery")]
+    return sorted(names, key=lambda name: name == "gallery_path")
+
+
+def _cell(column: str, value: Any) -> str:
+    value = "-" if value is None else value  # not known
+    if column == "gallery_path":
+        return f"  {value}"
+    return f"  {value:>{max(len(column[8:]), 7)}}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,12 +1,15 @@
 """`python -m mmga.train`: train MMGA.
 
-    python -m mmga.train --out runs/synthetic                        # built-in synthetic persons
-    python -m mmga.train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
-    python -m mmga.train --resume --out runs/market                  # go on after an interruption
-    python -m mmga.train --data market1501 --also msmt17 --test dukemtmc viper  # across data sets
-    torchrun --nproc-per-node 8 -m mmga.train -- --recipe bot ...      # one run on eight GPUs
+    mmga train --out runs/synthetic                        # built-in synthetic persons
+    mmga train --recipe bot --data market1501 --root DIR --masks DIR --out runs/market
+    mmga train --resume --out runs/market                  # go on after an interruption
+    mmga train --data market1501 --also msmt17 --test dukemtmc viper  # across data sets
+    torchrun --nproc-per-node 8 -m mmga.train -- --recipe bot --data msmt17  # one run on eight GPUs
 
-Values come from the recipe, then from --config FILE.yaml, then from flags.
+Values come from the recipe, then from --config FILE.yaml, then from flags; the defaults shown are
+those of --recipe or --config, if given. A name in brackets is the data set that an option belongs
+to. Marks say where a default comes from: [PAPER] the paper or notes on it, [AUTHOR] the first
+author's public code, [TRICKS] "Bag of Tricks" (Luo et al., CVPRW 2019), [OURS] this project.
 """
 
 import contextlib
@@ -71,46 +74,78 @@ def body(options: Options) -> int:
         print(to_yaml(options.settings), end="")
         return 0
     check(options.settings)
+    from mmga.common import memory
     from mmga.common.distributed import environment
     from mmga.common.progress import bar
     from mmga.training import trainer
 
+    memory.keep_freed()
     leads = environment()[0] == 0
     try:
         with bar() if leads else contextlib.nullcontext() as progress:
             result = trainer.train(
-                options.settings, options.out, resume=options.resume, progress=progress
+                options.settings, options.out, resume=options.resume, progress=progress, tell=_note
             )
-    except trainer.Stopped:
+    except trainer.Stopped as stopped:
         if leads:
             print(
                 f"mmga train: stopped and saved; go on with: "
                 f"python -m mmga.train --resume --out {options.out}",
                 file=sys.stderr,
             )
-        return 143
+        return stopped.code
     if not leads:
         return 0
     speed = f" at {result.images_per_second:.0f} images/s" if result.images_per_second else ""
     print(f"trained {result.steps} steps{speed}; everything is in {result.folder}")
-    if result.metrics:
-        print(_table(result.metrics))
-        if options.settings.optimizer.ema:
-            print(f"of the weights' moving average, decay {options.settings.optimizer.ema:g}")
+    print(_figures(result.metrics, options.settings))
+    if options.settings.optimizer.ema and result.metrics:
+        print(f"of the weights' moving average, decay {options.settings.optimizer.ema:g}")
+    print("next:")
+    for command in _next(options.out, tested=bool(result.metrics)):
+        print(f"  {command}")
     return 0
 
 
-def _table(metrics: dict[str, Any]) -> str:
-    """Return the metrics of a test, one line for each data set and one for their mean."""
-    names = {"mAP": "mAP", "rank1": "rank-1", "mINP": "mINP"}
-    if "sets" not in metrics:
-        return "  ".join(f"{label} {metrics[name]:.4f}" for name, label in names.items())
-    rows = {**metrics["sets"], "mean": metrics}
-    width = max(len(name) for name in rows)
-    lines = [f"{'tested on':<{width}}  " + "  ".join(f"{label:>6}" for label in names.values())]
+def _note(sentence: str) -> None:
+    print(f"note: {sentence}", file=sys.stderr)
+
+
+_COLUMNS = {
+    "mAP": "mAP", "mINP": "mINP", "rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10",
+}  # fmt: skip
+
+
+def _figures(metrics: dict[str, Any], config: Config) -> str:
+    """Return the figures of a test as `mmga eval` shows them, one line for each data set."""
+    if not metrics:
+        return "there is no test split: nothing was evaluated"
+    rows = metrics.get("sets") or {(config.data.test or (config.data.data,))[0]: metrics}
+    if len(rows) > 1:
+        rows = {**rows, "mean": metrics}
+    lines = [f"{'tested on':<16}" + "".join(f"{label:>8}" for label in _COLUMNS.values())]
     for name, row in rows.items():
-        lines.append(f"{name:<{width}}  " + "  ".join(f"{row[one]:6.4f}" for one in names))
-    return "\n".join(lines)
+        values = [row.get(one) for one in _COLUMNS]
+        cells = "".join(f"{'-' if value is None else f'{value:.2%}':>8}" for value in values)
+        lines.append(f"{name:<16}{cells}")
+    protocols = {
+        f"protocol {row['setting']['protocol']}, cosine": None
+        for row in rows.values()
+        if "protocol" in row.get("setting", {})
+    }
+    return "\n".join([*lines, *protocols])
+
+
+def _next(folder: Path, *, tested: bool) -> list[str]:
+    """Return commands that go on from a trained run."""
+    lines = [f"python -m mmga.extract --run {folder} --images DIR --out gallery.npz"]
+    if tested:
+        lines = [
+            f"python -m mmga.eval --run {folder} --rerank",
+            f"python -m mmga.visualize --run {folder}",
+            *lines,
+        ]
+    return lines
 
 
 def main(argv: list[str] | None = None) -> None:

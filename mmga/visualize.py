@@ -1,45 +1,62 @@
 """`python -m mmga.visualize`: attention maps and ranked lists of a run, as pictures.
 
-    python -m mmga.visualize --run runs/x
+    mmga visualize --run runs/x
+    mmga visualize --run runs/x --gallery runs/x/gallery.npz --rows 5 --out sheets
 
-writes attention.png (query images with their attention maps beside the true masks) and ranked.png
-(each query's nearest gallery images, right ones framed green, wrong ones red).
+Writes attention.png (query images with their attention maps, alone and over the image, beside the
+true masks) and ranked.png (each query's nearest gallery images, right ones framed green, wrong ones
+red, and the rank of its first match).
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from mmga.common import cli
+from mmga.common import cli, ids
 from mmga.common.errors import UserError
-from mmga.config import DataName
+from mmga.common.options import Device, Flag
+from mmga.config import Config, DataName
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from mmga.data.dataset import ImageSet
+    from mmga.retrieval.features import Features
+
+UNGUIDED = "these maps were never guided: the run was trained without masks"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """Draw attention maps and ranked lists."""
 
+    GROUPS: ClassVar = {"run": "run", "data": "data", "rows": "sheets", "device": "machine"}
+
     run: Path
     """Folder of a run, or one of its checkpoints."""
     out: Path | None = None
-    """Folder for the pictures; the run's own folder by default."""
+    """Folder for the pictures; by default the run's own."""
     data: DataName | None = None
-    """Another data set than the run was trained on."""
+    """Data set; by default that of the run."""
     root: Path | None = None
-    """Folder of that data set."""
-    gallery: Path | None = None
-    """The gallery's features, as `mmga.extract` wrote them; extracted again if not given."""
+    """Folder of the data set, or of its parent; by default $MMGA_DATA."""
+    gallery: Annotated[Path | None, Flag(value="FILE")] = None
+    """Features of the gallery, as `mmga extract` wrote them, found by path; by default they are
+    extracted."""
     rows: int = 10
     """Queries on a sheet, spread evenly over the set."""
-    top: int = 10
-    """Gallery images a query."""
-    device: str = "auto"
+    top: Annotated[int, Flag(name="topk", former=("top",))] = 10
+    """Gallery items for each query."""
+    device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
 def body(options: Options) -> int:
     """Draw both sheets and print their files."""
     if options.rows < 1 or options.top < 1:
-        raise UserError("--rows and --top must be at least 1")
+        raise UserError("--rows and --topk must be at least 1")
     import numpy as np
     import torch
 
@@ -53,7 +70,6 @@ def body(options: Options) -> int:
     from mmga.extraction.extract import embedder_of, extract
     from mmga.extraction.of_run import DataChoice, with_data
     from mmga.models.loading import load_run
-    from mmga.retrieval.features import load_features
 
     run = load_run(options.run, resolve_device(options.device))
     config = with_data(run.config, DataChoice(options.data, options.root))
@@ -70,39 +86,97 @@ def body(options: Options) -> int:
         if options.gallery is None:
             gallery = extract(run.network, data.gallery, config, phase="gallery", progress=progress)
         else:
-            gallery = load_features(options.gallery)
-            if not np.array_equal(gallery.pids, data.gallery.pids):
-                raise UserError(
-                    f"--gallery {options.gallery}: expected features of the {len(data.gallery)} "
-                    f"images of the gallery, found {len(gallery)} of other pids; "
-                    "leave it out to extract them"
-                )
+            gallery = _saved(options.gallery, data.gallery)
     images = denormalise(batch.images).cpu()
     lines = [f"id {pid}, camera {cam}" for pid, cam in zip(batch.pids, batch.camids, strict=True)]
     labels = [
         rows if there else None for rows, there in zip(batch.labels, batch.has_mask, strict=True)
     ]
     if maps:
-        plots.attention_sheet(folder / "attention.png", images, maps, labels, lines)
+        note = "" if _guided(run.config) else UNGUIDED
+        plots.attention_sheet(folder / "attention.png", images, maps, labels, lines, note)
         print(f"attention maps beside true masks: {folder / 'attention.png'}")
+        if note:
+            print(f"note: {note}", file=sys.stderr)
     features = embedder(batch.images)[0].cpu()  # [N, D]
     distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
-    pids, camids = data.gallery.pids, data.gallery.camids
     hits = []
     for index, row in enumerate(distances):
         pid, camid = int(batch.pids[index]), int(batch.camids[index])
-        left_out = (pids == -1) | ((pids == pid) & (camids == camid))  # the Market rule
-        order = np.argsort(np.where(left_out, np.inf, row), kind="stable")
-        order = order[: min(options.top, int((~left_out).sum()))]
-        hits.append(
-            [
-                (data.gallery.image(int(i)), bool(pids[i] == pid), f"{row[i]:.2f}, c{camids[i]}")
-                for i in order
-            ]
-        )
+        found, first = _ranked(row, pid, camid, data.gallery, options.top)
+        hits.append(found)
+        lines[index] += "\nno match there" if first is None else f"\nfirst match: {first}"
     plots.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
     print(f"ranked lists, right in green and wrong in red: {folder / 'ranked.png'}")
     return 0
+
+
+def _saved(path: Path, images: "ImageSet") -> "Features":
+    """Read the features of a gallery, in the order of its images: by path, where there are paths.
+
+    Raises:
+        UserError: they are not those of the images.
+    """
+    from mmga.common.paths import matched
+    from mmga.retrieval.features import UNKNOWN, load_features
+
+    gallery = load_features(path)
+    expected = f"--gallery {path}: expected features of the {len(images)} images of the gallery"
+    note: str | None = f"--gallery {path}: row i was taken for image i, as the file has no paths"
+    if gallery.paths is not None:
+        names = "the gallery", str(path)
+        try:
+            places, note = matched(images.paths, gallery.paths.tolist(), names)
+        except UserError as error:
+            raise UserError(f"{expected}; {error}; leave it out to extract them") from error
+        gallery = gallery.select(places)
+    plain = gallery.pid_names is None and getattr(images, "pid_names", None) is None
+    if len(gallery) != len(images) or (
+        plain and (gallery.pids != images.pids)[gallery.pids != UNKNOWN].any()
+    ):
+        raise UserError(
+            f"{expected}, found {len(gallery)} of other pids; leave it out to extract them"
+        )
+    if note is not None:
+        print(f"mmga visualize: note: {note}", file=sys.stderr)
+    return gallery
+
+
+def _guided(config: Config) -> bool:
+    """Return whether masks took part in the training of a run."""
+    data = config.data
+    masked = data.masks is not None or "synthetic" in (data.data, *data.also)
+    return bool(config.loss.mask_weight) and masked
+
+
+def _ranked(
+    distances: "np.ndarray", pid: int, camid: int, gallery: "ImageSet", top: int
+) -> "tuple[list[tuple[torch.Tensor, bool, str]], int | None]":
+    """Return the nearest images of a query by Market-1501's rule, and the rank of the first match.
+
+    Args:
+        distances: of the query to the gallery, [G].
+        pid: identity of the query.
+        camid: its camera.
+        gallery: the images.
+        top: how many to return.
+
+    Returns:
+        Image, whether it is a match, and a short line, of each; and a rank from 1, None where the
+        gallery holds no match.
+    """
+    import numpy as np
+
+    pids, camids = gallery.pids, gallery.camids
+    left_out = np.isin(pids, (ids.JUNK, ids.UNKNOWN)) | ((pids == pid) & (camids == camid))
+    order = np.argsort(np.where(left_out, np.inf, distances), kind="stable")
+    order = order[: int((~left_out).sum())]
+    matches = np.flatnonzero(pids[order] == pid)
+    found = [
+        (gallery.image(int(i)), bool(pids[i] == pid), f"{distances[i]:.2f}, c{camids[i]}")
+        for i in order[:top]
+    ]
+    return found, int(matches[0]) + 1 if len(matches) else None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -16,6 +16,31 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_generate_tests(metafunc):
+    """Repeat a property under every program-wide setting of torch."""
+    if metafunc.definition.get_closest_marker("program_settings"):
+        import program_settings
+
+        settings = [None, *program_settings.SETTINGS]
+        metafunc.parametrize("_program_setting", settings, indirect=True, ids=["", *settings[1:]])
+
+
+@pytest.fixture(autouse=True)
+def _program_setting(request, monkeypatch):
+    """Public functions run under the setting; a fifth of the examples is tried, at least ten."""
+    setting = getattr(request, "param", None)
+    if setting is None:
+        return
+    import hypothesis
+    import program_settings
+
+    program_settings.apply(setting, monkeypatch, request.module)
+    whole = getattr(request.function, "_hypothesis_internal_use_settings", None)
+    if whole is not None:
+        fewer = hypothesis.settings(whole, max_examples=max(10, whole.max_examples // 5))
+        monkeypatch.setattr(request.function, "_hypothesis_internal_use_settings", fewer)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -14,8 +14,9 @@ import torch
 
 from mmga.bodyparts.skeleton import Skeleton, from_coco
 from mmga.bodyparts.split import divide
-from mmga.common.errors import UserError
-from mmga.common.files import read_weights
+from mmga.common.errors import UserError, first_line
+from mmga.common.files import patient
+from mmga.common.weights import read_weights, unwrapped
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask
 
@@ -191,7 +192,11 @@ def choose(
     places = there.nonzero()[:, 0]
     boxes = masks["boxes"][places]
     # In units of the crop: a crop is far higher than wide.
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2 / torch.tensor([width, height])
+    centres = (
+        (boxes[:, :2] + boxes[:, 2:])
+        / 2
+        / torch.tensor([width, height], dtype=torch.int64, device="cpu")
+    )
     away = (centres - 0.5).norm(dim=1)  # [N]
     best = int(places[int(away.argmin())])  # of equals the first, which scores highest
     return DetectedPerson(
@@ -249,18 +254,20 @@ def _file_name(kind: str) -> str:
 def _download(kind: str) -> tuple[dict[str, torch.Tensor], str]:
     name = _file_name(kind)
     try:
-        state = torch.hub.load_state_dict_from_url(
-            _published(kind).url,
-            map_location="cpu",
-            progress=False,
-            check_hash=True,
-            weights_only=True,
-        )
+        with patient():
+            state = torch.hub.load_state_dict_from_url(
+                _published(kind).url,
+                map_location="cpu",
+                progress=False,
+                check_hash=True,
+                weights_only=True,
+            )
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise UserError(
-            f"weights {name} could not be downloaded ({error}); get that file on another machine "
-            f"and give it with --weights {name} (both are taken: "
-            f"{', '.join(_file_name(kind) for kind in _KINDS)})"
+            f"weights {name} could not be downloaded ({first_line(error)}); fetch "
+            f"{_published(kind).url} on another machine and give it with --detector-weights {name} "
+            f"(both are taken: {', '.join(_file_name(kind) for kind in _KINDS)}), import masks "
+            "that you have with --from, such as --from silhouette, or train without masks"
         ) from error
     return state, name
 
@@ -271,7 +278,7 @@ def _read_files(
     states: dict[str, tuple[dict[str, torch.Tensor], str]] = {}
     expected = " or ".join(_file_name(kind) for kind in _KINDS) if files else ""
     for path in files:
-        state = read_weights(path, "--weights", f"expected {expected}")
+        state = unwrapped(read_weights(path, "--detector-weights", f"expected {expected}"))
         names = list(state) if isinstance(state, dict) else []
         kinds = [
             kind
@@ -280,12 +287,12 @@ def _read_files(
         ]
         if not kinds:
             raise UserError(
-                f"--weights {path} holds neither a Mask nor a Keypoint R-CNN of torchvision; "
-                f"expected {expected}"
+                f"--detector-weights {path} holds neither a Mask nor a Keypoint R-CNN of "
+                f"torchvision; expected {expected}"
             )
         if kinds[0] in states:
             raise UserError(
-                f"--weights names two files for {_KINDS[kinds[0]].builder}; leave one out"
+                f"--detector-weights names two files for {_KINDS[kinds[0]].builder}; leave one out"
             )
         states[kinds[0]] = state, Path(path).name
     return states

@@ -12,10 +12,20 @@ import torch
 from mmga.bodyparts import Kind
 from mmga.bodyparts.skeleton import Skeleton, from_points
 from mmga.bodyparts.split import drawn
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
 from mmga.common.files import package_of
 from mmga.data.dataset import SPLIT_NAMES, DataSet, ImageSet
-from mmga.data.masks import LABEL_SETS, OTHER, PartMask, read_labels, to_part_mask
+from mmga.data.masks import (
+    LABEL_SETS,
+    LOSSLESS,
+    OTHER,
+    PartMask,
+    mask_names,
+    read_body,
+    read_labels,
+    survey,
+    to_part_mask,
+)
 
 KINDS = typing.get_args(Kind)
 
@@ -64,44 +74,44 @@ def open_importer(kind: str, path: Path, data: DataSet, skeletons: Path | None =
         return functools.partial(read_confidence_fields, path)
     if kind in ("mgcam", "silhouette"):
         return functools.partial(read_silhouette, path)
+    _check_labels(kind, path, data)
     return functools.partial(read_label_map, path, kind, poses)
 
 
 def read_label_map(
     folder: Path, label_set: str, poses: "Poses | None", path: str, size: Size
 ) -> PartMask | None:
-    """Return the mask of an image from a human parser's label map, a PNG file named as the image.
+    """Return the mask of an image from a human parser's label map, a file named as the image.
 
     Skeletons split dresses and jumpsuits at the hips; without them they are upper body.
     """
     file = _named(folder, path, *_ENDINGS["label maps"])
     if file is None:
         return None
-    values = read_labels(file)
+    values = read_labels(file, label_set)
     hip = None
     if poses is not None and LABEL_SETS[label_set].dress:
         skeleton = poses.skeleton(path)
         row = None if skeleton is None else skeleton.hip_row
         if row is not None:
             hip = round(row * values.shape[0] / POSE_SIZE[0])
-    return fitted(to_part_mask(values, label_set, hip=hip, name=str(file)), size())
+    return _of_shape(to_part_mask(values, label_set, hip=hip, name=str(file)), size(), file, path)
 
 
 def read_silhouette(folder: Path, path: str, size: Size) -> PartMask | None:
-    """Return the mask of an image from a binary mask, such as MGCAM's (Song et al., CVPR 2018).
+    """Return the mask of an image from a silhouette, such as MGCAM's (Song et al., CVPR 2018).
 
+    It is read by `mmga.data.masks.read_body`: bright pixels, or the alpha of a cut-out.
     The files are at the images' relative paths, or in folders with `_seg` at their end, as MGCAM's
     are (bounding_box_train_seg).
     """
     file = _named(folder, path, *_ENDINGS["silhouette"])
     if file is None:
         return None
-    values = read_labels(file, grey=True)
-    # Half of the brightest: a JPEG's edges are not zero, a 0/1 file's ones are not 255.
-    body = values > int(values.max(initial=0)) // 2
+    body = read_body(file)
     if not body.any():
         return None
-    return fitted(PartMask.from_silhouette(torch.from_numpy(body)), size())
+    return _of_shape(PartMask.from_silhouette(torch.from_numpy(body)), size(), file, path)
 
 
 def read_confidence_fields(folder: Path, path: str, size: Size) -> PartMask | None:
@@ -259,16 +269,36 @@ def fitted(mask: PartMask, size: tuple[int, int] | None) -> PartMask:
     return PartMask(labels[places[0][:, None], places[1]], mask.parts)
 
 
+def _of_shape(mask: PartMask, size: tuple[int, int] | None, file: Path, path: str) -> PartMask:
+    """Return a mask fitted to its image's size, of which it must have the shape to a pixel.
+
+    Raises:
+        UserError: the mask has another ratio of height to width, so that it would be stretched.
+    """
+    if size is not None:
+        (height, width), (rows, columns) = mask.labels.shape, size
+        off = min(abs(height - width * rows / columns), abs(width - height * columns / rows))
+        if off > 1:
+            raise UserError(
+                f"{file} is {height} x {width} pixels (height x width) and its image {path} "
+                f"{rows} x {columns}, which is another shape: cut the padding off the masks, or "
+                "resize them to their images if they were stretched"
+            )
+    return fitted(mask, size)
+
+
 def is_silhouette(mask: PartMask) -> bool:
     """Return whether only the whole body of a mask is known."""
     return not mask.parts and bool((mask.labels == OTHER).any())
 
 
+_PICTURES = (*LOSSLESS, ".jpg", ".jpeg", ".webp", ".gif")
+
 # Endings of the files of a kind, after the image's stem or whole name; and of their folders.
 _ENDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "label maps": ((".png",), ("",)),
-    "silhouette": ((".png", ".bmp", ".jpg"), ("", "_seg")),
-    "mgcam": ((".png", ".bmp", ".jpg"), ("", "_seg")),
+    "label maps": (LOSSLESS, ("",)),
+    "silhouette": (_PICTURES, ("", "_seg")),
+    "mgcam": (_PICTURES, ("", "_seg")),
     "bpbreid": ((".npy", ".confidence_fields.npy"), ("",)),
 }
 
@@ -276,13 +306,11 @@ _ENDINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def _candidates(
     folder: Path, path: str, endings: Sequence[str], after_folder: Sequence[str]
 ) -> Iterator[Path]:
-    """Yield where the file of an image may be: `folder/<its folder><after>/<its name><ending>`."""
-    image = PurePosixPath(path)
+    """Yield where the file of an image may be: `folder/<its folder><after>/<mask_names>`."""
     for after in after_folder:
-        parent = folder / image.parent
-        parent = parent.with_name(parent.name + after) if after else parent
-        for ending in endings:
-            yield from (parent / (name + ending) for name in (image.stem, image.name))
+        for name in mask_names(path, endings):
+            parent = folder / name.parent
+            yield (parent.with_name(parent.name + after) if after else parent) / name.name
 
 
 def _named(
@@ -293,24 +321,56 @@ def _named(
     return next((file for file in places if file.is_file()), None)
 
 
+def without_file(kind: str, source: Path, paths: Sequence[str]) -> list[str]:
+    """Return the images that have no file in the folder of a kind; none for other sources."""
+    if not source.is_dir() or kind == "pose14":
+        return []
+    rule = _ENDINGS.get(kind, _ENDINGS["label maps"])
+    return [path for path in paths if _named(source, path, *rule) is None]
+
+
 def _check_named(kind: str, folder: Path, data: DataSet) -> None:
     """Raise a `UserError` where no image has a file of its own."""
-    rule = _ENDINGS.get(kind, _ENDINGS["label maps"])
-    paths = [path for images in (data.train, data.query, data.gallery) for path in images.paths]
+    endings, after = rule = _ENDINGS.get(kind, _ENDINGS["label maps"])
+    paths = _paths(data)
     if paths and not any(_named(folder, path, *rule) for path in paths):
-        wanted = ", ".join(str(file) for file in _candidates(folder, paths[0], *rule))
+        wanted = [str(file) for file in _candidates(folder, paths[0], endings[:1], after)]
+        lower = ", ".join(wanted[: len(wanted) // 2] if len(after) == 1 else wanted)
+        others = f", the same with {' or '.join(endings[1:])}" if endings[1:] else ""
+        there = next((file for file in sorted(folder.rglob("*")) if file.is_file()), None)
         raise UserError(
             f"--source {folder} holds no file of {kind} for any of the {len(paths)} images; of the "
-            f"first one these were looked for: {wanted}"
+            f"first one these were looked for: {lower}{others} or in upper case; found was "
+            f"{'nothing' if there is None else f'for instance {there}'}"
+        )
+
+
+def _paths(data: DataSet) -> list[str]:
+    return [path for images in (data.train, data.query, data.gallery) for path in images.paths]
+
+
+def _check_labels(kind: str, folder: Path, data: DataSet) -> None:
+    """Raise a `UserError` where several label maps hold one label alone, all the same."""
+    named = (_named(folder, path, *_ENDINGS["label maps"]) for path in _paths(data))
+    found = survey([file for file in named if file is not None], kind)
+    if found.label is not None and found.files > 1:
+        raise UserError(
+            f"--from {kind}: the {found.files} files of {folder} that were looked at hold 0 and "
+            f"{found.label} alone, and are silhouettes; import them with --from silhouette"
         )
 
 
 def _planes(file: Path) -> np.ndarray:
     """Return the 36 planes of a file, float32 [36, h, w]."""
     try:
-        values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} cannot be read as an array ({error}); replace it") from error
+        # Mapped: a header that declares more than the file holds takes no memory.
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+        if not isinstance(values, np.ndarray):
+            raise ValueError("it is an archive")
+    except Exception as error:  # NumPy raises many kinds for a damaged header
+        raise UserError(
+            f"{file} cannot be read as an array ({first_line(error)}); replace it"
+        ) from error
     if values.ndim == 3 and values.shape[0] != _PIFPAF_PLANES == values.shape[2]:
         values = values.transpose(2, 0, 1)
     if values.ndim != 3 or values.shape[0] != _PIFPAF_PLANES or values.dtype.kind != "f":

@@ -14,17 +14,26 @@ import torch
 from mmga.bodyparts.importers import is_silhouette
 from mmga.common import plots
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
 from mmga.data.dataset import ImageSet
-from mmga.data.masks import BOTTOM, UPPER, MaskFolder, PartMask, read_mask, write_mask
+from mmga.data.masks import (
+    BOTTOM,
+    MANIFEST,
+    UPPER,
+    MaskFolder,
+    PartMask,
+    read_mask,
+    warn_of_missing,
+    write_mask,
+)
 
 logger = logging.getLogger(__name__)
 
 LONG = 1800
 """Seconds on a CPU from which a GPU is advised."""
 
-MANIFEST, EMPTY = "manifest.json", "without_person.txt"
+EMPTY = "without_person.txt"
 
 Make = Callable[[Sequence[int]], Iterable[PartMask | None]]
 """From places in the image set to their masks, in that order; None where there is nobody."""
@@ -101,7 +110,7 @@ class MaskMaker:
     def empty(self) -> set[str]:
         """Return the paths of images in which nobody was found."""
         file = self.out / EMPTY
-        return set(file.read_text().splitlines()) if file.is_file() else set()
+        return set(file.read_text(errors="replace").splitlines()) if file.is_file() else set()
 
     def make(
         self,
@@ -211,10 +220,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         UserError: it cannot be read.
     """
     try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("it holds no mapping")
-    except (OSError, ValueError) as error:
+        content = read_json_object(path)
+        if not isinstance(content.get("origin", {}), dict):
+            raise ValueError("origin: expected names with values")
+    except ValueError as error:
         raise UserError(f"{path} is no manifest of masks ({error}); remove it") from error
     return content
 
@@ -290,6 +299,26 @@ def summary(manifest: dict[str, Any]) -> str:
         )
         lines.append(f"{camera:>6} {row['images']:>7} {row['without_mask']:>8.1%} {areas}")
     return "\n".join(lines)
+
+
+MOST = 0.9
+"""Mean share of the image from which a body is taken for an inverted or opaque mask."""
+
+
+def warn_of_areas(manifest: dict[str, Any]) -> None:
+    """Warn of a part that no mask holds, and of bodies that fill their images."""
+    rows = list(manifest["area_by_camera"].values())
+    parsed = manifest["counts"]["masks"] - manifest["counts"]["silhouettes"]
+    missing = [part for part in ("upper", "bottom") if not any(row[part] for row in rows)]
+    if parsed and missing:
+        warn_of_missing(missing, f"the {parsed} masks with parts")
+    bodies = [row["body"] for row in rows if row["body"] is not None]
+    if bodies and min(bodies) > MOST:
+        logger.warning(
+            "warning: the body covers more than %.0f%% of the images of every camera; are the "
+            "masks inverted, or pictures without a background?",
+            100 * MOST,
+        )
 
 
 def draw_preview(path: Path, images: ImageSet, masks: Path, count: int) -> None:

@@ -1,19 +1,19 @@
-"""Command lines: options from a dataclass, one-line errors, exit codes.
+"""Command lines: what is common to all commands, one-line errors, exit codes.
 
 Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 Ctrl-C, 143 SIGTERM,
 1 anything else, with its traceback.
 """
 
-import contextlib
 import dataclasses
-import difflib
 import io
-import re
+import shutil
 import sys
-import typing
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from mmga.common import options as flags
+from mmga.common import threads
 from mmga.common.errors import PeerError, UserError
 
 Options = TypeVar("Options")
@@ -41,7 +41,7 @@ def run(
 
     Args:
         verb: the command's name, for messages.
-        options_class: a dataclass; the string below a field is its help.
+        options_class: a dataclass; its help is made by `mmga.common.options.help_text`.
         body: does the work; its return value, if any, is the exit code.
         argv: words of the command line, `sys.argv[1:]` if None.
         default: returns the options that the words change, given the words.
@@ -50,10 +50,18 @@ def run(
         SystemExit: always but for success.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _print_anything()
+    threads.wait_asleep()
     try:
-        start = default(words) if default is not None else None
+        try:
+            start = default(words) if default is not None else None
+        except UserError:
+            if not flags.asks_for_help(words):
+                raise
+            start = None
         options = parse(verb, options_class, words, start)
         code = body(options) or 0
+        sys.stdout.flush()
     except PeerError as error:
         raise SystemExit(error.code) from None
     except UserError as error:
@@ -65,6 +73,10 @@ def run(
         # The reader of our output has left (`| head`): not an error of ours.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as error:  # of the machine: a full disk, a folder without rights
+        if error.strerror is None:
+            raise
+        _fail(verb, ": ".join(str(part) for part in (error.filename, error.strerror) if part))
     if code:
         raise SystemExit(code)
 
@@ -77,57 +89,34 @@ def parse(
     Raises:
         SystemExit: with code 2 and one line on stderr, if the words spell none.
     """
-    import tyro
-
-    said = io.StringIO()
+    if flags.asks_for_help(words):
+        about = sys.modules[options_class.__module__].__doc__
+        print(flags.help_text(f"mmga {verb}", options_class, default, about), end="")
+        raise SystemExit(0)
     try:
-        with contextlib.redirect_stderr(said):
-            options: Options = tyro.cli(
-                options_class,
-                prog=f"mmga {verb}",
-                args=words,
-                default=typing.cast(Options, default),
-                # Nested sections give flat flags.
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes),
-            )
-            return options
-    except SystemExit as leave:
-        if not leave.code:
-            raise
-        _fail(verb, _one_sentence(said.getvalue(), options_class, verb))
+        return flags.parse(options_class, words, default)
+    except UserError as error:
+        _fail(verb, str(error))
+
+
+def wrapped(line: str, indent: int) -> str:
+    """Return a line in as many as the terminal's width takes; as it is where stdout is none."""
+    if not sys.stdout.isatty():
+        return line
+    width = max(shutil.get_terminal_size().columns, indent + 20)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def _print_anything() -> None:
+    """Print what the locale cannot encode as escapes, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(verb: str, sentence: str) -> NoReturn:
-    print(f"mmga {verb}: error: {' '.join(sentence.split())}", file=sys.stderr)
+    """Print one line, in which nothing steers a terminal, and leave with 2."""
+    line = " ".join(sentence.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"mmga {verb}: error: {line}", file=sys.stderr)
     raise SystemExit(2) from None
-
-
-def _one_sentence(boxed: str, options_class: type[Any], verb: str) -> str:
-    """Return the parser's boxed message as one line, with the nearest option's name."""
-    lines = []
-    for line in boxed.splitlines()[1:]:  # the first is the box's title
-        text = line.strip("│|╰╯+ ")
-        if not set(text) <= set("─-"):
-            lines.append(text)
-        elif lines:  # a rule before the text belongs to the title
-            break
-    sentence = " ".join(lines) or "the options could not be read"
-    unknown = re.search(r"Unrecognized options: (--?[\w-]+)", sentence)
-    if unknown:
-        names = [flag(name) for name in _field_names(options_class)]
-        near = difflib.get_close_matches(unknown.group(1), names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"see mmga {verb} --help"
-        sentence = f"unknown option {unknown.group(1)}; {hint}"
-    return sentence
-
-
-def _field_names(options_class: type[Any]) -> list[str]:
-    """Return the names of a dataclass' fields and of those of its sections."""
-    hints = typing.get_type_hints(options_class)
-    names = []
-    for field in dataclasses.fields(options_class):
-        if dataclasses.is_dataclass(hints[field.name]):
-            names += _field_names(hints[field.name])
-        else:
-            names.append(field.name)
-    return names

@@ -19,6 +19,8 @@ def resolve_device(name: str | torch.device, argument: str = "--device") -> torc
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is not supported")
     except RuntimeError as error:
         raise UserError(f"{argument} must be auto, cpu, cuda or cuda:N, got {name!r}") from error
     if device.type != "cuda":

@@ -102,7 +102,7 @@ class Group:
 
     def table(self, row: Sequence[float]) -> Tensor:
         """Return the rows of all processes, float64 [W, n] on the CPU."""
-        mine = torch.tensor(list(row), dtype=torch.float64)
+        mine = torch.tensor(list(row), dtype=torch.float64, device="cpu")
         if self.world == 1:
             return mine[None]
         mine = mine.to(self.device)
@@ -130,7 +130,7 @@ class Group:
         sizes = self.table([len(data)])[:, 0].long().tolist()
         bytes_ = torch.tensor(list(data), dtype=torch.uint8, device=self.device)
         joined = bytes(gather(bytes_, sizes, self).cpu().tolist())
-        ends = torch.tensor(sizes).cumsum(0).tolist()
+        ends = torch.tensor(sizes, dtype=torch.int64, device="cpu").cumsum(0).tolist()
         return [joined[end - size : end].decode() for size, end in zip(sizes, ends, strict=True)]
 
     def broadcast(self, module: torch.nn.Module) -> None:

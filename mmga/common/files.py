@@ -1,20 +1,23 @@
-"""Atomic file writes, and reading of tensor files."""
+"""Atomic file writes, and reading of JSON files."""
 
 import contextlib
 import errno
 import functools
 import importlib
+import io
 import itertools
+import json
 import os
 import platform
 import re
 import shutil
+import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmga.common.errors import UserError, first_line
+from mmga.common.errors import UserError
 
 
 def _reason(error: Exception) -> str | None:
@@ -50,6 +53,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _failure(target, error) from error
+    try:
         _remove_left_behind(target.parent.resolve())
         yield temporary
         _replace(temporary, target)
@@ -63,6 +69,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         ):
             raise
         raise _failure(target, error) from error
+    except UserError as error:
+        if str(temporary) not in str(error):
+            raise
+        # The file that the user knows is the one to name.
+        raise UserError(str(error).replace(str(temporary), str(target))) from error
     except Exception as error:
         # Writers in other languages (safetensors, HDF5) spell the error of the system out.
         if _reason(error) is None:
@@ -70,6 +81,44 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise _failure(target, error) from error
     finally:
         _remove(temporary)
+
+
+class _Steady(io.FileIO):
+    """A file that keeps its first error."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing after an error."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while self.error is None and done < len(view):
+                done += super().write(view[done:]) or 0
+        except OSError as error:
+            self.error = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Change the size, unless there was an error."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextlib.contextmanager
+def steady_file(path: str | os.PathLike[str]) -> Iterator[io.FileIO]:
+    """Yield a new file for a library that ends the process where it cannot write (HDF5, torch).
+
+    Raises:
+        OSError: when the block ends, where something could not be written in it.
+    """
+    with _Steady(path, "w+") as file:
+        yield file
+        if file.error is not None:
+            raise file.error
 
 
 _numbers = itertools.count()
@@ -136,43 +185,32 @@ def _alive(process: int) -> bool:
     return True
 
 
-def read_tensors(path: str | os.PathLike[str]) -> Any:
-    """Return the contents of a .safetensors file, or of one that torch.save wrote, on the CPU.
-
-    Never unpickles. A broken file raises an error of torch or safetensors, of many kinds.
-    """
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    import numpy as np
-    import torch
-
-    # Scores beside the weights are often NumPy's: numbers, which need no code of a file to be made.
-    kinds = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "u1", "?")]
-    scalar: Any = np.float64(0).__reduce__()[0]  # whose name differs between NumPy 1 and 2
-    names: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([*names, np.dtype, *kinds]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+@contextlib.contextmanager
+def patient(seconds: float = 30.0) -> Iterator[None]:
+    """Let downloads of a block fail after so long without an answer, instead of waiting forever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds if before is None else before)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
-def read_weights(path: str | os.PathLike[str], name: str, hint: str) -> Any:
-    """Read a file of weights as `read_tensors` does.
-
-    Args:
-        path: the file.
-        name: of the argument or file, for messages.
-        hint: end of a message.
+def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
 
     Raises:
-        UserError: the file does not exist or cannot be read.
+        ValueError: it cannot be read, is no JSON, or holds something else.
     """
     try:
-        return read_tensors(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{name} {path} does not exist; {hint}") from error
-    except Exception as error:  # torch and safetensors raise many kinds for a broken file
-        raise UserError(f"{name} {path} cannot be read ({first_line(error)}); {hint}") from error
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"expected names with values, found {type(found).__name__}")
+    return found
 
 
 def package_of(extra: str, module: str, path: str | os.PathLike[str]) -> Any:

@@ -1,5 +1,7 @@
 """Plots: attention maps beside true masks, ranked lists with right and wrong hits.
 
+A footer explains the colours of each sheet.
+
 Every sheet is a PNG. Images are uint8 [3, H, W], labels are label maps [H, W] (`mmga.data.masks`)
 and a title is one short line an image. A `UserError` is raised if matplotlib is not installed or
 the file cannot be written.
@@ -21,6 +23,8 @@ RIGHT, WRONG, QUERY = "#2a9d3a", "#d1342f", "#3b6fb6"
 _PART_COLOURS = np.array([[0, 0, 0], [233, 154, 44], [66, 133, 200], [150, 150, 150]], np.uint8)
 """Background, upper, bottom and other body in a drawn label map."""
 
+_PARTS = {"upper body": 1, "bottom body": 2, "body, no half": 3, "background": 0}
+
 
 def attention_sheet(
     path: Path,
@@ -28,30 +32,35 @@ def attention_sheet(
     maps: Mapping[str, torch.Tensor],
     labels: Sequence[torch.Tensor | None],
     titles: Sequence[str],
+    note: str = "",
 ) -> None:
     """Draw one row an image: the image, its attention maps and the true mask, if there is one.
 
-    The maps are float [N, 1, h, w] in [0, 1], named whole0, whole, upper, bottom.
+    Each map stands alone and laid over the image. The maps are float [N, 1, h, w] in [0, 1], named
+    whole0, whole, upper, bottom; `note` is a line on all of them.
     """
     plt = _pyplot()
     names = [name for name in ("whole0", "whole", "upper", "bottom") if name in maps]
-    columns = 1 + len(names) + 1
+    columns = 1 + 2 * len(names) + 1
+    height = 2.15 * len(images) + _FOOTER
     figure, axes = plt.subplots(
-        len(images), columns, figsize=(1.0 * columns, 1.95 * len(images)), squeeze=False
+        len(images), columns, figsize=(max(0.95 * columns, _LEAST), height), squeeze=False
     )
     for row, image in enumerate(images):
         picture = image.permute(1, 2, 0).numpy()
         _show(axes[row][0], picture, titles[row])
-        for column, name in enumerate(names, start=1):
+        for place, name in enumerate(names):
+            alone, over = axes[row][1 + 2 * place : 3 + 2 * place]
             value = maps[name][row, 0].float()
             size = picture.shape[:2]
-            large = torch.nn.functional.interpolate(value[None, None], size, mode="nearest")[0, 0]
-            _show(axes[row][column], large.numpy(), name if row == 0 else "", value_range=(0, 1))
+            large = torch.nn.functional.interpolate(value[None, None], size, mode="nearest")
+            drawn = _show(alone, large[0, 0].numpy(), name if row == 0 else "", value_range=(0, 1))
+            _show(over, _laid_over(picture, drawn), "over image" if row == 0 else "")
         label = labels[row]
         truth = np.zeros_like(picture) if label is None else _PART_COLOURS[label.numpy()]
-        _show(axes[row][-1], truth, "" if label is not None else "no mask")
-        if row == 0:
-            axes[row][-1].set_title("true mask" if label is not None else "no mask", fontsize=7)
+        title = "no mask" if label is None else "true mask" if row == 0 else ""
+        _show(axes[row][-1], truth, title)
+    _footer(figure, _part_patches(), note, bar=axes[0][1].images[0] if names else None)
     _save(figure, path)
 
 
@@ -65,10 +74,13 @@ def ranked_sheet(
 
     The hits of a query are in order: image, whether it is a true match, a short line.
     """
+    from matplotlib.patches import Patch
+
     plt = _pyplot()
     columns = 1 + max(len(row) for row in hits)
+    height = 2.3 * len(queries) + _FOOTER
     figure, axes = plt.subplots(
-        len(queries), columns, figsize=(0.95 * columns, 2.15 * len(queries)), squeeze=False
+        len(queries), columns, figsize=(max(0.95 * columns, _LEAST), height), squeeze=False
     )
     for row, (query, found) in enumerate(zip(queries, hits, strict=True)):
         for axis in axes[row]:
@@ -77,6 +89,13 @@ def ranked_sheet(
         for column, (image, right, line) in enumerate(found, start=1):
             colour = RIGHT if right else WRONG
             _show(axes[row][column], image.permute(1, 2, 0).numpy(), line, frame=colour)
+    named = (("query", QUERY), ("same identity", RIGHT), ("another identity", WRONG))
+    patches = [Patch(facecolor="none", edgecolor=c, linewidth=3, label=n) for n, c in named]
+    _footer(
+        figure,
+        patches,
+        "nearest first; above each: cosine distance, camera",
+    )
     _save(figure, path)
 
 
@@ -87,7 +106,7 @@ def mask_sheet(
     titles: Sequence[str],
     columns: int = 8,
 ) -> None:
-    """Draw images beside their masks, several pairs a row: upper orange, bottom blue, other grey.
+    """Draw images beside their masks, several pairs a row.
 
     Masks without images are drawn alone.
     """
@@ -97,7 +116,10 @@ def mask_sheet(
     # Masks made from names alone need no empty columns for their images.
     each = 1 if all(image is None for image in images) else 2
     figure, axes = plt.subplots(
-        rows, each * columns, figsize=(0.95 * each * columns, 2.0 * rows), squeeze=False
+        rows,
+        each * columns,
+        figsize=(max(0.95 * each * columns, _LEAST), 2.15 * rows + _FOOTER),
+        squeeze=False,
     )
     for axis in axes.flat:
         axis.axis("off")
@@ -111,6 +133,7 @@ def mask_sheet(
         else:
             shape = (2, 1) if image is None else tuple(image.shape[-2:])
             _show(beside, np.zeros((*shape, 3), np.uint8), "no mask")
+    _footer(figure, _part_patches())
     _save(figure, path)
 
 
@@ -134,9 +157,9 @@ def _show(
     *,
     frame: str | None = None,
     value_range: tuple[float, float] | None = None,
-) -> None:
+) -> Any:
     low, high = value_range if value_range is not None else (None, None)
-    axis.imshow(picture, vmin=low, vmax=high, cmap="magma", interpolation="nearest")
+    drawn = axis.imshow(picture, vmin=low, vmax=high, cmap="magma", interpolation="nearest")
     axis.axis("on")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -146,10 +169,45 @@ def _show(
         if frame is not None:
             spine.set_color(frame)
             spine.set_linewidth(3)
+    return drawn
+
+
+def _laid_over(picture: np.ndarray, drawn: Any) -> np.ndarray:
+    """Return a picture uint8 [H, W, 3], grey, below the colours of a map drawn by `_show`."""
+    colours = drawn.to_rgba(drawn.get_array(), bytes=True)[..., :3].astype(np.float32)
+    grey = picture.mean(-1, keepdims=True)
+    return np.asarray((0.5 * grey + 0.5 * colours).astype(np.uint8))
+
+
+def _part_patches() -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [
+        Patch(facecolor=_PART_COLOURS[value] / 255, edgecolor="black", linewidth=0.5, label=name)
+        for name, value in _PARTS.items()
+    ]
+
+
+_FOOTER, _LEAST = 0.65, 4.8
+"""Height of the footer in inches, and the least width of a sheet for its legend."""
+
+
+def _footer(figure: Any, patches: Sequence[Any], note: str = "", bar: Any = None) -> None:
+    """Write the legend at the foot of a sheet, a note above it, and the colour bar of a map."""
+    width, height = figure.get_size_inches()
+    figure.tight_layout(
+        pad=0.4, w_pad=0.3, h_pad=0.6, rect=(0, _FOOTER / height, 1, 1 - 0.1 / height)
+    )
+    figure.legend(handles=patches, loc="lower left", ncols=len(patches), fontsize=7, frameon=False)
+    figure.text(0.1 / width, 0.4 / height, note, fontsize=8)
+    if bar is not None:
+        share = min(0.25, 2.0 / width)
+        place = figure.add_axes((0.97 - share, 0.38 / height, share, 0.1 / height))
+        figure.colorbar(bar, cax=place, orientation="horizontal").ax.tick_params(labelsize=6)
+        place.set_title("attention", fontsize=7, pad=2)
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.tight_layout(pad=0.4, w_pad=0.3, h_pad=0.6)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     _pyplot().close(figure)

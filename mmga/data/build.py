@@ -30,7 +30,9 @@ def load_data(
     data = config.data
     if data.data != "synthetic":
         check(config)
-        return load(data)
+        found = load(data)
+        found.need(*(() if training else ("query", "gallery")))
+        return found
     from mmga.data.synthetic import synthetic
 
     return synthetic(
@@ -65,10 +67,18 @@ def load_mixture(
         own = dataclasses.replace(data, data=name, also=(), test=(), **changes)
         alone = dataclasses.replace(config, data=own)
         sets[name] = load_data(alone, progress, training=name in trained)
+        if name in trained:
+            sets[name].need("train")
+        if name in data.test:
+            sets[name].need("query", "gallery")
     train = sets[data.data].train
     if data.also:
         train = concatenated({name: sets[name].train for name in trained})
-    return train, {name: sets[name] for name in tested}
+    tests: dict[str, DataSet] = {name: sets[name] for name in tested if sets[name].has_test}
+    for name in tested:
+        if name not in tests:
+            logger.warning("%s holds no query and no gallery: it is not tested on", name)
+    return train, tests
 
 
 def eval_transform(config: Config) -> EvalTransform:

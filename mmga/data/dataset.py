@@ -1,17 +1,19 @@
 """Image sets and data sets, the interface between readers and consumers."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from mmga.common.errors import UserError, first_line
+from mmga.common import ids
+from mmga.common.errors import UserError
 from mmga.data.masks import FindMask, MaskFolder, PartMask
+from mmga.data.pictures import read_image as read_image
 
 Ints = Sequence[int] | np.ndarray
 
@@ -68,9 +70,39 @@ class DataSet:
     multi_query: ImageSet | None = dataclasses.field(default=None, kw_only=True)
     notes: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
+    def need(self, *splits: str) -> None:
+        """Refuse a data set of which a split that is to be used is empty.
+
+        Raises:
+            UserError: one is.
+        """
+        for split in splits:
+            if not len(getattr(self, split)):
+                raise UserError(
+                    f"data set {self.name} holds no image of split {split}, which is needed here; "
+                    "add such rows or name another data set"
+                )
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a split to test on; a table may hold training images alone."""
+        return bool(len(self.query) or len(self.gallery))
+
 
 class Labelled:
-    """Shared checks of the image sets below."""
+    """Shared checks of the image sets below.
+
+    Attributes:
+        pid_names: where identities are names, the name of pid i at place i; else None.
+        camid_names: likewise for cameras.
+        columns: what else is known of each image, by name, each [N].
+        notes: remarks on how the images were read, one sentence each.
+    """
+
+    pid_names: np.ndarray | None = None
+    camid_names: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = types.MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
     def __init__(self, paths: Sequence[str], pids: Ints, camids: Ints) -> None:
         self.paths = list(paths)
@@ -113,7 +145,7 @@ class ImageFiles(Labelled):
     def of_rows(
         cls, root: Path, rows: Sequence[tuple[str, int, int]], masks: FindMask | None = None
     ) -> "ImageFiles":
-        """Return the images of rows of path, pid and camid."""
+        """Return the images of one or more rows of path, pid and camid."""
         paths, pids, camids = zip(*rows, strict=True)
         return cls(root, paths, pids, camids, masks)
 
@@ -227,6 +259,20 @@ class Concatenation(Labelled):
         return images.mask(place)
 
 
+def label_columns(images: ImageSet, places: np.ndarray) -> dict[str, Any]:
+    """Return labels, paths and further columns of some images, as `Features` takes them."""
+    labels = {}
+    for name in ("pid", "camid"):
+        codes = getattr(images, f"{name}s")[places]
+        labels[f"{name}s"] = ids.written(codes, getattr(images, f"{name}_names", None))
+    columns = getattr(images, "columns", {})
+    return {
+        **labels,
+        "paths": np.array(images.paths)[places],
+        "columns": {name: values[places] for name, values in columns.items()},
+    }
+
+
 def joined(*sets: ImageSet) -> Concatenation:
     """Return sets of one numbering of identities and cameras as one set."""
     return Concatenation(
@@ -272,48 +318,3 @@ def count_masks(images: ImageSet) -> int:
             ImageFiles(own.root, images.paths, images.pids, images.camids, own.masks)
         )
     return sum(images.mask(index) is not None for index in range(len(images)))
-
-
-def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
-    """Decode an image file to uint8 [3, H, W], RGB, turned as its EXIF orientation says.
-
-    JPEG, PNG and WebP are decoded by torchvision, everything else (VIPeR's BMP) by Pillow.
-
-    Raises:
-        UserError: the file is missing or cannot be decoded.
-    """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-        decode = _torchvision_decoder()
-        if decode is not None and _is_torchvision_format(data):
-            image = decode(torch.from_numpy(data))
-            # PNGs may have 16 bits.
-            return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
-        from PIL import Image, ImageOps
-
-        with Image.open(path) as picture:
-            pixels = np.array(ImageOps.exif_transpose(picture).convert("RGB"))  # [H, W, 3]
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UserError(f"image {path} cannot be opened ({error.strerror})") from error
-    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"image {path} cannot be decoded ({first_line(error)}); replace or remove it"
-        ) from error
-
-
-@functools.cache
-def _torchvision_decoder() -> Callable[[torch.Tensor], torch.Tensor] | None:
-    # torchvision 0.29 announces that its decoders will move to another package.
-    try:
-        from torchvision.io import ImageReadMode, decode_image
-    except ImportError:
-        return None
-    return functools.partial(decode_image, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-
-
-def _is_torchvision_format(data: np.ndarray) -> bool:
-    head = data[:12].tobytes()
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return b"EXIF" not in data.tobytes()  # torchvision turns JPEG and PNG alone
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))

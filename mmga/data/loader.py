@@ -1,19 +1,25 @@
 """Load image sets as normalised batches."""
 
 import dataclasses
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.data.cache import ImageCache
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask, check_size
+from mmga.data.pictures import Note, Notes, take_notes
 from mmga.data.sampler import IdentitySampler
 from mmga.data.transforms import (
     EvalTransform,
@@ -103,15 +109,28 @@ class TrainLoader:
         self._group = group or Group()
         self._fill, self._loading = transform.erasing_fill, loading or Loading()
         self._batches: list[list[_Item]] = []  # the loader's, which reads it in every epoch
-        classes = sampler.labels(images.pids)
+        self._paths, self._classes = images.paths, sampler.labels(images.pids)
         kept = ImageCache(cache, len(images), transform.size) if cache else None
-        samples = _Samples(images, classes, transform, seed, cache=kept)
+        workers = self._loading.workers
+        samples = _Samples(images, self._classes, transform, seed, cache=kept, workers=workers)
         samples.new_background = transform.new_background
         self._loader = _data_loader(samples, self._batches, self._loading)
 
     def steps(self, epoch: int) -> int:
         """Return the number of batches of an epoch."""
         return len(self._indices(epoch))
+
+    def all_steps(self, epochs: int) -> int:
+        """Return the number of batches of the first `epochs` epochs, which may differ in theirs."""
+        return sum(self.sampler.steps(epoch) for epoch in range(epochs))
+
+    def described(self) -> str:
+        """Return the size of the training set, and a digest of its paths and identities."""
+        used = self._classes >= 0
+        digest = hashlib.sha256(self._classes.tobytes())
+        digest.update("\n".join(self._paths).encode(errors="surrogateescape"))
+        count = f"{int(used.sum())} images of {len(self.sampler.classes)} identities"
+        return f"{count} (digest {digest.hexdigest()[:12]})"
 
     def _indices(self, epoch: int) -> list[np.ndarray]:
         return self.sampler.batches(epoch, self._group.rank, self._group.world)
@@ -135,6 +154,7 @@ def eval_batches(
     batch_size: int = 64,
     broken: dict[str, str] | None = None,
     masks: bool = True,
+    notes: Notes | None = None,
 ) -> Iterator[Batch]:
     """Yield all images in their order.
 
@@ -145,6 +165,7 @@ def eval_batches(
         batch_size: images in a batch; the last may hold fewer.
         broken: filled with the message by path of each image left out.
         masks: whether masks are read.
+        notes: filled with what was done to images; by default it is said after the last batch.
 
     Raises:
         UserError: an image or mask cannot be read, or does not fit, and is not to be skipped.
@@ -155,8 +176,9 @@ def eval_batches(
         [(0, i, 0) for i in range(a, min(a + batch_size, count))]
         for a in range(0, count, batch_size)
     ]
-    loader = _data_loader(_Samples(images, images.pids, transform, 0, masks), batches, loading)
-    return _finished(loader, "zero", loading, {} if broken is None else broken)
+    samples = _Samples(images, images.pids, transform, 0, masks, workers=loading.workers)
+    loader = _data_loader(samples, batches, loading)
+    return _finished(loader, "zero", loading, {} if broken is None else broken, notes)
 
 
 _SCENES = 4
@@ -174,12 +196,14 @@ class _Prepared:
         batch: with uint8 images; None where no image could be read.
         samples: rectangle to erase, and seed, of each image.
         broken: path and message of each image that cannot be decoded.
+        notes: what was done to images and masks beyond decoding them.
         error: message of any other error, which is never skipped.
     """
 
     batch: Batch | None
     samples: list[tuple[Any, int]]
     broken: list[tuple[str, str]]
+    notes: list[Note] = dataclasses.field(default_factory=list)
     error: str | None = None
 
     def pin_memory(self) -> "_Prepared":
@@ -199,12 +223,21 @@ class _Samples(Dataset[Any]):
         seed: int,
         masks: bool = True,
         cache: ImageCache | None = None,
+        workers: int = 0,
     ) -> None:
         self.images, self.classes, self.transform = images, classes, transform
         self.seed, self.masks, self.cache = seed, masks, cache
         self.new_background = 0.0
+        # What each worker reads, for the message if one dies: its process and an index plus one.
+        self.reading = multiprocessing.RawArray("q", 2 * workers)
 
     def __getitems__(self, items: Sequence[_Item]) -> _Prepared:
+        take_notes()  # none of this batch
+        prepared = self._prepared(items)
+        prepared.notes = take_notes()
+        return prepared
+
+    def _prepared(self, items: Sequence[_Item]) -> _Prepared:
         read: list[tuple[int, Sample, bool]] = []
         broken: list[tuple[str, str]] = []
         for item in items:
@@ -216,24 +249,26 @@ class _Samples(Dataset[Any]):
                 if mask is not None and self.new_background:
                     image = self._before_another_scene(item, image, mask, broken)
             except UserError as error:
-                return _Prepared(None, [], broken, str(error))
+                return _Prepared(None, [], broken, error=str(error))
             random = np.random.default_rng((self.seed, *item))
             labels = None if mask is None else mask.labels
             sample = self.transform(image, labels, random)
             read.append((item[1], sample, mask is not None and mask.parts))
         if not read:
             return _Prepared(None, [], broken)
-        indices = torch.tensor([index for index, _, _ in read])
+        indices = torch.tensor([index for index, _, _ in read], dtype=torch.int64, device="cpu")
         samples = [sample for _, sample, _ in read]
         height, width = samples[0].image.shape[-2:]
-        empty = torch.zeros(height, width, dtype=torch.uint8)
+        empty = torch.zeros(height, width, dtype=torch.uint8, device="cpu")
         batch = Batch(
             images=torch.stack([sample.image for sample in samples]),
             pids=torch.from_numpy(self.classes[indices.numpy()]),
             camids=torch.from_numpy(self.images.camids[indices.numpy()]),
             labels=torch.stack([empty if s.labels is None else s.labels for s in samples]),
-            parts=torch.tensor([parts for _, _, parts in read]),
-            has_mask=torch.tensor([sample.labels is not None for sample in samples]),
+            parts=torch.tensor([parts for _, _, parts in read], dtype=torch.bool, device="cpu"),
+            has_mask=torch.tensor(
+                [sample.labels is not None for sample in samples], dtype=torch.bool, device="cpu"
+            ),
             indices=indices,
         )
         return _Prepared(batch, [(sample.erased, sample.seed) for sample in samples], broken)
@@ -244,6 +279,7 @@ class _Samples(Dataset[Any]):
         """Return an image and its mask, resized; None, with a note in `broken`, without image."""
         pair = None if self.cache is None else self.cache.get(index)
         if pair is None:
+            self._begin(index)
             try:
                 image = self.images.image(index)
             except UserError as error:
@@ -251,6 +287,18 @@ class _Samples(Dataset[Any]):
                 return None
             pair = self._resized(index, image)
         return pair
+
+    def _begin(self, index: int) -> None:
+        worker = get_worker_info()
+        if worker is not None:
+            self.reading[2 * worker.id], self.reading[2 * worker.id + 1] = os.getpid(), index + 1
+
+    def read_by(self, message: str) -> str | None:
+        """Return the path of the image that a worker named in `message` by its process read."""
+        named = {int(number) for number in re.findall(r"\d+", message)}
+        places = zip(self.reading[::2], self.reading[1::2], strict=True)
+        paths = [self.images.paths[place - 1] for pid, place in places if place and pid in named]
+        return ", ".join(paths) or None
 
     def _before_another_scene(
         self, item: _Item, image: torch.Tensor, mask: PartMask, broken: list[tuple[str, str]]
@@ -292,16 +340,23 @@ def _data_loader(
         # The cache's memory is shared by forking; torch's own choice otherwise.
         multiprocessing_context="fork" if loading.workers and samples.cache is not None else None,
         collate_fn=_identity,
+        worker_init_fn=_ignore_ctrl_c,
         pin_memory=torch.device(loading.device).type == "cuda",
         persistent_workers=loading.workers > 0,
     )
 
 
 def _finished(
-    loader: "DataLoader[Any]", fill: str, loading: Loading, broken: dict[str, str]
+    loader: "DataLoader[Any]",
+    fill: str,
+    loading: Loading,
+    broken: dict[str, str],
+    notes: Notes | None = None,
 ) -> Iterator[Batch]:
     """Yield prepared batches, normalised and erased, on the device; broken images are noted."""
+    own = Notes() if notes is None else notes
     for prepared in _guarded(loader):
+        own.add(prepared.notes)
         if prepared.error is not None:
             raise UserError(prepared.error)
         for path, message in prepared.broken:
@@ -317,17 +372,23 @@ def _finished(
         erased, seeds = zip(*prepared.samples, strict=True)
         erase(batch.images, erased, seeds, fill)
         yield batch
+    if notes is None:
+        own.say()
 
 
-def _guarded(loader: Iterable[_Prepared]) -> Iterator[_Prepared]:
+def _guarded(loader: "DataLoader[Any]") -> Iterator[_Prepared]:
     try:
         yield from loader
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        first = str(error).splitlines()[0]
+        samples: Any = loader.dataset
+        path = samples.read_by(first)
+        while_reading = "" if path is None else f" over image {path}, or soon after it"
         raise UserError(
-            f"a process that loads images died ({str(error).splitlines()[0]}); "
-            "there may be too little memory: lower --workers"
+            f"a process that loads images died{while_reading} ({first}); there may be too little "
+            "memory: lower --workers; if it dies over the same image again, remove that image"
         ) from error
 
 
@@ -342,6 +403,11 @@ def _with_repeats(epoch: int, batch: np.ndarray) -> list[_Item]:
 
 def _mapped(batch: Batch, change: Any) -> Batch:
     return Batch(**{f.name: change(getattr(batch, f.name)) for f in dataclasses.fields(batch)})
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that can save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _identity(prepared: Any) -> Any:

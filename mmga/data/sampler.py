@@ -80,9 +80,7 @@ class IdentitySampler(ABC):
                 f"--p must be a multiple of the {world} processes, because identities are dealt "
                 f"to them whole, got {self.p}"
             )
-        # The class takes part, so that two samplers of one seed do not draw alike.
-        tag = sum(type(self).__name__.encode())
-        random = np.random.default_rng((self.seed, epoch, tag))
+        random = self._random(epoch)
         batches = []
         for groups in self._draw(random):
             names = [name for name, _ in groups]
@@ -93,6 +91,14 @@ class IdentitySampler(ABC):
                 chosen += [self._choose(int(name), random) for name in extra]
             batches.append(np.concatenate(chosen[rank::world]))
         return batches
+
+    def steps(self, epoch: int) -> int:
+        """Return the number of an epoch's batches."""
+        return len(self._draw(self._random(epoch)))
+
+    def _random(self, epoch: int) -> np.random.Generator:
+        # The class takes part, so that two samplers of one seed do not draw alike.
+        return np.random.default_rng((self.seed, epoch, sum(type(self).__name__.encode())))
 
     @abstractmethod
     def _draw(self, random: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
@@ -109,6 +115,10 @@ class IdentitySampler(ABC):
 
 class EveryIdentity(IdentitySampler):
     """Every identity once an epoch; the last batch may hold fewer than P (recipe `mgn`)."""
+
+    def steps(self, epoch: int) -> int:
+        """Return the number of an epoch's batches, the same for all."""
+        return -(-len(self.classes) // self.p)
 
     def _draw(self, random: np.random.Generator) -> list[list[tuple[int, np.ndarray]]]:
         order = random.permutation(len(self.classes)).tolist()

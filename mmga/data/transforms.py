@@ -215,14 +215,19 @@ def erase(
     images: torch.Tensor, erased: Sequence[Rectangle | None], seeds: Sequence[int], fill: str
 ) -> None:
     """Fill a rectangle of each normalised image [B, 3, H, W], in place."""
-    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
+    mean = torch.tensor(MEAN, dtype=torch.float32, device=images.device)[:, None, None]
     for image, rectangle, seed in zip(images, erased, seeds, strict=True):
         if rectangle is None:
             continue
         if fill == "random":
             # Drawn on the CPU: the same noise on every device.
             shape = (3, rectangle.bottom - rectangle.top, rectangle.right - rectangle.left)
-            noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(
+                shape,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=torch.float32,
+                device="cpu",
+            )
             rectangle.fill(image, noise.to(image.device))
         else:
             rectangle.fill(image, mean if fill == "mean" else 0.0)
@@ -239,7 +244,9 @@ def _nearest(length: int, new: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _affine(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in (MEAN, STD)
+    )
     return 1 / (255 * std), -mean / std
 
 

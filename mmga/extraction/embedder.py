@@ -5,21 +5,26 @@ Legend: `B` images, `N` images of a set, `P` parts, `D` features.
 
 import importlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
-from mmga.common.files import read_weights
+from mmga.common.weights import WRAPPERS, read_weights, unwrapped
 from mmga.data.dataset import ImageSet
 from mmga.data.loader import Loading, eval_batches
+from mmga.data.pictures import Notes
 from mmga.data.transforms import EvalTransform
 from mmga.models import MMGA
+
+logger = logging.getLogger(__name__)
 
 Embeddings = tuple[Tensor, Tensor | None]
 """Features [B, D] and None, or part features [B, P, D] and their visibility [B, P]."""
@@ -64,6 +69,7 @@ def embed_images(
     workers: int = 0,
     broken: dict[str, str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    notes: Notes | None = None,
 ) -> tuple[Embeddings, Tensor]:
     """Embed all images of a set, in their order.
 
@@ -74,6 +80,7 @@ def embed_images(
         workers: processes that load images.
         broken: filled with the message by path of each image that cannot be decoded; None raises.
         progress: called with the number of images done.
+        notes: filled with what was done to images; by default it is said in the end.
 
     Returns:
         The embeddings on the CPU, empty where there is no image, and the places int64 [N] of their
@@ -84,9 +91,19 @@ def embed_images(
     """
     loading = Loading(workers, embedder.device, skip_broken=broken is not None)
     batches = eval_batches(
-        images, embedder.transform, loading, batch_size=batch_size, broken=broken, masks=False
+        images,
+        embedder.transform,
+        loading,
+        batch_size=batch_size,
+        broken=broken,
+        masks=False,
+        notes=notes,
     )
-    rows, visible, places = [torch.empty(0)], [], [torch.empty(0, dtype=torch.int64)]
+    rows, visible, places = (
+        [torch.empty(0, dtype=torch.float32, device="cpu")],
+        [],
+        [torch.empty(0, dtype=torch.int64, device="cpu")],
+    )
     done = 0
     for batch in batches:
         features, seen = embedder(batch.images)
@@ -137,8 +154,10 @@ def whole_embeddings(network: nn.Module, name: str) -> Callable[[Tensor], Embedd
         network: an MMGA, or any module that returns [B, D].
         name: of the network, for messages.
     """
+    looked = isinstance(network, MMGA)
 
     def embed(images: Tensor) -> Embeddings:
+        nonlocal looked
         rows = network.embed(images) if isinstance(network, MMGA) else network(images)
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != len(images):
             found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
@@ -146,9 +165,53 @@ def whole_embeddings(network: nn.Module, name: str) -> Callable[[Tensor], Embedd
                 f"--model {name} must return features [{len(images)}, D] for {len(images)} images, "
                 f"found {found}; wrap it in a function that pools"
             )
+        if not looked:
+            looked = True
+            scores = _class_scores(network, rows)
+            if scores is not None:
+                logger.warning(
+                    "warning: --model %s returns %s, not features: name a function that returns "
+                    "the network without its classifier",
+                    name,
+                    scores,
+                )
         return rows, None
 
     return embed
+
+
+_CLASSES = {1000, 11221, 21841, 21843, 751, 702, 1041, 767, 1367, 1160}
+"""Classes of ImageNet, and training identities of Market-1501, DukeMTMC, MSMT17 and CUHK03."""
+
+
+def _class_scores(network: nn.Module, rows: Tensor) -> str | None:
+    """Return a phrase on the class scores that rows [B, D] seem to be, None for features."""
+    width = rows.shape[1]
+    values = rows.float()
+    if width > 1 and bool((values >= 0).all()) and bool(((values.sum(1) - 1).abs() < 1e-3).all()):
+        return f"the probabilities of {width} classes"
+    layers = [
+        one for one in network.modules() if next(one.parameters(recurse=False), None) is not None
+    ]
+    last = layers[-1] if layers else None
+    if not isinstance(last, nn.Linear) or last.out_features != width:
+        return None
+    if width in _CLASSES or getattr(network, "num_classes", None) == width:
+        return f"the scores of {width} classes"
+    return None
+
+
+def _random_weights(make: Any, given: dict[str, Any], network: nn.Module) -> list[str]:
+    """Return the names of weights that differ when a network is built anew with another seed."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed() + 1)
+            other = dict(make(**given).named_parameters())
+    except Exception:  # foreign code: what it builds once is all that is known
+        return []
+    names = [name for name, _ in network.named_parameters() if name in other]
+    own = dict(network.named_parameters())
+    return [name for name in names if not torch.equal(own[name].cpu(), other[name].cpu())]
 
 
 def embedder_of_model(
@@ -209,21 +272,45 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
         raise UserError(
             f"--model {name} must return a torch.nn.Module, got {type(network).__name__}"
         )
+    drawn: list[str] = []
     if weights is not None:
         _load(network, weights)
+    elif network is not make:
+        drawn = _random_weights(make, given, network)
     reset: Any = getattr(network, "reset_classifier", None)
     if reset is not None and "num_classes" not in given:
         reset(0)
+    left = [parameter for parameter, _ in network.named_parameters() if parameter in drawn]
+    if left:
+        logger.warning(
+            "warning: --model %s has random weights (%s, %d in all): give --model-weights FILE, or "
+            "arguments such as --model-arguments '{\"pretrained\": true}'",
+            name,
+            left[0],
+            len(left),
+        )
     return network.eval()
 
 
 def _load(network: nn.Module, file: Path) -> None:
-    state = unwrapped(read_weights(file, "--model-weights", "give another file"))
-    if not isinstance(state, dict) or not all(isinstance(one, Tensor) for one in state.values()):
-        found = ", ".join(sorted(map(str, state))[:6]) if isinstance(state, dict) else "no names"
+    found = read_weights(file, "--model-weights", "give another file")
+    state = unwrapped(found, tuple(network.state_dict()))
+    if isinstance(state, dict):
+        # Scores and settings may stand beside the weights, which may be NumPy's.
+        state = {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+            for name, value in state.items()
+            if not isinstance(value, int | float | str | np.generic | None)
+        }
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(one, Tensor) for one in state.values())
+    ):
+        names = sorted(map(str, found))[:6] if isinstance(found, dict) else []
         raise UserError(
             f"--model-weights {file}: expected tensors by name, perhaps below one of "
-            f"{', '.join(_WRAPPERS)}; found {found}"
+            f"{', '.join(WRAPPERS)}; found {', '.join(names) or 'no names'}"
         )
     try:
         fit = network.load_state_dict(state, strict=False)
@@ -236,21 +323,3 @@ def _load(network: nn.Module, file: Path) -> None:
                 f"--model-weights {file} is of another network: it {what} {names[0]} and "
                 f"{len(names) - 1} more of {len(network.state_dict())} names"
             )
-
-
-# Names below which trainers write the weights, and prefixes of wrappers around the network.
-_WRAPPERS = ("state_dict", "model", "net", "network", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.")
-
-
-def unwrapped(state: Any) -> Any:
-    """Return the weights inside what a trainer saved, without wrappers' prefixes."""
-    while isinstance(state, dict):
-        inner = next((state[one] for one in _WRAPPERS if isinstance(state.get(one), dict)), None)
-        if inner is None:
-            break
-        state = inner
-    for prefix in _PREFIXES:
-        if isinstance(state, dict) and state and all(str(k).startswith(prefix) for k in state):
-            state = {str(name)[len(prefix) :]: value for name, value in state.items()}
-    return state

@@ -11,7 +11,7 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.config import Config
 from mmga.data.build import eval_transform
-from mmga.data.dataset import ImageSet, Subset
+from mmga.data.dataset import ImageSet, Subset, label_columns
 from mmga.extraction.embedder import Embedder, embed_images, part_embeddings, whole_embeddings
 from mmga.models import MMGA
 
@@ -87,7 +87,7 @@ def extract(
         network.train(was_training)
         if broken:
             logger.warning("%s: %d images were left out as broken", phase, len(broken))
-        rows = rows if len(rows) else torch.empty(0, network.dim)
+        rows = rows if len(rows) else torch.empty(0, network.dim, dtype=torch.float32, device="cpu")
         places = torch.from_numpy(share)[places]
     sizes = group.table([len(rows)])[:, 0].long().tolist()
     rows = gather(rows.to(group.device), sizes, group).cpu()
@@ -95,7 +95,4 @@ def extract(
     with group.together():
         if not len(rows):
             raise UserError(f"{phase}: there is no image to extract features from")
-    kept = places.numpy()
-    return Features(
-        rows.numpy(), images.pids[kept], images.camids[kept], np.array(images.paths)[kept]
-    )
+    return Features(rows.numpy(), **label_columns(images, places.numpy()))

@@ -64,7 +64,7 @@ def features_of_run(
     run = load_run(path, resolve_device(device))
     config = with_data(run.config, choice, workers)
     if not flip:
-        config = merged(config, {"run": {"flip_test": False}}, where="--no-flip")
+        config = merged(config, {"run": {"flip_test": False}}, where="--no-flip-test")
     data = load_data(config, progress, training=False)
     queries = data.query
     if multi_query and data.multi_query is not None:

@@ -11,13 +11,15 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
-from mmga.data.dataset import ImageSet, Subset
+from mmga.data.dataset import ImageSet, Subset, label_columns
+from mmga.data.pictures import Notes
 from mmga.extraction.embedder import Embedder, embed_images
-from mmga.retrieval.features import Features
+from mmga.retrieval.features import Features, containers
 
 CONTAINERS = (".npz", ".safetensors", ".mat", ".h5", ".pt")
 """Suffixes of files of features; without one, a folder of .npy files is written."""
@@ -54,17 +56,24 @@ def extract_to(
 
     Raises:
         UserError: no container has the suffix of `out`, an image cannot be decoded, the disk is
-            full, or the partial results belong to another extraction.
+            full, the partial results belong to another extraction, or the container cannot hold
+            so many features (which is known before the first image).
     """
     if out.suffix and out.suffix.lower() not in CONTAINERS:
         raise UserError(
             f"--out must end in {', '.join(CONTAINERS)} or nothing (a folder of .npy files), "
             f"got {out}"
         )
+    if out.suffix.lower() in (".mat", ".safetensors"):  # which have limits
+        shape = (1, 3, *embedder.transform.size)
+        one, _ = embedder(torch.zeros(shape, dtype=torch.float32, device=embedder.device))
+        name = "features" if one.dim() == 2 else "parts"
+        containers.check_room(out, name, len(images) * one.nbytes, images.paths)
     folder = out.with_name(f"{out.name}.partial")
     _check_manifest(folder, embedder, images)
     starts = range(0, len(images), SHARD)
     broken: dict[str, str] | None = {} if skip_broken else None
+    notes = Notes()
     for start in starts:
         file = folder / f"{start:09d}.npz"
         end = min(start + SHARD, len(images))
@@ -84,6 +93,7 @@ def extract_to(
             workers=workers,
             broken=broken,
             progress=done,
+            notes=notes,
         )
         if not len(rows):
             raise UserError(
@@ -95,6 +105,7 @@ def extract_to(
             arrays["visibility"] = visibility.numpy()
         with atomic_path(file) as temporary:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    notes.say()
     features = _joined([folder / f"{start:09d}.npz" for start in starts], images)
     features.save(out)
     shutil.rmtree(folder)
@@ -102,16 +113,25 @@ def extract_to(
 
 
 def _joined(files: list[Path], images: ImageSet) -> Features:
-    """Return the features of all shards, with the labels of the images."""
-    shards = [dict(np.load(file)) for file in files]
+    """Return the features of all shards, with the labels of the images.
+
+    Raises:
+        UserError: a shard is damaged.
+    """
+    shards = []
+    for file in files:
+        shards.append(containers.read(file))
+        places, count = shards[-1].get("places"), len(shards[-1].get("rows", ()))
+        if places is None or not count or len(places) != count or places.max() >= len(images):
+            raise UserError(f"{file} holds no features of these images; remove it, and run again")
     arrays = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     rows, places = arrays["rows"], arrays["places"]
     if len(places) < len(images):
         logger.warning("%d images were left out as broken", len(images) - len(places))
-    labels = images.pids[places], images.camids[places], np.array(images.paths)[places]
+    labels = label_columns(images, places)
     if "visibility" in arrays:
-        return Features(None, *labels, parts=rows, visibility=arrays["visibility"])
-    return Features(rows, *labels)
+        return Features(None, parts=rows, visibility=arrays["visibility"], **labels)
+    return Features(rows, **labels)
 
 
 def _check_manifest(folder: Path, embedder: Embedder, images: ImageSet) -> None:
@@ -134,7 +154,7 @@ def _check_manifest(folder: Path, embedder: Embedder, images: ImageSet) -> None:
             temporary.write_text(json.dumps(manifest, indent=1))
         return
     try:
-        before = json.loads(file.read_text())
+        before = read_json_object(file)
     except ValueError:
         before = {}
     differs = [name for name in manifest if before.get(name) != manifest[name]]

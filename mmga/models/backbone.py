@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmga.common.errors import UserError
-from mmga.common.files import read_weights
+from mmga.common.errors import UserError, first_line
+from mmga.common.files import patient
+from mmga.common.weights import read_weights, unwrapped
 
 STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 """Names of a ResNet's stages in a state dict; everything else (the classifier) is left out."""
@@ -107,20 +108,20 @@ def _download(name: str, weights: str) -> dict[str, torch.Tensor]:
             f"choose none, {', '.join(choices.__members__)}"
         )
     try:
-        return dict(choices[weights].get_state_dict(progress=False, check_hash=True))
+        with patient():
+            return dict(choices[weights].get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors
         raise UserError(
-            f"weights {weights} of {name} could not be downloaded ({error}); connect this machine, "
-            f"put the file into {torch.hub.get_dir()}/checkpoints, or use --weights none"
+            f"weights {weights} of {name} could not be downloaded ({first_line(error)}); fetch "
+            f"{choices[weights].url} on another machine and put it into "
+            f"{torch.hub.get_dir()}/checkpoints, or give it with --weights none "
+            "--backbone-weights FILE, or train from random weights with --weights none"
         ) from error
 
 
 def _read_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     hint = "save model.state_dict() alone, as .pth or .safetensors"
-    state = read_weights(path, "backbone weights file", hint)
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    state = unwrapped(read_weights(path, "backbone weights file", hint))
     if not isinstance(state, dict):
         raise UserError(
             f"backbone weights file {path} holds a {type(state).__name__}, a state dict is expected"

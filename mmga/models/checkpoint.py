@@ -9,7 +9,7 @@ one removed last, so a run killed between any two system calls finds a pair that
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.errors import UserError, first_line
+from mmga.common.files import atomic_path, steady_file
 
 FORMAT = 1
 """Version of the layout; a newer one is refused."""
@@ -54,6 +54,7 @@ class Checkpoint:
         optimizer_file: name of the file with the optimizer's state, None if there is none.
         average: moving average of the weights, None where none was kept.
         metrics: of a validation of these weights, empty where there was none.
+        training_set: description and digest of the training images; empty in older files.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -63,6 +64,7 @@ class Checkpoint:
     optimizer_file: str | None = None
     average: Mapping[str, torch.Tensor] | None = None
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    training_set: str = ""
 
 
 def save_checkpoint(
@@ -81,8 +83,11 @@ def save_checkpoint(
     optimizer_file = None
     if optimizer_state is not None:
         optimizer_file = f"{path.stem}.optimizer-{checkpoint.position.step}.pt"
-        with atomic_path(path.with_name(optimizer_file)) as temporary, _full_disk():
-            torch.save(optimizer_state, temporary)
+        with (
+            atomic_path(path.with_name(optimizer_file)) as temporary,
+            steady_file(temporary) as file,
+        ):
+            torch.save(optimizer_state, file)
     metadata = {
         "format": str(FORMAT),
         "progress": json.dumps(dataclasses.asdict(checkpoint.position)),
@@ -90,26 +95,18 @@ def save_checkpoint(
         "config": json.dumps(checkpoint.config),
         "optimizer_file": optimizer_file or "",
         "figures": json.dumps(dict(checkpoint.metrics)),
+        "training_set": checkpoint.training_set,
     }
     state = dict(checkpoint.weights)
     state |= {f"{_AVERAGE}{name}": tensor for name, tensor in (checkpoint.average or {}).items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with atomic_path(path) as temporary, _full_disk():
+    with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors leaves it readable by its owner alone
     for old in path.parent.glob(f"{path.stem}.optimizer-*.pt"):
         if old.name != optimizer_file:
-            old.unlink()
-
-
-@contextlib.contextmanager
-def _full_disk() -> Iterator[None]:
-    """Turn the errors of torch and safetensors on a full disk into an OSError."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(f"is the disk full? ({reason})") from error
+            with contextlib.suppress(OSError):  # the new pair is whole without it
+                old.unlink()
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -128,7 +125,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
                     f"{path} is a safetensors file, but not a checkpoint of mmga: "
                     "its metadata names no run"
                 )
-            if int(metadata["format"]) > FORMAT:
+            if not (version := int(metadata["format"])) > 0:
+                raise ValueError(f"format: there is no version {version}")
+            if version > FORMAT:
                 raise UserError(
                     f"{path} was written by a newer mmga (format {metadata['format']}, this one "
                     f"reads {FORMAT}); update mmga"
@@ -140,18 +139,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
             }
             return Checkpoint(
                 weights=weights,
-                position=Position(**json.loads(metadata["progress"])),
+                position=_position(metadata["progress"]),
                 num_classes=_classes(metadata["num_classes"], weights),
                 config=_mapping("config", metadata["config"]),
                 optimizer_file=metadata["optimizer_file"] or None,
                 average=average or None,
-                metrics=_mapping("figures", metadata.get("figures", "{}")),
+                metrics=_figures(metadata.get("figures", "{}")),
+                training_set=metadata.get("training_set", ""),
             )
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
         raise UserError(
-            f"checkpoint {path} cannot be read: truncated or not safetensors ({error}); "
+            f"checkpoint {path} cannot be read: truncated or not safetensors ({reason}); "
             "use another checkpoint or train anew"
         ) from error
 
@@ -160,6 +161,23 @@ def _mapping(name: str, text: str) -> dict[str, Any]:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"{name}: expected names with values, found {text[:40]!r}")
+    return found
+
+
+def _position(text: str) -> Position:
+    found = _mapping("progress", text)
+    for name in (field.name for field in dataclasses.fields(Position)):
+        value = found[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"progress: {name} must be a number of 0 or more, found {value!r}")
+    return Position(**found)
+
+
+def _figures(text: str) -> dict[str, float]:
+    found = _mapping("figures", text)
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"figures: {name} must be a number, found {str(value)[:40]!r}")
     return found
 
 
@@ -179,9 +197,11 @@ def load_optimizer_state(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """
     if checkpoint.optimizer_file is None:
         raise UserError(f"checkpoint {path} holds no optimizer state; it cannot be resumed")
-    file = path.with_name(checkpoint.optimizer_file)
+    file = path.parent / Path(checkpoint.optimizer_file).name
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not {"state", "param_groups"} <= state.keys():
+            raise ValueError("no state of an optimizer")
     except Exception as error:  # torch.load raises many kinds for a broken file
         raise UserError(
             f"optimizer state {file} cannot be read ({type(error).__name__}); "

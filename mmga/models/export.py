@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, steady_file
 from mmga.data.transforms import MEAN, STD
 from mmga.models import MMGA
 from mmga.ops.attention import decompositions
@@ -61,7 +61,9 @@ def trace(network: MMGA, size: tuple[int, int]) -> ExportedProgram:
     """
     dynamic = {"images": {0: torch.export.Dim("batch")}}
     program = torch.export.export(
-        FeaturesAndMaps(network).eval(), (torch.zeros(2, 3, *size),), dynamic_shapes=dynamic
+        FeaturesAndMaps(network).eval(),
+        (torch.zeros(2, 3, *size, dtype=torch.float32, device="cpu"),),
+        dynamic_shapes=dynamic,
     )
     table = torch.export.default_decompositions()
     table.update(decompositions())
@@ -71,7 +73,10 @@ def trace(network: MMGA, size: tuple[int, int]) -> ExportedProgram:
 def output_names(network: MMGA, size: tuple[int, int]) -> list[str]:
     """Return the names of a graph's outputs: `features`, then one for each attention map."""
     with torch.inference_mode():
-        return ["features", *network.attention(torch.zeros(1, 3, *size))]
+        return [
+            "features",
+            *network.attention(torch.zeros(1, 3, *size, dtype=torch.float32, device="cpu")),
+        ]
 
 
 def facts(network: MMGA, size: tuple[int, int], names: Sequence[str]) -> dict[str, Any]:
@@ -96,7 +101,8 @@ def write_program(path: Path, network: MMGA, size: tuple[int, int]) -> float:
     names = output_names(network, size)
     about = json.dumps(facts(network, size, names))
     with atomic_path(path) as temporary:
-        torch.export.save(program, temporary, extra_files={"mmga.json": about})
+        with steady_file(temporary) as file:
+            torch.export.save(program, file, extra_files={"mmga.json": about})
         loaded = torch.export.load(temporary).module()
         return _compare(network, size, names, loaded)
 
@@ -128,6 +134,7 @@ def write_onnx(path: Path, network: MMGA, size: tuple[int, int]) -> float | None
             verbose=False,
         )
     assert written is not None  # it is where dynamo is asked for
+    _name_batch(written.model.graph)
     written.model.metadata_props["mmga"] = json.dumps(facts(network, size, names))
     with atomic_path(path) as temporary:
         written.save(temporary, external_data=False)
@@ -144,13 +151,22 @@ def write_onnx(path: Path, network: MMGA, size: tuple[int, int]) -> float | None
         return _compare(network, size, names, run)
 
 
+def _name_batch(graph: Any) -> None:
+    """Call the axis of any size `batch`, which the exporter calls by a number of its own."""
+    own = str(graph.inputs[0].shape[0])
+    for value in (*graph.inputs, *(output for node in graph for output in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                value.shape[axis] = str(size).replace(own, "batch")
+
+
 def _compare(network: MMGA, size: tuple[int, int], names: Sequence[str], run: Any) -> float:
     """Return the largest difference of a graph's outputs to the network's own."""
     eager = FeaturesAndMaps(network).eval()
     random = torch.Generator().manual_seed(0)
     largest = 0.0
     for count in BATCHES:
-        images = torch.randn(count, 3, *size, generator=random)
+        images = torch.randn(count, 3, *size, generator=random, dtype=torch.float32, device="cpu")
         with torch.inference_mode():
             expected, found = eager(images), run(images)
         for name, one, other in zip(names, expected, found, strict=True):

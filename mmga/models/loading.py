@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from mmga.common.errors import UserError, first_line
 from mmga.config import Config, ModelConfig, merged, recipe_config
-from mmga.models.checkpoint import load_checkpoint, load_weights
+from mmga.models.checkpoint import Checkpoint, load_checkpoint, load_weights
 from mmga.models.network import MMGA
 
 
@@ -49,18 +50,58 @@ def load_run(path: str | os.PathLike[str], device: torch.device | str = "cpu") -
     Raises:
         UserError: there is no checkpoint, or it is truncated or foreign.
     """
+    file, checkpoint, config = _configured(path)
+    # The checkpoint holds every weight: nothing is to be downloaded.
+    bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
+    _check_shapes(bare.model, checkpoint, file)
+    network = build_network(bare.model, checkpoint.num_classes)
+    load_weights(network, checkpoint, file, average=checkpoint.average is not None)
+    step = checkpoint.position.step
+    return Run(file, network.to(device).eval(), config, step, config.optimizer.ema > 0)
+
+
+def configuration_of(path: str | os.PathLike[str]) -> Config:
+    """Return the configuration of a run, by its folder or one of its checkpoints.
+
+    Raises:
+        UserError: there is no checkpoint, or it is truncated or foreign.
+    """
+    return _configured(path)[2]
+
+
+def _configured(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint, Config]:
     file = Path(path)
     if file.is_dir():
         file = file / "last.safetensors"
     checkpoint = load_checkpoint(file)
     base = recipe_config(checkpoint.config.get("recipe", "mgn"))
-    config = merged(base, checkpoint.config, where=str(file))
-    # The checkpoint holds every weight: nothing is to be downloaded.
-    bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
-    network = build_network(bare.model, checkpoint.num_classes)
-    load_weights(network, checkpoint, file, average=checkpoint.average is not None)
-    step = checkpoint.position.step
-    return Run(file, network.to(device).eval(), config, step, config.optimizer.ema > 0)
+    return file, checkpoint, merged(base, checkpoint.config, where=str(file))
+
+
+def _check_shapes(config: ModelConfig, checkpoint: Checkpoint, file: Path) -> None:
+    """Compare the network that a configuration describes with the weights, without its memory.
+
+    Raises:
+        UserError: it describes none, or one of other weights.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = build_network(config, checkpoint.num_classes).state_dict()
+    except UserError:
+        raise
+    except Exception as error:  # layers of impossible sizes fail in many ways
+        raise UserError(
+            f"checkpoint {file} describes no network that can be built ({first_line(error)}); "
+            "use another checkpoint or train anew"
+        ) from error
+    held = checkpoint.weights
+    for name in sorted(wanted.keys() | held.keys()):
+        sizes = [list(one[name].shape) if name in one else "absent" for one in (held, wanted)]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"checkpoint {file} belongs to another network: {name} is {sizes[0]} there and "
+                f"{sizes[1]} in the network of its configuration; use another checkpoint"
+            )
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MMGA:

@@ -5,7 +5,10 @@ Public are `attention_multiply`, `attention_pool` and `backends`, as well as
 the schemas of the operators included, may change without notice.
 """
 
+from mmga.common.threads import survive_forks
 from mmga.ops.attention import attention_multiply, attention_pool
 from mmga.ops.backends import backends
+
+survive_forks()
 
 __all__ = ["attention_multiply", "attention_pool", "backends"]

@@ -86,7 +86,7 @@ def thresholds(match_start: Tensor, match_key: Tensor, row_slack: Tensor) -> tup
         float32 [M] and [M], rounded away from the keys.
     """
     slack = torch.repeat_interleave(row_slack, match_start.diff())
-    infinity = torch.tensor(torch.inf, device=match_key.device)
+    infinity = torch.tensor(torch.inf, dtype=torch.float32, device=match_key.device)
     lower = (match_key - slack).to(torch.float32).nextafter(-infinity)
     upper = (match_key + slack).to(torch.float32).nextafter(infinity)
     return lower, upper
@@ -253,7 +253,7 @@ def _limits(
     bound: Bound, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, ...]:
     """Return bounds and thresholds in float32, thresholds rounded outward."""
-    infinity = torch.tensor(torch.inf, device=near[0].device)
+    infinity = torch.tensor(torch.inf, dtype=torch.float32, device=near[0].device)
     return (
         *(part.to(torch.float32) for part in bound),
         *(side.to(torch.float32).nextafter(infinity) for side in near),
@@ -294,7 +294,7 @@ class ExactLists:
         self.limits, self._k = limits.clone(), k
         slots = k + _SPARE
         self._index = torch.zeros((count, slots), dtype=torch.int32, device=limits.device)
-        self._distance = torch.full((count, slots), torch.inf, dtype=torch.float64)
+        self._distance = torch.full((count, slots), torch.inf, dtype=torch.float64, device="cpu")
         self._counts = torch.zeros(count, dtype=torch.int32, device=limits.device)
         self.maxima = torch.zeros_like(limits)
 

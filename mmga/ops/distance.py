@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.arrays import as_tensor
 from mmga.ops import reference
 from mmga.ops._library import define, refuse_gradient
 from mmga.ops.precision import float32_products
 
 METRICS = ("cosine", "euclidean")
+SMALLEST, LARGEST = 2.0**-50, 2.0**50
+"""Norms between which products of two rows keep the digits of float32."""
 GIVEN = 0
 """Number of the metric of tiles that hold keys already."""
 
@@ -47,6 +50,22 @@ def squared_norms(x: Tensor) -> Tensor:
     refuse_gradient("squared_norms", x)
     norms: Tensor = _SQUARED_NORMS(x)
     return norms
+
+
+def scaled_rows(x: Tensor, exponents: Tensor) -> Tensor:
+    """Return rows [N, ...] times powers of two, exact as far as float32 reaches.
+
+    Args:
+        x: float32 or float16.
+        exponents: int64 [N], or [N, P] for parts.
+    """
+    factors = np.ldexp(1.0, exponents.cpu().numpy()[..., None])
+    return (x.double() * torch.from_numpy(factors).to(x.device)).to(x.dtype)
+
+
+def unit_exponents(norms: Tensor) -> Tensor:
+    """Return int64 exponents of two that bring rows of these squared norms near length 1."""
+    return -(norms.frexp().exponent.long() // 2)
 
 
 def key_terms(norms: Tensor, metric: str) -> Tensor:
@@ -114,12 +133,34 @@ def pairwise_distance(x: Tensor, y: Tensor, metric: str = "cosine") -> Tensor:
         ValueError: shapes that do not fit, an unknown metric, or a gradient is required.
     """
     number = metric_number(metric)
+    refuse_gradient("pairwise_distance", *(side for side in (x, y) if isinstance(side, Tensor)))
+    x, y = as_tensor("x", x), as_tensor("y", y)
     if x.dim() == 2 and y.dim() == 2 and x.shape[1] != y.shape[1]:
         raise ValueError(f"x and y must have equal widths, got {x.shape[1]} and {y.shape[1]}")
+    norms = [squared_norms(side) for side in (x, y)]
+    x, y = x.to(torch.float32), y.to(torch.float32)
+    shift = 0
+    if metric == "cosine":
+        x, y = (_near_one(side, own) for side, own in zip((x, y), norms, strict=True))
+    else:
+        largest = torch.cat([own[own.isfinite()] for own in norms] + [norms[0].new_zeros(1)]).max()
+        if not SMALLEST <= largest.sqrt() <= LARGEST and largest:
+            shift = int(unit_exponents(largest))
+            x, y = (scaled_rows(side, unit_exponents(largest)[None]) for side in (x, y))
     row, column = (key_terms(squared_norms(side), metric) for side in (x, y))
-    products = x.to(torch.float32) @ y.to(torch.float32).T
-    keys = reference.ranking_keys(products, row[:, None], column, number)
-    return keys.sqrt() if metric == "euclidean" else keys
+    keys = reference.ranking_keys(x @ y.T, row[:, None], column, number)
+    if metric == "cosine":
+        return keys
+    return keys.sqrt() if not shift else (keys.double().sqrt() * 2.0**-shift).to(torch.float32)
+
+
+def _near_one(x: Tensor, norms: Tensor) -> Tensor:
+    """Return float32 rows, those scaled by a power of two whose norms float32 products may lose."""
+    length = norms.sqrt()
+    odd = (norms > 0) & norms.isfinite() & ((length < SMALLEST) | (length > LARGEST))
+    if not bool(odd.any()):
+        return x
+    return scaled_rows(x, torch.where(odd, unit_exponents(norms), 0))
 
 
 def part_keys(

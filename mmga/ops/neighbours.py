@@ -88,8 +88,8 @@ class NearestLists:
         slots = 2 * k + 16
         self._candidates = torch.empty((items, slots), dtype=torch.int64, device=device)
         self._counts = torch.zeros(items, dtype=torch.int32, device=device)
-        self._thresholds = torch.full((items,), math.inf, device=device)
-        self._maxima = torch.zeros(items, device=device)
+        self._thresholds = torch.full((items,), math.inf, dtype=torch.float32, device=device)
+        self._maxima = torch.zeros(items, dtype=torch.float32, device=device)
 
     def add_self(self) -> None:
         """Insert every item into its own list at distance 0, before any symmetric tile."""

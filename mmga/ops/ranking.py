@@ -185,7 +185,9 @@ class Impostors:
             edges,
             torch.zeros(len(edges) + 1, dtype=torch.int64, device=edges.device),
             torch.full((rows,), torch.inf, dtype=torch.float64, device=edges.device),
-            torch.full((rows,), torch.iinfo(torch.int64).max, device=edges.device),
+            torch.full(
+                (rows,), torch.iinfo(torch.int64).max, dtype=torch.int64, device=edges.device
+            ),
         )
 
 

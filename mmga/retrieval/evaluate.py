@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import ids
 from mmga.common import memory as memory_sizes
+from mmga.common.arrays import as_tensor
 from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
@@ -18,10 +20,11 @@ from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.retrieval.bounds.approximation import beyond_bounds
 from mmga.retrieval.bounds.stages import Stages
-from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features import Features
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.features.pooling import pooled
 from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.metrics import caveats
 from mmga.retrieval.metrics.rank import PerQuery, rank
 from mmga.retrieval.metrics.rank_certified import CertifiedPass, plan
 from mmga.retrieval.metrics.report import Figures, Report
@@ -34,16 +37,16 @@ from mmga.retrieval.options import (
     check_kinds,
     check_max_rank,
 )
+from mmga.retrieval.protocols.protocol import PROTOCOLS, protocol_named
 from mmga.retrieval.protocols.protocol import Protocol as Rules
-from mmga.retrieval.protocols.protocol import protocol_named
 from mmga.retrieval.protocols.selection import Labels, Selection, select
+from mmga.retrieval.repeated import both_directions, drawn_galleries, evaluate_repeats
 from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
-from mmga.retrieval.tiles.problem import RankingProblem, checked_norms, zero_vectors
+from mmga.retrieval.tiles.problem import RankingProblem, checked, zero_vectors
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
-from mmga.retrieval.viper import evaluate_halves
 
 
 @float32_products()
@@ -66,6 +69,7 @@ def evaluate(
     fpr: float | None = None,
     strangers: float | None = None,
     exclude: str | None = None,
+    ap: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
@@ -85,7 +89,8 @@ def evaluate(
             norms outside 2^-20 to 2^20, and devices other than the CPU (CUDA certifies if asked to,
             unless the features exceed it). The report says which.
         max_rank: length of the CMC curve.
-        trials: seeded draws under ``cuhk03-single-shot``; 0 gives the exact expectation.
+        trials: seeded draws under ``cuhk03-single-shot`` and ``single-shot``, where 0 gives the
+            exact expectation, and under ``vehicleid``, where 0 means 10.
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
         device: where to compute; that of the gallery if None.
@@ -97,6 +102,8 @@ def evaluate(
             None: half where every query has a match, else none.
         exclude: leave out the pairs for which a condition on columns of the gallery item and of the
             query holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
+        ap: ``"hits"``, the mean of the precisions at the matches, or ``"trapezoid"``, of those
+            before and at each; None: the protocol's own, hits but for ``market1501-matlab``.
         progress: called as (phase, done, total).
 
     Returns:
@@ -108,7 +115,7 @@ def evaluate(
     check_kinds(query, gallery, rerank)
     options = EvaluationOptions(
         metric=metric,
-        protocol=protocol_named(protocol),
+        protocol=protocol_named(protocol, ap),
         rerank=rerank,
         exact=exact,
         max_rank=max_rank,
@@ -125,6 +132,7 @@ def evaluate(
     return _evaluate(query, gallery, options, device, progress)
 
 
+@float32_products()
 def evaluate_distances(
     distmat: Tensor | np.ndarray,
     query: Features | Labelled,
@@ -135,6 +143,7 @@ def evaluate_distances(
     trials: int = 0,
     seed: int = 0,
     exclude: str | None = None,
+    ap: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Report CMC, mAP and mINP from a given matrix, read once.
@@ -149,13 +158,14 @@ def evaluate_distances(
         trials: as in `evaluate`.
         seed: as in `evaluate`.
         exclude: as in `evaluate`.
+        ap: as in `evaluate`.
         progress: called as (phase, done, total).
 
     Raises:
         UserError: the matrix or labels do not fit, a distance is NaN, or no query has a match.
     """
     check_max_rank(max_rank)
-    rules = protocol_named(protocol)
+    rules = protocol_named(protocol, ap)
     begun = time.perf_counter()
     monitor = Monitor(progress, {"load": 0.0})
     if rules.splits or rules.pools:
@@ -167,7 +177,7 @@ def evaluate_distances(
     with monitor.timed("rank"):
         source = MatrixSource(matrix, selection.queries, selection.gallery)
         scores = rank(source, selection, monitor)
-    report = _report(selection, scores, max_rank, (query, gallery), matrix.device)
+    report = _report(selection, scores, max_rank, (query, gallery), matrix.device, given=True)
     report.seconds = monitor.seconds
     if rules.single_shot:
         source = MatrixSource(matrix, selection.queries, selection.gallery)
@@ -188,8 +198,14 @@ def _evaluate(
     where = resolve_device(device or gallery.rows.device, "device")
     options.check(query, gallery, where)
     if rules.splits:
-        shared = {**options.of_a_half(), "device": where}
-        return evaluate_halves(evaluate, (query, gallery), shared, progress)
+        if rules.splits == "draws":
+            repeats = drawn_galleries(query, rules, options.trials, options.seed)
+        else:
+            repeats = both_directions(query, gallery, rules)
+        shared = {**options.of_a_part(), "device": where}
+        report = evaluate_repeats(evaluate, repeats, shared, progress)
+        report.num_query, report.num_gallery = len(query), len(gallery)
+        return report
     if rules.pools:
         query = pooled(query, options.pool)
     begun, monitor = time.perf_counter(), Monitor(progress)
@@ -246,15 +262,17 @@ def _problem(
         placed = placement.place(query.rows, gallery.rows, device, options.memory)
     itself = gallery is query
     query = query.with_rows(placed.query)
-    gallery = query if itself else gallery.with_rows(placed.gallery)
-    labels = Labels.of(query, gallery, options.exclude)
+    other = query if itself else gallery.with_rows(placed.gallery)
+    labels = Labels.of(query, other, options.exclude)
     with monitor.timed("load"):
         selection = select(
             options.protocol, labels, every_query=options.verification, progress=monitor.progress
         )
     with monitor.timed("load"):
-        query_norms = checked_norms("query", query.rows)
-        gallery_norms = query_norms if itself else checked_norms("gallery", gallery.rows)
+        query, query_norms = checked("query", query, options.metric)
+        gallery, gallery_norms = query, query_norms
+        if not itself:
+            gallery, gallery_norms = checked("gallery", other, options.metric)
 
     def chosen(side: Features, norms: Tensor, rows: np.ndarray) -> VectorSet:
         at = torch.from_numpy(rows)
@@ -331,8 +349,9 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
             of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]
             same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[1])
         report.duplicates = len(same)
+        _note(report, caveats.of_duplicates(problem.selection, len(same)))
     if query.visibility is not None and gallery.visibility is not None:
-        rows = np.flatnonzero(problem.selection.labels.query_pids != JUNK)
+        rows = problem.selection.eligible_queries
         report.extra["parts"] = {
             "parts": query.visibility.shape[1],
             "pairs_without_common_part": pairs_without_common_part(
@@ -352,6 +371,12 @@ def _rerank(report: Report, problem: RankingProblem, rule: KReciprocal | Reranke
         scores = rank(source, selection, monitor, phase="re-ranked ranks")
     report.reranked = Figures.of(scores, _counted(selection), len(report.cmc))
     report.rerank = rule.as_dict()
+    _note(report, caveats.of_reranking(selection))
+
+
+def _note(report: Report, sentence: str | None) -> None:
+    if sentence is not None:
+        report.notes.append(sentence)
 
 
 def _draw(
@@ -383,7 +408,7 @@ def _labelled(side: Features | Labelled) -> Features:
     if isinstance(side, Features):
         return side
     return Features(
-        torch.zeros(len(side.pids), 1),
+        torch.zeros(len(side.pids), 1, dtype=torch.float32, device="cpu"),
         side.pids,
         getattr(side, "camids", None),
         getattr(side, "paths", None),
@@ -394,7 +419,7 @@ def _labelled(side: Features | Labelled) -> Features:
 def _counted(selection: Selection) -> np.ndarray:
     """Return the queries that enter the averages."""
     if selection.protocol.unmatched == "zero":
-        return np.flatnonzero(selection.labels.query_pids != JUNK)
+        return selection.eligible_queries
     return np.flatnonzero(selection.num_matches > 0)
 
 
@@ -404,12 +429,16 @@ def _report(
     max_rank: int,
     sides: tuple[Features | Labelled, Features | Labelled],
     device: torch.device,
+    given: bool = False,
 ) -> Report:
     """Return the report of a plain ranking of two sides, each with labels."""
     query, gallery = sides
-    camids = getattr(query, "camids", None)
+    labels = _labelled(query)
     counted = _counted(selection)
-    exclusion = selection.labels.exclusion
+    rules, exclusion = selection.protocol, selection.labels.exclusion
+    extra = {} if exclusion is None else {"exclude": exclusion.text}
+    if "trapezoid" in (rules.precision, PROTOCOLS.get(rules.name, rules).precision):
+        extra["ap"] = rules.precision
     notes = [
         note
         for side in {id(query): query, id(gallery): gallery}.values()
@@ -417,7 +446,8 @@ def _report(
     ]
     return Report(
         figures=Figures.of(scores, counted, max_rank),
-        protocol=selection.protocol.name,
+        protocol=rules.name,
+        ap=rules.precision,
         num_query=len(query.pids),
         num_valid_query=int((selection.num_matches > 0).sum()),
         num_gallery=len(gallery.pids),
@@ -425,11 +455,13 @@ def _report(
         distractors=selection.distractors,
         ties=int((scores.tied > 0).sum()),
         backend=_backend(device),
-        pids=np.asarray(query.pids),
-        camids=None if camids is None else np.asarray(camids),
+        num_identities=len(np.unique(selection.labels.query_pids[counted])),
+        num_cameras=selection.labels.num_cameras,
+        pids=ids.written(labels.pids, labels.pid_names),
+        camids=None if labels.camids is None else ids.written(labels.camids, labels.camid_names),
         counted=counted,
-        extra={} if exclusion is None else {"exclude": exclusion.text},
-        notes=notes,
+        extra=extra,
+        notes=notes + caveats.of_ranking(selection, scores, given=given),
     )
 
 
@@ -449,7 +481,7 @@ def _backend(device: torch.device) -> str:
 
 
 def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Features:
-    itself = rules.own_image == "index"
+    itself = rules.one_set
     if itself and gallery is not None and gallery is not query:
         raise UserError(f"protocol {rules.name} ranks one set against itself; leave out gallery")
     if not itself and gallery is None:
@@ -458,14 +490,7 @@ def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Feat
 
 
 def _matrix(distmat: Tensor | np.ndarray, rows: int, columns: int) -> Tensor:
-    matrix = distmat.detach() if isinstance(distmat, Tensor) else None
-    if matrix is None:
-        array = np.asarray(distmat)
-        if array.dtype.kind not in "fiub":
-            raise UserError(f"distmat: expected numbers, found {array.dtype}")
-        if not array.dtype.isnative or not array.flags.writeable:
-            array = array.astype(array.dtype.newbyteorder("="))
-        matrix = torch.from_numpy(array)
+    matrix = as_tensor("distmat", distmat, lend=True)
     if tuple(matrix.shape) != (rows, columns):
         raise UserError(
             f"distmat: expected [{rows}, {columns}], one row for each query and one column for "

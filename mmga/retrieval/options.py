@@ -57,8 +57,8 @@ class EvaluationOptions:
     strangers: float | None
     exclude: str | None
 
-    def of_a_half(self) -> dict[str, Any]:
-        """Return what holds for each half of VIPeR's persons, as arguments of `mmga.evaluate`."""
+    def of_a_part(self) -> dict[str, Any]:
+        """Return what holds for each repeated evaluation, as arguments of `mmga.evaluate`."""
         names = ("metric", "exact", "max_rank", "memory", "exclude")
         return {name: getattr(self, name) for name in names}
 
@@ -69,6 +69,8 @@ class EvaluationOptions:
             check_choice("exact", self.exact, EXACT)
         check_choice("pool", self.pool, POOLS)
         check_max_rank(self.max_rank)
+        if self.seed < 0:
+            raise UserError(f"seed: expected at least 0, found {self.seed}")
         for refused, why in self._refusals(query, gallery, device):
             if refused:
                 raise UserError(why)
@@ -102,15 +104,17 @@ class EvaluationOptions:
                 "exact: certified neighbours are found on the CPU; use exact='float32'",
             ),
             (
-                reranked and (rules.splits or rules.single_shot),
+                reranked and (rules.splits is not None or rules.single_shot),
                 f"rerank: protocol {rules.name} reports plain figures only",
             ),
             (
-                self.trials < 0 or (self.trials > 0 and not rules.single_shot),
-                "trials: expected a number of draws under protocol cuhk03-single-shot",
+                self.trials < 0 or (self.trials > 0 and not rules.draws),
+                f"trials: expected {'a number of draws' if rules.draws else 0} under protocol "
+                f"{rules.name}, found {self.trials}; cuhk03-single-shot, single-shot and vehicleid "
+                "draw galleries",
             ),
             (
-                self.verification and rules.splits,
+                self.verification and rules.splits is not None,
                 f"verification: protocol {rules.name} has no single gallery",
             ),
             (
@@ -152,5 +156,5 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_max_rank(max_rank: int) -> None:
     """Raise a `UserError` unless CMC has a length."""
-    if max_rank < 1:
-        raise UserError(f"max_rank: expected at least 1, found {max_rank}")
+    if not 1 <= max_rank <= 10**6:
+        raise UserError(f"max_rank: expected from 1 to 1000000, found {max_rank}")

@@ -21,7 +21,7 @@ from mmga.data.masks import part_targets
 from mmga.models import MMGA
 from mmga.training.losses import GUIDING_PARTS, mask_iou, mask_rmse
 
-_THRESHOLDS = torch.arange(1, 20) / 20
+_THRESHOLDS = torch.arange(1, 20, dtype=torch.float32, device="cpu") / 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class MeanMask:
         """Average training targets, float [N, 3, h, w], where known, bool [N, 3]."""
         weight = known[:, :, None, None].float()
         self.mean = (targets * weight).sum(0) / weight.sum(0).clamp(min=1)  # [3, h, w]
-        self.threshold = torch.empty(3)
+        self.threshold = torch.empty(3, dtype=torch.float32, device="cpu")
         for part in range(3):
             masks = targets[known[:, part], part]
             scores = [_iou(self.cut(part, t), masks) for t in _THRESHOLDS]
@@ -68,7 +68,10 @@ def mean_mask(images: ImageSet, config: Config) -> torch.Tensor:
         UserError: no image has a mask.
     """
     size = (config.data.height, config.data.width)
-    total, count = torch.zeros(3, *size, dtype=torch.float64), torch.zeros(3)
+    total, count = (
+        torch.zeros(3, *size, dtype=torch.float64, device="cpu"),
+        torch.zeros(3, dtype=torch.float32, device="cpu"),
+    )
     for batch in eval_batches(images, eval_transform(config), Loading(config.data.workers)):
         targets, known = part_targets(batch.labels, batch.parts, batch.has_mask, size)
         total += (targets * known[:, :, None, None]).sum(0, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Set up a training run: device, data sets, and the state that a checkpoint holds."""
 
 import contextlib
+import dataclasses
 import logging
 import os
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.config import Config, as_dict
 from mmga.data.build import load_mixture
-from mmga.data.dataset import DataSet, ImageSet, count_masks
+from mmga.data.dataset import DataSet, ImageSet, Subset, count_masks
 from mmga.data.holdout import hold_out
+from mmga.data.loader import TrainLoader
+from mmga.data.masks import LOSSLESS, mask_names
+from mmga.data.preflight import check_files
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.loading import build_network
 from mmga.retrieval.features import JUNK
-from mmga.retrieval.protocols.protocol import protocol_named
+from mmga.retrieval.protocols.protocol import Protocol, protocol_named
 from mmga.retrieval.protocols.selection import Labels, select
 from mmga.training.ema import WeightAverage
 from mmga.training.step import synced
@@ -49,17 +53,6 @@ def prepare(config: Config) -> torch.device:
     return resolve_device(f"cuda:{local}") if world > 1 and device.type == "cuda" else device
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Raise a `UserError` if a run cannot begin in a folder, or be resumed from it."""
-    last = folder / "last.safetensors"
-    if resume and not last.is_file():
-        raise UserError(f"--resume: there is no checkpoint {last}; train without it")
-    if not resume and last.is_file():
-        raise UserError(
-            f"{folder} already holds a run; add --resume to go on with it, or name another --out"
-        )
-
-
 @dataclass(frozen=True, slots=True)
 class Sets:
     """Image sets of a run.
@@ -82,26 +75,72 @@ class Sets:
             UserError: a set cannot be read, masks or identities are too few, or no query of a test
                 split can have a match.
         """
+        rules = _rules(config)
         if data is None:
             images, tests = load_mixture(config, progress)
         else:
-            images, tests = data.train, {data.name: data}
+            images, tests = data.train, {data.name: data} if data.has_test else {}
         _check_masks(config, images)
+        tests = {name: one for name, one in tests.items() if len(one.query) or len(one.gallery)}
         for name, one in tests.items():
-            _check_tests(name, one)
+            _check_tests(name, one, rules or protocol_named(one.protocol))
         if not config.data.val_ids:
             return cls(images, None, tests)
-        train, query, gallery = hold_out(images, config.data.val_ids)
+        cameras = rules is None or rules.needs_cameras
+        train, query, gallery = hold_out(images, config.data.val_ids, cameras=cameras)
         return cls(train, {"query": query, "gallery": gallery}, tests)
 
+    def check_files(self, config: Config, progress: Progress | None) -> None:
+        """Raise a `UserError` where a file that is read later is not there, or is no image."""
+        attention = config.model.attention != "none"
+        for name, sides in {"training": {"training": self.train}, **self._sides()}.items():
+            check_files(
+                sides,
+                skip_broken=config.data.skip_broken,
+                masks=sides[f"{name} query"] if attention and name != "training" else None,
+                progress=progress,
+            )
 
-def _check_tests(name: str, data: DataSet) -> None:
-    """Raise a `UserError` where no query of a test split has an image of another camera."""
-    rules = protocol_named(data.protocol)
+    def _sides(self) -> dict[str, dict[str, ImageSet]]:
+        return {
+            name: {f"{name} query": one.query, f"{name} gallery": one.gallery}
+            for name, one in self.tests.items()
+        }
+
+
+def _rules(config: Config) -> Protocol | None:
+    """Return the protocol that a configuration names, None where it leaves that to the data.
+
+    Raises:
+        UserError: there is none of that name, or it needs more than queries and a gallery.
+    """
+    name = config.run.protocol
+    if name is None:
+        return None
+    try:
+        rules = protocol_named(name)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    if rules.splits or rules.pools or rules.own_image == "index":
+        raise UserError(
+            f"--protocol {name} is no protocol of a split's queries and gallery, which training "
+            "evaluates; evaluate by it with mmga eval --run"
+        )
+    return rules
+
+
+def _check_tests(name: str, data: DataSet, rules: Protocol) -> None:
+    """Raise a `UserError` where no query of a test split can have a match."""
+    query, gallery = data.query, data.gallery
+    for side, images in (("query", query), ("gallery", gallery)):
+        if not len(images):
+            raise UserError(
+                f"the test split of {name} has no {side} image; give it both sides, or none"
+            )
     if rules.splits or rules.pools:
         return
-    query, gallery = data.query, data.gallery
-    labels = Labels(query.pids, gallery.pids, query.camids, gallery.camids)
+    paths = np.array(query.paths), np.array(gallery.paths)
+    labels = Labels(query.pids, gallery.pids, query.camids, gallery.camids, *paths)
     try:
         select(rules, labels)
     except UserError as error:
@@ -109,10 +148,15 @@ def _check_tests(name: str, data: DataSet) -> None:
         cameras = " and ".join(
             str(sorted(set(side.camids.tolist()))[:5]) for side in (query, gallery)
         )
+        ways = "give the gallery other images of each query's identity"
+        if rules.camera != "none":
+            ways = (
+                "give the gallery images of each query's identity by another camera, or choose "
+                "--protocol no-camera"
+            )
         raise UserError(
             f"the test split of {name} cannot be evaluated: no query has a match in the gallery "
-            f"({shared} identities are in both, cameras {cameras}); give the gallery images of "
-            "each query's identity by another camera"
+            f"({shared} identities are in both, cameras {cameras}); {ways}"
         ) from error
 
 
@@ -133,8 +177,19 @@ def _check_masks(config: Config, images: ImageSet) -> None:
     if covered < len(images) / 2 and not config.data.allow_missing_masks:
         raise UserError(
             f"--masks {config.data.masks}: {covered} of {len(images)} training images have a mask; "
-            "check the folder and the file names, or add --allow-missing-masks"
+            f"check the folder and the file names ({_looked_for(config, images)}), or add "
+            "--allow-missing-masks"
         )
+
+
+def _looked_for(config: Config, images: ImageSet) -> str:
+    """Return what was looked for as the mask of the first image without one."""
+    path = next(path for i, path in enumerate(images.paths) if not count_masks(Subset(images, [i])))
+    names = mask_names(path)
+    masks = config.data.masks
+    alone = masks is not None and masks.is_dir() and not config.data.also
+    places = [f"{masks}/{name}" if alone else str(name) for name in names[:2]]
+    return f"of {path} were looked for {' and '.join(places)}, with {' or '.join(LOSSLESS)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +200,7 @@ class State:
         config: the run's configuration.
         network: on its device.
         num_classes: training identities.
+        training_set: description and digest of the training images.
         optimizer: over the network's parameters.
         average: moving average of the weights, or None.
     """
@@ -152,16 +208,28 @@ class State:
     config: Config
     network: MMGA
     num_classes: int
+    training_set: str
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
 
     @classmethod
-    def start(cls, config: Config, num_classes: int, device: torch.device, group: Group) -> "State":
-        """Return the state before the first step.
+    def start(
+        cls,
+        config: Config,
+        loader: TrainLoader,
+        device: torch.device,
+        group: Group,
+        *,
+        resume: bool = False,
+    ) -> "State":
+        """Return the state before the first step; pre-trained weights are not read to `resume`.
 
         Raises:
             UserError: the network cannot be built, or be synced over processes.
         """
+        model, num_classes = config.model, len(loader.sampler.classes)
+        if resume:  # the checkpoint holds every weight
+            model = dataclasses.replace(model, weights="none", backbone_weights=None)
         with group.together():
             sync = synced(config, device, group.world)
         # The first process of each machine goes ahead: weights are downloaded once.
@@ -169,7 +237,7 @@ class State:
             with group.together():
                 if (group.local_rank == 0) == turn:
                     torch.manual_seed(config.run.seed)
-                    network = build_network(config.model, num_classes).to(device)
+                    network = build_network(model, num_classes).to(device)
         if sync:
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         elif group.world > 1 and group.leads and config.run.norm == "auto":
@@ -185,17 +253,27 @@ class State:
             amsgrad=settings.amsgrad,
         )
         average = WeightAverage(network, settings.ema) if settings.ema else None
-        return cls(config, network, num_classes, optimizer, average)
+        return cls(config, network, num_classes, loader.described(), optimizer, average)
 
-    def restore(self, last: Path) -> checkpoints.Position:
-        """Load a checkpoint and return its position.
+    def restore(self, checkpoint: checkpoints.Checkpoint, last: Path) -> checkpoints.Position:
+        """Load a checkpoint, read from the file `last`, and return its position.
 
         Raises:
-            UserError: it cannot be read, or belongs to another network.
+            UserError: it belongs to another network or other images, or its optimizer's state
+                cannot be read.
         """
-        checkpoint = checkpoints.load_checkpoint(last)
+        if checkpoint.training_set not in ("", self.training_set):
+            raise UserError(
+                f"--resume: {last.parent} was trained on other images: "
+                f"{checkpoint.training_set}, now {self.training_set}; name the same data, or "
+                "another --out without --resume"
+            )
         checkpoints.load_weights(self.network, checkpoint, last)
         state = checkpoints.load_optimizer_state(last, checkpoint)
+        settings = [
+            {name: group[name] for name in ("factor", "betas", "weight_decay")}
+            for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(state)
         except (KeyError, ValueError, TypeError) as error:
@@ -203,6 +281,8 @@ class State:
                 f"optimizer state {checkpoint.optimizer_file} beside {last} belongs to another "
                 f"network ({error}); restore the file or train anew"
             ) from error
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values)  # as configured now, not as saved
         if self.average is not None:
             if checkpoint.average is None:
                 raise UserError(
@@ -228,6 +308,7 @@ class State:
             as_dict(self.config),
             average=None if best or self.average is None else self.average.values,
             metrics=metrics or {},
+            training_set=self.training_set,
         )
         file = folder / ("best.safetensors" if best else "last.safetensors")
         checkpoints.save_checkpoint(file, contents, None if best else self.optimizer.state_dict())

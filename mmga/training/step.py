@@ -148,14 +148,17 @@ class Step:
             gradients: also return the gradient of each loss on each attention map.
 
         Returns:
-            The losses of the whole batch and the norm of the gradient before clipping, as floats.
+            The losses of the whole batch, the share of images whose identity every classifier
+            names first (`accuracy`, mean over classifiers) and the norm of the gradient before
+            clipping, as floats.
 
         Raises:
             UserError: the loss or the gradient is not finite; the weights are then untouched.
         """
         losses, output = self.losses(batch)
-        values = self.group.mean(torch.stack([v.float() for v in losses.values()])).tolist()
-        metrics: dict[str, Any] = dict(zip(losses, values, strict=True))
+        named = {**losses, "accuracy": self._accuracy(output, batch)}
+        values = self.group.mean(torch.stack([v.float() for v in named.values()])).tolist()
+        metrics: dict[str, Any] = dict(zip(named, values, strict=True))
         if not math.isfinite(metrics["loss"]):
             self._refuse("loss", metrics["loss"], step, batch)
         if gradients:
@@ -185,6 +188,13 @@ class Step:
             masks, weights = guides(batch, self.config.loss.guide), self.config.loss
             losses = total_loss(output, batch.pids, masks, weights, prior=self.prior, whole=whole)
         return losses, output
+
+    def _accuracy(self, output: Output, batch: Batch) -> Tensor:
+        """Return this process' share of the identity accuracy; its mean over processes is whole."""
+        right = [(scores.argmax(1) == batch.pids).float() for scores in output.logits.values()]
+        if not right:
+            return batch.images.new_full((), math.nan)
+        return torch.stack(right).mean(0).sum() * (self.group.world / self.images)
 
     def _clip(self) -> float:
         """Clip the gradient if the configuration limits it, and return its norm before."""

@@ -6,6 +6,7 @@ takes the same steps, bit for bit on the CPU, as one that was not interrupted.
 
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import torch
 
 from mmga.common.distributed import Group, join
 from mmga.common.errors import UserError
-from mmga.common.progress import Progress
+from mmga.common.progress import Progress, begin, describe
 from mmga.config import Config, check, save_config
 from mmga.data.build import train_loader
 from mmga.data.dataset import DataSet
@@ -27,8 +28,9 @@ from mmga.models import checkpoint as checkpoints
 from mmga.models.checkpoint import Position
 from mmga.training.attention_metrics import mean_mask
 from mmga.training.lr_schedule import learning_rate
+from mmga.training.run_folder import changes, check_folder, locked
 from mmga.training.run_log import RunLog
-from mmga.training.setup import Sets, State, check_folder, prepare
+from mmga.training.setup import Sets, State, prepare
 from mmga.training.step import NotFinite, Step, freeze_statistics, wrap
 from mmga.training.validation import score, score_all
 
@@ -42,7 +44,15 @@ GRADIENT_EVERY = 10
 
 
 class Stopped(Exception):
-    """SIGTERM arrived; the run was saved and can be resumed."""
+    """SIGTERM or Ctrl-C arrived; the run was saved and can be resumed.
+
+    Attributes:
+        code: exit code of a command that was stopped so: 143, or 130 for Ctrl-C.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"stopped and saved (exit code {code})")
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,53 +81,72 @@ def train(
     data: DataSet | None = None,
     progress: Progress | None = None,
     observe: Observer | None = None,
+    tell: Callable[[str], None] = logger.info,
 ) -> Result:
     """Train as `config` says and leave everything in `folder`.
 
     The folder then holds config.yaml, metrics.jsonl, tensorboard/, last.safetensors, the
     optimizer's state beside it and, where identities are held out, best.safetensors. Under torchrun
-    the processes share every batch, and the first one writes.
+    the processes share every batch, and the first one writes. The folder is locked meanwhile.
 
     Args:
-        config: the whole configuration.
+        config: the whole configuration; a resumed run takes only some changes of it.
         folder: the run's folder.
         resume: go on from the folder's last checkpoint.
         data: the data set, if the caller has it already.
         progress: called with ("train", steps done, steps in all) and by evaluations.
         observe: called by the first process with the network and the run's position, after every
             epoch that leaves a checkpoint and once more when a run is resumed from one.
+        tell: called by the first process with sentences on where and how a resumed run goes on.
 
     Raises:
-        UserError: the input is wrong, or the loss is no longer finite. Under torchrun one process
-            raises it and the others a PeerError.
-        Stopped: SIGTERM arrived; the checkpoint was written.
+        UserError: the input is wrong, another process trains in the folder, a file cannot be
+            written, or the loss is no longer finite. Under torchrun one process raises it and the
+            others a PeerError.
+        Stopped: SIGTERM or Ctrl-C arrived; the checkpoint was written. A second Ctrl-C raises
+            KeyboardInterrupt at once.
     """
     check(config)
     device = prepare(config)
-    with join(device) as group:
+    with join(device) as group, contextlib.ExitStack() as held:
         with group.together():
+            if group.leads:
+                held.enter_context(locked(folder))
             check_folder(folder, resume)
+            last, saved, changed = folder / "last.safetensors", None, []
+            if resume:
+                saved = checkpoints.load_checkpoint(last)
+                changed = changes(saved.config, config, folder)
             sets = Sets.load(config, data, progress)
+            if group.leads:
+                sets.check_files(config, progress)
             loader = train_loader(config, sets.train, device, group)
             loader.steps(0)  # refuses a P that cannot be dealt to the processes
-        state = State.start(config, len(loader.sampler.classes), device, group)
+        state = State.start(config, loader, device, group, resume=resume)
         with group.together():
-            position = state.restore(folder / "last.safetensors") if resume else Position()
+            position = Position() if saved is None else state.restore(saved, last)
+            del saved  # a second copy of all weights
+            finished = position.epoch >= config.run.epochs
             log = RunLog(folder, position.step, writes=group.leads)
-            if group.leads:
+            if group.leads and not finished:
                 save_config(config, folder / "config.yaml")
+        if resume and group.leads:
+            tell(_where(position, config, changed))
         prior = None
         if config.loss.guide == "mean":
             with group.together():
                 prior = mean_mask(sets.train, config).to(device)
         forward = wrap(state.network, config, device, group)
         step = Step(forward, state.optimizer, config, group, sets.train.paths, prior)
-        training = _Training(folder, state, sets, loader, step, log, progress, observe)
         try:
-            with _sigterm() as stopped:
-                return training.run(position, stopped)
+            with _signals() as stopped:
+                training = _Training(
+                    folder, state, sets, loader, step, log, stopped, progress, observe
+                )
+                return training.run(position)
         except NotFinite as error:
-            log.write("stopped", error.step, {"reason": str(error), "paths": error.paths})
+            with contextlib.suppress(UserError):  # a full disk must not hide the loss
+                log.write("stopped", error.step, {"reason": str(error), "paths": error.paths})
             raise
         finally:
             log.close()
@@ -133,6 +162,7 @@ class _Training:
     loader: TrainLoader
     step: Step
     log: RunLog
+    stopped: Callable[[], int]
     progress: Progress | None
     observe: Observer | None
 
@@ -144,11 +174,11 @@ class _Training:
     def group(self) -> Group:
         return self.step.group
 
-    def run(self, position: Position, stopped: Callable[[], bool]) -> Result:
+    def run(self, position: Position) -> Result:
         """Take the steps that are left."""
         run = self.config.run
-        # Epochs may differ by a batch or two: good enough for a time left.
-        steps = self.loader.steps(0) * run.epochs
+        steps = 0 if self.progress is None else self.loader.all_steps(run.epochs)
+        begin(self.progress, "train", position.step)
         step, start = position.step, position.step_in_epoch
         images, seconds = 0, 0.0
         metrics: dict[str, Any] = {}
@@ -169,15 +199,16 @@ class _Training:
                 if self.state.average is not None:
                     self.state.average.update(self.state.network, step)
                 images += self.step.images
+                speed = images / (seconds + time.perf_counter() - began)
+                place = {"epoch": epoch + 1, "lr": rate, "images_per_second": round(speed, 1)}
                 if logged:
-                    speed = images / (seconds + time.perf_counter() - began)
-                    place = {"epoch": epoch + 1, "lr": rate, "images_per_second": round(speed, 1)}
                     self._write("train", step, {**place, **losses})
                 if self.progress is not None:
-                    self.progress("train", step, max(steps, step))
-                if self.group.any(stopped()):
+                    describe(self.progress, "train", _line({**place, **losses}, run.epochs))
+                    self.progress("train", step, steps)
+                if self.group.any(bool(self.stopped())):
                     self._save(Position(epoch, offset, step))
-                    raise Stopped
+                    raise Stopped(self.stopped() or 143)
             seconds += time.perf_counter() - began
             start = 0
             if self._due(epoch + 1, run.checkpoint_every) or self._due(epoch + 1, run.eval_every):
@@ -252,17 +283,30 @@ class _Training:
         if not self._due(epoch, self.config.run.eval_every):
             return metrics
         network, sets = self.state.network, self.sets
-        shared: Any = {"progress": self.progress, "group": self.group}
+        shared: Any = {"progress": self._report, "group": self.group}
         with self.state.evaluated():
             self.group.broadcast(network)
             if sets.validation is not None and self._missing("val", step):
-                metrics = score(network, sets.validation, self.config, **shared)
+                protocol = self.config.run.protocol or "market1501"
+                metrics = score(network, sets.validation, self.config, protocol=protocol, **shared)
                 self._write("val", step, {"epoch": epoch, **metrics})
                 self._keep_best(Position(epoch, 0, step), metrics)
-            if (last or sets.validation is None) and self._missing("eval", step):
+            due = bool(sets.tests) and (last or sets.validation is None)
+            if due and self._missing("eval", step):
                 metrics = score_all(network, sets.tests, self.config, train=sets.train, **shared)
                 self._write("eval", step, {"epoch": epoch, **metrics})
         return metrics or self.log.last("eval", step)
+
+    def _report(self, phase: str, done: int, total: int) -> None:
+        """Report the progress of an evaluation, and end it where a signal has arrived.
+
+        The checkpoint was written before. Several processes, which have to stay together, end
+        between two steps alone.
+        """
+        if self.progress is not None:
+            self.progress(phase, done, total)
+        if self.group.world == 1 and self.stopped():
+            raise Stopped(self.stopped())
 
     def _missing(self, kind: str, step: int) -> bool:
         return not self.group.any(bool(self.log.last(kind, step)))
@@ -281,21 +325,51 @@ class _Training:
                 self.state.save(self.folder, position, kept)
 
 
+def _where(position: Position, config: Config, changed: list[str]) -> str:
+    """Return a sentence on where a resumed run goes on, and with what it goes on otherwise."""
+    epochs = config.run.epochs
+    if position.epoch >= epochs:
+        unused = f", so that nothing is changed by {', '.join(changed)}" if changed else ""
+        return f"the run is finished, at step {position.step} after {position.epoch} epochs{unused}"
+    others = f", with {', '.join(changed)}" if changed else ""
+    return f"goes on after step {position.step}, in epoch {position.epoch + 1} of {epochs}{others}"
+
+
+def _line(values: dict[str, Any], epochs: int) -> str:
+    """Return the state of training as one line: epoch, losses, accuracy, rate and speed."""
+    parts = ", ".join(f"{name} {values[name]:.3g}" for name in ("triplet", "id", "mask"))
+    return (
+        f"epoch {values['epoch']}/{epochs}, loss {values['loss']:.3g} ({parts}), "
+        f"identity accuracy {values['accuracy']:.1%}, lr {values['lr']:.3g}, "
+        f"{values['images_per_second']:.0f} images/s"
+    )
+
+
 @contextlib.contextmanager
-def _sigterm() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGTERM has arrived (in the main thread alone)."""
-    arrived = False
+def _signals() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the exit code of the signal that has arrived, or 0.
+
+    SIGTERM and the first Ctrl-C are noted, in the main thread alone; a second Ctrl-C interrupts.
+    """
+    arrived = 0
 
     def handle(signum: int, frame: Any) -> None:
         nonlocal arrived
-        arrived = True
+        if signum == signal.SIGINT:
+            if arrived == 130:
+                raise KeyboardInterrupt
+            os.write(2, b"\nnote: stopping and saving; Ctrl-C again ends at once, without\n")
+        arrived = 128 + signum
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, handle)
+        for one in (signal.SIGTERM, signal.SIGINT):
+            before[one] = signal.signal(one, handle)
     except ValueError:  # only the main thread may set handlers
-        yield lambda: False
+        yield lambda: 0
         return
     try:
         yield lambda: arrived
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

@@ -43,6 +43,7 @@ def score(
         The metrics; empty in all processes but the first.
     """
     from mmga.retrieval.evaluate import evaluate
+    from mmga.retrieval.protocols.protocol import of_test_split
 
     group = group or Group()
     query, gallery = (
@@ -52,7 +53,8 @@ def score(
     metrics: dict[str, Any] = {}
     with group.together():
         if group.leads:
-            report = evaluate(query, gallery, protocol=protocol, progress=progress).as_dict()
+            rules = of_test_split(protocol)
+            report = evaluate(query, gallery, protocol=rules, progress=progress).as_dict()
             metrics = {name: report[name] for name in METRICS}
             if train is not None:
                 fits = attention_metrics.measure(network, train, sides["query"], config, progress)
@@ -72,7 +74,8 @@ def score_all(
 ) -> dict[str, Any]:
     """Return the metrics of one data set; of several the mean, and each set's own under `sets`.
 
-    The arguments are those of `score`, with the data sets by name in place of their sides.
+    The arguments are those of `score`, with the data sets by name in place of their sides; the
+    protocol is the configuration's or, where it names none, each set's own.
     """
     found = {
         name: score(
@@ -80,7 +83,7 @@ def score_all(
             {"query": data.query, "gallery": data.gallery},
             config,
             train=train,
-            protocol=data.protocol,
+            protocol=config.run.protocol or data.protocol,
             progress=progress,
             group=group,
         )

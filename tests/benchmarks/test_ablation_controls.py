@@ -179,7 +179,7 @@ def test_images_without_masks_keep_their_background():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"batch": {"new_background": 1.5}}, "--new-background must be from 0 to 1, got 1.5"),
+        ({"batch": {"new_background": 1.5}}, "--new-background must be at most 1, got 1.5"),
         ({"batch": {"p": 1}, "loss": {"guide": "other"}}, "--p must be at least 2 for --guide"),
     ],
 )

@@ -97,10 +97,13 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(
-        UserError, match=r"--weights maskrcnn_resnet50_fpn_v2_coco-\w+\.pth"
+        UserError, match=r"--detector-weights maskrcnn_resnet50_fpn_v2_coco-\w+\.pth"
     ) as said:
         TorchvisionDetector()
     assert "keypointrcnn_resnet50_fpn_coco" in str(said.value)
+    assert "https://download.pytorch.org/models/maskrcnn_resnet50_fpn_v2" in str(said.value)
+    assert "--from silhouette" in str(said.value)
+    assert "train without masks" in str(said.value)
     assert "\n" not in str(said.value)
 
 

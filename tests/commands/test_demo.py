@@ -5,7 +5,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from mmga import visualize
+from mmga.retrieval.features import load_features
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,17 @@ def test_pictures_take_a_gallery_of_the_same_images(demo, tmp_path):
     assert done.returncode == 2
     assert "expected features of the" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_pictures_take_a_gallery_in_any_order(demo, tmp_path):
+    folder, _ = demo
+    gallery = load_features(folder / "gallery.npz")
+    gallery.select(np.random.default_rng(0).permutation(len(gallery))).save(tmp_path / "g.npz")
+    drawn = []
+    for name in (folder / "gallery.npz", tmp_path / "g.npz"):
+        visualize.main([f"--run={folder}", f"--out={tmp_path}", "--rows=2", f"--gallery={name}"])
+        drawn.append((tmp_path / "ranked.png").read_bytes())
+    assert drawn[0] == drawn[1]
 
 
 def test_features_and_files_do_not_mix(demo):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,11 +10,16 @@ import typing
 
 import numpy as np
 import pytest
+from miniatures import images
 from paths import REPOSITORY, SHARED_DATA
+from small_run import write_run
+from terminal import on_a_terminal
 
+import mmga
 from mmga import eval as command
 from mmga.retrieval.features import Features, load_features
 from mmga.retrieval.protocols.protocol import PROTOCOLS
+from mmga.retrieval.reranking.settings import KReciprocal
 
 
 def run(capsys, *words):
@@ -56,7 +62,6 @@ def test_pku_sketch(capsys, tmp_path):
     path = SHARED_DATA / "pku-sketch" / "pytorch_result.mat"
     if not path.exists():
         pytest.skip(f"{path} is absent; set MMGA_TEST_DATA")
-    pytest.importorskip("scipy")
     words = ("--features", path, "--json", tmp_path / "o.json")
     assert run(capsys, *words, "--protocol", "market1501-matlab")[0] == 0
     found = json.loads((tmp_path / "o.json").read_text())
@@ -78,6 +83,9 @@ def test_pku_sketch(capsys, tmp_path):
         (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--memory", "10"], "at least"),
         (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--protocl", "x"], "--protocol"),
         (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--max-rank", "0"], "max_rank"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--max-rank", f"{10**9}"], "max_rank"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--seed", "-1"], "seed: expected at"),
+        (["--query", "{}/q.npz", "--gallery", "{}/g.npz", "--bootstrap", f"{10**9}"], "at most"),
         (["--features", "{}/q.npz"], "holds one set of features"),
     ],
 )
@@ -151,3 +159,62 @@ def test_shards_one_by_one_and_two_files_to_compare(files, capsys):
     code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--rerank")
     assert (code, "leave out --rerank" in err) == (2, True)
     assert run(capsys, "--features", files / "g.npz", "--protocol", "all-vs-all")[0] == 0
+
+
+def test_the_second_line_says_what_the_figures_are_of(files, capsys):
+    words = ("--query", files / "q.npz", "--gallery", files / "g.npz")
+    _, out, _ = run(capsys, *words)
+    assert "protocol market1501: cosine distance" in out
+    assert "queries: 6 of 6 queries, 3 identities" in out
+    assert "gallery: 20 items, 0 of them distractors; 2 cameras in all" in out
+    for technical in ("certified", "kernels", "reference", "products"):
+        assert technical not in out
+    _, out, _ = run(capsys, *words, "--verbose")
+    assert "certified: 100.00% of 120 pairs" in out
+    assert "ieee products" in out
+    _, out, _ = run(capsys, *words, "--ap", "trapezoid", "--protocol", "no-camera")
+    assert "protocol no-camera: cosine distance, trapezoid AP" in out
+
+
+def test_a_variant_of_the_re_ranking(files, capsys):
+    words = ["--query", files / "q.npz", "--gallery", files / "g.npz", "--json", files / "o.json"]
+    found = {}
+    for variant in ("zhong", "fastreid"):
+        assert run(capsys, *words, "--rerank", "--k1", 4, "--variant", variant)[0] == 0
+        written = json.loads((files / "o.json").read_text())
+        assert written["rerank"]["variant"] == variant
+        found[variant] = written["reranked"]["mAP"]
+    query, gallery = (load_features(files / name) for name in ("q.npz", "g.npz"))
+    rule = KReciprocal(4, variant="fastreid")
+    assert found["fastreid"] == mmga.evaluate(query, gallery, rerank=rule).reranked.mAP
+    assert found["fastreid"] != found["zhong"]
+    code, _, err = run(capsys, *words, "--variant", "fastreid")
+    assert (code, "--variant belongs to re-ranking" in err) == (2, True)
+
+
+def test_a_run_on_viper_evaluates_its_test_half_as_it_is(tmp_path, capsys):
+    images(
+        tmp_path / "VIPeR",
+        [f"{cam}/{p:03d}_45.bmp" for cam in ("cam_a", "cam_b") for p in range(8)],
+    )
+    write_run(tmp_path / "run")
+    words = ("--run", tmp_path / "run", "--data", "viper", "--root", tmp_path, "--device", "cpu")
+    found = {}
+    for protocol in ("viper", "no-camera"):
+        code, _, err = run(capsys, *words, "--protocol", protocol, "--json", tmp_path / "o.json")
+        assert code == 0, err
+        found[protocol] = json.loads((tmp_path / "o.json").read_text())
+    assert found["viper"]["splits"]["persons"] == found["no-camera"]["num_query"] == 4
+    assert found["viper"]["splits"]["directions"] == 2
+    assert found["viper"]["num_valid_query"] == 8
+    code, _, err = run(capsys, *words, "--protocol", "all-vs-all")
+    assert (code, "a run's test split has two sides" in err) == (2, True)
+
+
+def test_lines_fit_a_terminal(files):
+    words = ["-m", "mmga.eval", "--query", str(files / "q.npz"), "--gallery", str(files / "g.npz")]
+    for columns in (60, 80):
+        code, said = on_a_terminal(words, columns, TERM="dumb")
+        assert code == 0
+        assert max(map(len, said.splitlines())) <= columns
+        assert re.search(r"^plain +[0-9.]+", said, re.MULTILINE)

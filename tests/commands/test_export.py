@@ -84,7 +84,8 @@ def test_onnx_equals_the_network(run, capsys, traced_once):
     assert "differs from the network by at most" in capsys.readouterr().out
     session = runtime.InferenceSession(str(run / "network.onnx"))
     assert [output.name for output in session.get_outputs()] == ["features", *MAPS]
-    assert isinstance(session.get_inputs()[0].shape[0], str)  # any batch
+    assert session.get_inputs()[0].shape == ["batch", 3, *SIZE]
+    assert {output.shape[0] for output in session.get_outputs()} == {"batch"}
     images = torch.randn(4, 3, *SIZE)
     features, *maps = session.run(None, {"images": images.numpy()})
     network = load(run)
@@ -93,6 +94,8 @@ def test_onnx_equals_the_network(run, capsys, traced_once):
         for found, expected in zip(maps, network.attention(images).values(), strict=True):
             torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
     model = onnx.load(str(run / "network.onnx"))
+    inner = {d.dim_param for v in model.graph.value_info for d in v.type.tensor_type.shape.dim}
+    assert inner <= {"", "batch"}
     about = json.loads({p.key: p.value for p in model.metadata_props}["mmga"])
     assert about["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}

@@ -7,9 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from small_run import SIZE, write_run
+from small_training import table
 
 import mmga
-from mmga import extract
+from mmga import eval as evaluation
+from mmga import extract, search
+from mmga.common.ids import UNKNOWN
 from mmga.data.readers.image_list import read_images
 from mmga.extraction import resumable
 from mmga.extraction.embedder import visibility
@@ -55,7 +58,7 @@ def fails(capsys, *words):
 
 
 @pytest.mark.parametrize(
-    ("flags", "flip"), [((), True), (("--flip",), True), (("--no-flip",), False)]
+    ("flags", "flip"), [((), True), (("--flip-test",), True), (("--no-flip-test",), False)]
 )
 def test_a_folder_of_images(run, images, tmp_path, flags, flip):
     out = tmp_path / "g.npz"
@@ -74,21 +77,79 @@ def test_a_folder_of_images(run, images, tmp_path, flags, flip):
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
 
 
-def test_names_that_say_nothing(run, images, tmp_path):
+def test_a_name_that_says_nothing(run, images, tmp_path, capsys):
     (images / "sub" / "0000_c1s1_000000.png").rename(images / "me.png")
     call("--run", run, "--images", images, "--out", tmp_path / "g.npz")
-    assert set(mmga.load_features(tmp_path / "g.npz").pids) == {-1}
+    features = mmga.load_features(tmp_path / "g.npz")
+    assert features.paths[0] == "me.png"
+    assert features.pids.tolist() == [UNKNOWN, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert features.camids.tolist() == [UNKNOWN, 2, 1, 3, 2, 3, 1, 2, 1, 3]
+    said = capsys.readouterr().err
+    assert "9 of 10 names were read by Market-1501's pattern 0002_c1" in said
+    assert "sub/0000_c2s1_000001.png as pid 0000, camid 2" in said
+    assert "1 do not fit and are unknown, the first is me.png" in said
+
+
+def test_names_by_a_pattern(run, images, tmp_path, capsys):
+    for file in list(images.rglob("*.png")):
+        pid, rest = file.name.split("_", 1)
+        target = images / f"person{int(pid)}" / f"{rest[1]}-{rest[4:]}"
+        target.parent.mkdir(exist_ok=True)
+        file.rename(target)
+    words = ("--run", run, "--images", images, "--out", tmp_path / "g.npz")
+    call(*words)
+    features = mmga.load_features(tmp_path / "g.npz")
+    assert set(features.pids) == set(features.camids) == {UNKNOWN}
+    assert "no name fits Market-1501's pattern" in capsys.readouterr().err
+    call(*words, "--pattern", r"(?P<pid>[^/]+)/(?P<camid>\d)-_?(?P<frame>\d+)")
+    features = mmga.load_features(tmp_path / "g.npz")
+    assert features.pid_names.tolist() == [f"person{i}" for i in range(5)]
+    assert features.camids.tolist() == [1, 2, 1, 3, 2, 3, 1, 2, 1, 3]
+    assert features.columns["frame"].tolist()[:2] == ["000000", "000001"]
+    for pattern, sentence in (
+        ("(", "--pattern ( is no regular expression"),
+        (r"\d+", "has no group pid and no group camid"),
+        ("(?P<pid>x)", "fits none of the 10 paths"),
+        ("(?P<pid>p)(?P<paths>e)", "a group cannot be called paths"),
+    ):
+        assert sentence in fails(capsys, *words, "--pattern", pattern)
+    assert "--pattern needs --images" in fails(capsys, "--run", run, "--pattern", "(?P<pid>x)")
 
 
 def test_a_table_of_images(run, images, tmp_path):
-    with (images / "t.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["pid", "path"])
-        writer.writerows([[7, "sub/0001_c3s1_000002.png"], [8, "sub/0000_c1s1_000000.png"]])
+    names = [f"sub/{file.name}" for file in sorted(images.rglob("*.png"))]
+    (images / "t.csv").write_text(
+        f"pid;img_path\n7.0;{names[2]}\n8;{names[0]}\n;{names[1]}\n-1.0;{names[3]}\n"
+    )
     call("--run", run, "--images", images / "t.csv", "--out", tmp_path / "g.safetensors")
     features = mmga.load_features(tmp_path / "g.safetensors")
-    assert features.pids.tolist() == [7, 8]
-    assert features.camids.tolist() == [-1, -1]
+    assert features.pids.tolist() == [7, 8, UNKNOWN, -1]
+    assert features.camids.tolist() == [UNKNOWN] * 4
+    assert features.paths.tolist() == [names[2], names[0], names[1], names[3]]
+
+
+def test_own_photographs_are_extracted_found_and_not_evaluated(run, images, tmp_path, capsys):
+    for number, file in enumerate(sorted(images.rglob("*.png"))):
+        file.rename(images / f"IMG_{number}.png")
+    call("--run", run, "--images", images, "--out", tmp_path / "g.npz")
+    words = [f"--query={tmp_path}/g.npz", f"--gallery={tmp_path}/g.npz"]
+    for more in ((), ("--rerank", "--k1=3", "--k2=2")):
+        search.main([*words, *more, "--topk=3", f"--out={tmp_path}/r.csv"])
+        rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+        assert len(rows) == 30
+        assert [row["gallery_path"] for row in rows[::3]] == [
+            row["query_path"] for row in rows[::3]
+        ]
+        assert {row["gallery_pid"] for row in rows} == {""}
+    with pytest.raises(SystemExit) as leave:
+        evaluation.main(words)
+    assert leave.value.code == 2
+    assert "query: all 10 pids are unknown" in capsys.readouterr().err.splitlines()[-1]
+    names = "\n".join(f"IMG_{i}.png,{i % 5},{i % 3}" for i in reversed(range(10)))
+    (tmp_path / "t.csv").write_text(f"path,pid,camid\n{names}\n")
+    tables = [f"--{side}-columns={tmp_path}/t.csv" for side in ("query", "gallery")]
+    evaluation.main([*words, *tables])
+    assert "10 queries" in capsys.readouterr().out
 
 
 def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys):
@@ -107,7 +168,9 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
         )
     assert not (tmp_path / "g.npz").exists()
     # Another network, or another image, is not mixed in.
-    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.npz", "--no-flip")
+    said = fails(
+        capsys, "--run", run, "--images", images, "--out", tmp_path / "g.npz", "--no-flip-test"
+    )
     assert "beginning of another extraction (it differs in flip)" in said
     told = []
     resumable.extract_to(
@@ -128,7 +191,7 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
 def test_features_of_parts(images, tmp_path, heads):
     run = write_run(tmp_path / "run", heads=heads)
     out = tmp_path / "p.npz"
-    call("--run", run, "--images", images, "--out", out, "--parts", "--no-flip")
+    call("--run", run, "--images", images, "--out", out, "--parts", "--no-flip-test")
     features = mmga.load_features(out)
     network = load(run)
     with torch.inference_mode():
@@ -172,7 +235,7 @@ def test_any_network(images, tmp_path):
     words = ("--model-weights", tmp_path / "w.pth", "--model-arguments", arguments)
     out = tmp_path / "g.npz"
     size = ("--height", SIZE[0], "--width", SIZE[1])
-    call("--model", name, *words, *size, "--images", images, "--out", out, "--no-flip")
+    call("--model", name, *words, *size, "--images", images, "--out", out, "--no-flip-test")
     network.reset_classifier(0)
     with torch.inference_mode():
         expected = torch.nn.functional.normalize(network(normalised(images)))
@@ -206,13 +269,13 @@ def test_networks_that_do_not_fit(capsys, images, tmp_path, words, sentence):
 def test_images_that_do_not_fit(capsys, run, images, tmp_path):
     out = ("--out", tmp_path / "g.npz")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "t.csv").write_text("file,pid\na.png,1\n")
-    (tmp_path / "u.csv").write_text("path,pid\na.png,me\n")
+    (tmp_path / "t.csv").write_text("photo,pid\na.png,1\n")
+    (tmp_path / "u.csv").write_text("path,pid\na.png,me\na.png,you\n")
     for name, sentence in (
         ("empty", "no image file there"),
         ("nowhere", "expected a folder or a .csv table"),
         ("t.csv", "lacks the column path"),
-        ("u.csv", "line 2: pid must be an integer, found 'me'"),
+        ("u.csv", "lines 2 and 3 say pid 'me' and 'you' of one path, a.png"),
     ):
         assert sentence in fails(capsys, "--run", run, "--images", tmp_path / name, *out)
     said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.csv")
@@ -247,3 +310,68 @@ def test_load_takes_a_run_or_a_file(run, tmp_path):
     torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
     with pytest.raises(UserError, match="no checkpoint"):
         load(tmp_path)
+
+
+def test_turned_and_stretched_images_are_counted_once(run, tmp_path, monkeypatch, caplog):
+    """Whatever the number of shards; a picture stored upright and one stored turned are equal."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 16, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(folder / "a.png")
+    for name in "bcd":
+        turned = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+        turned.save(folder / f"{name}.png", exif=exif)
+    thermal = np.linspace(0, 2000, 48 * 16).reshape(48, 16).round()
+    Image.fromarray(thermal.astype(np.uint16)).save(folder / "e.tif")
+    Image.fromarray(thermal.astype(np.float32)).save(folder / "f.tif")
+    monkeypatch.setattr(resumable, "SHARD", 2)
+    call("--run", run, "--images", folder, "--out", tmp_path / "g.npz")
+    rows = mmga.load_features(tmp_path / "g.npz").features
+    for place in (1, 2, 3):
+        torch.testing.assert_close(rows[place], rows[0])
+    torch.testing.assert_close(rows[4], rows[5])
+    turned, stretched = (line for line in caplog.messages if line.startswith("note:"))
+    assert "EXIF orientation says: 3 files" in turned
+    assert "stretched from the lowest value to the highest: 2 files" in stretched
+
+
+def test_a_container_that_cannot_hold_them_is_refused_before_the_first_image(
+    capsys, run, images, tmp_path, monkeypatch
+):
+    from mmga.common import mat
+    from mmga.retrieval.features import containers
+
+    monkeypatch.setattr(mat, "LIMIT", 4096 + 100)
+    monkeypatch.setattr(containers, "_SAFETENSORS_HEADER", 100)
+    for file in images.rglob("*.png"):
+        file.write_bytes(b"never read")
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.mat")
+    assert "g.mat: features takes" in said and "less than 4 GiB" in said
+    said = fails(capsys, "--run", run, "--images", images, "--out", tmp_path / "g.safetensors")
+    assert "g.safetensors: the strings" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+def test_another_network_extracts_the_split_of_a_data_set(tmp_path, capsys):
+    """The same rows as from the images themselves, with the data set's labels."""
+    root = table(tmp_path)
+    size = ("--height", "8", "--width", "4", "--no-flip", "--device", "cpu")
+    words = ("--model", "torch.nn:Flatten", *size)
+    call(*words, "--data", "csv", "--root", root, "--out", tmp_path / "split")
+    assert "12 queries and 12 gallery items" in capsys.readouterr().out
+    query = mmga.load_features(tmp_path / "split" / "query.npz")
+    call(*words, "--images", root, "--out", tmp_path / "all.npz")
+    whole = mmga.load_features(tmp_path / "all.npz")
+    assert query.pids.tolist() == [pid for pid in range(6) for _ in range(2)]
+    assert set(query.camids.tolist()) == {0}
+    place = whole.paths.tolist().index(query.paths[3])
+    assert np.array_equal(query.rows.whole()[3], whole.rows.whole()[place])
+    for extra, sentence in (
+        (("--out", tmp_path / "x"), "--model needs images"),
+        (("--data", "csv", "--root", root), "--out is missing"),
+    ):
+        with pytest.raises(SystemExit):
+            call(*words, *extra)
+        assert sentence in capsys.readouterr().err

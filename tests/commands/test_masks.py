@@ -207,9 +207,12 @@ def test_importing_through_the_command_line(tmp_path, market, capsys):
     [
         (["--from", "lip"], "--source is missing"),
         (["--source", "x"], "--source and --skeletons belong to --from"),
-        (["--from", "lip", "--source", "x", "--weights", "y"], "leave them out with --from"),
+        (
+            ["--from", "lip", "--source", "x", "--detector-weights", "y"],
+            "leave them out with --from",
+        ),
         (["--data", "synthetic"], "exact masks of its own"),
-        (["--batch", "0"], "--batch must be at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
         (["--min-size", "8"], "--min-size must be at least 32"),
         (["--root", "nowhere"], "nowhere does not exist"),
         (["--from", "coco", "--source", "x"], "--from"),
@@ -255,3 +258,50 @@ def test_masks_stay_in_their_folder(second, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         masks.body(options, Stub())
     assert not (tmp_path / "m").exists()
+
+
+def _parsing(tmp_path, market, values, count=10, how="L"):
+    folder = tmp_path / "parsing" / "bounding_box_train"
+    folder.mkdir(parents=True)
+    for file in sorted((market / "bounding_box_train").iterdir())[:count]:
+        Image.fromarray(values).convert(how).save(folder / f"{file.name}.png")
+    return tmp_path / "parsing"
+
+
+def _import(tmp_path, market, kind, source):
+    assert masks.body(_options(tmp_path, market, kind=kind, source=source)) == 0
+
+
+def test_images_without_a_file_are_counted(tmp_path, market, capsys):
+    values = np.zeros(SIZE, np.uint8)
+    values[20:60], values[60:110] = 5, 9
+    _import(tmp_path, market, "lip", _parsing(tmp_path, market, values, count=7))
+    said = capsys.readouterr()
+    assert "note: 3 of 10 images have no file in" in said.err
+    assert "such as bounding_box_train/" in said.err
+    assert "7 masks of 10 images" in said.out
+
+
+def test_a_part_that_no_imported_mask_holds_is_named(tmp_path, market, caplog):
+    values = np.zeros(SIZE, np.uint8)
+    values[20:60], values[60:110] = 5, 2  # clothes and hair
+    _import(tmp_path, market, "lip", _parsing(tmp_path, market, values))
+    assert "warning: bottom body occurs in none of the 10 masks with parts" in caplog.text
+
+
+def test_masks_that_fill_their_images_are_told(tmp_path, market, caplog):
+    values = np.full(SIZE, 255, np.uint8)
+    values[:4] = 0
+    _import(tmp_path, market, "silhouette", _parsing(tmp_path, market, values))
+    assert "are the masks inverted" in caplog.text
+
+
+def test_turned_images_and_masks_are_counted_once(tmp_path, market, caplog):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file in sorted((market / "bounding_box_train").iterdir())[:4]:
+        Image.new("RGB", SIZE, (9, 90, 9)).save(file, exif=exif)  # lies on its side
+    masks.body(_options(tmp_path, market), Stub())
+    (line,) = [line for line in caplog.messages if "EXIF" in line]
+    assert "4 files" in line
+    assert load("market1501", market, masks=tmp_path / "masks").train.mask(0).labels.shape == SIZE

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -77,7 +78,10 @@ def test_expansion_changes_what_is_compared(files):
 def test_csv_table(files, capsys):
     run(files[0], "--topk", "2")
     said = capsys.readouterr().out
-    assert "gallery pid" in said.replace("\n", " ") or "gallery" in said
+    assert re.search(r"^query 0: pid \S+, ", said)
+    assert re.search(r"^  rank  distance  gallery +pid", said, re.MULTILINE)
+    assert re.search(r"^     1  0\.\d{6} +\d+ +p\d", said, re.MULTILINE)
+    assert max(map(len, said.splitlines())) <= 80
     assert len(said.splitlines()) >= 24
 
 
@@ -137,6 +141,7 @@ def test_ids_come_from_a_table(files, capsys):
         (["--query", "{q}", "--gallery", "{q}", "--out", "r.txt"], "must end in .csv or .json"),
         (["--query", "{q}", "--gallery", "{g}", "--topk", "61"], "k must be from 1 to the 60"),
         (["--features", "{q}", "--query", "{q}"], "leave out --query"),
+        (["--query", "{q}", "--gallery", "{q}", "--alpha", "2"], "--alpha belongs to --expand"),
         (["--query", "{q}", "--index", "x.mmga-index", "--rerank"], "leave out --rerank"),
         (["--query", "{q}", "--index", "x.mmga-index"], "is no .mmga-index folder"),
         (

@@ -1,14 +1,18 @@
 """Exit codes and one-line errors of every command."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import pytest
+from terminal import on_a_terminal
 
 from mmga.__main__ import VERBS, main
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.common.options import Flag
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,11 @@ class Section:
 class Options:
     name: str = "x"
     """A name."""
+    variant: Literal["zhong", "torchreid"] = "zhong"
+    weight: float | None = None
+    rerank: bool = False
+    pair: tuple[int, int] | None = None
+    files: Annotated[tuple[str, ...], Flag(value="FILE", former=("shards",))] = ()
     section: Section = field(default_factory=Section)
 
 
@@ -35,7 +44,52 @@ def code_of(body, words, capsys):
 def test_flags_reach_the_sections(capsys):
     seen = []
     assert code_of(seen.append, ["--k1", "3", "--name", "y"], capsys)[0] == 0
-    assert seen == [Options("y", Section(3))]
+    assert seen == [Options("y", section=Section(3))]
+
+
+def test_values_of_every_type(capsys):
+    words = "--weight=-1e-3 --pair -1 2 --files a b --variant torchreid --rerank --name None"
+    options = cli.parse("eval", Options, words.split())
+    assert options == Options("None", "torchreid", -1e-3, True, (-1, 2), ("a", "b"))
+    given = cli.parse("eval", Options, ["--weight", "None", "--no-rerank", "--files"], options)
+    assert (given.weight, given.rerank, given.files) == (None, False, ())
+    assert (given.pair, given.variant) == ((-1, 2), "torchreid")
+
+
+def test_a_former_name_is_read_with_a_note(capsys):
+    assert cli.parse("eval", Options, ["--shards", "a"]).files == ("a",)
+    assert capsys.readouterr().err == "note: --shards is called --files now\n"
+
+
+def test_messages_hold_nothing_that_steers_a_terminal(capsys):
+    def body(options):
+        raise UserError("x\x1b[2J\u202e.npz does not exist")
+
+    assert code_of(body, [], capsys)[1].err == (
+        "mmga eval: error: x\\x1b[2J\\u202e.npz does not exist\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "--qury", "x"],
+        ["eval", "--metric", "cosin"],
+        ["eval", "--query", "none.npz", "--gallery", "none.npz"],
+        ["train", "--config", "none.yaml"],
+        ["evl"],
+        ["search", "--help"],
+        [],
+    ],
+)
+def test_a_terminal_shows_what_a_pipe_shows(words):
+    command = [sys.executable, "-m", "mmga", *words]
+    environment = os.environ | {"COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "80"}
+    assert on_a_terminal(command[1:], **colours) == (done.returncode, done.stdout + done.stderr)
+    assert done.returncode == (0 if not words or "--help" in words else 2)
+    assert done.stdout or len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -43,7 +97,35 @@ def test_flags_reach_the_sections(capsys):
     [
         (["--k", "3"], "unknown option --k; did you mean --k1?"),
         (["--nmae", "3"], "unknown option --nmae; did you mean --name?"),
-        (["--k1", "many"], "Error parsing --k1: invalid literal for int() with base 10: 'many'"),
+        (["--vari", "x"], "unknown option --vari; did you mean --variant?"),
+        (["-k1", "3"], "unknown option -k1; did you mean --k1?"),
+        (["--k1", "many"], "--k1: expected a whole number, found 'many'"),
+        (["--k1=1.5"], "--k1: expected a whole number, found '1.5'"),
+        (["--k1", "1" + 20 * "0"], f"--k1: expected a whole number, found '1{20 * '0'}'"),
+        (["--k1"], "--k1 needs a value: a whole number"),
+        (["--k1", "--rerank"], "--k1 needs a value: a whole number"),
+        (["--weight", "nan"], "--weight: expected a number, found 'nan'"),
+        (["--name", ""], "--name: expected a value, found an empty word"),
+        (
+            ["--variant", "zhng"],
+            "--variant: expected zhong or torchreid, found 'zhng'; did you mean zhong?",
+        ),
+        (["--pair", "1"], "--pair needs 2 values, each a whole number"),
+        (["x"], "unexpected word 'x'; flags begin with --"),
+        (
+            ["--k1", "3", "4"],
+            "unexpected word '4' after --k1, which takes one value; flags begin with --",
+        ),
+        (
+            ["--rerank", "yes"],
+            "unexpected word 'yes' after --rerank, which takes no value; flags begin with --",
+        ),
+        (["--rerank=yes"], "--rerank takes no value; give --rerank or leave it out"),
+        (["--no-k1"], "unknown option --no-k1; did you mean --k1?"),
+        (
+            ["--files", "a", "--files", "b"],
+            "--files is given twice; put its values after one --files",
+        ),
     ],
 )
 def test_parser_errors_are_one_line(words, sentence, capsys):
@@ -66,6 +148,15 @@ def test_interruption_is_130(capsys):
         raise KeyboardInterrupt
 
     assert code_of(body, [], capsys)[0] == 130
+
+
+def test_what_the_machine_refuses_is_one_line(tmp_path, capsys):
+    def body(options):
+        (tmp_path / "none" / "x.txt").write_text("x")
+
+    code, out = code_of(body, [], capsys)
+    assert (code, out.out) == (2, "")
+    assert out.err == f"mmga eval: error: {tmp_path}/none/x.txt: No such file or directory\n"
 
 
 def test_other_errors_keep_their_traceback(capsys):

@@ -10,6 +10,8 @@ def test_devices_are_named():
     assert resolve_device("auto").type in ("cpu", "cuda")
     with pytest.raises(UserError, match="--device must be auto, cpu, cuda or cuda:N, got 'gpu'"):
         resolve_device("gpu")
+    with pytest.raises(UserError, match="cpu, cuda or cuda:N, got 'meta'"):
+        resolve_device("meta")
     with pytest.raises(UserError, match="device cuda:99: this machine has"):
         resolve_device("cuda:99", "device")
 

@@ -120,3 +120,20 @@ def test_a_folder_comes_back_where_its_successor_cannot_be_renamed(tmp_path, mon
         (temporary / "a").write_text("new")
     assert (target / "a").read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_folders_that_cannot_be_made_are_a_sentence(tmp_path):
+    (tmp_path / "f").write_text("")
+    with (
+        pytest.raises(UserError, match=r"x\.npz could not be written: Not a directory"),
+        atomic_path(tmp_path / "f" / "g" / "h" / "x.npz"),
+    ):
+        raise AssertionError("nothing is computed for it")
+
+
+def test_an_error_of_a_writer_names_the_file_that_was_asked_for(tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"^{tmp_path}/x\.mat holds too much$"),
+        atomic_path(tmp_path / "x.mat") as temporary,
+    ):
+        raise UserError(f"{temporary} holds too much")

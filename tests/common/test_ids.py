@@ -8,7 +8,6 @@ from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.config import DataConfig
 from mmga.data.readers.by_name import load
-from mmga.retrieval.features.csv_columns import read_columns
 
 
 @pytest.mark.parametrize(
@@ -26,22 +25,45 @@ def test_text_becomes_numbers(values, expected):
     assert ids.numbered(values).tolist() == expected
 
 
-@pytest.mark.parametrize("word", ["", " ", "nan", "NaN", "None", "null", "N/A"])
-def test_unknown_identities_are_refused(word, tmp_path):
+@pytest.mark.parametrize("word", ["", " ", "nan", "NaN", "None", "null", "N/A", "<NA>"])
+def test_unknown_identities(word, tmp_path):
     assert ids.unknown(["a", word]).tolist() == [1]
     for name in ("pids", "camids"):
         labels = {"pids": ["a", "b"], "camids": ["x", "y"]} | {name: ["a", word]}
-        with pytest.raises(UserError, match=f"{name}: 1 are empty or NaN, the first is row 1"):
-            mmga.Features(np.ones((2, 4), np.float32), **labels)
+        features = mmga.Features(np.ones((2, 4), np.float32), **labels)
+        assert getattr(features, name).tolist() == [0, ids.UNKNOWN]
+        assert features.notes == [f"{name}: 1 of 2 are unknown"]
     table = tmp_path / "t.csv"
-    table.write_text(f'pid,camid\nann,c1\n"{word}",c2\n')
-    with pytest.raises(UserError, match="the pid of 1 rows is empty, the first is row 3"):
-        read_columns(table)
+    table.write_text(f'path,pid,camid,split\na.png,ann,1,train\nb.png,"{word}",2,query\n')
+    with pytest.raises(UserError, match="line 3: pid is empty"):
+        load(DataConfig(data="csv", root=table))
 
 
-def test_a_nan_is_unknown():
-    with pytest.raises(UserError, match="pids: 1 are empty or NaN, the first is row 1"):
-        mmga.Features(np.ones((2, 4), np.float32), [1.0, np.nan])
+@pytest.mark.parametrize(
+    ("values", "expected", "names"),
+    [
+        ([1.0, np.nan], [1, ids.UNKNOWN], None),
+        ([7, None, -1], [7, ids.UNKNOWN, -1], None),
+        ([2**60 + 1, None], [2**60 + 1, ids.UNKNOWN], None),
+        (["ann", None, -1, 7.0], [1, ids.UNKNOWN, -1, 0], ["7", "ann"]),
+        (["ann", np.nan, "-1.0", "7", "7.0"], [1, ids.UNKNOWN, -1, 0, 0], ["7", "ann"]),
+        ([b"ann", b"", b"-1"], [0, ids.UNKNOWN, -1], ["ann"]),
+        (np.array([b"ann", b"", b"-1"]), [0, ids.UNKNOWN, -1], ["ann"]),
+        (np.array([" ann", "ann ", "bob"]), [0, 0, 1], ["ann", "bob"]),
+        (np.ma.array([5, 6, -1], mask=[0, 1, 0]), [5, ids.UNKNOWN, -1], None),
+        (np.array(["0001_1", "00_011"]), [0, 1], ["0001_1", "00_011"]),
+    ],
+    ids=str,
+)
+def test_values_of_python(values, expected, names):
+    features = mmga.Features(np.ones((len(expected), 4), np.float32), values)
+    assert features.pids.tolist() == expected
+    assert (None if names is None else features.pid_names.tolist()) == names
+
+
+def test_digits_with_underscores_are_names():
+    """int() takes 0001_1 and 00_011 for 11."""
+    assert ids.numbered(["0001_1", "00_011", "7"]).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("junk", ["-1", "-1.0"])

@@ -163,15 +163,19 @@ def test_broken_images_are_named_or_counted(workers):
     assert sum(sizes) < 5 * 18
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("how", ["killed", "left"])
-def test_a_worker_that_dies_ends_in_one_sentence(how):
+def test_a_worker_that_dies_is_named_with_its_image_in_one_sentence(how, workers):
     class Deadly(Images):
         def image(self, index):
+            if index != 7:
+                return super().image(index)
             # As the system does where memory runs out, or a library that gives up.
             os.kill(os.getpid(), signal.SIGKILL) if how == "killed" else os._exit(3)
 
-    with pytest.raises(UserError, match=r"loads images died .*: lower --workers") as said:
-        list(_loader(Deadly(), loading=Loading(1, skip_broken=True)).epoch(0))
+    named = r"loads images died over image 000007\.png,.*: lower --workers"
+    with pytest.raises(UserError, match=named) as said:
+        list(eval_batches(Deadly(), EvalTransform(size=(32, 16)), Loading(workers), batch_size=4))
     assert "\n" not in str(said.value)
 
 

@@ -14,9 +14,10 @@ from PIL import Image
 from mmga import masks, train
 from mmga.bodyparts.detector import DetectedPerson
 from mmga.common import cli
+from mmga.config import DataConfig
 from mmga.data.build import load_data
 from mmga.data.masks import PartMask, write_mask
-from mmga.data.readers.by_name import NAMES
+from mmga.data.readers.by_name import NAMES, load
 
 DOCS = (REPOSITORY / "docs" / "data.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)
@@ -134,3 +135,14 @@ def test_multi_query_from_a_run(folder, capsys):
         paths = load_features(folder / "features" / "query.npz").paths
         assert paths.tolist() == [MARKET[6 if flag else 3]]
     assert capsys.readouterr().out.strip().endswith("--protocol multi-query")
+
+
+def test_the_example_table_is_read(tmp_path):
+    (text,) = [text for kind, text in BLOCKS if kind == "csv"]
+    (tmp_path / "mine.csv").write_text(text)
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (8, 16)).save(tmp_path / "masks" / "ann_hall_001.png")
+    data = load(DataConfig(data="csv", root=tmp_path / "mine.csv"))
+    assert data.train.mask(0) is not None
+    assert data.train.root == tmp_path
+    assert data.gallery.pids.tolist() == [data.query.pids[0], -1]

@@ -25,6 +25,7 @@ def names():
         found[f"{prefix}_features"] = features.astype(np.float32)
         found[f"{prefix}_pids"] = pids
         found[f"{prefix}_camids"] = random.integers(0, 4, count)
+    found["other_features"] = found["gallery_features"][:, ::-1].copy()
     return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from paths import REPOSITORY
 from PIL import Image
+from small_run import write_run
 
 from mmga import config, export
 from mmga.common import cli
@@ -86,8 +87,25 @@ def test_every_example_runs(folder, monkeypatch):
     for name in ("market", "strong", "four", "changed", "both", "across"):
         assert (folder / "runs" / name / "last.safetensors").is_file(), name
     assert config.load_config(folder / "runs" / "changed" / "config.yaml").recipe == "bot"
+    assert (folder / "sheets" / "ranked.png").is_file()
     for code in PYTHON:
+        if "onnxruntime" in code:
+            continue
         names = {}
         exec(compile(code, "docs/training.md", "exec"), names)
         assert names["features"].shape == (2, 768)
         assert list(names["maps"]) == ["whole0", "whole", "upper", "bottom"]
+
+
+def test_the_onnx_example_runs(tmp_path, monkeypatch):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    (code,) = (code for code in PYTHON if "onnxruntime" in code)
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "run")
+    export.main(["--run", str(run), "--format", "onnx", "--out", "market.onnx"])
+    names = {}
+    exec(compile(code, "docs/training.md", "exec"), names)
+    assert names["batch"] == "batch"
+    assert names["features"].shape == (2, 768)
+    np.testing.assert_allclose(np.linalg.norm(names["features"], axis=1), 1, rtol=1e-5)

@@ -1,12 +1,16 @@
 """Weights of foreign networks, wrapped as trainers save them."""
 
+import argparse
+import datetime
+import pathlib
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mmga.common.errors import UserError
-from mmga.extraction.embedder import foreign_network
+from mmga.extraction.embedder import embedder_of_model, foreign_network
 
 
 def small() -> nn.Module:
@@ -16,6 +20,8 @@ def small() -> nn.Module:
 NAME = f"{__name__}:small"
 WEIGHTS = small().state_dict()
 PREFIXED = {f"module.{name}": value for name, value in WEIGHTS.items()}
+ARRAYS = {name: value.numpy() for name, value in WEIGHTS.items()}
+SETTINGS = argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("runs"))
 COMPILED = {f"_orig_mod.{name}": value for name, value in WEIGHTS.items()}
 
 
@@ -29,8 +35,16 @@ COMPILED = {f"_orig_mod.{name}": value for name, value in WEIGHTS.items()}
         {"model": WEIGHTS, "iteration": 9},
         {"net": {"state_dict": PREFIXED}},
         {"state_dict": PREFIXED, "rank1": np.float64(0.9), "best": np.float32(0.8)},
+        {f"module.model.backbone.{name}": value for name, value in WEIGHTS.items()},
+        {"network": WEIGHTS, "args": SETTINGS, "date": datetime.date(2020, 1, 2)},
+        {"ema": {"module": PREFIXED}, "mAP": np.array([0.1, 0.2])},
+        {**ARRAYS, "epoch": 3, "name": "r50"},
+        {"weights": WEIGHTS},
     ],
-    ids=["plain", "module", "compiled", "state_dict", "model", "nested", "with NumPy scores"],
+    ids=[
+        *("plain", "module", "compiled", "state_dict", "model", "nested", "with NumPy scores"),
+        *("several prefixes", "settings beside", "average", "arrays", "weights"),
+    ],
 )
 def test_wrapped_weights_are_read(content, tmp_path):
     torch.save(content, tmp_path / "w.pth")
@@ -55,3 +69,79 @@ def test_weights_that_do_not_fit_are_one_sentence(content, said, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         foreign_network(NAME, weights=tmp_path / "w.pth")
     assert "\n" not in str(error.value)
+
+
+def named() -> nn.Module:
+    return nn.ModuleDict({"model": small()})
+
+
+def test_a_prefix_that_the_network_has_is_kept(tmp_path):
+    own = {f"model.{name}": value for name, value in WEIGHTS.items()}
+    torch.save({f"module.{name}": value for name, value in own.items()}, tmp_path / "w.pth")
+    network = foreign_network(f"{__name__}:named", weights=tmp_path / "w.pth")
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+
+
+class Made:
+    """What only this file's code can make; making it is noticed."""
+
+    made = 0
+
+    def __init__(self, value=None):
+        type(self).made += 1
+
+    def __reduce__(self):
+        return Made, (1,)
+
+
+def test_objects_beside_the_weights_are_named_and_never_made(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "trainer": Made()}, tmp_path / "w.pth")
+    before = Made.made
+    with pytest.raises(UserError) as error:
+        foreign_network(NAME, weights=tmp_path / "w.pth")
+    said = str(error.value)
+    assert Made.made == before
+    assert f"({__name__}.Made)" in said and "save model.state_dict() alone" in said
+    assert "\n" not in said and "\x1b" not in said
+
+
+class Classified(nn.Sequential):
+    """A network with a classifier of 751 identities."""
+
+    def __init__(self, softmax: bool = False) -> None:
+        layers = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 751)]
+        super().__init__(*layers, *([nn.Softmax(1)] if softmax else []))
+
+
+def fixed() -> nn.Module:
+    """As a function that loads its weights by itself."""
+    network = small()
+    network.load_state_dict(WEIGHTS)
+    return network
+
+
+def test_random_weights_are_warned_of(caplog, tmp_path):
+    foreign_network(NAME)
+    assert f"--model {NAME} has random weights (0.weight, 2 in all)" in caplog.text
+    caplog.clear()
+    torch.save(WEIGHTS, tmp_path / "w.pth")
+    foreign_network(NAME, weights=tmp_path / "w.pth")
+    foreign_network(f"{__name__}:fixed")
+    foreign_network("torch.nn:Flatten")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("Classified", "{}", "the scores of 751 classes"),
+        ("Classified", '{"softmax": true}', "the probabilities of 751 classes"),
+        ("fixed", "{}", None),
+    ],
+)
+def test_class_scores_are_warned_of_once(name, arguments, said, caplog):
+    embedder = embedder_of_model(f"{__name__}:{name}", arguments, None, (8, 4), "cpu", True)
+    for _ in range(2):
+        embedder(torch.rand(2, 3, 8, 4))
+    assert caplog.text.count("not features") == (said is not None)
+    assert said is None or said in caplog.text

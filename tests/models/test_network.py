@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 import torch
 from torch import nn
@@ -353,8 +355,24 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    with pytest.raises(UserError, match=r"could not be downloaded .* --weights none"):
+    with pytest.raises(UserError, match=r"could not be downloaded .* --weights none") as said:
         MMGA(3, "resnet18", "IMAGENET1K_V1")
+    assert "https://download.pytorch.org/models/resnet18-" in str(said.value)
+    assert "--backbone-weights FILE" in str(said.value)
+
+
+def test_a_download_does_not_wait_forever(monkeypatch):
+    waits = []
+
+    def refuse(*args, **kwargs):
+        waits.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    with pytest.raises(UserError, match=r"could not be downloaded \(timed out\)"):
+        MMGA(3, "resnet18", "IMAGENET1K_V1")
+    assert waits == [30]
+    assert socket.getdefaulttimeout() is None
 
 
 def _tiny_state():

@@ -1,11 +1,18 @@
 """Products are float32, whatever was set before, and what was set before comes back."""
 
 import contextlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
+from paths import REPOSITORY
 
 import mmga
+from mmga.ops import _extension
 from mmga.ops.precision import float32_products
 
 PLACES = [
@@ -168,3 +175,146 @@ def test_every_public_function_forms_float32_products(name):
             assert state() == wanted
     finally:
         undo()
+
+
+class Inside:
+    """A thread inside `float32_products` until it is let go."""
+
+    def __init__(self, error=None):
+        self._entered, self._go, self._error = threading.Event(), threading.Event(), error
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._entered.wait(10)
+
+    def _run(self):
+        with contextlib.suppress(KeyError, KeyboardInterrupt), float32_products():
+            self._entered.set()
+            assert self._go.wait(10)
+            if self._error is not None:
+                raise self._error
+
+    def leave(self):
+        self._go.set()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+@pytest.mark.parametrize("error", [None, KeyError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_the_last_thread_restores_what_the_first_found(before, order, error):
+    threads = [Inside(error if number == 1 else None) for number in range(3)]
+    for place in order:
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        threads[place].leave()
+    assert state() == before
+
+
+def test_what_the_program_sets_meanwhile_stays(before):
+    thread = Inside()
+    legacy("medium")
+    wanted = state()
+    thread.leave()
+    assert state() == wanted
+
+
+@pytest.mark.parametrize("point", range(1, 18))
+def test_an_interrupt_at_any_step_restores(monkeypatch, before, point):
+    """Ctrl-C may come between any two calls of torch that read and set."""
+    calls = 0
+
+    def counted(function):
+        def call(*args):
+            nonlocal calls
+            calls += 1
+            if calls == point:
+                raise KeyboardInterrupt
+            return function(*args)
+
+        return call
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        for name in ("_get_fp32_precision_getter", "_set_fp32_precision_setter"):
+            patch.setattr(torch._C, name, counted(getattr(torch._C, name)))
+        for name in ("get_float32_matmul_precision", "set_float32_matmul_precision"):
+            patch.setattr(torch, name, counted(getattr(torch, name)))
+        with float32_products():
+            calls = 100  # entered: what follows is not interrupted
+    assert state() == before
+
+
+def test_inference_mode_comes_back():
+    with torch.inference_mode():
+        with float32_products():
+            assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+            assert not torch.zeros(1).is_inference()
+        assert torch.is_inference_mode_enabled()
+
+
+def smallest_number_survives():
+    """Whether all threads of the pool keep subnormal numbers."""
+    values = torch.full((1 << 17,), 1, dtype=torch.int32).view(torch.float32)
+    return bool((values * 1.0).view(torch.int32).all())
+
+
+def test_subnormal_numbers_are_kept_in_every_thread_and_flushed_again():
+    # Without kernels only the calling thread can be told.
+    torch.set_num_threads(2 if _extension.load()["cpu"].loaded else 1)
+    torch.set_flush_denormal(True)
+    try:
+        assert not smallest_number_survives()
+        with float32_products():
+            assert smallest_number_survives()
+        assert not smallest_number_survives()
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(1)
+
+
+def test_threads_that_call_at_once_get_the_right_results():
+    legacy("medium")
+    wanted = {name: pickle.dumps(plain(CALLS[name]())) for name in ("nearest", "jaccard", "rerank")}
+    before, start = state(), threading.Barrier(3)
+    found = {}
+
+    def run(name):
+        start.wait(10)
+        found[name] = {pickle.dumps(plain(CALLS[name]())) for _ in range(5)}
+
+    try:
+        threads = [threading.Thread(target=run, args=(name,)) for name in wanted]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert found == {name: {one} for name, one in wanted.items()}
+        assert state() == before
+    finally:
+        undo()
+
+
+def plain(result):
+    """A result as arrays."""
+    if isinstance(result, tuple):
+        return [plain(one) for one in result]
+    return (result.to_dense() if result.layout == torch.sparse_csr else result).numpy()
+
+
+FORKED = """
+import os, signal, torch, mmga
+torch.set_num_threads(2)
+x = torch.randn(3000, 64)
+wanted = mmga.nearest(x[:500], x, 5)[1]
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    same = torch.equal(mmga.nearest(x[:500], x, 5)[1], wanted)
+    os._exit(0 if same and torch.get_num_threads() == 1 else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_forked_after_use_does_not_wait_for_threads_it_lacks():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr.decode()

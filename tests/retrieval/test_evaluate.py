@@ -68,6 +68,7 @@ def assert_equal_to_naive(report, expected):
         assert report.per_query.first_rank[row] == one[2]
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("rule", RULES)
 @CASES
 @given(data=st.data(), labels=labelled())
@@ -92,6 +93,7 @@ def side(pids, camids, width=1):
     return Features(torch.zeros(len(pids), width), pids, camids)
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("rule", RULES)
 @CASES
 @given(data=st.data(), labels=labelled())
@@ -120,6 +122,7 @@ def test_features_on_a_grid_equal_naive_loops(rule, data, labels):
     assert_equal_to_naive(report, naive.evaluate(*arguments))
 
 
+@pytest.mark.program_settings
 @CASES
 @given(data=st.data())
 def test_all_vs_all_equals_naive_loops(data):

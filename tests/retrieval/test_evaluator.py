@@ -11,6 +11,7 @@ from mmga.retrieval.evaluator import Evaluator
 from mmga.retrieval.features import Features
 
 
+@pytest.mark.program_settings
 def test_evaluator_in_a_loop():
     query = Features(unit(10), np.arange(10) % 4, np.zeros(10, int))
     gallery = Features(unit(20, seed=1), np.arange(20) % 4, np.ones(20, int))

@@ -60,8 +60,14 @@ def test_sets_trained_on_together_are_tested_in_one_table(root, capsys):
     assert list(line["sets"]) == ["market1501", "dukemtmc"]
     assert line["mAP"] == np.mean([figures["mAP"] for figures in line["sets"].values()])
     assert line["sets"]["dukemtmc"]["setting"]["trained_on"] == ["market1501", "dukemtmc"]
-    table = capsys.readouterr().out.splitlines()[-4:]
+    said = capsys.readouterr().out.splitlines()
+    table = said[1:5]
     assert [row.split()[0] for row in table] == ["tested", "market1501", "dukemtmc", "mean"]
+    assert table[0].split()[2:] == ["mAP", "mINP", "rank-1", "rank-5", "rank-10"]
+    names = ("mAP", "mINP", "rank1", "rank5", "rank10")
+    assert table[3].split()[1:] == [f"{line[name]:.2%}" for name in names]
+    assert said[5] == "protocol market1501, cosine"
+    assert f"python -m mmga.eval --run {root / 'run'} --rerank" in said[7]
 
 
 def test_another_set_is_tested_on(root, capsys):
@@ -69,7 +75,8 @@ def test_another_set_is_tested_on(root, capsys):
     line = last_line(root / "run")
     assert "sets" not in line
     assert line["num_valid_query"] == 9
-    assert "mAP" in capsys.readouterr().out.splitlines()[-1]
+    row = capsys.readouterr().out.splitlines()[2].split()
+    assert row[:2] == ["dukemtmc", f"{line['mAP']:.2%}"]
     assert load_config(root / "run" / "config.yaml").data.test == ("dukemtmc",)
     report = root / "report.json"
     evaluation.main(["--run", str(root / "run"), "--json", str(report)])

@@ -1,12 +1,10 @@
 """A run can be killed or stopped anywhere and ends as one that ran through."""
 
-import csv
 import json
 import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_training import command, data, small, table
 
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
-from mmga.config import Config, merged, recipe_config
 from mmga.data.build import train_loader
-from mmga.data.dataset import DataSet, ImageTensors, Subset
-from mmga.data.masks import PartMask
+from mmga.extraction.of_run import DataChoice, features_of_run
 from mmga.models.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -32,56 +29,8 @@ from mmga.models.loading import build_network, load_run
 from mmga.training import step, trainer
 from mmga.training.validation import score
 
-SMALL = {
-    "data": {"height": 32, "width": 16},
-    "batch": {"p": 4, "k": 2},
-    "run": {"epochs": 3, "log_every": 1, "threads": 1},
-}
-
-
 STEPWISE = {"sampler": "mgn", "p": 6}
 """One step an epoch."""
-
-
-def small(**sections) -> Config:
-    config = merged(recipe_config("synthetic"), SMALL, where="test")
-    return merged(config, sections, where="test")
-
-
-def data(persons: int = 6, images: int = 4) -> DataSet:
-    random = np.random.default_rng(0)
-    count = persons * images
-    pictures = [
-        torch.from_numpy(random.integers(0, 256, (3, 32, 16), dtype=np.uint8)) for _ in range(count)
-    ]
-    masks = [
-        PartMask(torch.from_numpy(random.integers(0, 3, (32, 16), dtype=np.uint8)))
-        for _ in range(count)
-    ]
-    pids, camids = np.arange(count) // images, np.arange(count) % 2
-    whole = ImageTensors(pictures, pids, camids, masks=masks)
-    return DataSet(
-        "test",
-        whole,
-        Subset(whole, np.flatnonzero(camids == 0)[:6]),
-        Subset(whole, np.flatnonzero(camids == 1)),
-    )
-
-
-def table(folder: Path, persons: int = 6, images: int = 4) -> Path:
-    """Write a data set as PNG files and a CSV table."""
-    random = np.random.default_rng(0)
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "pid", "camid", "split"])
-        for index in range(persons * images):
-            name, pid = f"{index:03d}.png", index // images
-            Image.fromarray(random.integers(0, 256, (32, 16, 3), dtype=np.uint8)).save(
-                folder / name
-            )
-            writer.writerow([name, pid, index % 2, "train"])
-            writer.writerow([name, pid, index % 2, "gallery" if index % 2 else "query"])
-    return folder / "table.csv"
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -132,17 +81,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, stop_at):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     trainer.train(small(), tmp_path / "stopped", data=data(), resume=True)
     assert_equal_runs(tmp_path / "through", tmp_path / "stopped")
-
-
-def command(root: Path, out: Path, *more: str) -> list[str]:
-    words = [sys.executable, "-m", "mmga.train", "--out", str(out)]
-    if "--resume" in more:
-        return [*words, *more]
-    flags = {
-        "recipe": "synthetic", "data": "csv", "root": root, "height": 32, "width": 16,
-        "p": 4, "k": 2, "epochs": 12, "log-every": 1, "threads": 1,
-    }  # fmt: skip
-    return [*words, *(str(w) for name, v in flags.items() for w in (f"--{name}", v)), *more]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
@@ -353,7 +291,8 @@ def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path):
     network = build_network(small().model, 6)
     optimizer = torch.optim.Adam(network.parameters())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for state in (optimizer.state_dict() | {"x": torch.zeros(50_000)}, {}):
+    small_state = {"state": {}, "param_groups": []}
+    for state in (optimizer.state_dict() | {"x": torch.zeros(50_000)}, small_state):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
         try:
             with pytest.raises(UserError, match=r"could not be written: .*has room"):
@@ -408,7 +347,7 @@ def test_checkpoints_that_cannot_be_resumed(tmp_path, what):
         sentence = "not a checkpoint of mmga"
     elif what == "another network":
         settings = small(model={"pool": "gem"})
-        sentence = "last.safetensors belongs to another network"
+        sentence = r"--resume cannot change model.pool: .* was trained with avg, now it is gem"
     else:
         (optimizer,) = tmp_path.glob("last.optimizer-*.pt")
         optimizer.unlink()
@@ -433,7 +372,8 @@ def test_masks_that_cover_too_little(tmp_path):
     masks.mkdir()
     Image.fromarray(np.ones((32, 16), np.uint8)).save(masks / "000.png")
     sections = {"data": {"data": "csv", "root": root, "masks": masks}}
-    with pytest.raises(UserError, match=r"1 of 24 training images have a mask; .*allow-missing"):
+    named = r"1 of 24 training images have a mask; .*masks/001\.png and .*allow-missing"
+    with pytest.raises(UserError, match=named):
         trainer.train(small(**sections), tmp_path / "run")
     sections["data"]["allow_missing_masks"] = True
     sections["run"] = {"epochs": 1}
@@ -447,3 +387,34 @@ def test_a_test_split_without_matches_is_refused_before_the_first_step(tmp_path)
     with pytest.raises(UserError, match="no query has a match in the gallery"):
         trainer.train(small(), tmp_path / "run", data=sets)
     assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_a_table_of_training_images_alone(tmp_path):
+    lines = table(tmp_path).read_text().splitlines()
+    kept = [line for line in lines if not line.endswith(("query", "gallery"))]
+    (tmp_path / "table.csv").write_text("\n".join(kept) + "\n")
+    sections = {"data": {"data": "csv", "root": tmp_path / "table.csv"}, "run": {"epochs": 1}}
+    result = trainer.train(small(**sections), tmp_path / "run")
+    assert result.steps > 0
+    assert result.metrics == {}
+    with pytest.raises(UserError, match="holds no image of split query, which is needed here"):
+        features_of_run(tmp_path / "run", DataChoice())
+    (tmp_path / "table.csv").write_text("\n".join([lines[0], *lines[2::2]]) + "\n")
+    assert [len(side) for side in features_of_run(tmp_path / "run", DataChoice())] == [12, 12]
+    with pytest.raises(UserError, match="holds no image of split train"):
+        trainer.train(small(**sections), tmp_path / "again")
+
+
+def test_names_of_a_table_are_kept_in_features(tmp_path):
+    trainer.train(
+        small(**{"data": {"data": "csv", "root": table(tmp_path)}, "run": {"epochs": 1}}),
+        tmp_path / "run",
+    )
+    text = (tmp_path / "table.csv").read_text().splitlines()
+    cells = [line.split(",") for line in text[1:]]
+    named = [f"{path},cow{pid},c{camid},{split}" for path, pid, camid, split in cells]
+    (tmp_path / "table.csv").write_text("\n".join([text[0], *named]) + "\n")
+    query, gallery = features_of_run(tmp_path / "run", DataChoice())
+    assert query.pid_names.tolist() == gallery.pid_names.tolist() == [f"cow{i}" for i in range(6)]
+    assert query.camid_names.tolist() == ["c0"]
+    assert gallery.camid_names.tolist() == ["c1"]

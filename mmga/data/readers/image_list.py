@@ -1,38 +1,43 @@
 """Images that belong to no data set: a folder, or a CSV table of paths."""
 
-import re
 from pathlib import Path
 
+import numpy as np
+
+from mmga.common import ids, tables
 from mmga.common.errors import UserError
+from mmga.common.paths import from_names
 from mmga.data.dataset import ImageFiles
-from mmga.data.readers.csv_table import read_rows
 from mmga.data.readers.folders import IMAGE_SUFFIXES
 
-UNKNOWN = -1
-"""Identity and camera of an image of which neither is known."""
 
-# Market-1501, DukeMTMC-reID and those that took over their names: 0002_c1s1_000451_03.jpg.
-_NAMED = re.compile(r"(-1|\d+)_c(\d+)")
-
-
-def read_images(path: Path) -> ImageFiles:
+def read_images(path: Path, pattern: str | None = None) -> ImageFiles:
     """Read a folder of images, with everything below it, or a CSV table.
 
-    Of a folder, identities and cameras are taken from the file names where all of them begin as
-    Market-1501's do (`0002_c1...`); otherwise they are UNKNOWN. A table needs the column `path`
-    (relative to the table) and may have `pid` and `camid`, integers.
+    Of a folder, identities and cameras are taken from the paths of the files by a pattern; those
+    of a file of another name are unknown. A table needs the column `path` (relative to the table)
+    and may have `pid` and `camid`, integers or names; what is empty is unknown.
+
+    Args:
+        path: the folder or table.
+        pattern: a regular expression with the groups pid and camid, or one of them, looked for in
+            a file's path relative to the folder; further named groups become columns. None: names
+            as Market-1501 has them (`0002_c1...`). Of a table, it reads what no column says.
+
+    Returns:
+        The images; their `notes` say what was read from their names.
 
     Raises:
-        UserError: there is nothing of the kind, or no image in it.
+        UserError: there is nothing of the kind, no image in it, or the pattern fits none.
     """
     if path.is_dir():
-        return _folder(path)
-    if path.is_file() and path.suffix.lower() == ".csv":
-        return _table(path)
+        return _folder(path, pattern)
+    if path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".txt"):
+        return _table(path, pattern)
     raise UserError(f"--images {path}: expected a folder or a .csv table, found neither")
 
 
-def _folder(folder: Path) -> ImageFiles:
+def _folder(folder: Path, pattern: str | None) -> ImageFiles:
     files = sorted(
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
@@ -42,31 +47,40 @@ def _folder(folder: Path) -> ImageFiles:
         raise UserError(
             f"--images {folder}: no image file there or below ({', '.join(IMAGE_SUFFIXES)})"
         )
-    found = [_NAMED.match(Path(file).name) for file in files]
-    labels = [(int(match[1]), int(match[2])) for match in found if match is not None]
-    if len(labels) < len(files):
-        labels = [(UNKNOWN, UNKNOWN)] * len(files)
-    rows = [(file, *label) for file, label in zip(files, labels, strict=True)]
-    return ImageFiles.of_rows(folder, rows)
+    return _labelled(folder, files, pattern, {}, str(folder))
 
 
-def _table(table: Path) -> ImageFiles:
-    rows = read_rows(table, f"--images {table}", ("path",), ("pid", "camid"))
-    if not rows:
-        raise UserError(f"--images {table} names no image")
-    return ImageFiles.of_rows(
-        table.parent,
-        [
-            (row["path"], _integer(table, line, "pid", row), _integer(table, line, "camid", row))
-            for line, row in enumerate(rows, 2)
-        ],
-    )
+def _table(path: Path, pattern: str | None) -> ImageFiles:
+    table = tables.read_table(path, f"--images {path}", pad=True)
+    table.need(("path",), ("pid", "camid"))
+    files = table.column("path") or []
+    if not files:
+        raise UserError(f"--images {path} names no image")
+    for line, file in zip(table.lines, files, strict=True):
+        if not file:
+            raise UserError(f"--images {path}, line {line}: path is empty")
+    table.check_repeated(("pid", "camid"))
+    known = {name: cells for name in ("pid", "camid") if (cells := table.column(name)) is not None}
+    return _labelled(path.parent, files, pattern, known, str(path))
 
 
-def _integer(table: Path, line: int, name: str, row: dict[str, str]) -> int:
-    try:
-        return int(row.get(name) or UNKNOWN)
-    except ValueError:
-        raise UserError(
-            f"--images {table}, line {line}: {name} must be an integer, found {row[name]!r}"
-        ) from None
+def _labelled(
+    root: Path,
+    files: list[str],
+    pattern: str | None,
+    known: dict[str, list[str]],
+    title: str,
+) -> ImageFiles:
+    """Return images with the labels that are known and those that their names tell."""
+    read, notes = dict(known), []
+    if not known or pattern is not None:
+        found, note = from_names(files, pattern, f"--images {title}")
+        read, notes = {**found, **known}, [note]
+    nothing = [""] * len(files)
+    pids, pid_names = ids.coded(read.pop("pid", nothing), junk=True)
+    camids, camid_names = ids.coded(read.pop("camid", nothing), junk=False)
+    images = ImageFiles(root, files, pids, camids)
+    images.pid_names, images.camid_names = pid_names, camid_names
+    images.columns = {name: np.asarray(cells, np.str_) for name, cells in read.items()}
+    images.notes = tuple(notes)
+    return images

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mmga.common import mat
 from mmga.common.errors import UserError
-from mmga.common.files import package_of
 from mmga.config import DataConfig
 from mmga.data.dataset import DataSet, ImageFiles
 from mmga.data.masks import FindMask, MaskFolder, PartMask
@@ -80,15 +80,16 @@ def read_silhouettes(path: Path, order: list[str], split: float | None = None) -
     Raises:
         UserError: the file cannot be read or holds another number of silhouettes.
     """
-    scipy_io = package_of("mat", "scipy.io", path)
     if not path.is_file():
         raise UserError(f"masks file {path} does not exist")
     try:
-        cells = scipy_io.loadmat(path, variable_names=["msk"])["msk"].ravel()
-    except Exception as error:  # scipy raises many kinds for a broken file
+        cells = mat.read(path, ("msk",)).get("msk")
+        if not isinstance(cells, list) or not all(map(_is_picture, cells)):
+            raise UserError("there is none, or not of pictures")
+    except UserError as error:
         raise UserError(
-            f"masks file {path} holds no readable cell array 'msk' "
-            f"({type(error).__name__}: {error}); give SDALF's aleMasks_VIPeR.mat"
+            f"masks file {path} holds no readable cell array 'msk' ({error}); "
+            "give SDALF's aleMasks_VIPeR.mat"
         ) from error
     if len(cells) != len(order):
         raise UserError(
@@ -99,6 +100,15 @@ def read_silhouettes(path: Path, order: list[str], split: float | None = None) -
         name: PartMask.from_silhouette(torch.from_numpy(cell), split)
         for name, cell in zip(order, cells, strict=True)
     }.get
+
+
+def _is_picture(cell: mat.Value) -> bool:
+    return (
+        isinstance(cell, np.ndarray)
+        and cell.ndim == 2
+        and bool(cell.size)
+        and cell.dtype.kind in "iuf"
+    )
 
 
 def _test_persons(persons: list[int], split: int, splits_file: Path | None) -> list[int]:

@@ -1,10 +1,16 @@
-"""`python -m mmga.data.synthetic`: audit the synthetic persons, or draw a sheet of them."""
+"""`python -m mmga.data.synthetic`: audit the synthetic persons, or draw a sheet of them.
+
+python -m mmga.data.synthetic --audit
+python -m mmga.data.synthetic --sheet persons.png --challenge occlusion --severity 3
+"""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from mmga.common import cli
+from mmga.common.options import Flag
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -15,20 +21,20 @@ class Options:
     """Print what background, camera, silhouette and colours alone retrieve; 1 if a limit breaks."""
     sheet: Path | None = None
     """Write a PNG of training pictures and of their masks."""
-    num_train: int = 60
+    num_train: Annotated[int, Flag(name="persons", former=("num-train",))] = 60
     """Training identities."""
-    num_test: int = 150
+    num_test: Annotated[int, Flag(name="test-persons", former=("num-test",))] = 150
     """Test identities."""
     images_per_camera: int = 4
     """Pictures of an identity in each camera that sees it."""
     rho: float = 0.5
-    """Probability with which a picture shows its tracklet's backdrop."""
-    challenge: str = "mixed"
-    """clean, mixed, pose, misalignment, occlusion or clutter."""
+    """Probability, 0 to 1, with which a picture shows its tracklet's backdrop."""
+    challenge: Annotated[str, Flag(value="NAME")] = "mixed"
+    """Difficulty of the images: mixed, clean, pose, misalignment, occlusion or clutter."""
     severity: int = 1
-    """Severity of the challenge, 1 to 3."""
-    seed: int = 0
-    """Seed of persons, places and pictures."""
+    """Severity of the difficulty, 1 to 3."""
+    seed: Annotated[int, Flag(name="data-seed", former=("seed",))] = 0
+    """Seed of the generated images."""
 
 
 def body(options: Options) -> int:

@@ -43,8 +43,8 @@ class SyntheticImages(ImageTensors):
             for pid, camid, shot in zip(pids, camids, shots, strict=True)
         ]
         count = len(shots)
-        images = torch.empty((count, 3, *world.size), dtype=torch.uint8)
-        self.labels = torch.empty((count, *world.size), dtype=torch.uint8)
+        images = torch.empty((count, 3, *world.size), dtype=torch.uint8, device="cpu")
+        self.labels = torch.empty((count, *world.size), dtype=torch.uint8, device="cpu")
         for i, shot in enumerate(shots):
             picture = world.picture(shot)
             images[i] = torch.from_numpy(picture.image)

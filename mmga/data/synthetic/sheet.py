@@ -10,7 +10,9 @@ from mmga.common.files import atomic_path
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask
 
-_COLOURS = torch.tensor([(0, 0, 0), (235, 70, 60), (60, 100, 245), (250, 220, 40)])
+_COLOURS = torch.tensor(
+    [(0, 0, 0), (235, 70, 60), (60, 100, 245), (250, 220, 40)], dtype=torch.int64, device="cpu"
+)
 
 
 def overlay(image: torch.Tensor, mask: PartMask | None) -> torch.Tensor:

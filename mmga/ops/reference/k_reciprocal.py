@@ -97,7 +97,7 @@ def encode(offsets: Tensor, distances: Tensor, maxima: Tensor | None) -> Tensor:
     """
     rows = _rows(offsets)
     if maxima is None:
-        least = torch.full((len(offsets) - 1,), torch.inf, dtype=torch.float64)
+        least = torch.full((len(offsets) - 1,), torch.inf, dtype=torch.float64, device="cpu")
         least = least.to(offsets.device).scatter_reduce_(0, rows, distances, "amin")
         scaled = distances - least[rows]
     else:

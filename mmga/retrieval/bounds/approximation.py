@@ -238,7 +238,9 @@ class Projection:
         """
         count = min(dimensions + 8, *sample.shape)
         generator = torch.Generator(device=sample.device).manual_seed(seed)
-        start = torch.randn(len(sample), count, generator=generator, device=sample.device)
+        start = torch.randn(
+            len(sample), count, generator=generator, dtype=torch.float32, device=sample.device
+        )
         basis = torch.linalg.qr(sample.T @ start).Q  # [D, count]
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
         # Within their span, the directions by the share of the sample that they hold.

@@ -138,4 +138,6 @@ def is_flat(sample: Tensor, seed: int = 0) -> bool:
 def spread(count: int, wanted: int, phase: float = 0.0) -> Tensor:
     """Return at most `wanted` evenly spaced numbers below `count`, ascending."""
     wanted = min(count, wanted)
-    return ((torch.arange(wanted, dtype=torch.float64) + phase) * (count / wanted)).long()
+    return (
+        (torch.arange(wanted, dtype=torch.float64, device="cpu") + phase) * (count / wanted)
+    ).long()

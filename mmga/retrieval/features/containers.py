@@ -6,23 +6,27 @@ A container is read to a mapping from name to array (NumPy or torch); strings ar
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import mat, weights
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, steady_file
+from mmga.common.memory import check_declared
 
 Arrays = dict[str, Any]
 
 # From this size on an array in a folder is memory-mapped; labels are simply read.
 _MAP_BYTES = 1 << 20
+_LONGEST_REASON = 200  # characters of a parser's message
 
 
 def read(path: str | os.PathLike[str]) -> Arrays:
@@ -44,8 +48,10 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         )
     try:
         return reader(source)
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"{source}: {error or 'it does not fit into memory'}") from error
     except Exception as error:  # damaged bytes end in whatever a parser trips over
         _damaged(source, f"a {source.suffix.lower()} file", error)
 
@@ -68,6 +74,25 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
         writer(temporary, arrays)
 
 
+def check_room(path: str | os.PathLike[str], name: str, size: int, paths: Sequence[str]) -> None:
+    """Refuse to begin what `write` could not end, because a container has a limit.
+
+    Args:
+        path: the file that will be written.
+        name: of the largest array.
+        size: its bytes.
+        paths: strings that will be written with it.
+
+    Raises:
+        UserError: .mat with 4 GiB or more, or .safetensors with more strings than its header holds.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".mat":
+        mat.check_size(path, name, size)
+    elif suffix == ".safetensors":
+        _check_safetensors_strings(path, len(json.dumps(list(paths))))
+
+
 def check_array(name: str, array: np.ndarray) -> None:
     """Refuse arrays that would be misread.
 
@@ -88,6 +113,8 @@ def check_array(name: str, array: np.ndarray) -> None:
 
 def _damaged(path: Path, what: str, error: Exception) -> NoReturn:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if len(reason) > _LONGEST_REASON:  # parsers quote what they found, which may be anything
+        reason = reason[:_LONGEST_REASON] + "..."
     raise UserError(f"{path} could not be read as {what}: {reason}") from error
 
 
@@ -107,23 +134,44 @@ def _numpy(value: Any) -> np.ndarray:
 
 
 def _read_npz(path: Path) -> Arrays:
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise UserError(f"{path}: expected an .npz archive, found something else")
     arrays: Arrays = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in archive.files:
-                try:
-                    arrays[name] = archive[name]
-                except ValueError as error:
-                    if "Object arrays" in str(error):
-                        _refuse_objects(path, name)
-                    raise
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        if "pickled" in str(error):
-            raise UserError(f"{path}: expected an .npz archive, found something else") from error
-        _damaged(path, "an .npz archive", error)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name, suffix = os.path.splitext(member.filename)
+            if suffix != ".npy":
+                continue
+            _check_member(member)
+            with archive.open(member) as stream:
+                _check_header(stream, member.file_size, path, name)
+            with archive.open(member) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
     return arrays
+
+
+def _check_member(member: zipfile.ZipInfo) -> None:
+    """Refuse a member of an archive whose declared size its bytes cannot have."""
+    other = member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    held = member.file_size if other else member.compress_size
+    check_declared(member.file_size, held, compressed=member.compress_type == zipfile.ZIP_DEFLATED)
+
+
+def _check_header(stream: IO[bytes], size: int, path: Path, name: str) -> None:
+    """Refuse a .npy array of objects, or one that declares more bytes than the `size` it has."""
+    version = np.lib.format.read_magic(stream)
+    read_header = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject:
+        _refuse_objects(path, name)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{name}: impossible shape {shape[:8]}")
+    check_declared(math.prod(shape) * max(dtype.itemsize, 1), size - stream.tell())
 
 
 def _refuse_objects(path: Path, name: str) -> NoReturn:
@@ -144,13 +192,16 @@ def _read_npy(path: Path) -> Arrays:
 
 def _array(file: Path) -> np.ndarray:
     try:
+        size = file.stat().st_size
+        mapped = size > _MAP_BYTES
+        with file.open("rb") as stream:
+            _check_header(stream, size, file.parent, file.name)
         # Mode "c" maps the file copy-on-write: torch may take it without a copy or a warning.
-        mapped = file.stat().st_size > _MAP_BYTES
         array: np.ndarray = np.load(file, mmap_mode="c" if mapped else None, allow_pickle=False)
         return array
-    except (ValueError, OSError, EOFError) as error:
-        if "Object arrays" in str(error) or "Array can't be memory-mapped" in str(error):
-            _refuse_objects(file.parent, file.name)
+    except UserError:
+        raise
+    except Exception as error:
         _damaged(file, "a .npy array", error)
 
 
@@ -191,6 +242,19 @@ def _read_safetensors(path: Path) -> Arrays:
     return arrays
 
 
+# Of a header, in bytes; readers refuse longer ones. A part of it is left to the tensors' names.
+_SAFETENSORS_HEADER = 100_000_000 - 100_000
+
+
+def _check_safetensors_strings(path: str | os.PathLike[str], size: int) -> None:
+    if size > _SAFETENSORS_HEADER:
+        raise UserError(
+            f"{path}: the strings (paths, names of identities) take {size / 1e6:.0f} MB, and a "
+            ".safetensors file holds less than 100 MB of them; write .npz, .h5 or a folder of .npy "
+            "files"
+        )
+
+
 def _write_safetensors(path: Path, arrays: Mapping[str, Any]) -> None:
     from safetensors.torch import save_file
 
@@ -210,10 +274,11 @@ def _write_safetensors(path: Path, arrays: Mapping[str, Any]) -> None:
         if storage in seen:
             tensors[name] = tensor.clone()
         seen.add(storage)
+    _check_safetensors_strings(path, len(json.dumps(metadata)))  # in which they are escaped again
     save_file(tensors, path, metadata)
 
 
-# MATLAB: version 5 through SciPy, version 7.3 is HDF5
+# MATLAB: version 7.3 is HDF5
 
 
 def _read_mat(path: Path) -> Arrays:
@@ -221,45 +286,30 @@ def _read_mat(path: Path) -> Arrays:
         header = file.read(128)
     if header[:8] == b"\x89HDF\r\n\x1a\n" or b"MATLAB 7.3" in header:
         return _read_h5(path)
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        _extra(path, "SciPy", "mat")
-    try:
-        found = loadmat(path, chars_as_strings=True, struct_as_record=False)
-    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        _damaged(path, "a MATLAB file", error)
     arrays: Arrays = {}
-    for name, value in found.items():
-        if name.startswith("__"):
-            continue
-        if isinstance(value, np.ndarray) and value.dtype.hasobject:
-            # A cell array of strings: each cell is an array of one string.
-            cells = [np.asarray(cell).reshape(-1) for cell in value.reshape(-1)]
-            if not all(cell.dtype.kind == "U" and len(cell) <= 1 for cell in cells):
+    for name, value in mat.read(path).items():
+        if isinstance(value, list):
+            # A cell array of strings: each cell is an array of one string, or empty.
+            if not all(
+                isinstance(cell, np.ndarray) and (cell.dtype.kind == "U" or not cell.size)
+                for cell in value
+            ) or any(len(cell) > 1 for cell in value):
                 _refuse_objects(path, name)
-            value = np.asarray([str(cell[0]) if len(cell) else "" for cell in cells], np.str_)
-        elif isinstance(value, np.ndarray) and value.dtype.kind == "U":
-            value = np.char.rstrip(value)  # rows of a char matrix are padded with blanks
+            value = np.asarray([str(cell[0]) if len(cell) else "" for cell in value], np.str_)
         arrays[name] = value
     return arrays
 
 
 def _write_mat(path: Path, arrays: Mapping[str, Any]) -> None:
-    try:
-        from scipy.io import savemat
-    except ImportError:
-        _extra(path, "SciPy", "mat")
-    out: dict[str, Any] = {}
-    for name, value in arrays.items():
-        array = _numpy(value)
-        if array.dtype == np.float16:
-            array = array.astype(np.float32)  # MATLAB has no half precision; this loses nothing
-        if array.dtype.kind in "US":
-            array = array.astype(object)  # a cell array of strings
-        out[name] = array.reshape(1, -1) if array.ndim == 1 else array
-    savemat(path, out)
+    out = {name: _numpy(value) for name, value in arrays.items()}
+    # MATLAB has no half precision; this loses nothing.
+    mat.write(
+        path,
+        {
+            name: array.astype(np.float32) if array.dtype == np.float16 else array
+            for name, array in out.items()
+        },
+    )
 
 
 # HDF5
@@ -277,6 +327,7 @@ def _read_h5(path: Path) -> Arrays:
             for name, item in file.items():
                 if not isinstance(item, h5py.Dataset):
                     continue
+                _check_dataset(item)
                 if h5py.check_string_dtype(item.dtype) is not None:
                     arrays[name] = np.asarray(item.asstr()[()], dtype=np.str_)
                 elif item.dtype.hasobject:
@@ -290,12 +341,22 @@ def _read_h5(path: Path) -> Arrays:
     return arrays
 
 
+def _check_dataset(dataset: Any) -> None:
+    """Refuse a dataset that declares more than its file holds."""
+    if dataset.shape is None:
+        raise ValueError(f"{dataset.name} is empty")
+    held = dataset.id.get_storage_size()
+    if dataset.is_virtual or dataset.external or dataset.compression not in (None, "gzip"):
+        held = held and dataset.nbytes  # elsewhere, or packed by a filter without a known limit
+    check_declared(int(dataset.nbytes), held, compressed=dataset.compression == "gzip")
+
+
 def _write_h5(path: Path, arrays: Mapping[str, Any]) -> None:
     try:
         import h5py
     except ImportError:
         _extra(path, "h5py", "h5")
-    with h5py.File(path, "w") as file:
+    with steady_file(path) as disk, h5py.File(disk, "w") as file:
         for name, value in arrays.items():
             array = _numpy(value)
             if array.dtype.kind in "US":
@@ -309,30 +370,18 @@ def _write_h5(path: Path, arrays: Mapping[str, Any]) -> None:
 # .pt: tensors, arrays of numbers or strings, lists and plain scalars, never objects
 
 
-def _numpy_globals() -> list[Any]:
-    """Return what torch's restricted reader needs for NumPy arrays, none of which runs code."""
-    multiarray = getattr(np, "_core", None) or np.core
-    kinds = [
-        getattr(np.dtypes, name)
-        for name in dir(np.dtypes)
-        if name.endswith("DType") and name not in ("ObjectDType", "VoidDType")
-    ]
-    functions = [
-        (getattr(multiarray.multiarray, name), f"numpy.{package}.multiarray.{name}")
-        for name in ("_reconstruct", "scalar")
-        for package in ("core", "_core")
-    ]
-    return [np.ndarray, np.dtype, *kinds, *functions]
-
-
 def _read_pt(path: Path) -> Arrays:
     import pickle
     import warnings
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                _check_member(member)
     try:
-        with torch.serialization.safe_globals(_numpy_globals()), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how a file was pickled
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = weights.load_plain(path)
     except pickle.UnpicklingError as error:
         with path.open("rb") as file:
             pickled = file.read(1) == b"\x80"
@@ -340,9 +389,11 @@ def _read_pt(path: Path) -> Arrays:
             raise UserError(
                 f"{path}: expected a file of torch.save, found something else"
             ) from error
+        objects = weights.refused_objects(path)
         raise UserError(
             f"{path}: expected a dictionary of tensors, arrays and lists, found objects that only "
-            "unpickling could read; save plain tensors with torch.save"
+            f"unpickling could read{objects and f' ({objects})'}; save plain tensors with "
+            "torch.save"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         _damaged(path, "a .pt file", error)
@@ -370,13 +421,8 @@ def _write_pt(path: Path, arrays: Mapping[str, Any]) -> None:
             out[name] = np.asarray(value).tolist()
         else:
             out[name] = torch.from_numpy(np.ascontiguousarray(value))
-    try:
-        with path.open("wb") as file:  # whose errors are Python's
-            torch.save(out, file)
-    except RuntimeError as error:
-        # torch closes its archive after a failed write, and complains of what is missing in it.
-        failed = error.__context__
-        raise failed if isinstance(failed, OSError) else OSError(str(error)) from None
+    with steady_file(path) as file:
+        torch.save(out, file)
 
 
 _READERS: dict[str, Callable[[Path], Arrays]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,56 +11,54 @@ import numpy as np
 
 from mmga.common import ids
 from mmga.common.errors import UserError
+from mmga.common.paths import matched
+from mmga.common.tables import Table, are_paths, read_table
 
-_NAMES = {"pid": "pids", "camid": "camids", "path": "paths"}
+_LABELS = ("pids", "camids")
 
 
 def read_columns(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Read a CSV table with a header line.
 
     Args:
-        path: the table. Columns pid, camid and path get the names that feature files use; a column
-            of numbers is read as int64 or float64, an empty cell of it as NaN, every other column
-            as strings.
+        path: the table. Columns pid, camid and path (also by the names in
+            `mmga.common.tables.PATHS`, where they hold paths) get the names that feature files use;
+            a column of numbers is read as int64 or float64, an empty cell of it as NaN, every other
+            column as strings.
 
     Returns:
-        Columns by name, each [N].
+        Columns by name, each [N]; pids and camids as int64, UNKNOWN among them, or as strings.
 
     Raises:
         UserError: the table cannot be read, or a line has another number of cells than the header.
     """
-    source = Path(path)
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{source} could not be read as a CSV table: {error}") from error
-    if len(lines) < 2:
-        raise UserError(f"{source}: expected a line of column names and one line for each row")
-    header, rows = [name.strip() for name in lines[0]], lines[1:]
-    if len(set(header)) < len(header) or not all(header):
-        raise UserError(f"{source}: expected distinct column names, found {', '.join(header)}")
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise UserError(
-                f"{source}: row {number} has {len(row)} cells, the header {len(header)}"
-            )
-    for place, name in enumerate(header):
-        if name not in ("pid", "camid"):
-            continue
-        missing = ids.unknown([row[place] for row in rows])
-        if len(missing):
-            raise UserError(
-                f"{source}: the {name} of {len(missing)} rows is empty, the first is row "
-                f"{missing[0] + 2}; fill it in or leave the rows out (of both files), -1 is junk"
-            )
-    return {
-        _NAMES.get(name, name): _typed([row[place] for row in rows])
-        for place, name in enumerate(header)
-    }
+    return _columns(_table(path))
+
+
+def _table(path: str | os.PathLike[str]) -> Table:
+    table = read_table(Path(path), str(path))
+    if not table.rows:
+        raise UserError(f"{path}: expected a line of column names and one line for each row")
+    return table
+
+
+def _columns(table: Table) -> dict[str, np.ndarray]:
+    columns = {}
+    own = {table.place(name): f"{name}s" for name in ("pid", "camid", "path")}
+    for place, name in enumerate(table.header):
+        cells = [row[place] for row in table.rows]
+        if own.get(place) in _LABELS:
+            columns[own[place]] = ids.of_text(cells)
+        elif own.get(place) == "paths" and are_paths(name, np.asarray(cells, np.str_)):
+            columns["paths"] = np.asarray(cells, np.str_)
+        else:
+            columns[name] = _typed(cells)
+    return columns
 
 
 def _typed(cells: list[str]) -> np.ndarray:
+    if any("_" in cell for cell in cells):  # Python takes 1_0 for a number
+        return np.array(cells, np.str_)
     for kind in (np.int64, np.float64):
         try:
             return np.array([cell if cell or kind == np.int64 else "nan" for cell in cells], kind)
@@ -71,48 +68,66 @@ def _typed(cells: list[str]) -> np.ndarray:
 
 
 def merged(
-    arrays: Mapping[str, Any], table: Mapping[str, np.ndarray], file: str, source: str
-) -> dict[str, Any]:
+    arrays: Mapping[str, Any], columns: str | os.PathLike[str], file: str
+) -> tuple[dict[str, Any], list[str]]:
     """Return the arrays of a feature file and the columns of a table.
 
     Lines belong to rows by their path where both sides have paths, by their order else. pids and
-    camids of the file are kept.
+    camids of the file are kept but for unknown ones.
 
     Args:
         arrays: what the file holds; its rows under features or parts.
-        table: columns of the table.
+        columns: the table.
         file: name of the feature file.
-        source: name of the table.
+
+    Returns:
+        The arrays, and notes on how lines were matched with rows.
 
     Raises:
-        UserError: the lines do not fit the rows, or both hold a column of one name.
+        UserError: the table cannot be read, its lines do not fit the rows, two lines of one path
+            differ, or both hold a column of one name.
     """
+    listed, source = _table(columns), str(columns)
+    table = _columns(listed)
     count = len(arrays["features"] if "features" in arrays else arrays["parts"])
-    lines = len(next(iter(table.values())))
-    order = np.arange(lines)
+    lines = len(listed.rows)
     if "paths" in arrays and "paths" in table:
-        paths = np.asarray([str(path) for path in np.asarray(arrays["paths"]).reshape(-1)])
-        listed = table["paths"].astype(np.str_)
-        sort = np.argsort(listed, kind="stable")
-        place = np.searchsorted(listed[sort], paths)
-        place = sort[np.minimum(place, lines - 1)]
-        missing = np.flatnonzero(listed[place] != paths)
-        if len(missing):
-            raise UserError(
-                f"{source}: {len(missing)} of {len(paths)} paths of {file} have no line, the "
-                f"first is {paths[missing[0]]}"
-            )
-        order = place
+        listed.check_repeated(tuple(listed.header))
+        paths = [str(path) for path in np.asarray(arrays["paths"]).reshape(-1)]
+        order, note = matched(paths, table["paths"].tolist(), (file, source))
     elif lines != count:
         raise UserError(
             f"{source} has {lines} lines, {file} {count} rows; without paths on both sides line i "
             "is that of row i"
         )
+    else:
+        order = np.arange(lines)
+        lacking = [name for name, held in ((file, arrays), (source, table)) if "paths" not in held]
+        note = (
+            f"{source}: line i was taken for row i of {file}, as there are no paths to match in "
+            f"{' and '.join(lacking)}"
+        )
     result = dict(arrays)
     for name, column in table.items():
-        if name in ("pids", "camids", "paths") and name in arrays:
+        if name in _LABELS and name in arrays:
+            result[name] = filled(arrays[name], column[order])
+        elif name == "paths" and name in arrays:
             continue
-        if name in arrays:
+        elif name in arrays:
             raise UserError(f"{source} and {file} both hold a column {name}; rename one")
-        result[name] = column[order]
-    return result
+        else:
+            result[name] = column[order]
+    return result, [note] if note else []
+
+
+def filled(own: Any, others: np.ndarray) -> Any:
+    """Return labels of a file with those of another source where the file's are unknown."""
+    values = np.asarray(own).reshape(-1)
+    missing = values == ids.UNKNOWN if values.dtype.kind == "i" else np.zeros(len(values), bool)
+    if values.dtype.kind != "i":
+        missing[ids.unknown(values)] = True
+    if not missing.any() or len(values) != len(others):
+        return own
+    whole = values.astype(object)
+    whole[missing] = [None if one == ids.UNKNOWN else one for one in others[missing].tolist()]
+    return whole

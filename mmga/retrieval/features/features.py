@@ -12,16 +12,30 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids
+from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
+from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 JUNK = ids.JUNK
 """The pid of junk detections: never ranked, counted as junk."""
+UNKNOWN = ids.UNKNOWN
+"""The code of an unknown pid or camid: found by a search, left out of an evaluation."""
 
 TWO_SIDED = {"f": "features", "label": "pids", "cam": "camids", "path": "paths"}
 """layumi's names for a file that holds both sides: query_f, query_label, query_cam, ..."""
 
+
+# Types whose every value float32 has.
+_NARROW = (
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+)
 
 Matrix = Tensor | np.ndarray
 """Numbers as callers hold them."""
@@ -34,8 +48,8 @@ class Features:
 
     Attributes:
         rows: the feature rows [N, D] float16 or float32; None for part features.
-        pids: identity of each row, int64 [N]; -1 is junk.
-        camids: camera of each row, int64 [N], or None.
+        pids: identity of each row, int64 [N]; -1 is junk, UNKNOWN is not known.
+        camids: camera of each row, int64 [N], UNKNOWN where not known; or None.
         paths: path of each image, unicode [N], or None.
         columns: further columns by name, each [N].
         parts: part features [N, P, D], or None.
@@ -45,6 +59,7 @@ class Features:
         notes: what was changed on the way in, one sentence each.
     """
 
+    @float32_products()
     def __init__(
         self,
         features: Matrix | Sequence[Matrix] | None = None,
@@ -60,10 +75,11 @@ class Features:
         """Check and keep the given arrays; features are not copied.
 
         Args:
-            features: [N, D] float16 or float32 tensor or array, or a list of such shards. float64
-                and bfloat16 are rounded to float32, which `notes` says.
-            pids: [N] integers or strings.
-            camids: [N] integers or strings, or None where no protocol with cameras is meant.
+            features: [N, D] float16 or float32 tensor or array, or a list of such shards.
+                bfloat16 and the types of 8 bits are widened to float32 and float64 is rounded to
+                it, which `notes` says.
+            pids: [N] integers or strings; None, NaN and empty strings are unknown.
+            camids: likewise, or None where no protocol with cameras is meant.
             paths: [N] strings.
             columns: further values [N] by name.
             parts: [N, P, D] part features, instead of `features`.
@@ -97,14 +113,11 @@ class Features:
             self.camids, self.camid_names = self._labels("camids", camids, count)
         self.paths: np.ndarray | None = None
         if paths is not None:
-            self.paths = np.asarray([str(path) for path in _flat(paths)], dtype=np.str_)
-            self._check_length("paths", len(self.paths), count)
+            values = self._column("paths", paths, count)
+            self.paths = np.asarray([str(path) for path in values], dtype=np.str_)
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
-            values = _flat(column)
-            containers.check_array(self._name(name), values)
-            self._check_length(name, len(values), count)
-            self.columns[name] = values
+            self.columns[name] = self._column(name, column, count)
         self.visibility: Tensor | None = None
         if parts is not None:
             self.visibility = self._visibility(visibility)
@@ -175,9 +188,9 @@ class Features:
 
     def arrays_without_rows(self) -> dict[str, Matrix]:
         """Return everything but the feature rows, by the names it has in a file."""
-        arrays: dict[str, Matrix] = {"pids": _named(self.pids, self.pid_names)}
+        arrays: dict[str, Matrix] = {"pids": ids.written(self.pids, self.pid_names)}
         if self.camids is not None:
-            arrays["camids"] = _named(self.camids, self.camid_names)
+            arrays["camids"] = ids.written(self.camids, self.camid_names)
         if self.paths is not None:
             arrays["paths"] = self.paths
         if self.visibility is not None:
@@ -200,12 +213,33 @@ class Features:
     def _name(self, argument: str) -> str:
         return f"{self.source}: {argument}" if self.source else argument
 
-    def _check_length(self, argument: str, found: int, expected: int) -> None:
-        if found != expected:
+    def _column(self, argument: str, given: Any, count: int) -> np.ndarray:
+        """Return one value for each row, text as unicode.
+
+        Raises:
+            UserError: there are more or fewer, or values of several numbers, or bytes of no text.
+        """
+        values = _flat(self._name(argument), given)
+        if values.dtype.kind == "S":
+            try:
+                values = np.char.decode(values, "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{self._name(argument)}: expected text, found bytes that are not UTF-8 "
+                    f"({error.object[:20]!r}); store it as unicode"
+                ) from error
+        containers.check_array(self._name(argument), values)
+        if values.ndim != 1 or len(values) != count:
+            found = len(values) if values.ndim == 1 else f"shape {list(values.shape)}"
             raise UserError(
-                f"{self._name(argument)}: expected one for each of the {expected} rows of "
-                f"features, found {found}"
+                f"{self._name(argument)}: expected one for each of the {count} rows of features, "
+                f"found {found}"
             )
+        if values.dtype.kind not in "biufUMm":
+            raise UserError(
+                f"{self._name(argument)}: expected numbers or strings, found {values.dtype}"
+            )
+        return values
 
     def _rows(self, argument: str, given: Any, dimensions: int) -> ShardedMatrix:
         several = isinstance(given, list | tuple) and all(hasattr(part, "shape") for part in given)
@@ -230,27 +264,18 @@ class Features:
 
     def _tensor(self, argument: str, given: Any, dimensions: int) -> Tensor:
         expected = "[N, D]" if dimensions == 2 else "[N, P, D]"
-        if isinstance(given, Tensor):
-            tensor = given.detach()
-        else:
-            array = np.asarray(given)
-            containers.check_array(self._name(argument), array)
-            if not array.flags.writeable:
-                array = array.copy()  # torch warns about memory that must not be written
-            try:
-                tensor = torch.from_numpy(array)
-            except TypeError:
-                raise UserError(
-                    f"{self._name(argument)}: expected floating point numbers {expected}, "
-                    f"found {array.dtype}"
-                ) from None
+        if not isinstance(given, Tensor):
+            given = as_array(self._name(argument), given)
+            containers.check_array(self._name(argument), given)
+        tensor = as_tensor(self._name(argument), given)
         if tensor.dim() != dimensions:
             raise UserError(
                 f"{self._name(argument)}: expected {expected}, found shape {list(tensor.shape)}"
             )
-        if tensor.dtype in (torch.float64, torch.bfloat16):
+        if tensor.dtype == torch.float64 or tensor.dtype in _NARROW:
             found = str(tensor.dtype).removeprefix("torch.")
-            note = f"{self._name(argument)}: {found} rounded to float32"
+            done = "rounded" if tensor.dtype == torch.float64 else "widened"
+            note = f"{self._name(argument)}: {found} {done} to float32"
             if note not in self.notes:
                 self.notes.append(note)
             tensor = tensor.to(torch.float32)
@@ -266,8 +291,8 @@ class Features:
     def _visibility(self, given: Any) -> Tensor:
         count, parts = self.rows.shape[:2]
         if given is None:
-            return torch.ones(count, parts)
-        weights = torch.as_tensor(np.asarray(given), dtype=torch.float32)
+            return torch.ones(count, parts, dtype=torch.float32, device="cpu")
+        weights = as_tensor(self._name("visibility"), given).to("cpu", torch.float32)
         if tuple(weights.shape) != (count, parts):
             raise UserError(
                 f"{self._name('visibility')}: expected [{count}, {parts}], one weight for each "
@@ -281,68 +306,59 @@ class Features:
         self, argument: str, given: Any, count: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return int64 labels and, for strings, the names in sorted order."""
-        values = _flat(given)
-        containers.check_array(self._name(argument), values)
-        self._check_length(argument, len(values), count)
-        if values.dtype.kind in "US":
-            return self._named_labels(argument, values.astype(np.str_))
+        values = _flat(self._name(argument), given)
+        if values.dtype.kind == "O":
+            plain = ids.of_objects(values)
+            values = values if plain is None else plain
+        values = self._column(argument, values, count)
+        if values.dtype.kind == "U":
+            codes, names = ids.named(values, junk=argument == "pids")
+        else:
+            codes, names = self._numbers(argument, values), None
+        missing = int((codes == UNKNOWN).sum())
+        if missing:
+            self.notes.append(f"{self._name(argument)}: {missing} of {count} are unknown")
+        return codes, names
+
+    def _numbers(self, argument: str, values: np.ndarray) -> np.ndarray:
+        """Return labels that are numbers as int64."""
         if values.dtype.kind in "iub":
             if values.dtype == np.uint64 and len(values) and values.max() > np.iinfo(np.int64).max:
                 raise UserError(f"{self._name(argument)}: found ids past 2^63; use strings instead")
-            return np.ascontiguousarray(values, dtype=np.int64), None
-        if values.dtype.kind == "f":
-            # A float keeps whole numbers apart only up to a power of two; beyond it ids collide.
-            limit = 2 ** (np.finfo(values.dtype).nmant + 1)
-            if np.isnan(values).any():
-                self._refuse_unknown(argument, np.flatnonzero(np.isnan(values)))
-            if not np.isfinite(values).all() or (values != np.floor(values)).any():
-                raise UserError(f"{self._name(argument)}: expected whole numbers, found fractions")
-            if len(values) and np.abs(values).max() >= limit:
-                raise UserError(
-                    f"{self._name(argument)}: ids stored as {values.dtype} collide from {limit} "
-                    f"on, found {values[np.abs(values).argmax()]:.0f}; store them as int64 or "
-                    "strings"
-                )
+            return np.ascontiguousarray(values, dtype=np.int64)
+        if values.dtype.kind != "f":
+            raise UserError(
+                f"{self._name(argument)}: expected integers or strings, found {values.dtype}"
+            )
+        # A float keeps whole numbers apart only up to a power of two; beyond it ids collide.
+        limit = 2 ** (np.finfo(values.dtype).nmant + 1)
+        missing = np.isnan(values)
+        known = np.where(missing, 0, values)
+        if not np.isfinite(known).all() or (known != np.floor(known)).any():
+            raise UserError(f"{self._name(argument)}: expected whole numbers, found fractions")
+        if len(known) and np.abs(known).max() >= limit:
+            raise UserError(
+                f"{self._name(argument)}: ids stored as {values.dtype} collide from {limit} "
+                f"on, found {known[np.abs(known).argmax()]:.0f}; store them as int64 or "
+                "strings"
+            )
+        if not missing.any():  # there is no NaN but among floats
             self.notes.append(f"{self._name(argument)}: stored as {values.dtype}, read as int64")
-            return values.astype(np.int64), None
-        raise UserError(
-            f"{self._name(argument)}: expected integers or strings, found {values.dtype}"
-        )
-
-    def _named_labels(self, argument: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        missing = ids.unknown(values)
-        if len(missing):
-            self._refuse_unknown(argument, missing)
-        codes, names = np.full(len(values), JUNK, np.int64), np.unique(values)
-        if argument == "pids":  # -1 means junk as the number does, and takes no place among names
-            names = np.asarray([one for one in names if not ids.is_junk(one)], values.dtype)
-        place = np.searchsorted(names, values)
-        known = np.append(names, "")[place] == values
-        codes[known] = place[known]
-        return codes, names
-
-    def _refuse_unknown(self, argument: str, rows: np.ndarray) -> None:
-        raise UserError(
-            f"{self._name(argument)}: {len(rows)} are empty or NaN, the first is row {rows[0]}; "
-            "leave such rows out, or write -1 for junk"
-        )
+        return np.where(missing, UNKNOWN, known.astype(np.int64))
 
 
-def _flat(values: Any) -> np.ndarray:
+def _flat(name: str, values: Any) -> np.ndarray:
     """Return a one-dimensional array; 1 x N and N x 1, as MATLAB writes them, lose the 1."""
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if isinstance(values, np.ma.MaskedArray):  # whose masked values are none
+        plain = values.data.astype(object)
+        plain[np.ma.getmaskarray(values)] = None
+        values = plain
+    array = as_array(name, values)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.dtype.hasobject and all(isinstance(value, str) for value in array.flat):
         array = array.astype(np.str_)  # columns of strings as pandas has them
     return np.atleast_1d(array)
-
-
-def _named(codes: np.ndarray, names: np.ndarray | None) -> np.ndarray:
-    if names is None:
-        return codes
-    named: np.ndarray = np.concatenate([names, np.array([str(JUNK)])])[codes]
-    return named
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -356,24 +372,43 @@ def common_labels(
     gallery: np.ndarray,
     gallery_names: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels of two sets in one numbering.
+    """Return labels of two sets in one numbering: names and numbers match by what they spell.
 
     Raises:
-        UserError: one set has strings, the other integers.
+        UserError: one set has integers, the other strings of which none is a whole number.
     """
     if query_names is None and gallery_names is None:
         return query, gallery
-    if query_names is None or gallery_names is None:
-        strings, integers = ("gallery", "query") if query_names is None else ("query", "gallery")
-        raise UserError(
-            f"{name}: the {strings} has strings and the {integers} integers; "
-            "write both in the same way"
-        )
-    union = np.union1d(query_names, gallery_names)
-    places = [
-        np.append(np.searchsorted(union, names), JUNK) for names in (query_names, gallery_names)
+    for strings, integers, names, numbered in (
+        ("query", "gallery", query_names, gallery_names is None),
+        ("gallery", "query", gallery_names, query_names is None),
+    ):
+        if numbered and names is not None and len(names) and not any(map(ids.is_number, names)):
+            raise UserError(
+                f"{name}: the {strings} has strings and the {integers} integers; "
+                "write both in the same way"
+            )
+    special = (UNKNOWN, JUNK) if name == "pids" else (UNKNOWN,)
+    sides = [_keys(query, query_names, special), _keys(gallery, gallery_names, special)]
+    spelled = {word for _, words in sides for word in words if isinstance(word, str)}
+    union = {word: place for place, word in enumerate(sorted(spelled))}
+    common = []
+    for inverse, words in sides:
+        places = [union[word] if isinstance(word, str) else word for word in words]
+        common.append(np.asarray(places, np.int64)[inverse])
+    return common[0], common[1]
+
+
+def _keys(
+    codes: np.ndarray, names: np.ndarray | None, special: tuple[int, ...]
+) -> tuple[np.ndarray, list[str | int]]:
+    """Return what each distinct code spells, special codes as they are, and the place of each."""
+    distinct, inverse = np.unique(codes, return_inverse=True)
+    words = [
+        code if code in special else ids.key(str(code if names is None else names[code]))
+        for code in distinct.tolist()
     ]
-    return places[0][query], places[1][gallery]
+    return inverse.reshape(-1), words
 
 
 def joined(loaded: Sequence[Features]) -> Features:
@@ -415,7 +450,7 @@ def joined(loaded: Sequence[Features]) -> Features:
         visibility=visibility,
         source=f"{first.source} and {len(loaded) - 1} more",
     )
-    whole.notes[:0] = [note for one in loaded for note in one.notes]
+    whole.notes = [note for one in loaded for note in one.notes]
     return whole
 
 

@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mmga.common import ids
 from mmga.common.errors import UserError
+from mmga.common.paths import from_names
+from mmga.common.tables import PATHS, are_paths
+from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import TWO_SIDED, Features, joined
 
@@ -20,10 +26,12 @@ COLUMNS = "columns.csv"
 _SHOWN_NAMES = 12
 
 
+@float32_products()
 def load_features(
     path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     side: str | None = None,
     columns: str | os.PathLike[str] | None = None,
+    pattern: str | None = None,
 ) -> Features:
     """Read features from a file, a folder of .npy files, or several shards.
 
@@ -35,8 +43,12 @@ def load_features(
         side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
             ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
         columns: a CSV table of further columns, and of pid, camid and path where the file has none;
-            its lines belong to the rows by path if both have paths, by their order if not. A
-            folder of .npy files may hold one itself, as columns.csv.
+            its lines belong to the rows by path if both have paths (see
+            `mmga.common.paths.matched`), by their order if not, which `notes` say. A folder of .npy
+            files may hold one itself, as columns.csv.
+
+        pattern: a regular expression with the groups pid and camid, or one of them, which reads
+            identities and cameras that are not known otherwise from the paths of the images.
 
     Raises:
         UserError: the file is absent, damaged, or does not hold what is expected.
@@ -46,7 +58,7 @@ def load_features(
     paths = _expand(path)
     if columns is not None and len(paths) > 1:
         raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
-    loaded = [_load_one(one, side, columns) for one in paths]
+    loaded = [_load_one(one, side, columns, pattern) for one in paths]
     if len(loaded) == 1:
         return loaded[0]
     return joined(loaded)
@@ -81,7 +93,9 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
     ]
 
 
-def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | None) -> Features:
+def _load_one(
+    path: Path, side: str | None, columns: str | os.PathLike[str] | None, pattern: str | None
+) -> Features:
     arrays = containers.read(path)
     if path.suffix.lower() == ".npy" and not path.is_dir():
         rows = arrays["array"]
@@ -112,21 +126,53 @@ def _load_one(path: Path, side: str | None, columns: str | os.PathLike[str] | No
             f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
             f"gallery_label; found {_listed(arrays)}"
         )
+    arrays = _with_paths(arrays)
+    notes: list[str] = []
     if columns is not None:
-        arrays = csv_columns.merged(
-            arrays, csv_columns.read_columns(columns), str(path), str(columns)
-        )
+        arrays, notes = csv_columns.merged(arrays, columns, str(path))
+    if pattern is not None:
+        notes.append(_read_names(arrays, pattern, str(path)))
     if "pids" not in arrays:
         raise UserError(
             f"{path}: pids are missing; found {_listed(arrays)}; add them, "
-            "or give a CSV table of them (columns=, --query-columns, --gallery-columns)"
+            "or give a CSV table of them (columns=, --query-columns, --gallery-columns), "
+            "or --pattern to read them from paths"
         )
     own = {name: arrays[name] for name in _OWN if name in arrays}
-    return Features(
+    features = Features(
         **own,
         columns={name: value for name, value in arrays.items() if name not in _OWN},
         source=str(path),
     )
+    features.notes += notes
+    return features
+
+
+def _read_names(arrays: dict[str, Any], pattern: str, source: str) -> str:
+    """Add what a pattern reads from paths, in place, and return a note on it."""
+    if "paths" not in arrays:
+        raise UserError(f"{source}: --pattern reads paths of images, which the file does not hold")
+    paths = [str(path) for path in np.asarray(arrays["paths"]).reshape(-1)]
+    groups, note = from_names(paths, pattern, source)
+    for name, cells in groups.items():
+        column = f"{name}s" if name in ("pid", "camid") else name
+        if column == name:
+            arrays.setdefault(name, np.asarray(cells, np.str_))
+        elif column in arrays:
+            arrays[column] = csv_columns.filled(arrays[column], ids.of_text(cells))
+        else:
+            arrays[column] = ids.of_text(cells)
+    return note
+
+
+def _with_paths(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return arrays with those that hold paths under the name of paths."""
+    if "paths" in arrays:
+        return arrays
+    for name in PATHS:
+        if name in arrays and are_paths(name, np.asarray(arrays[name]).squeeze()):
+            return {"paths" if one == name else one: value for one, value in arrays.items()}
+    return arrays
 
 
 def _listed(names: Mapping[str, Any]) -> str:

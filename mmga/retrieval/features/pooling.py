@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
-from mmga.retrieval.features.features import JUNK, Features
+from mmga.retrieval.features.features import JUNK, UNKNOWN, Features
 
 
 def pooled(query: Features, pool: str) -> Features:
@@ -23,15 +23,21 @@ def pooled(query: Features, pool: str) -> Features:
         UserError: cameras are missing.
     """
     if query.camids is None:
-        raise UserError("protocol multi-query needs the camids of the query, which are missing")
-    # Junk keeps its rows, so that the report counts it.
-    own = np.where(query.pids == JUNK, np.arange(len(query)), -1)
+        raise UserError(
+            "protocol multi-query needs the camids of the query, which are missing; give them, or "
+            "choose protocol no-camera"
+        )
+    # Junk and what is unknown keep their rows, so that the report counts them.
+    apart = np.isin(query.pids, (JUNK, UNKNOWN)) | (query.camids == UNKNOWN)
+    own = np.where(apart, np.arange(len(query)), -1)
     groups, inverse = np.unique(
         np.stack([query.pids, query.camids, own]), axis=1, return_inverse=True
     )
     inverse = inverse.reshape(-1)
     count = groups.shape[1]
-    result = torch.zeros(count, *query.rows.shape[1:], device=query.rows.device)
+    result = torch.zeros(
+        count, *query.rows.shape[1:], dtype=torch.float32, device=query.rows.device
+    )
     if pool == "max":
         result.fill_(-torch.inf)
     for start in range(0, len(query), 4096):
@@ -52,7 +58,7 @@ def pooled(query: Features, pool: str) -> Features:
     if query.visibility is None:
         made = Features(result, groups[0], groups[1])
     else:
-        seen = torch.zeros(count, result.shape[1])
+        seen = torch.zeros(count, result.shape[1], dtype=torch.float32, device="cpu")
         at = torch.from_numpy(inverse)[:, None].expand_as(query.visibility)
         seen.scatter_reduce_(0, at, query.visibility, "amax")
         made = Features(None, groups[0], groups[1], parts=result, visibility=seen)

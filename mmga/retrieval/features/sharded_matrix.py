@@ -92,7 +92,9 @@ class ShardedMatrix:
             out: as in `block`.
         """
         if out is None:
-            out = torch.empty((len(indices), *self.shape[1:]), device=self.device)
+            out = torch.empty(
+                (len(indices), *self.shape[1:]), dtype=torch.float32, device=self.device
+            )
         if len(self.shards) == 1:
             chosen = indices.to(self.device)
             if self.dtype == out.dtype and out.device == self.device:
@@ -100,7 +102,10 @@ class ShardedMatrix:
             else:
                 out[: len(indices)].copy_(self.shards[0].index_select(0, chosen))
         else:
-            starts, indices = torch.tensor(self.starts[1:]), indices.cpu()
+            starts, indices = (
+                torch.tensor(self.starts[1:], dtype=torch.int64, device="cpu"),
+                indices.cpu(),
+            )
             shard_of = torch.searchsorted(starts, indices, right=True)
             for shard in torch.unique(shard_of).tolist():
                 at = torch.nonzero(shard_of == shard).squeeze(1)

@@ -129,7 +129,10 @@ class BlockTransfer:
         device = torch.device(device)
         self._streams = streams or streams_on(device)
         pinned = self._streams.pinned
-        self._host = [torch.empty(*shape, dtype=dtype, pin_memory=pinned) for _ in range(_BUFFERS)]
+        self._host = [
+            torch.empty(*shape, dtype=dtype, pin_memory=pinned, device="cpu")
+            for _ in range(_BUFFERS)
+        ]
         self._near = [torch.empty(*shape, dtype=dtype, device=device) for _ in range(_BUFFERS)]
         self._copied: list[Any] = [None] * _BUFFERS
         # What was queued before may still use memory that was freed and is now the buffers'.

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
-from mmga.ops.distance import exact_keys, key_terms, pair_sums, squared_norms
+from mmga.ops.distance import (
+    LARGEST,
+    SMALLEST,
+    exact_keys,
+    key_terms,
+    pair_sums,
+    scaled_rows,
+    squared_norms,
+    unit_exponents,
+)
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.transfer import BlockTransfer
 
-LEAST_SCALE, LARGEST_SCALE = 2.0**-50, 2.0**50
-"""Largest norms of a set between which float32 products keep their digits."""
 _BLOCK = 512  # rows that are read together for their norms
 _PAIR_NUMBERS = 1 << 22  # numbers of the rows of pairs that are copied together
 
@@ -71,6 +78,8 @@ class VectorSet:
         self._transfers: dict[int, BlockTransfer] = {}
         if norms is None:
             norms = self._read_norms()
+            if metric == "cosine":
+                norms = self._lift(norms)
         self.norms = norms.to(self.device)
         self.terms = key_terms(norms, metric).to(self.device)
 
@@ -84,6 +93,18 @@ class VectorSet:
             raise UserError(f"features must be finite, got NaN or infinity in row {bad}")
         check_scale("features", norms)
         return norms
+
+    def _lift(self, norms: Tensor) -> Tensor:
+        """Scale rows whose products would be lost (see `lifted`), and return the new norms."""
+        parts = []
+        for number, rows in enumerate(self._chosen):
+            own = norms[self._starts[number] : self._starts[number + 1]]
+            side = own.new_zeros(len(self._sides[number]), *own.shape[1:])
+            at = slice(None) if rows is None else rows.to(own.device)
+            side[at] = own
+            self._sides[number], side = lifted(self._sides[number], side)
+            parts.append(side[at])
+        return torch.cat(parts)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -123,7 +144,7 @@ class VectorSet:
             ):
                 return side.block(rows.start, rows.stop)
         if out is None:
-            out = torch.empty((end - begin, *self.shape), device=self.device)
+            out = torch.empty((end - begin, *self.shape), dtype=torch.float32, device=self.device)
         return self.read(begin, end, out)
 
     def read(self, begin: int, end: int, out: Tensor) -> Tensor:
@@ -151,7 +172,7 @@ class VectorSet:
             height: rows of a block.
         """
         if self.near:
-            buffer = torch.empty((height, *self.shape), device=self.device)
+            buffer = torch.empty((height, *self.shape), dtype=torch.float32, device=self.device)
             for begin, end in runs:
                 yield self.block(begin, end, buffer)
             return
@@ -182,7 +203,7 @@ class VectorSet:
         """
         count, vectors = len(vectors), vectors.to(self.device)
         if out is None:
-            out = torch.empty((count, *self.shape), device=self.device)
+            out = torch.empty((count, *self.shape), dtype=torch.float32, device=self.device)
         for number, side in enumerate(self._sides):
             low, high = self._starts[number : number + 2]
             if len(self._sides) == 1:
@@ -249,12 +270,33 @@ def check_scale(name: str, norms: Tensor) -> None:
         norms: squared norms, float64.
     """
     largest = float(norms.max()) ** 0.5
-    if largest and not LEAST_SCALE <= largest <= LARGEST_SCALE:
+    if largest and not SMALLEST <= largest <= LARGEST:
         raise UserError(
             f"{name}: the largest norm is {largest:.1e}, where float32 products need "
-            f"{LEAST_SCALE:.0e} to {LARGEST_SCALE:.0e}; multiply the features by a power of two, "
+            f"{SMALLEST:.0e} to {LARGEST:.0e}; multiply the features by a power of two, "
             "which changes no cosine"
         )
+
+
+def lifted(matrix: ShardedMatrix, norms: Tensor) -> tuple[ShardedMatrix, Tensor]:
+    """Return rows and squared norms of which none is so small that products of two are lost.
+
+    Cosines of a row and of a power of two times it are the same. Shards with such rows are copied.
+
+    Args:
+        matrix: the rows.
+        norms: of its rows, float64 [N], of parts [N, P].
+    """
+    tiny = (norms > 0) & (norms < SMALLEST**2)
+    if not bool(tiny.any()):
+        return matrix, norms
+    exponents = torch.where(tiny, unit_exponents(norms), 0)
+    ends = zip(matrix.starts[:-1], matrix.starts[1:], strict=True)
+    shards = [
+        scaled_rows(shard, exponents[first:last]) if bool(tiny[first:last].any()) else shard
+        for shard, (first, last) in zip(matrix.shards, ends, strict=True)
+    ]
+    return ShardedMatrix(shards), scaled_rows(norms[..., None], 2 * exponents)[..., 0]
 
 
 def squared_distances(keys: Tensor, metric: str) -> Tensor:
@@ -289,8 +331,12 @@ def _pair_sums(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Ten
         places = torch.arange(len(rows), device=x.device)
         return pair_sums(x.take(rows), y.take(columns), places, places, x.metric)
     sums = torch.empty(len(rows), dtype=torch.float64, device=x.device)
-    row_side = torch.bucketize(rows, torch.tensor(x._starts[1:], device=x.device), right=True)
-    column_side = torch.bucketize(columns, torch.tensor(y._starts[1:], device=x.device), right=True)
+    row_side = torch.bucketize(
+        rows, torch.tensor(x._starts[1:], dtype=torch.int64, device=x.device), right=True
+    )
+    column_side = torch.bucketize(
+        columns, torch.tensor(y._starts[1:], dtype=torch.int64, device=x.device), right=True
+    )
     for a, b in itertools.product(range(len(x._sides)), range(len(y._sides))):
         at = ((row_side == a) & (column_side == b)).nonzero()[:, 0]
         if len(at):

@@ -101,7 +101,7 @@ class CertifiedPass:
         what = f"{height} x {width} and its features"
         self.max_rows = rows_within(memory, fixed(), height, row_bytes * height, what)
         self._height, self._width = height, width
-        self._values = torch.empty(height * width, device=items.device)
+        self._values = torch.empty(height * width, dtype=torch.float32, device=items.device)
 
     def rank(self, monitor: Monitor, phase: str = "ranks") -> PerQuery:
         """Rank the matches of all selected queries and return the scores of each query."""
@@ -220,6 +220,8 @@ def _undecided_share(
     run = _Run(queries, items, pairs, stages)
     chosen = spread(len(items), _PILOT[1], 0.5)
     block = stages.rows(items.take(chosen), items.norms[chosen], items.metric)
-    tile, bound = run.queries.tile(block, 0, torch.empty(pairs.count * len(chosen)))
+    tile, bound = run.queries.tile(
+        block, 0, torch.empty(pairs.count * len(chosen), dtype=torch.float32, device="cpu")
+    )
     undecided = run.count(slice(0, pairs.count), tile, bound, (None, None, None))
     return len(undecided) / tile.values.numel()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmga.common import ids
 from mmga.common.files import atomic_path
 from mmga.common.version import __version__
 from mmga.retrieval.metrics.rank import PerQuery
@@ -81,11 +82,14 @@ class Report:
         figures: of the plain ranking.
         reranked: of the re-ranked one, or None.
         protocol: name of the protocol.
+        ap: average precision by hits or trapezoid, see `mmga.evaluate`.
         metric: cosine or euclidean; None where distances were given.
         rerank: parameters of the re-ranking, or None.
         num_query: rows of the query set.
         num_valid_query: queries that have a match.
         num_gallery: rows of the gallery set, before anything is left out.
+        num_identities: identities of the queries that enter the averages.
+        num_cameras: cameras of both sides, or None.
         excluded: counts of what was left out, and why.
         distractors: gallery items whose identity no query has.
         ties: queries with a match at exactly the distance of another item.
@@ -114,7 +118,10 @@ class Report:
     distractors: int
     ties: int
     backend: str
+    ap: str = "hits"
     metric: str | None = None
+    num_identities: int | None = None
+    num_cameras: int | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     process_peak_bytes: int = 0
@@ -224,16 +231,20 @@ class Report:
             for row in range(len(self.per_query.num_matches)):
                 line: list[object] = [
                     row,
-                    "" if self.pids is None else self.pids[row],
-                    "" if self.camids is None else self.camids[row],
+                    None if self.pids is None else ids.plain(self.pids[row]),
+                    None if self.camids is None else ids.plain(self.camids[row]),
                     self.per_query.num_matches[row],
                     *_cells(self.per_query, row),
                     self.per_query.tied[row],
                 ]
                 writer.writerow(line + (_cells(redone, row) if redone else []))
 
-    def table(self) -> str:
-        """Return the figures and counts as text for a terminal."""
+    def table(self, verbose: bool = False) -> str:
+        """Return the figures and what they are of as text for a terminal.
+
+        Args:
+            verbose: add what computed the ranks, and how many pairs each level decided.
+        """
         lines = [f"{'':<12}{'mAP':>8}{'mINP':>8}{'rank-1':>8}{'rank-5':>8}{'rank-10':>8}"]
         for name, figures in (("plain", self.figures), ("re-ranked", self.reranked)):
             if figures is None:
@@ -241,15 +252,7 @@ class Report:
             values = [figures.mAP, figures.mINP, *(figures.rank(r) for r in (1, 5, 10))]
             cells = "".join(f"{'-' if v is None else f'{v:.2%}':>8}" for v in values)
             lines.append(f"{name:<12}{cells}")
-        lines.append("")
-        what = f"protocol {self.protocol}" + (f", {self.metric}" if self.metric else "")
-        ranked = f"{self.num_valid_query} of {self.num_query} queries"
-        if "splits" in self.extra:
-            ranked = f"{self.num_valid_query} rankings of {self.num_query} queries by halves"
-        lines.append(
-            f"{what}: {ranked}, "
-            f"{self.num_gallery} gallery items, {self.distractors} of them distractors"
-        )
+        lines += ["", self._rules(), *self._sets()]
         for name, count in self.excluded.items():
             if count:
                 lines.append(f"left out: {count} {_EXCLUDED.get(name, name)}")
@@ -263,9 +266,35 @@ class Report:
         lines += _extra_lines(self.extra)
         lines += [f"note: {note}" for note in self.notes]
         spent = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
-        by = self.backend + (f", {self.precision} products" if self.precision else "")
-        lines.append(f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB; {by}")
+        lines.append(f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
+        if verbose:
+            if "certified" in self.extra:
+                lines.append(f"certified: {_stages_text(self.extra['certified'])}")
+            by = self.backend + (f", {self.precision} products" if self.precision else "")
+            lines.append(f"order {self.exact}; {by}")
         return "\n".join(lines)
+
+    def _rules(self) -> str:
+        """Return how the figures were made, in words."""
+        how = ["given distances" if self.metric is None else f"{self.metric} distance"]
+        if self.ap != "hits":
+            how.append(f"{self.ap} AP")
+        if self.rerank is not None:
+            how.append("re-ranked by " + ", ".join(f"{k} {v}" for k, v in self.rerank.items()))
+        return f"protocol {self.protocol}: {', '.join(how)}"
+
+    def _sets(self) -> list[str]:
+        """Return what was searched where, in words."""
+        ranked = f"{self.num_valid_query} of {self.num_query} queries"
+        if "splits" in self.extra:
+            ranked = f"{self.num_valid_query} rankings of {self.num_query} images by parts"
+        if self.num_identities is not None:
+            ranked += f", {self.num_identities} identities"
+        cameras = "" if self.num_cameras is None else f"; {self.num_cameras} cameras in all"
+        return [
+            f"queries: {ranked}",
+            f"gallery: {self.num_gallery} items, {self.distractors} of them distractors{cameras}",
+        ]
 
 
 def write_json(path: str | os.PathLike[str], values: dict[str, Any]) -> None:
@@ -287,8 +316,6 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
     lines = []
     if "exclude" in extra:
         lines.append(f"--exclude: {extra['exclude']}")
-    if "certified" in extra:
-        lines.append(f"certified: {_stages_text(extra['certified'])}")
     if "parts" in extra:
         apart = extra["parts"]["pairs_without_common_part"]
         lines.append(

@@ -24,7 +24,7 @@ class SingleShot:
 
     Attributes:
         cmc: CMC at ranks 1 to max_rank.
-        mAP: mean of 1 / rank of the drawn match.
+        mAP: mean average precision of the drawn match, which is 1 / rank.
         trials: number of seeded draws; 0 for the exact expectation.
         cmc_deviation: standard deviation of CMC over the trials, or None.
     """
@@ -57,7 +57,8 @@ def single_shot(
     codes = np.unique(pids, return_inverse=True)[1]
     outcomes = max(trials, 1)
     cmc = np.zeros((outcomes, max_rank))
-    inverse_rank = np.zeros(outcomes)
+    precision = np.zeros(outcomes)
+    trapezoid = selection.protocol.precision == "trapezoid"
     total = len(selection.queries)
     for pairs in selection.pairs(1 << 21, min(_ROWS, source.max_rows)):
         keys = np.empty((pairs.stop - pairs.start, source.columns), np.float64)
@@ -83,11 +84,11 @@ def single_shot(
             if trials:
                 generator = np.random.default_rng([seed, int(selection.queries[pairs.start + row])])
                 ranks = _drawn_ranks(ranked, own, trials, generator)
-                inverse_rank += 1 / ranks
+                precision += _precision(ranks, trapezoid)
                 cmc += ranks[:, None] <= np.arange(1, max_rank + 1)
             else:
                 chance = _rank_distribution(ranked, own)
-                inverse_rank[0] += (chance / np.arange(1, len(chance) + 1)).sum()
+                precision[0] += chance @ _precision(np.arange(1, len(chance) + 1), trapezoid)
                 upto = np.cumsum(chance)[:max_rank]
                 cmc[0] += np.pad(upto, (0, max_rank - len(upto)), mode="edge")
         if progress is not None:
@@ -96,10 +97,15 @@ def single_shot(
     cmc /= valid
     return SingleShot(
         cmc.mean(0),
-        float(inverse_rank.mean() / valid),
+        float(precision.mean() / valid),
         trials,
         cmc.std(0, ddof=1) if trials > 1 else None,
     )
+
+
+def _precision(rank: np.ndarray, trapezoid: bool) -> np.ndarray:
+    """Return the average precision of a single match by its rank."""
+    return np.where(rank == 1, 1.0, 0.5 / rank) if trapezoid else 1 / rank
 
 
 def _rank_distribution(ranked: np.ndarray, own: int) -> np.ndarray:

@@ -223,7 +223,7 @@ class _Search:
         count = len(self._columns.vectors)
         found = self._filter(min(count, self._k + _SPARE), kept)
         wanted = found.index.shape[1]
-        owner = torch.arange(len(found.index)).repeat_interleave(wanted)
+        owner = torch.arange(len(found.index), device="cpu").repeat_interleave(wanted)
         exact = self._distances(owner, found.index.reshape(-1).long()).view(-1, wanted)
         index, distance = nearest_of(found.index, exact, self._k)
         if wanted < count:
@@ -235,8 +235,10 @@ class _Search:
         """Return the neighbours through tiles of approximations."""
         lists = ExactLists(self._limits(), self._k)
         if self._own:
-            lists.add_self(torch.arange(len(self._rows.vectors)))
-        lists.maxima.copy_(self._far() if farthest else torch.tensor(torch.inf))
+            lists.add_self(torch.arange(len(self._rows.vectors), device="cpu"))
+        lists.maxima.copy_(
+            self._far() if farthest else torch.tensor(torch.inf, dtype=torch.float64, device="cpu")
+        )
         self._refine(lists)
         index, distance = lists.result()
         maxima = lists.maxima.float()
@@ -254,7 +256,7 @@ class _Search:
         else:
             starts = range(0, len(rows), size)
             places = [(own, other) for other in range(0, len(columns), size) for own in starts]
-        values = torch.empty(size * size)
+        values = torch.empty(size * size, dtype=torch.float32, device="cpu")
         for done, (own, other) in enumerate(places, 1):
             mine = slice(own, min(own + size, len(rows)))
             theirs = slice(other, min(other + size, len(columns)))
@@ -276,19 +278,19 @@ class _Search:
         rows, columns = self._rows, self._columns
         sample = spread(len(columns.vectors), max(_SAMPLE, 2 * self._k))
         if len(sample) < self._k:
-            return torch.full((len(rows.vectors),), torch.inf, dtype=torch.float64)
+            return torch.full((len(rows.vectors),), torch.inf, dtype=torch.float64, device="cpu")
         others, terms = columns.cut(sample), columns.terms[sample]
         lists = NearestLists(len(rows.vectors), self._k)
-        values = torch.empty(TILE, len(sample))
+        values = torch.empty(TILE, len(sample), dtype=torch.float32, device="cpu")
         for part in rows.slices(TILE):
             tile = tile_products(rows.cut(part), others, values[: part.stop - part.start])
             lists.add((tile, rows.terms[part], terms), part.start, 0, cosine=self._cosine)
         found = lists.result().index.reshape(-1).long()
-        limits = torch.empty(len(rows.vectors), dtype=torch.float64)
+        limits = torch.empty(len(rows.vectors), dtype=torch.float64, device="cpu")
         step = max(1, _PAIRS // self._k)
         for begin in range(0, len(limits), step):
             some = slice(begin, min(begin + step, len(limits)))
-            row = torch.arange(some.start, some.stop).repeat_interleave(self._k)
+            row = torch.arange(some.start, some.stop, device="cpu").repeat_interleave(self._k)
             near = found[some.start * self._k : some.stop * self._k]
             limits[some] = self._distances(row, sample[near]).view(-1, self._k).amax(1)
         return limits
@@ -303,25 +305,25 @@ class _Search:
         sample = spread(len(side.vectors), _SAMPLE)
         far_away = side.cut(sample)
         own = 0.0 if self._cosine else side.vectors.norms[sample].float() / 2
-        far = torch.empty(len(side.vectors), dtype=torch.int64)
-        values = torch.empty(TILE, len(sample))
+        far = torch.empty(len(side.vectors), dtype=torch.int64, device="cpu")
+        values = torch.empty(TILE, len(sample), dtype=torch.float32, device="cpu")
         for rows in side.slices(TILE):
             near = tile_products(side.cut(rows), far_away, values[: rows.stop - rows.start])
             far[rows] = sample[(near - own).argmin(1)]
-        return self._distances(torch.arange(len(far)), far)
+        return self._distances(torch.arange(len(far), device="cpu"), far)
 
     def _refine(self, lists: ExactLists) -> None:
         """Insert all pairs that may be within a limit of their vectors, or the farthest."""
         rows, columns, size = self._rows, self._columns, self._tile
         height = _ROW_TILES * size
-        values = torch.empty(height * size)
+        values = torch.empty(height * size, dtype=torch.float32, device="cpu")
         others = columns.slices(size)
         places = [(mine, theirs) for mine in rows.slices(height) for theirs in others]
         if self._own:
             places = [(mine, theirs) for mine, theirs in places if theirs.start >= mine.start]
         else:  # the items, of which there are usually more and which may be on disk, are read once
             places.sort(key=lambda place: place[1].start)
-        endless = torch.full((size,), torch.inf, dtype=torch.float64)
+        endless = torch.full((size,), torch.inf, dtype=torch.float64, device="cpu")
         for done, (mine, theirs) in enumerate(places, 1):
             near, far = lists.limits[mine] / self._scale, lists.maxima[mine] / self._scale
             if self._own:
@@ -387,11 +389,17 @@ class _Search:
             chosen = doubtful[begin : begin + TILE]
             lists = ExactLists(limits[chosen], self._k)
             own = rows.cut(chosen)
-            nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64)
+            nowhere = torch.full((len(chosen),), torch.inf, dtype=torch.float64, device="cpu")
             for theirs in columns.slices(TILE):
                 beside = columns.cut(theirs)
-                endless = torch.full((len(beside.rows),), torch.inf, dtype=torch.float64)
-                values = tile_products(own, beside, torch.empty(len(chosen), len(endless)))
+                endless = torch.full(
+                    (len(beside.rows),), torch.inf, dtype=torch.float64, device="cpu"
+                )
+                values = tile_products(
+                    own,
+                    beside,
+                    torch.empty(len(chosen), len(endless), dtype=torch.float32, device="cpu"),
+                )
                 terms = rows.terms[chosen], columns.terms[theirs]
                 pairs = filter_candidates(
                     Tile(values, theirs.start, self._metric, *terms),

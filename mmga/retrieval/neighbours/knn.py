@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS
@@ -151,7 +152,9 @@ def search(
         certified = not alone or exact is not None or tiles is not None
     distances = None
     if kept and tiles is None:
-        distances = torch.empty(distances_of, count - distances_of, device=vectors.device)
+        distances = torch.empty(
+            distances_of, count - distances_of, dtype=torch.float32, device=vectors.device
+        )
     size = tile_for(count) if alone and tiles is None else None
     if certified:
         neighbours = certified_neighbours(
@@ -267,15 +270,16 @@ def feature_rows(value: ArrayLike, name: str) -> ShardedMatrix:
     """
     rows = getattr(value, "rows", None)
     if not isinstance(rows, ShardedMatrix):
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise UserError(
-                f"{name} must be Features, or a tensor or array [N, D] of floating-point numbers, "
-                f"got {type(value).__name__}"
-            )
+        wanted = "Features, or a tensor or array [N, D] of floating-point numbers"
+        if not isinstance(value, Tensor | np.ndarray):
+            raise UserError(f"{name} must be {wanted}, got {type(value).__name__}")
+        tensor = as_tensor(name, value, lend=True)
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{name} must be {wanted}, got {type(value).__name__} of {kind}")
         if tensor.dtype not in (torch.float16, torch.float32):
             tensor = tensor.float()
-        rows = ShardedMatrix([tensor.detach()])
+        rows = ShardedMatrix([tensor])
     if len(rows.shape) != 2:
         raise UserError(f"{name} must be [N, D], got {list(rows.shape)}")
     return rows
@@ -305,8 +309,8 @@ class _Tiles:
         self._half = height // 32 * 16 if upper else 0
         self.cosine = rows.metric == "cosine"
         device, dimension = rows.device, rows.dimension
-        self._row_block = torch.empty((height, dimension), device=device)
-        self._tile = torch.empty((height, width), device=device)
+        self._row_block = torch.empty((height, dimension), dtype=torch.float32, device=device)
+        self._tile = torch.empty((height, width), dtype=torch.float32, device=device)
         self._held: tuple[int, Tensor] | None = None
 
     def along(self, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Products]]:

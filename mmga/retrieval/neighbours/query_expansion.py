@@ -52,7 +52,9 @@ def expand_queries(
     queries, items = vector_sets(query, gallery, "cosine")
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
-        return torch.nn.functional.normalize(queries.take(torch.arange(len(queries))), dim=1)
+        return torch.nn.functional.normalize(
+            queries.take(torch.arange(len(queries), device="cpu")), dim=1
+        )
     found = nearest_items(queries, items, neighbours, progress=progress)
     return _averaged(queries, items, found, alpha)
 
@@ -82,11 +84,13 @@ def augment_gallery(
     items = VectorSet([feature_rows(gallery, "gallery")], "cosine")
     _check(neighbours, alpha, len(items) - 1, "neighbours of database-side augmentation")
     if neighbours == 0:
-        return torch.nn.functional.normalize(items.take(torch.arange(len(items))), dim=1)
+        return torch.nn.functional.normalize(
+            items.take(torch.arange(len(items), device="cpu")), dim=1
+        )
     found = float32_neighbours(items, neighbours + 1, progress=progress)
     # Self is dropped where it stands; a duplicate of a lower index may stand before it, and among
     # many duplicates self may be missing: then the last goes instead.
-    own = found.index == torch.arange(len(items))[:, None]
+    own = found.index == torch.arange(len(items), device=found.index.device)[:, None]
     own[:, -1] |= ~own.any(1)
     shape = (len(items), neighbours)
     others = Neighbours(
@@ -98,7 +102,7 @@ def augment_gallery(
 def _averaged(own: VectorSet, items: VectorSet, found: Neighbours, alpha: float) -> Tensor:
     cosine = (1 - found.distances / 2).clamp(min=0)  # [N, K]
     weights = torch.where(cosine > 0, cosine**alpha, 0.0)
-    result = own.take(torch.arange(len(own)))
+    result = own.take(torch.arange(len(own), device="cpu"))
     result *= own.terms[:, None]
     step = max(1, (1 << 22) // items.dimension)  # neighbours whose rows are copied together
     rows = max(1, step // found.index.shape[1])

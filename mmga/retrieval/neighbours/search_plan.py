@@ -86,14 +86,18 @@ def _undecided_shares(
             return 1 - inner
         return norms[:, None] + columns.norms[places] - 2 * inner
 
-    exact = keys(exact, torch.arange(n))
+    exact = keys(exact, torch.arange(n, device="cpu"))
     limit = exact.kthvalue(min(n, k), dim=1, keepdim=True).values
     other_rows = columns.take(others)
     shares = []
     for tiles in choices:
         mine = tiles.of(features, norms, metric)
         all_ = tiles.of(other_rows, columns.norms[others], metric)
-        inner = tile_products(mine, all_, torch.empty(len(mine.rows), len(all_.rows))).double()
+        inner = tile_products(
+            mine,
+            all_,
+            torch.empty(len(mine.rows), len(all_.rows), dtype=torch.float32, device="cpu"),
+        ).double()
         guess = keys(inner, others)
         far = others[guess.argmax(1, keepdim=True)]
         bound = bound_between(mine, all_, metric)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import typing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +15,14 @@ ProtocolName = Literal[
     "no-camera",
     "other-cameras",
     "cuhk03-single-shot",
+    "single-shot",
+    "vehicleid",
     "viper",
     "all-vs-all",
     "multi-query",
 ]
+Precision = Literal["hits", "trapezoid"]
+"""How the ranks of the matches become an average precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +40,43 @@ class Protocol:
         unmatched: queries without a match are left out (``"skip"``) or count zero (``"zero"``).
         single_shot: one gallery image per identity is drawn.
         pools: the queries of one identity and camera are pooled to one before ranking.
-        splits: VIPeR's repeated halves.
+        splits: the mean of several evaluations: ``"halves"`` of VIPeR's persons in both directions,
+            ``"directions"``, both of them of persons who are a half already, or ``"draws"`` of
+            VehicleID's gallery from one set; None is one evaluation.
         junk_in_graph: junk takes part in the neighbour lists of re-ranking.
     """
 
     name: str
     camera: Literal["same-identity", "all", "none"] = "same-identity"
     own_image: Literal["path", "index", "none"] = "none"
-    precision: Literal["hits", "trapezoid"] = "hits"
+    precision: Precision = "hits"
     unmatched: Literal["skip", "zero"] = "skip"
     single_shot: bool = False
     pools: bool = False
-    splits: bool = False
+    splits: Literal["halves", "directions", "draws"] | None = None
     junk_in_graph: bool = False
 
     @property
     def needs_cameras(self) -> bool:
         """Whether camids must be given."""
-        return self.camera != "none" or self.pools or self.splits
+        return self.camera != "none" or self.pools
+
+    @property
+    def one_set(self) -> bool:
+        """Whether one set is ranked against itself, so that there is no gallery."""
+        return self.own_image == "index" or self.splits == "draws"
+
+    @property
+    def draws(self) -> bool:
+        """Whether galleries can be drawn by a seed."""
+        return self.single_shot or self.splits == "draws"
+
+    @property
+    def without_cameras(self) -> str:
+        """The protocol that comes nearest and needs no cameras, in words."""
+        if self.single_shot:
+            return "single-shot"
+        return "no-camera" + (" with ap trapezoid" if self.precision == "trapezoid" else "")
 
 
 PROTOCOLS = {
@@ -62,21 +87,43 @@ PROTOCOLS = {
         Protocol("no-camera", camera="none", own_image="path"),
         Protocol("other-cameras", camera="all"),
         Protocol("cuhk03-single-shot", single_shot=True),
-        Protocol("viper", splits=True),
+        Protocol("single-shot", camera="none", own_image="path", single_shot=True),
+        Protocol("vehicleid", camera="none", splits="draws"),
+        Protocol("viper", camera="none", splits="halves"),
         Protocol("all-vs-all", camera="none", own_image="index"),
         Protocol("multi-query", pools=True),
     )
 }
 
 
-def protocol_named(name: str | Protocol) -> Protocol:
+def protocol_named(name: str | Protocol, ap: str | None = None) -> Protocol:
     """Return the protocol of a name.
+
+    Args:
+        name: a name, or rules of one's own.
+        ap: average precision to be used in place of the protocol's own, or None.
+
+    Raises:
+        UserError: there is none, or no such average precision.
+    """
+    if not isinstance(name, Protocol):
+        if name not in PROTOCOLS:
+            raise UserError(f"protocol: expected {', '.join(PROTOCOLS)}; found {name!r}")
+        name = PROTOCOLS[name]
+    if ap is None:
+        return name
+    if ap not in typing.get_args(Precision):
+        raise UserError(f"ap: expected hits or trapezoid, found {ap!r}")
+    return dataclasses.replace(name, precision=typing.cast(Precision, ap))
+
+
+def of_test_split(name: str) -> Protocol:
+    """Return the protocol of a name for the test split of a data set.
+
+    VIPeR's test split is one half of the persons already, and is not halved again.
 
     Raises:
         UserError: there is none.
     """
-    if isinstance(name, Protocol):
-        return name
-    if name not in PROTOCOLS:
-        raise UserError(f"protocol: expected {', '.join(PROTOCOLS)}; found {name!r}")
-    return PROTOCOLS[name]
+    rules = protocol_named(name)
+    return dataclasses.replace(rules, splits="directions") if rules.splits == "halves" else rules

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
-from mmga.retrieval.features import JUNK, Features, common_labels
+from mmga.retrieval.features import JUNK, UNKNOWN, Features, common_labels
 from mmga.retrieval.protocols.pair_condition import Exclusion
 from mmga.retrieval.protocols.protocol import Protocol
 
@@ -26,13 +28,15 @@ class Labels:
     """Labels of both sides in one numbering.
 
     Attributes:
-        query_pids: int64 [Q].
-        gallery_pids: int64 [G].
+        query_pids: int64 [Q], JUNK and UNKNOWN among them.
+        gallery_pids: int64 [G], likewise.
         query_camids: int64 [Q], or None.
         gallery_camids: int64 [G], or None.
         query_paths: unicode [Q], or None.
         gallery_paths: unicode [G], or None.
         exclusion: a condition on pairs that are left out, or None.
+        pid_names: where pids were strings, the name of pid i at place i; else None.
+        camid_names: likewise for cameras.
     """
 
     query_pids: Array
@@ -42,6 +46,15 @@ class Labels:
     query_paths: Array | None = None
     gallery_paths: Array | None = None
     exclusion: Exclusion | None = None
+    pid_names: Array | None = None
+    camid_names: Array | None = None
+
+    @property
+    def num_cameras(self) -> int | None:
+        """Number of distinct cameras of both sides, None where one has none."""
+        if self.query_camids is None or self.gallery_camids is None:
+            return None
+        return len(np.union1d(self.query_camids, self.gallery_camids))
 
     @classmethod
     def of(cls, query: Features, gallery: Features, exclude: str | None = None) -> Labels:
@@ -58,12 +71,38 @@ class Labels:
         """
         pids = common_labels("pids", query.pids, query.pid_names, gallery.pids, gallery.pid_names)
         camids: tuple[Array | None, Array | None] = (query.camids, gallery.camids)
+        camid_names = None
         if query.camids is not None and gallery.camids is not None:
             camids = common_labels(
                 "camids", query.camids, query.camid_names, gallery.camids, gallery.camid_names
             )
+            camid_names = _union(query.camid_names, gallery.camid_names)
         exclusion = None if exclude is None else Exclusion.of(exclude, query, gallery)
-        return cls(*pids, *camids, query.paths, gallery.paths, exclusion)
+        pid_names = _union(query.pid_names, gallery.pid_names)
+        paths = query.paths, gallery.paths
+        return cls(*pids, *camids, *paths, exclusion, pid_names, camid_names)
+
+    def unknown(self, side: Literal["query", "gallery"], cameras: bool) -> Array:
+        """Return the rows of a side of which the identity or, if asked, the camera is not known.
+
+        Junk is not among them.
+
+        Args:
+            side: of which set.
+            cameras: an unknown camera counts, too.
+        """
+        pids, camids = self.query_pids, self.query_camids
+        if side == "gallery":
+            pids, camids = self.gallery_pids, self.gallery_camids
+        missing = pids == UNKNOWN
+        if cameras and camids is not None:
+            missing = missing | (camids == UNKNOWN)
+        return np.asarray(missing & (pids != JUNK))
+
+
+def _union(query: Array | None, gallery: Array | None) -> Array | None:
+    """Return the names of both sides in the numbering of `common_labels`."""
+    return None if query is None or gallery is None else np.union1d(query, gallery)
 
 
 @dataclass(slots=True)
@@ -109,7 +148,9 @@ class Selection:
         protocol: the rules.
         queries: rows of the query set to be ranked, int64 [Q'].
         gallery: rows of the gallery set that take part, ascending, int64 [G'].
+        eligible_queries: rows of the query set that are neither junk nor unknown, ascending.
         num_matches: kept matches of every row of the query set, int64 [Q].
+        num_kept: gallery items that every row of the query set ranks, int64 [Q]; 0 for junk.
         query_camera: code of the camera whose items are all removed, int32 [Q'], or None.
         gallery_camera: int32 [G'], or None.
         excluded: counts of what is left out, and why.
@@ -119,7 +160,9 @@ class Selection:
     protocol: Protocol
     queries: Array
     gallery: Array
+    eligible_queries: Array
     num_matches: Array
+    num_kept: Array
     query_camera: Array | None
     gallery_camera: Array | None
     excluded: dict[str, int]
@@ -264,41 +307,49 @@ def select(
     Raises:
         UserError: cameras are needed and absent, or no query has a match.
     """
+    for side, pids in (("query", labels.query_pids), ("gallery", labels.gallery_pids)):
+        if len(pids) and (pids == UNKNOWN).all():
+            raise UserError(_nothing_left(side, pids))
     if protocol.needs_cameras:
         for side, camids in (("query", labels.query_camids), ("gallery", labels.gallery_camids)):
-            if camids is None:
+            if camids is None or (len(camids) and (camids == UNKNOWN).all()):
                 raise UserError(
                     f"protocol {protocol.name} needs the camids of the {side}, which are missing; "
-                    "give them, or choose protocol no-camera"
+                    f"give them, or choose protocol {protocol.without_cameras}"
                 )
-    gallery = np.flatnonzero(labels.gallery_pids != JUNK)
+    unknown = [labels.unknown(side, protocol.needs_cameras) for side in ("query", "gallery")]
+    gallery = np.flatnonzero((labels.gallery_pids != JUNK) & ~unknown[1])
     gallery_pids = labels.gallery_pids[gallery]
     by_pid = np.argsort(gallery_pids, kind="stable")
-    query_rows = np.flatnonzero(labels.query_pids != JUNK)
+    eligible = query_rows = np.flatnonzero((labels.query_pids != JUNK) & ~unknown[0])
     if by_identity:
         query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
     selection = Selection(
         protocol=protocol,
         queries=query_rows,
         gallery=gallery,
+        eligible_queries=eligible,
         num_matches=np.zeros(len(labels.query_pids), np.int64),
+        num_kept=np.zeros(len(labels.query_pids), np.int64),
         query_camera=None,
         gallery_camera=None,
         excluded={},
-        distractors=int((~np.isin(gallery_pids, labels.query_pids)).sum()),
+        distractors=int((~np.isin(gallery_pids, labels.query_pids[query_rows])).sum()),
         labels=labels,
         _by_pid=by_pid,
         _sorted_pids=gallery_pids[by_pid],
         _path_items=_paths_of_others(protocol, labels, query_rows, gallery),
     )
     excluded_twice = _count_pairs(selection)
+    for name, rows in (("unknown", unknown[1]), ("unknown_queries", unknown[0])):
+        if rows.any():
+            selection.excluded[name] = int(rows.sum())
     if protocol.camera == "all":
         _remove_cameras(selection)
     matched = selection.num_matches[query_rows] > 0
     selection.excluded["queries_without_match"] = int((~matched).sum())
     if labels.exclusion is not None:
-        pairs_excluded = _count_excluded(selection, progress) - excluded_twice
-        selection.excluded["expression"] = pairs_excluded
+        _count_excluded(selection, excluded_twice, progress)
     if not matched.any():
         raise UserError(_no_match(protocol, labels, query_rows, gallery))
     if not every_query:
@@ -308,27 +359,33 @@ def select(
     return selection
 
 
-def _count_pairs(selection: Selection) -> int:
+def _count_pairs(selection: Selection) -> Array:
     """Count the matches, and the pairs of one identity that the protocol leaves out, in place.
 
     Returns:
-        Pairs that both the protocol and the condition leave out.
+        Pairs of every row of the query set that both the protocol and the condition leave out,
+        int64 [Q].
     """
     protocol, labels = selection.protocol, selection.labels
-    same_camera = own_images = excluded_twice = 0
+    same_camera = own_images = 0
+    excluded_twice = np.zeros(len(labels.query_pids), np.int64)
     for pairs in selection.pairs(1 << 22):
         rows = selection.queries[pairs.start : pairs.stop]
         selection.num_matches[rows] = np.diff(pairs.match_start)
-        query = np.repeat(rows, np.diff(pairs.ignored_start))
+        row = np.repeat(np.arange(len(rows)), np.diff(pairs.ignored_start))
+        query = rows[row]
         item = selection.gallery[pairs.ignored_item]
         own = own_image(protocol, labels, query, item)
         camera = _one_camera(protocol, labels, query, item)
+        left_out = np.bincount(row[own | camera], minlength=len(rows))
+        selection.num_kept[rows] = len(selection.gallery) - left_out
         own_images += int(own.sum())
         same_camera += int((camera & ~own).sum())
         if labels.exclusion is not None:
             # Where whole cameras are left out, `_count_excluded` leaves them out as well.
             ruled = own & ~camera if protocol.camera == "all" else own | camera
-            excluded_twice += int(labels.exclusion.pairs(query[ruled], item[ruled]).sum())
+            both = labels.exclusion.pairs(query[ruled], item[ruled])
+            np.add.at(excluded_twice, query[ruled][both], 1)
     selection.excluded |= {
         "junk": int((labels.gallery_pids == JUNK).sum()),
         "junk_queries": int((labels.query_pids == JUNK).sum()),
@@ -352,6 +409,7 @@ def _remove_cameras(selection: Selection) -> None:
         for side in (selection.query_camera, selection.gallery_camera)
     )
     selection.excluded["same_camera"] = int(query @ gallery)
+    selection.num_kept[selection.queries] = len(inverse) - queries - gallery[inverse[:queries]]
 
 
 def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -> Array:
@@ -363,18 +421,25 @@ def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -
     return np.asarray(labels.query_camids[query] == labels.gallery_camids[item])
 
 
-def _count_excluded(selection: Selection, progress: Progress | None) -> int:
-    """Count the pairs of all queries for which the condition holds, but for removed cameras."""
+def _count_excluded(selection: Selection, twice: Array, progress: Progress | None) -> None:
+    """Count the pairs that the condition alone leaves out, in place.
+
+    Args:
+        selection: the protocol is applied.
+        twice: pairs of every row of the query set that the protocol leaves out, too, int64 [Q].
+        progress: called as (phase, done, total).
+    """
     assert selection.labels.exclusion is not None
-    total = 0
+    counts = -twice
     for top in range(0, len(selection.queries), _COUNTED_ROWS):
         rows = slice(top, min(top + _COUNTED_ROWS, len(selection.queries)))
         for left in range(0, len(selection.gallery), _COUNTED_COLUMNS):
             columns = slice(left, min(left + _COUNTED_COLUMNS, len(selection.gallery)))
-            total += int(selection.excludes(rows, columns).sum())
+            counts[selection.queries[rows]] += selection.excludes(rows, columns).sum(1)
         if progress is not None:
             progress("exclusion", rows.stop, len(selection.queries))
-    return total
+    selection.num_kept -= counts
+    selection.excluded["expression"] = int(counts.sum())
 
 
 def _paths_of_others(
@@ -397,18 +462,20 @@ def _paths_of_others(
 
 def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Array) -> str:
     """Return the sentence that says which ids or cameras fail to overlap."""
-    if not len(query_rows):
-        return f"query: all {len(labels.query_pids)} pids are {JUNK} (junk), so none can be ranked"
-    if not len(gallery):
-        return f"gallery: all {len(labels.gallery_pids)} pids are {JUNK} (junk); none can be ranked"
+    for side, pids, rows in (
+        ("query", labels.query_pids, query_rows),
+        ("gallery", labels.gallery_pids, gallery),
+    ):
+        if not len(rows):
+            return _nothing_left(side, pids)
     query_pids = labels.query_pids[query_rows]
     gallery_pids = labels.gallery_pids[gallery]
     shared = np.intersect1d(query_pids, gallery_pids)
     if not len(shared):
+        sides = [_some(pids, labels.pid_names) for pids in (query_pids, gallery_pids)]
         return (
-            f"no query has a match: the pids of the queries ({_some(query_pids)}) and of the "
-            f"gallery ({_some(gallery_pids)}) have none in common; check that both were numbered "
-            "in the same way"
+            f"no query has a match: the pids of the queries ({sides[0]}) and of the gallery "
+            f"({sides[1]}) have none in common; check that both were numbered in the same way"
         )
     if labels.exclusion is not None:
         return (
@@ -417,11 +484,14 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
         )
     if protocol.camera != "none" and labels.query_camids is not None:
         assert labels.gallery_camids is not None
+        cameras = [
+            _some(camids, labels.camid_names)
+            for camids in (labels.query_camids[query_rows], labels.gallery_camids[gallery])
+        ]
         return (
             f"no query has a match: the {len(shared)} shared pids are seen by the query's own "
-            f"camera only (query camids {_some(labels.query_camids[query_rows])}, gallery camids "
-            f"{_some(labels.gallery_camids[gallery])}); check the camids or choose protocol "
-            "no-camera"
+            f"camera only (query camids {cameras[0]}, gallery camids {cameras[1]}); check the "
+            f"camids or choose protocol {protocol.without_cameras}"
         )
     return (
         f"no query has a match: the {len(shared)} shared pids belong to the query images "
@@ -429,8 +499,25 @@ def _no_match(protocol: Protocol, labels: Labels, query_rows: Array, gallery: Ar
     )
 
 
-def _some(values: Array) -> str:
-    """Return the first distinct values and how many there are."""
-    distinct = np.unique(values)
+def _nothing_left(side: str, pids: Array) -> str:
+    """Return the sentence that says why no row of a side takes part."""
+    junk, unknown = int((pids == JUNK).sum()), int((pids == UNKNOWN).sum())
+    if junk == len(pids):
+        return f"{side}: all {junk} pids are {JUNK} (junk), so none can be ranked"
+    give = "give identities, for example by a CSV table with a column pid (--query-columns)"
+    if unknown == len(pids):
+        return (
+            f"{side}: all {unknown} pids are unknown (empty or NaN), so none can be ranked; {give}"
+        )
+    rest = len(pids) - junk - unknown
+    return (
+        f"{side}: of {len(pids)} rows {unknown} have an unknown pid, {junk} are junk (pid {JUNK}) "
+        f"and {rest} have an unknown camid, so none can be ranked; {give}"
+    )
+
+
+def _some(values: Array, names: Array | None) -> str:
+    """Return the first distinct values, by their names if any, and how many there are."""
+    distinct = ids.written(np.unique(values), names)
     shown = ", ".join(str(value) for value in distinct[:3].tolist())
     return shown if len(distinct) <= 3 else f"{shown}, ... {len(distinct)} distinct"

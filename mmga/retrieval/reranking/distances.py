@@ -139,7 +139,7 @@ class Reranking:
         """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
         height, width = self.group, self._tile
         vectors = self._vectors
-        result = torch.empty((len(queries), self.gallery), device=self.device)
+        result = torch.empty((len(queries), self.gallery), dtype=torch.float32, device=self.device)
         tile = result.new_empty(height, width)
         own = vectors.take(queries, result.new_empty(height, vectors.dimension))
         for first, last, others in vectors.sweep(width, self._first):
@@ -149,7 +149,7 @@ class Reranking:
             squared_distances_(used, *terms, cosine=vectors.metric == "cosine")
             result[:, first - self._first : last - self._first] = used
         if self._first == 0:  # one set against itself
-            result[torch.arange(len(queries)), queries] = 0
+            result[torch.arange(len(queries), device=queries.device), queries] = 0
         return result
 
 
@@ -183,8 +183,8 @@ class RerankedSource:
 def reranked_source(rule: KReciprocal, problem: RankingProblem) -> RerankedSource:
     """Return the re-ranked distances of a problem's queries and items.
 
-    Junk takes no part in the neighbour graph, unless the protocol says so; images of the query's
-    own camera do, and the ranking alone leaves them out.
+    Junk takes no part in the neighbour graph, unless the protocol says so, nor what is unknown;
+    images of the query's own camera do, and the ranking alone leaves them out.
 
     Raises:
         UserError: the features are of parts, which have no neighbour graph here.
@@ -192,10 +192,10 @@ def reranked_source(rule: KReciprocal, problem: RankingProblem) -> RerankedSourc
     query, gallery, selection = problem.query.rows, problem.gallery.rows, problem.selection
     if len(query.shape) != 2:
         raise UserError("re-ranking needs features [N, D]; part features cannot be re-ranked")
-    query_rows = np.flatnonzero(selection.labels.query_pids != JUNK)
-    gallery_rows = np.flatnonzero(selection.labels.gallery_pids != JUNK)
+    query_rows, gallery_rows = selection.eligible_queries, selection.gallery
     if selection.protocol.junk_in_graph:
-        gallery_rows = np.arange(len(gallery))
+        junk = np.flatnonzero(selection.labels.gallery_pids == JUNK)
+        gallery_rows = np.union1d(gallery_rows, junk)
     itself = gallery is query
     vectors = graph_vectors(
         query,

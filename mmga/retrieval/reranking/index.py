@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common import ids
+from mmga.common.arrays import as_tensor
+from mmga.common.errors import UserError, first_line
+from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
@@ -39,6 +41,7 @@ VERSION = 1
 SUFFIX = ".mmga-index"
 _META = "index.json"
 _LABEL = "label_"
+_LABELS = {"pid": "pids", "camid": "camids", "path": "paths"}  # of files, of `Features`
 _ARRAYS = (
     "features",
     "neighbours",
@@ -54,6 +57,13 @@ _ARRAYS = (
     "inverted_rows",
     "inverted_values",
 )
+# Lists of different lengths: their offsets, then what stands from one offset to the next.
+_LISTS = (
+    ("set_offsets", "set_columns", "set_distances"),
+    ("row_offsets", "row_columns", "row_values"),
+    ("inverted_offsets", "inverted_rows", "inverted_values"),
+)
+_PLACES = ("neighbours", "set_columns", "row_columns", "inverted_rows")
 
 
 class GalleryIndex:
@@ -150,6 +160,7 @@ class GalleryIndex:
             for name, array in {**self.arrays, **labels}.items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
                 sums[name] = _checksum(folder / f"{name}.npy")
+            sums[_META] = _description_checksum(self.metric, self.rule, len(self))
             meta = {
                 "format": FORMAT,
                 "version": VERSION,
@@ -174,24 +185,20 @@ class GalleryIndex:
         folder = Path(path)
         metric, rule, items, sums = _read_description(folder)
         arrays = {}
-        labels = [name for name in sums if name.startswith(_LABEL)]
+        labels = [f"{_LABEL}{name}" for name in _LABELS if f"{_LABEL}{name}" in sums]
         for name in (*_ARRAYS, *labels):
             file = folder / f"{name}.npy"
             try:
                 # Copy on write: torch wants writable memory, the file is never written to.
                 arrays[name] = np.load(file, mmap_mode="c", allow_pickle=False)
                 damaged = verify and _checksum(file) != sums.get(name)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # a damaged header ends in whatever NumPy trips over
                 raise UserError(
-                    f"{file} cannot be read ({error}); build the index again"
+                    f"{file} cannot be read ({first_line(error)}); build the index again"
                 ) from error
             if damaged:
                 raise UserError(f"{file} differs from its checksum; build the index again")
-        if items != len(arrays["features"]):
-            raise UserError(
-                f"{folder}: {_META} says {items!r} items, the arrays hold "
-                f"{len(arrays['features'])}; build the index again"
-            )
+        _check_arrays(folder, rule, items, arrays, values=verify)
         named = {name.removeprefix(_LABEL): arrays.pop(name) for name in labels}
         return cls(rule, metric, arrays, named)
 
@@ -216,10 +223,10 @@ class GalleryIndex:
     def squared_distances(self, vector: Tensor) -> np.ndarray:
         """Return the squared distances of a vector [D] to every item: [G] float32."""
         probe = VectorSet([ShardedMatrix([vector[None]])], self.metric)
-        result = torch.empty(1, len(self))
+        result = torch.empty(1, len(self), dtype=torch.float32, device="cpu")
         for begin in range(0, len(self), 4096):
             end = min(begin + 4096, len(self))
-            result[0, begin:end] = self._vectors.block(begin, end) @ vector
+            result[0, begin:end] = self._vectors.block(begin, end) @ probe.block(0, 1)[0]
         squared_distances_(result, probe.terms, self._vectors.terms, cosine=self.metric == "cosine")
         return result[0].numpy()
 
@@ -228,7 +235,7 @@ class GalleryIndex:
         return self._vectors.pair_distances(torch.from_numpy(left), torch.from_numpy(right)).numpy()
 
     def _vector(self, query: Tensor | np.ndarray) -> Tensor:
-        vector = torch.as_tensor(query)
+        vector = as_tensor("query", query)
         if vector.shape != (self._vectors.dimension,):
             raise UserError(
                 f"query must be one vector of {self._vectors.dimension} numbers, got "
@@ -244,8 +251,8 @@ def _read_description(folder: Path) -> tuple[str, KReciprocal, object, dict[str,
         UserError: it is no description of an index of this version.
     """
     try:
-        meta = json.loads((folder / _META).read_text())
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        meta = read_json_object(folder / _META)
+        if meta.get("format") != FORMAT:
             raise ValueError("another format")
         if meta.get("version") != VERSION:
             raise UserError(
@@ -255,25 +262,81 @@ def _read_description(folder: Path) -> tuple[str, KReciprocal, object, dict[str,
         metric, sums, settings, items = (
             meta[name] for name in ("metric", "sha256", "rule", "items")
         )
-        if not isinstance(sums, dict) or not all(isinstance(one, str) for one in sums.values()):
+        if not isinstance(sums, dict) or not all(isinstance(sums.get(one), str) for one in _ARRAYS):
             raise ValueError("sha256: expected a checksum for each array")
         check_metric(metric)
-        return metric, KReciprocal(**settings), items, sums
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rule = KReciprocal(**settings)
+        # Indices of earlier versions have no checksum of it.
+        if sums.get(_META, "") not in ("", _description_checksum(metric, rule, items)):
+            raise UserError(f"{folder / _META} differs from its checksum; build the index again")
+        return metric, rule, items, sums
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError) and str(folder) in str(error):
+            raise
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{folder} is no {SUFFIX} folder ({_META}: {error}); write one with "
+            f"{folder} is no {SUFFIX} folder ({_META}: {reason}); write one with "
             "`python -m mmga.search --gallery ... --save-index NAME" + SUFFIX + "`"
         ) from error
+
+
+def _description_checksum(metric: str, rule: KReciprocal, items: object) -> str:
+    text = json.dumps([metric, asdict(rule), items], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_arrays(
+    folder: Path,
+    rule: KReciprocal,
+    items: object,
+    arrays: dict[str, np.ndarray],
+    *,
+    values: bool,
+) -> None:
+    """Refuse arrays that do not belong together; with `values`, all of them are read for it.
+
+    Raises:
+        UserError: a type, a shape, a length or a place in another array is impossible.
+    """
+    rows = arrays["features"]
+    count = len(rows) if rows.ndim == 2 else -1
+    shapes = {"features": rows.shape, "maxima": (count,)}
+    shapes |= dict.fromkeys(
+        ("neighbours", "distances"), (count, min(rule.neighbours_needed(count + 1), count))
+    )
+    for offsets, *listed in _LISTS:
+        held = arrays[offsets]
+        valid = held.shape == (count + 1,) and held.dtype.kind == "i"
+        if not valid or held[0] != 0 or (np.diff(held) < 0).any():
+            raise UserError(f"{folder}: {offsets} are no offsets; build the index again")
+        shapes |= dict.fromkeys(listed, (int(held[-1]),))
+    shapes |= {name: (count,) for name in arrays if name.startswith(_LABEL)}
+    if items != count:
+        raise UserError(
+            f"{folder}: {_META} says {items!r} items, the arrays hold {count}; build the "
+            "index again"
+        )
+    for name, shape in shapes.items():
+        array, places = arrays[name], name in _PLACES
+        kind = "i" if places else "iufU" if name.startswith(_LABEL) else "f"
+        wrong = array.shape != shape or array.dtype.kind not in kind or not array.dtype.isnative
+        if wrong or (
+            values and places and array.size and not 0 <= array.min() <= array.max() < count
+        ):
+            raise UserError(
+                f"{folder}: {name} does not fit the other arrays (shape {list(array.shape)}, "
+                f"{array.dtype}); build the index again"
+            )
 
 
 def row_labels(features: object) -> dict[str, np.ndarray]:
     """Return what names the rows of `Features`: pid, camid and path as far as they are known."""
     labels = {}
-    for name, field in (("pid", "pids"), ("camid", "camids"), ("path", "paths")):
+    for name, field in _LABELS.items():
         values = getattr(features, field, None)
-        words = getattr(features, f"{name}_names", None)
         if values is not None:
-            labels[name] = values if words is None else words[values]
+            words = getattr(features, f"{name}_names", None)
+            labels[name] = values if name == "path" else ids.written(values, words)
     return labels
 
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from mmga.retrieval.reranking.encode import encode
 from mmga.retrieval.reranking.settings import KReciprocal
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
 _LOG = logging.getLogger(__name__)
@@ -54,7 +56,8 @@ def jaccard_distance(
     What is not stored is a distance above `max_distance` (without it: of exactly 1). Stored zeros
     are distances of zero: duplicates. The matrix is symmetric, each row holds itself, none is
     negative. `to_scipy` makes it the SciPy matrix that `DBSCAN(metric="precomputed")` takes, with
-    the labels of the dense matrix for any eps < 1 (any eps <= max_distance).
+    the labels of the dense matrix for any eps < 1 (any eps <= max_distance); `to_dense` makes it
+    the array that other clusterers take.
 
     Args:
         features: `Features`, or a tensor or array [N, D], L2-normalised as a rule.
@@ -121,13 +124,16 @@ def _to_torch(matrix: ops.CsrRows) -> Tensor:
             matrix.values,
             (count, count),
             check_invariants=False,
+            device=matrix.values.device,
         )
 
 
 def to_scipy(matrix: Tensor) -> csr_matrix:
     """Return a torch sparse CSR matrix as SciPy's, which shares its memory.
 
-    Stored zeros stay stored, columns ascend within a row.
+    Stored zeros stay stored, columns ascend within a row. SciPy's arithmetic takes what is not
+    stored as 0, which here is far, and drops zeros, which here are duplicates: combine overlaps
+    (1 - distance) instead of distances.
 
     Args:
         matrix: torch sparse CSR on the CPU, as `jaccard_distance` gives it.
@@ -139,10 +145,34 @@ def to_scipy(matrix: Tensor) -> csr_matrix:
         from scipy.sparse import csr_matrix
     except ImportError as error:
         raise UserError("SciPy is not installed: pip install 'mmga[mat]'") from error
-    if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
-        raise UserError(f"matrix must be a torch sparse CSR tensor, got {type(matrix).__name__}")
+    _check_sparse(matrix)
     parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
     return csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(matrix.shape))
+
+
+def to_dense(matrix: Tensor, absent: float = 1.0) -> NDArray[np.float64]:
+    """Return sparse distances as an array of all pairs, [N, N], in a memory of its own.
+
+    It takes 8 N^2 bytes: 3.2 GB for 20,000 items.
+
+    Args:
+        matrix: torch sparse CSR, as `jaccard_distance` gives it.
+        absent: distance of what is not stored. Where `max_distance` left something out, 1 is an
+            upper bound of it.
+
+    Raises:
+        UserError: it is no such matrix.
+    """
+    _check_sparse(matrix)
+    rows = np.repeat(np.arange(matrix.shape[0]), matrix.crow_indices().diff().cpu().numpy())
+    dense = np.full(tuple(matrix.shape), absent)
+    dense[rows, matrix.col_indices().cpu().numpy()] = matrix.values().cpu().numpy()
+    return dense
+
+
+def _check_sparse(matrix: Tensor) -> None:
+    if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
+        raise UserError(f"matrix must be a torch sparse CSR tensor, got {type(matrix).__name__}")
 
 
 def _all_rows(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
@@ -61,11 +62,12 @@ class RankedLists:
         for number, pairs in enumerate(zip(self.distances, self.indices, strict=True)):
             for rank, (distance, item) in enumerate(zip(*pairs, strict=True), 1):
                 record: dict[str, Any] = {"query": number}
-                record |= {f"query_{name}": _plain(values[number]) for name, values in own.items()}
-                record |= {"rank": rank, "gallery": int(item), "distance": float(distance)}
                 record |= {
-                    f"gallery_{name}": _plain(values[item]) for name, values in self.labels.items()
+                    f"query_{name}": ids.plain(values[number]) for name, values in own.items()
                 }
+                record |= {"rank": rank, "gallery": int(item), "distance": float(distance)}
+                for name, values in self.labels.items():
+                    record[f"gallery_{name}"] = ids.plain(values[item])
                 yield record
 
     def write(self, out: Path, settings: dict[str, Any]) -> None:
@@ -149,7 +151,3 @@ def search_index(
         if progress is not None:
             progress("re-ranking", number + 1, len(query))
     return RankedLists(query, index.labels, np.stack(distances), np.stack(indices))
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value

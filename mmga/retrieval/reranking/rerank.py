@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypeVar, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common import memory
+from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
@@ -24,6 +25,7 @@ Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 _BLOCK = 256  # rows of a given matrix that are read together
 
 
+@float32_products()
 def rerank_distances(
     q_g: Matrix,
     q_q: Matrix,
@@ -147,7 +149,9 @@ def rerank(
     shape = len(sides[0]), len(sides[1])
     if topk is None:
         _check_room(*shape)
-    places = torch.arange(shape[1]) if chosen[1] is None else torch.from_numpy(chosen[1])
+    places = (
+        torch.arange(shape[1], device="cpu") if chosen[1] is None else torch.from_numpy(chosen[1])
+    )
     if topk is not None and not 1 <= topk <= len(places):
         junk = shape[1] - len(places)
         left_out = f" ({junk} junk items are left out)" if junk else ""
@@ -157,11 +161,13 @@ def rerank(
     vectors = graph_vectors(*sides, metric, rows=chosen)
     queries = shape[0] if chosen[0] is None else len(chosen[0])
     reranking = Reranking(vectors, queries, rerank or KReciprocal(), progress=progress)
-    rows = torch.arange(shape[0]) if chosen[0] is None else torch.from_numpy(chosen[0])
+    rows = (
+        torch.arange(shape[0], device="cpu") if chosen[0] is None else torch.from_numpy(chosen[0])
+    )
     width = shape[1] if topk is None else topk
-    distances = torch.full((shape[0], width), torch.inf, dtype=torch.float64)
-    index = torch.full((shape[0], topk or 0), -1, dtype=torch.int64)
-    for part, block in reranking.blocks(torch.arange(reranking.queries)):
+    distances = torch.full((shape[0], width), torch.inf, dtype=torch.float64, device="cpu")
+    index = torch.full((shape[0], topk or 0), -1, dtype=torch.int64, device="cpu")
+    for part, block in reranking.blocks(torch.arange(reranking.queries, device="cpu")):
         if topk is None:
             distances[rows[part, None], places] = block.cpu()
         else:
@@ -185,13 +191,8 @@ def _not_junk(value: ArrayLike) -> np.ndarray | None:
 
 def _check_room(queries: int, gallery: int) -> None:
     """Raise where a matrix of distances is larger than the memory that is free."""
-    needed = 8 * queries * gallery
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:  # not Linux: the allocation itself will tell
-        return
-    free = int(text.split("MemAvailable:")[1].split()[0]) * 1024
-    if needed > free:
+    needed, free = 8 * queries * gallery, memory.available()
+    if free is not None and needed > free:  # elsewhere than on Linux the allocation itself tells
         raise UserError(
             f"a matrix of {queries} x {gallery} distances takes {needed / 2**30:.1f} GiB and "
             f"{free / 2**30:.1f} GiB are free; pass topk= for the nearest of each query"
@@ -255,8 +256,8 @@ class _Matrices:
 
 
 def _matrix(name: str, value: Tensor | np.ndarray) -> Tensor:
-    matrix = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
-    if matrix.ndim != 2 or not matrix.is_floating_point() or matrix.requires_grad:
+    matrix = as_tensor(name, value, lend=True)
+    if matrix.ndim != 2 or not matrix.is_floating_point() or getattr(value, "requires_grad", False):
         raise UserError(
             f"{name} must be a two-dimensional matrix of floating-point distances without a "
             f"gradient, got {matrix.dtype} {list(matrix.shape)}"

@@ -53,7 +53,7 @@ class PartSource(FeatureSource):
         self._row_weight, self._column_weight = (
             visible(side).T.contiguous() for side in visibility
         )
-        self._flat_keys = torch.empty(self._height * self._width)
+        self._flat_keys = torch.empty(self._height * self._width, dtype=torch.float32, device="cpu")
 
     def _tile_height(self, most: int) -> int:
         return min(round_up(most, NARROWEST), round_up(len(self._queries), NARROWEST))

@@ -11,8 +11,7 @@ from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
 from mmga.ops import distance
 from mmga.retrieval.features import Features
-from mmga.retrieval.features.sharded_matrix import ShardedMatrix
-from mmga.retrieval.features.vectors import VectorSet, check_scale
+from mmga.retrieval.features.vectors import VectorSet, check_scale, lifted
 from mmga.retrieval.protocols.selection import Selection
 from mmga.retrieval.tiles.parts import PartSource, visible
 from mmga.retrieval.tiles.placement import Placement
@@ -74,8 +73,10 @@ def zero_vectors(features: Features, norms: Tensor) -> int:
     return int(zero.sum())
 
 
-def checked_norms(side: str, matrix: ShardedMatrix) -> Tensor:
-    """Return the squared norms of all rows, float64 [N] on the CPU; of parts [N, P].
+def checked(side: str, features: Features, metric: str) -> tuple[Features, Tensor]:
+    """Return features and the squared norms of their rows, float64 [N] on the CPU; of parts [N, P].
+
+    Rows that are too short for products of float32 are scaled where the metric is the cosine.
 
     Raises:
         UserError: a value is NaN or infinite.
@@ -83,7 +84,7 @@ def checked_norms(side: str, matrix: ShardedMatrix) -> Tensor:
     norms = torch.cat(
         [
             distance.squared_norms(shard.flatten(0, -2)).cpu().reshape(shard.shape[:-1])
-            for shard in matrix.shards
+            for shard in features.rows.shards
         ]
     )
     bad = torch.nonzero(~torch.isfinite(norms.view(len(norms), -1)).all(1)).squeeze(1)
@@ -93,4 +94,7 @@ def checked_norms(side: str, matrix: ShardedMatrix) -> Tensor:
             f"past float32's 3.4e38, the first is row {int(bad[0])}; extract them again"
         )
     check_scale(side, norms)
-    return norms
+    if metric == "cosine":
+        rows, norms = lifted(features.rows, norms)
+        features = features.with_rows(rows)
+    return features, norms

@@ -161,7 +161,9 @@ class FeatureBlocks:
     def _scratch(self, height: int, width: int) -> Tensor:
         """Return memory for products, float32 [height, width], the same at every call."""
         if self._products is None:
-            self._products = torch.empty(self._height * self._tile_width, device=self.device)
+            self._products = torch.empty(
+                self._height * self._tile_width, dtype=torch.float32, device=self.device
+            )
         return self._products[: height * width].view(height, width)
 
     def _padded(self, start: int, stop: int) -> Tensor:
@@ -169,7 +171,7 @@ class FeatureBlocks:
         if self._loaded is None or self._loaded[:2] != (start, stop):
             self._loaded = None
             room = (round_up(stop - start, self._height), *self._queries.shape)
-            rows = torch.empty(room, device=self.device)
+            rows = torch.empty(room, dtype=torch.float32, device=self.device)
             self._loaded = (start, stop, self._queries.read(start, stop, rows))
         return self._loaded[2]
 
@@ -213,11 +215,13 @@ class FeatureSource(FeatureBlocks):
         row = torch.from_numpy(pairs.match_row)
         # The distinct items of every run of `height` queries, and each match's place among them.
         places, place = torch.unique(row // height * self.columns + item, return_inverse=True)
-        tops = torch.arange(0, round_up(count, height) + 1, height)
+        tops = torch.arange(0, round_up(count, height) + 1, height, device="cpu")
         first_place = torch.searchsorted(places, tops // height * self.columns).tolist()
         first_match = pairs.match_start[tops.clamp_max(count).numpy()].tolist()
-        keys = torch.empty(len(item), device=self.device)
-        buffer = torch.empty((self._width, *self._items.shape), device=self.device)
+        keys = torch.empty(len(item), dtype=torch.float32, device=self.device)
+        buffer = torch.empty(
+            (self._width, *self._items.shape), dtype=torch.float32, device=self.device
+        )
         for run, top in enumerate(range(0, count, height)):
             last = first_place[run + 1]
             mine = slice(first_match[run], first_match[run + 1])
@@ -227,7 +231,7 @@ class FeatureSource(FeatureBlocks):
                 width = self._width if whole_tiles else round_up(len(items), NARROWEST)
                 block = self._items.take(items, buffer[:width])
                 tile = self._tile(queries[top : top + height], block, 0, rows, items)
-                at = torch.arange(mine.start, mine.stop)
+                at = torch.arange(mine.start, mine.stop, device="cpu")
                 if len(items) < last - first_place[run]:  # more items than one product takes
                     at = at[(place[mine] >= left) & (place[mine] < left + len(items))]
                 found = tile.at((row[at] - top).to(self.device), (place[at] - left).to(self.device))

@@ -91,3 +91,37 @@ def test_bad_tables(table, lines, message):
 def test_missing_table(tmp_path):
     with pytest.raises(UserError, match=r"gone\.csv cannot be read"):
         load("csv", tmp_path / "gone.csv")
+
+
+def test_a_table_of_the_splits_that_are_used(table):
+    trained = load("csv", table(HEADER, *ROWS[:2]))
+    assert (len(trained.train), len(trained.query), len(trained.gallery)) == (2, 0, 0)
+    assert not trained.has_test
+    tested = load("csv", table(HEADER, *ROWS[2:]))
+    assert (len(tested.train), len(tested.query), len(tested.gallery)) == (0, 1, 2)
+    with pytest.raises(UserError, match="holds no image of split train"):
+        tested.need("train")
+    with pytest.raises(UserError, match="no row of split gallery, but query needs it"):
+        load("csv", table(HEADER, ROWS[3]))
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_other_names_and_delimiters(delimiter, table):
+    rows = [line.replace(",", delimiter) for line in ("img_path,PID,camids,split", *ROWS)]
+    data = load("csv", table(*rows))
+    assert data.train.pids.tolist() == [3, 3]
+    assert data.gallery.paths == ["i/c.png", "i/e.png"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (ROWS, "expected names of columns in the first line.* found 'i/a.png,3,1,train'"),
+        ([HEADER, *ROWS, "i/a.png,4,1,train"], "lines 2 and 7 say pid '3' and '4' of one path"),
+        ([HEADER, *ROWS, "i,a.png,4,1,train"], "row 7 has 5 cells, the header 4"),
+        ([HEADER, *ROWS, "i/f.png,NaN,1,train"], "line 7: pid is empty"),
+    ],
+)
+def test_tables_that_mislead(table, lines, message):
+    with pytest.raises(UserError, match=message):
+        load("csv", table(*lines))

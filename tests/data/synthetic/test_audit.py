@@ -70,6 +70,6 @@ def test_command_says_what_is_missing(capsys):
 
 def test_command_draws_a_sheet(tmp_path, capsys):
     path = tmp_path / "sheet.png"
-    main(["--sheet", str(path), "--num-train", "2", "--images-per-camera", "2"])
+    main(["--sheet", str(path), "--persons", "2", "--images-per-camera", "2"])
     assert path.read_bytes().startswith(b"\x89PNG")
     assert str(path) in capsys.readouterr().out

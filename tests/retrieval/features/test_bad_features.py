@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -172,7 +174,7 @@ def test_strings_as_pandas_gives_them():
     assert found.pid_names.tolist() == ["a", "b"]
     assert found.columns["track"].dtype.kind == "U"
     with pytest.raises(UserError, match="array of objects"):
-        Features(torch.ones(3, 2), np.array(["a", 1, None], dtype=object))
+        Features(torch.ones(3, 2), np.array(["a", 1, {}], dtype=object))
     with pytest.raises(UserError, match="track: expected numbers or strings"):
         Features(torch.ones(3, 2), [1, 2, 3], columns={"track": np.array(["a", 1, None], object)})
 
@@ -257,3 +259,20 @@ def test_arguments_of_other_kinds():
 def test_options_that_would_be_ignored(capsys, tmp_path, words, message):
     np.savez(tmp_path / "g.npz", **arrays())
     assert message in fails(capsys, tmp_path, "g.npz", *words)
+
+
+def test_a_full_disk_does_not_end_the_process_that_writes_hdf5(tmp_path):
+    """HDF5 ends the process when it leaves after a write that failed; another process tries it."""
+    pytest.importorskip("h5py")
+    code = (
+        "import resource, sys, numpy as np, mmga\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "rows = np.zeros((4000, 16), np.float32)\n"
+        "try: mmga.Features(rows, np.arange(4000)).save(sys.argv[1])\n"
+        "except mmga.UserError as error: print(error)\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "f.h5")]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "f.h5 could not be written: File too large" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -102,10 +102,27 @@ def test_wider_types_are_rounded_and_reported():
     assert double.rows.dtype == torch.float32
     assert double.notes == ["features: float64 rounded to float32"]
     brain = Features(torch.zeros(2, 2, dtype=torch.bfloat16), [0, 1])
-    assert brain.notes == ["features: bfloat16 rounded to float32"]
+    assert brain.notes == ["features: bfloat16 widened to float32"]
     assert Features(torch.zeros(2, 2), np.array([0.0, 1.0])).notes == [
         "pids: stored as float64, read as int64"
     ]
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu"])
+def test_eight_bits_are_widened(tmp_path, name):
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, f"float8_{name}")
+    stored = torch.tensor([[1.0, 0.5], [4.0, 8.0]]).to(kind)
+    torch.save({"features": stored, "pids": torch.arange(2)}, tmp_path / "f.pt")
+    found = [load_features(tmp_path / "f.pt")]
+    if not name.endswith("uz"):  # which safetensors does not know in every version
+        save_file({"features": stored, "pids": torch.arange(2)}, tmp_path / "f.safetensors")
+        found.append(load_features(tmp_path / "f.safetensors"))
+    for one in found:
+        assert one.features.tolist() == [[1.0, 0.5], [4.0, 8.0]]
+        assert one.features.dtype == torch.float32
+        assert f"features: float8_{name} widened to float32" in one.notes[0]
 
 
 def test_shards_in_natural_order(tmp_path):

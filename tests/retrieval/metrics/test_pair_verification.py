@@ -56,6 +56,7 @@ def pairs_written_out(query, gallery, metric, cross_camera):
     return np.array(genuine), np.array(impostor), best
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("cross_camera", [False, True])
 def test_rates_and_thresholds(metric, cross_camera):

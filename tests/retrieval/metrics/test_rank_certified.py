@@ -80,6 +80,7 @@ def bytes_of(*sides):
     return subspaces.Int8(max(float(side.features.norm(dim=1).max()) for side in sides))
 
 
+@pytest.mark.program_settings
 @CASES
 @given(
     kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
@@ -214,6 +215,7 @@ def test_the_condition_of_exclude_holds():
     assert figures(report.per_query) == figures(expected.per_query)
 
 
+@pytest.mark.program_settings
 def test_half_precision_is_widened():
     query, gallery = nearly_tied("flat", 2, items=200)
     half = Features(gallery.features.half(), gallery.pids, gallery.camids)
@@ -338,7 +340,7 @@ def test_the_report_tells_what_settled_the_pairs():
         select(protocol_named("market1501"), Labels.of(query, gallery)).gallery
     )
     assert values["certified"]["rescued"] == last["pairs"] == first["undecided"]
-    assert "pairs by features in float32" in report.table()
+    assert "pairs by features in float32" in report.table(verbose=True)
     cascade = Stages(Projection.of_sample(gallery.features, 12))
     ranked(query, gallery, "cosine", cascade)
     assert [stage.precision for stage in cascade.stages] == ["float32", "int16", "float64"]

@@ -54,6 +54,7 @@ def brute_force(items, k):
     return index.int(), all_.gather(1, index), all_.amax(1)
 
 
+@pytest.mark.program_settings
 @settings(
     max_examples=100,
     derandomize=True,

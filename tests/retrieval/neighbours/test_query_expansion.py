@@ -32,6 +32,7 @@ def literal(query, gallery, neighbours, alpha, self_too):
     return unit(np.stack(result))
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("neighbours", [1, 7, 39])
 def test_equal_literal_writing(sides, neighbours, alpha):

@@ -48,3 +48,57 @@ def test_findings(query, gallery, found):
     findings = [str(one) for one in check(*(Features(**side) for side in sides))]
     assert any(found in one for one in findings), findings
     assert all("; " in one for one in findings), "every finding says the fix"
+
+
+def clusters(count, seed, people=20, noise=0.5):
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(9).standard_normal((people, 8))
+    pids = np.arange(count) % people
+    rows = centres[pids] + noise * generator.standard_normal((count, 8))
+    return rows.astype(np.float32), pids
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", None])
+def test_identities_that_are_no_nearer_than_others(metric):
+    (asked, q_pids), (rows, g_pids) = clusters(80, 0), clusters(200, 1)
+    query = Features(asked, q_pids, q_pids * 0)
+    shuffled = rows[np.random.default_rng(2).permutation(200)]
+    words = "pairs of one identity are no nearer than pairs of two"
+    for values, found in ((rows, 0), (shuffled, 1)):
+        gallery = Features(values, g_pids, 1 + g_pids % 2)
+        said = [str(one) for one in check(query, gallery, metric=metric) if words in one.what]
+        assert len(said) == found
+    assert "rows sorted apart from their labels" in said[0]
+    bare = Features(asked, q_pids), Features(shuffled, g_pids)
+    assert any(words in one.what for one in check(*bare, "market1501", metric)), "without cameras"
+    one_set = Features(shuffled, g_pids)
+    said = check(one_set, protocol="all-vs-all", metric=metric)
+    assert any(words in one.what for one in said)
+    assert not any(
+        words in one.what for one in check(Features(rows, g_pids), protocol="all-vs-all")
+    )
+
+
+def test_weak_features_and_small_sets_raise_no_alarm():
+    for people, count, noise in ((20, 200, 3.0), (3, 6, 0.5)):
+        (asked, q_pids), (rows, g_pids) = (clusters(count, seed, people, noise) for seed in (3, 4))
+        query = Features(asked, q_pids, q_pids * 0)
+        findings = check(query, Features(rows, g_pids, 1 + g_pids % 2), metric="cosine")
+        assert findings == []
+
+
+def test_findings_are_those_of_the_protocol():
+    rows, pids = clusters(40, 0)
+    bare = Features(rows[:20], pids[:20]), Features(rows[20:], pids[20:])
+    assert check(*bare, "no-camera", "cosine") == []
+    (one, other) = check(*bare, "market1501-matlab", "cosine")
+    assert one.stops and other.stops
+    assert "protocol market1501-matlab needs them; " in str(one)
+    assert check(*bare, "viper", "cosine") == []
+    assert not any("normalised" in one.what for one in check(*bare, "no-camera", "cosine"))
+    assert any("normalised" in one.what for one in check(*bare, "no-camera", "euclidean"))
+    (lone,) = check(Features(rows[:21], pids[:21]), protocol="all-vs-all", metric="cosine")
+    assert "19 of 20 ids have a single image, the first is row 1" in lone.what
+    whole = Features(rows, pids, paths=[str(i) for i in range(40)])
+    both = whole.select(slice(0, 20)), whole
+    assert check(*both, "no-camera", "cosine") == []

@@ -17,6 +17,7 @@ from mmga.retrieval.reranking.settings import KReciprocal
 CASES = settings(max_examples=60, deadline=None, derandomize=True)
 
 
+@pytest.mark.program_settings
 @CASES
 @given(
     st.integers(1, 60),
@@ -50,6 +51,7 @@ def index(people):
     return GalleryIndex.build(people[0], metric="euclidean")
 
 
+@pytest.mark.program_settings
 def test_equals_full_computation_on_clusters(people, index):
     x, centres = people
     before = {name: array.copy() for name, array in index.arrays.items()}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reranking_cases import grid, squared
 
 import mmga
-from mmga.retrieval.reranking.jaccard import jaccard_distance, to_scipy
+from mmga.retrieval.reranking.jaccard import jaccard_distance, to_dense, to_scipy
 
 CASES = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -34,6 +34,7 @@ def filled(matrix):
     return result
 
 
+@pytest.mark.program_settings
 @CASES
 @given(
     st.integers(1, 60),
@@ -155,3 +156,70 @@ def test_bad_options_are_one_sentence(people, options, message):
 def test_to_scipy_wants_a_sparse_matrix():
     with pytest.raises(mmga.UserError, match="sparse CSR"):
         to_scipy(torch.eye(3))
+    with pytest.raises(mmga.UserError, match="sparse CSR"):
+        to_dense(torch.eye(3))
+
+
+def crowd(persons=9, each=8):
+    """Persons of whom each has one exact duplicate, in two groups that share no neighbour."""
+    random = np.random.default_rng(4)
+    centres = random.normal(size=(persons, 16))
+    x = np.repeat(centres, each, axis=0) + 0.2 * random.normal(size=(persons * each, 16))
+    x[1::each] = x[::each]
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_dense_distances_cluster_where_sparse_ones_are_refused():
+    cluster = pytest.importorskip("sklearn.cluster")
+    matrix = jaccard_distance(crowd(), k1=8, k2=2)
+    dense = to_dense(matrix)
+    assert (dense[to_scipy(matrix).toarray() > 0] < 1).all()
+    assert (dense == 1).sum() == dense.size - len(matrix.values())
+    model = cluster.HDBSCAN(min_cluster_size=5, metric="precomputed", copy=True)
+    with pytest.raises((ValueError, KeyError)):
+        model.fit_predict(to_scipy(matrix))
+    labels = model.fit_predict(dense).reshape(9, 8)
+    found = [set(one[one >= 0].tolist()) for one in labels]
+    assert (labels >= 0).mean() > 0.8
+    assert all(len(one) == 1 for one in found) and len(set.union(*found)) == 9
+
+
+def test_overlaps_keep_the_duplicates_that_distances_lose():
+    """The minimum of two sparse matrices: SciPy's own drops zeros."""
+    cluster = pytest.importorskip("sklearn.cluster")
+    first = to_scipy(jaccard_distance(crowd(), k1=8, k2=2, max_distance=0.6))
+    second = to_scipy(jaccard_distance(crowd()[:, ::-1].copy(), k1=6, k2=1, max_distance=0.6))
+    least = np.minimum(*(to_dense(torch_of(one)) for one in (first, second)))
+    overlaps = []
+    for one in (first, second):
+        one.data = 1 - one.data
+        overlaps.append(one)
+    nearer = overlaps[0].maximum(overlaps[1])
+    nearer.data = 1 - nearer.data
+    np.testing.assert_allclose(to_dense(torch_of(nearer)), least, rtol=0, atol=1e-15)
+    assert (nearer.diagonal() == 0).all()
+    assert nearer[0, 1] == 0 and 1 in nearer[0].indices
+    model = cluster.DBSCAN(eps=0.3, min_samples=4, metric="precomputed")
+    assert model.fit_predict(nearer).tolist() == model.fit_predict(least).tolist()
+
+
+def torch_of(matrix):
+    parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data))
+    return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_neighbours_and_clusters_of_precomputed_distances():
+    cluster, neighbours = (
+        pytest.importorskip("sklearn.cluster"),
+        pytest.importorskip("sklearn.neighbors"),
+    )
+    matrix = to_scipy(jaccard_distance(crowd(), k1=8, k2=2))
+    assert matrix.has_canonical_format
+    dense = to_dense(torch_of(matrix))
+    model = cluster.DBSCAN(eps=0.5, metric="precomputed")
+    assert model.fit_predict(matrix).tolist() == model.fit_predict(dense).tolist()
+    ordered = neighbours.sort_graph_by_row_values(matrix, copy=True, warn_when_not_sorted=False)
+    search = neighbours.NearestNeighbors(n_neighbors=3, metric="precomputed").fit(ordered)
+    found = search.kneighbors(ordered)[0]
+    np.testing.assert_array_equal(found, np.sort(dense, axis=1)[:, :3])

@@ -26,6 +26,7 @@ def squared_distances(draw):
 CASES = settings(max_examples=80, deadline=None, derandomize=True)
 
 
+@pytest.mark.program_settings
 @CASES
 @given(
     squared_distances(),
@@ -42,6 +43,7 @@ def test_equals_literal_writing(case, k1, k2, lambda_value, half):
     assert_equal(rerank_distances(*split(d, queries), rule, squared=True), expected)
 
 
+@pytest.mark.program_settings
 @CASES
 @given(squared_distances(), st.sampled_from([1, 3, 7, 20]), st.sampled_from([1, 6]))
 def test_variants_equal_literal_writing(case, k1, k2):
@@ -63,6 +65,7 @@ def clustered():
     return ((points[:, None] - points[None]) ** 2).sum(-1)
 
 
+@pytest.mark.program_settings
 def test_equals_literal_writing_on_clusters(clustered):
     expected = literal.rerank(clustered, 40, 20, 6, 0.3)
     actual = rerank_distances(*split(clustered, 40), squared=True)

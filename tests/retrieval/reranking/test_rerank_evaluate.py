@@ -30,6 +30,7 @@ def sides(seed=0, junk=True):
     return [mmga.Features(x[part], pids[part], camids[part]) for part in parts]
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("protocol", ["market1501", "no-camera", "other-cameras"])
 @pytest.mark.parametrize("variant", ["zhong", "torchreid", "fastreid"])
 def test_figures_of_the_matrix(protocol, variant):

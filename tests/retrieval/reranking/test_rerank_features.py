@@ -85,6 +85,7 @@ def test_neighbour_order_is_equal_for_any_number_of_threads():
         assert torch.equal(other.distances, outcomes[0].distances)
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_nearest_equals_a_sort(tile, metric):
     x, y = grid(70, 6, 5, 1), grid(150, 6, 5, 2)

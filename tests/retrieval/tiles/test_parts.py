@@ -65,6 +65,7 @@ def sides(data, count, parts=3):
     )
 
 
+@pytest.mark.program_settings
 @pytest.mark.parametrize("rule", RULES)
 @settings(
     max_examples=40,
@@ -260,7 +261,7 @@ def test_what_does_not_fit():
         (lambda: evaluate(query, plain), "query has parts, gallery the other"),
         (lambda: evaluate(query, made(50, parts=4)), "must come from one network"),
         (lambda: evaluate(query, gallery, rerank=KReciprocal()), "no neighbour graph"),
-        (lambda: evaluate(query, gallery, device="meta"), "ranked on the CPU"),
+        (lambda: evaluate(query, gallery, device="meta"), "device must be auto, cpu, cuda"),
     ):
         with pytest.raises(UserError, match=sentence):
             call()

@@ -1,0 +1,197 @@
+"""One reader of CSV tables: delimiter, encoding, names of columns, numbers of lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmga.common import ids
+from mmga.common.errors import UserError
+
+PATHS = (
+    *("path", "paths", "img_path", "img_paths", "image_path", "image_paths"),
+    *("file_path", "file_paths", "filepath", "filepaths", "impath", "filename", "filenames"),
+    *("file_name", "file_names", "img_name", "img_names", "image_name", "image_names"),
+    *("file", "files", "image", "images", "img", "imgs", "name", "names"),
+)
+"""Names of a column or an array of paths; of several the first holds them."""
+_ROLES = {"path": PATHS, "pid": ("pid", "pids"), "camid": ("camid", "camids")}
+_KNOWN = {name for names in _ROLES.values() for name in names} | {"split", "mask"}
+_PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{1,3}$")
+_DELIMITERS = ",;\t|"
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The cells of a table.
+
+    Attributes:
+        title: names the table in messages.
+        header: names of the columns as they are written.
+        rows: cells of each row, as many as names.
+        lines: number of each row's line in the file.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+
+    def place(self, name: str) -> int | None:
+        """Return the place of a column, by any of the names that path, pid and camid go by."""
+        lower = [one.lower() for one in self.header]
+        names = _ROLES.get(name, (name,))
+        return next((lower.index(one) for one in names if one in lower), None)
+
+    def column(self, name: str) -> list[str] | None:
+        """Return the cells of a column, None where there is none."""
+        place = self.place(name)
+        return None if place is None else [row[place] for row in self.rows]
+
+    def need(self, columns: tuple[str, ...], optional: tuple[str, ...]) -> None:
+        """Refuse a table without a column.
+
+        Raises:
+            UserError: a column is missing.
+        """
+        for name in columns:
+            if self.place(name) is None:
+                raise UserError(
+                    f"{self.title} lacks the column {name}; its first line must name "
+                    f"{', '.join(columns)} and may name {' and '.join(optional)}, found "
+                    f"{', '.join(self.header) or 'nothing'}"
+                )
+
+    def check_repeated(self, names: tuple[str, ...]) -> None:
+        """Refuse rows that share a path and differ in one of some columns.
+
+        Raises:
+            UserError: two rows do.
+        """
+        first: dict[str, int] = {}
+        columns = {name: cells for name in names if (cells := self.column(name)) is not None}
+        for number, path in enumerate(self.column("path") or []):
+            before = first.setdefault(path, number)
+            for name, cells in columns.items():
+                if ids.key(cells[before]) != ids.key(cells[number]):
+                    raise UserError(
+                        f"{self.title}: lines {self.lines[before]} and {self.lines[number]} say "
+                        f"{name} {cells[before]!r} and {cells[number]!r} of one path, {path}; "
+                        "leave out the wrong one"
+                    )
+
+
+def read_table(path: Path, title: str, *, pad: bool = False) -> Table:
+    """Read a table whose first line names the columns.
+
+    The delimiter is a comma, semicolon, tab or bar, whichever makes known names of the first line.
+    Empty lines are no rows, but within a table of one column, where they are empty cells.
+
+    Args:
+        path: the table, UTF-8 or UTF-16.
+        title: names the table in messages.
+        pad: rows may end early; the cells that are missing are empty.
+
+    Raises:
+        UserError: it cannot be read, has no line of names, or a row has another number of cells.
+    """
+    text = _text(path, title)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if first.lower().startswith("sep=") and len(first) == 5:  # Excel's line for itself
+        text = text.split(first, 1)[1]
+        first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = _delimiter(first)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    found: list[tuple[int, list[str]]] = []
+    try:
+        for cells in reader:
+            found.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise UserError(f"{title} cannot be read as a CSV table ({error})") from error
+    while found and not found[-1][1]:
+        found.pop()
+    while found and not found[0][1]:
+        found.pop(0)
+    header = [name.strip() for name in found[0][1]] if found else []
+    _check_header(title, header, first)
+    rows, lines = [], []
+    for number, cells in found[1:]:
+        if not cells and len(header) > 1:
+            continue
+        cells = cells or [""]
+        if len(cells) < len(header) and pad:
+            cells = cells + [""] * (len(header) - len(cells))
+        if len(cells) != len(header):
+            raise UserError(
+                f"{title}: row {number} has {len(cells)} cells, the header {len(header)}; quote "
+                f"cells that hold the delimiter {delimiter!r}"
+            )
+        rows.append(cells)
+        lines.append(number)
+    return Table(title, header, rows, lines)
+
+
+def are_paths(name: str, values: np.ndarray) -> bool:
+    """Return whether a column holds paths: it is called so, and names rows or looks like paths.
+
+    Only `path` itself may hold anything: a column `name` may hold the names of persons.
+    """
+    if name.lower() in ("path", "paths"):
+        return True
+    if name.lower() not in PATHS or values.dtype.kind not in "US" or values.ndim != 1:
+        return False
+    text = values.astype(np.str_).tolist()
+    return len(set(text)) == len(text) or all(_PATH.search(one) for one in text)
+
+
+def _text(path: Path, title: str) -> str:
+    try:
+        data = path.read_bytes()
+        encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{title} cannot be read as a CSV table ({error}); save it as CSV in UTF-8"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{title} cannot be read as a CSV table ({error}); give a CSV file"
+        ) from error
+    return text if "\n" in text else text.replace("\r", "\n")
+
+
+def _delimiter(first: str) -> str:
+    """Return the delimiter that makes the most known names, then the most cells, of a line."""
+
+    def score(delimiter: str) -> tuple[int, int]:
+        cells = next(csv.reader([first], delimiter=delimiter), [])
+        return sum(cell.strip().lower() in _KNOWN for cell in cells), len(cells)
+
+    try:
+        return max(_DELIMITERS, key=score)
+    except csv.Error:
+        return ","
+
+
+def _check_header(title: str, header: list[str], first: str) -> None:
+    """Refuse a first line that holds values.
+
+    Raises:
+        UserError: it does, or names are empty or the same.
+    """
+    values = [name for name in header if ids.is_number(name) or name.lower().endswith(_IMAGES)]
+    if values:
+        raise UserError(
+            f"{title}: expected names of columns in the first line, such as path,pid,camid, found "
+            f"{first[:80]!r}; add such a line"
+        )
+    if len(set(header)) < len(header) or not all(header):
+        raise UserError(
+            f"{title}: expected distinct column names, found {', '.join(header)} ({first[:80]!r})"
+        )

@@ -1,0 +1,67 @@
+"""Sheets of a run: what they say of maps and ranks, and that their footers fit."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import write_run
+
+from mmga import visualize
+from mmga.common import plots
+
+
+@pytest.fixture
+def table(tmp_path):
+    lines = ["path,pid,camid,split"]
+    for split, camera in (("train", 1), ("query", 1), ("gallery", 2)):
+        for pid in range(3):
+            name = f"{split}{pid}.png"
+            # Persons 0 and 1 are alike, and 2 is another: that of the gallery is missing.
+            colour = (200, 30, 30) if pid < 2 else (30, 30, 200)
+            Image.new("RGB", (16, 48), colour).save(tmp_path / name)
+            lines.append(f"{name},{7 if name == 'gallery2.png' else pid},{camera},{split}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    return tmp_path / "t.csv"
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_sheets_tell_ranks_and_unguided_maps(weight, table, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    drawn = {}
+
+    def of(name):
+        draw = getattr(plots, name)
+
+        def sheet(path, *given):
+            drawn[name] = given
+            draw(path, *given)
+
+        monkeypatch.setattr(plots, name, sheet)
+
+    of("attention_sheet")
+    of("ranked_sheet")
+    run = write_run(tmp_path, loss={"mask_weight": weight})
+    options = visualize.Options(run=run, data="csv", root=table, rows=3, top=1, device="cpu")
+    assert visualize.body(options) == 0
+    titles = drawn["ranked_sheet"][2]
+    # Equal distances keep the order of the gallery: person 1 comes after 0.
+    assert titles[0].endswith("\nfirst match: 1")
+    assert titles[1].endswith("\nfirst match: 2")
+    assert titles[2].endswith("\nno match there")
+    note = "these maps were never guided: the run was trained without masks"
+    assert (note in drawn["attention_sheet"]) is (weight == 0)
+    assert (note in capsys.readouterr().err) is (weight == 0)
+    for name in ("attention.png", "ranked.png"):
+        assert Image.open(tmp_path / name).width > 400
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_footer_explains_the_colours(count, tmp_path):
+    """The four colours of a label map stand in the lowest part of the sheet."""
+    pytest.importorskip("matplotlib")
+    labels = torch.zeros(32, 16, dtype=torch.uint8)
+    plots.mask_sheet(tmp_path / "a.png", [None] * count, [labels] * count, ["id 1"] * count)
+    sheet = np.array(Image.open(tmp_path / "a.png").convert("RGB"))
+    colours = {tuple(pixel) for pixel in sheet[-40:].reshape(-1, 3).tolist()}
+    assert {(233, 154, 44), (66, 133, 200), (150, 150, 150), (0, 0, 0)} <= colours
+    assert (sheet[-40:, -8:] == 255).all()  # nothing is cut off at the right
