@@ -349,7 +349,14 @@ def _check_sets(data: DataConfig) -> None:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise UserError(f"{flag} names {twice[0]} a second time; name each data set once")
-    for name in dict.fromkeys((data.data, *data.also, *data.test)):
+    names = dict.fromkeys((data.data, *data.also, *data.test))
+    for flag in ("masks", "distractors", "splits_file"):
+        if getattr(data, flag) is not None and set(names) == {"synthetic"}:
+            raise UserError(
+                f"--{flag.replace('_', '-')} is for data sets of files, and synthetic draws its own "
+                "images and masks; name the data set with --data, or leave it out"
+            )
+    for name in names:
         root = data.root_of(name)
         if name == "csv" and root is None:
             raise UserError("--root is missing: name the table of csv with --root TABLE.csv")
