@@ -278,6 +278,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
     parser.add_argument("--measure", choices=PROVIDERS, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 0 <= options.threads <= 1024:
+        parser.error(f"--threads: expected 0 to 1024, found {options.threads}")
     for name in ("rounds", "scale"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: expected at least 1")

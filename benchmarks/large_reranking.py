@@ -456,6 +456,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 0 <= options.threads <= 1024:
+        parser.error(f"--threads: expected 0 to 1024, found {options.threads}")
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser.error(f"no case {unknown[0]!r}; cases are {', '.join(CASES)}")

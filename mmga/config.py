@@ -282,6 +282,7 @@ _SEEDS = (0, 2**63 - 1)
 _PROBABILITY = (0, 1)
 _RANGES: dict[str, tuple[int, int | None]] = {
     **dict.fromkeys(("height", "width", "p", "epochs", "checkpoint_every", "log_every"), (1, None)),
+    "batch_size": (1, None),
     **dict.fromkeys(("val_ids", "warmup_epochs", "eval_every", "split"), (0, None)),
     **dict.fromkeys(("schemes", "pad", "id_weight", "mask_weight"), (0, None)),
     **dict.fromkeys(("margin", "attention_lr", "weight_decay", "clip_norm", "gamma"), (0, None)),
@@ -295,9 +296,13 @@ _RANGES: dict[str, tuple[int, int | None]] = {
 }
 
 
-def _check_ranges(section: Any) -> None:
-    """Raise a UserError if a number of a section is out of its range."""
-    for field_ in dataclasses.fields(section):
+def check_ranges(section: object) -> None:
+    """Raise a UserError if a number of a section, or of a command's options, is out of its range.
+
+    Args:
+        section: a dataclass; a field has the range of the configuration's field of that name.
+    """
+    for field_ in dataclasses.fields(typing.cast(Any, section)):
         given = getattr(section, field_.name)
         least, most = _RANGES.get(field_.name, (None, None))
         for value in given if isinstance(given, tuple) else (given,):
@@ -317,7 +322,7 @@ def check(config: Config) -> None:
     """Raise a UserError if the values of a configuration do not fit together."""
     data, optimizer = config.data, config.optimizer
     for section in (data, config.model, config.loss, optimizer, config.batch, config.run):
-        _check_ranges(section)
+        check_ranges(section)
     if config.batch.k < 2:
         raise UserError(
             f"--k must be at least 2, because a triplet needs two images of an identity, "

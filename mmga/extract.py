@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.common.options import Device, Flag
-from mmga.config import DataName
+from mmga.config import DataName, check_ranges
 
 if TYPE_CHECKING:
     from mmga.extraction.embedder import Embedder
@@ -92,7 +92,6 @@ def _extract_images(options: Options, images: Path) -> int:
 
     if options.out is None:
         raise UserError("--out is missing: name the file of features, such as gallery.npz")
-    _check_sizes(options)
     source = read_images(images, options.pattern)
     for note in source.notes:
         print(f"mmga extract: note: {note}", file=sys.stderr)
@@ -132,12 +131,6 @@ def _embedder_of_model(options: Options) -> "Embedder":
     )
 
 
-def _check_sizes(options: Options) -> None:
-    for name in ("batch_size", "height", "width"):
-        if getattr(options, name) < 1:
-            raise UserError(f"{cli.flag(name)} must be at least 1, got {getattr(options, name)}")
-
-
 def _extract_split(options: Options) -> int:
     """Extract the queries and the gallery of a data set with a network of others."""
     from mmga.common.progress import bar
@@ -151,7 +144,6 @@ def _extract_split(options: Options) -> int:
         raise UserError("--model needs images: give --images, or --data and --root")
     if options.out is None:
         raise UserError("--out is missing: name the folder for query.npz and gallery.npz")
-    _check_sizes(options)
     chosen = {
         name: getattr(options, name)
         for name in ("data", "root", "split", "splits_file", "height", "width")
@@ -187,6 +179,7 @@ def _say_next(options: Options, queries: int, gallery: int, folder: Path) -> Non
 
 def body(options: Options) -> int:
     """Extract and write."""
+    check_ranges(options)
     from mmga.common import memory
 
     memory.keep_freed()

@@ -109,6 +109,7 @@ def test_a_missing_file_is_named(tmp_path):
         ({"run": {"epochs": 10**20}}, "--epochs must be at most 1000000000"),
         ({"run": {"threads": -2}}, "--threads must not be negative"),
         ({"run": {"threads": 100000}}, "--threads must be at most 1024"),
+        ({"data": {"workers": 1000000}}, "--workers must be at most 1024"),
         ({"optimizer": {"lr": 1e300}}, "--lr must be at most 1000000000"),
         ({"data": {"masks": "m"}}, "--masks is for data sets of files"),
         ({"data": {"splits_file": "s"}}, "--splits-file is for data sets of files"),

@@ -19,6 +19,7 @@ from benchmarks.ablation.plan import current_plan
 from benchmarks.ablation.rows import MAIN, row_named
 from mmga.common import cli
 from mmga.common.errors import UserError
+from mmga.config import check_ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ def body(options: Options) -> int:
     """Run the requested step; return the exit code."""
     for name in options.rows:
         row_named(name)
+    check_ranges(options)
     if options.threads < 1:
         raise UserError(f"--threads must be at least 1, got {options.threads}")
     if options.summary:

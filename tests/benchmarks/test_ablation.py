@@ -317,3 +317,12 @@ def test_what_the_documentation_says_is_run(tmp_path, monkeypatch, capsys, few):
     with pytest.raises(SystemExit) as left:
         main([*words, "--rows", "7"])
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("threads", "sentence"), [("0", "at least 1"), ("1000000", "at most 1024")]
+)
+def test_threads_that_cannot_be_meant_are_refused(capsys, threads, sentence):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--threads", threads])
+    assert f"--threads must be {sentence}, got {threads}" in capsys.readouterr().err

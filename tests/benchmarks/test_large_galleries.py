@@ -53,3 +53,7 @@ def test_options(script, capsys, monkeypatch):
         script.main()
     assert leave.value.code == 0
     assert "disk5m" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["large_galleries.py", "--threads", "1000000"])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert "--threads: expected 0 to 1024, found 1000000" in capsys.readouterr().err

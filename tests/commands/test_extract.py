@@ -258,6 +258,8 @@ def test_any_network(images, tmp_path):
         (("--model", "torch.nn:Flatten", "--parts"), "--parts needs attention maps"),
         ((), "either --run or --model"),
         (("--model", "torch.nn:Flatten", "--batch-size", "0"), "--batch-size must be at least 1"),
+        (("--model", "torch.nn:Flatten", "--workers", "1000000"), "--workers must be at most 1024"),
+        (("--model", "torch.nn:Flatten", "--workers", "-1"), "--workers must not be negative"),
     ],
 )
 def test_networks_that_do_not_fit(capsys, images, tmp_path, words, sentence):

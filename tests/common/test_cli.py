@@ -54,6 +54,7 @@ def test_values_of_every_type(capsys):
     given = cli.parse("eval", Options, ["--weight", "None", "--no-rerank", "--files"], options)
     assert (given.weight, given.rerank, given.files) == (None, False, ())
     assert (given.pair, given.variant) == ((-1, 2), "torchreid")
+    assert cli.parse("eval", Options, ["--weight", "-1e-3"]).weight == -1e-3
 
 
 def test_a_former_name_is_read_with_a_note(capsys):
@@ -115,6 +116,10 @@ def test_a_terminal_shows_what_a_pipe_shows(words):
         (
             ["--k1", "3", "4"],
             "unexpected word '4' after --k1, which takes one value; flags begin with --",
+        ),
+        (
+            ["--k1", "4", "--name", "4", "4"],
+            "unexpected word '4' after --name, which takes one value; flags begin with --",
         ),
         (
             ["--rerank", "yes"],
