@@ -251,8 +251,8 @@ class RunConfig:
     """Steps between lines in metrics.jsonl."""
     flip_test: bool = True
     """Sum the features of an image and of its mirror image when evaluating."""
-    protocol: str | None = None
-    """Protocol of validations and tests, by a name of eval's --protocol, such as no-camera; the
+    protocol: Annotated[str | None, Flag(value="NAME")] = None
+    """Which items count for a query in validations and tests, as eval's --protocol names it; the
     data set's own where none is named."""
 
 
@@ -354,14 +354,14 @@ def _check_sets(data: DataConfig) -> None:
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise UserError(f"{flag} names {twice[0]} a second time; name each data set once")
-    names = dict.fromkeys((data.data, *data.also, *data.test))
+    sets = dict.fromkeys((data.data, *data.also, *data.test))
     for flag in ("masks", "distractors", "splits_file"):
-        if getattr(data, flag) is not None and set(names) == {"synthetic"}:
+        if getattr(data, flag) is not None and set(sets) == {"synthetic"}:
             raise UserError(
-                f"--{flag.replace('_', '-')} is for data sets of files, and synthetic draws its own "
-                "images and masks; name the data set with --data, or leave it out"
+                f"--{flag.replace('_', '-')} is for data sets of files, and synthetic draws its "
+                "own images and masks; name the data set with --data, or leave it out"
             )
-    for name in names:
+    for name in sets:
         root = data.root_of(name)
         if name == "csv" and root is None:
             raise UserError("--root is missing: name the table of csv with --root TABLE.csv")

@@ -104,7 +104,7 @@ class Options(Inputs):
     lambda_value: float = 0.3
     """Weight of the original distance in the re-ranked one, 0 to 1."""
     variant: Variant = "zhong"
-    """Whose rule of re-ranking."""
+    """Rule of the re-ranking: the authors' (zhong), torchreid's or fast-reid's."""
     exact: Literal["certified", "float32"] | None = None
     """Whose order counts where distances nearly tie: float64 arithmetic's, on any machine, or that
     of float32 tiles; by default certified where it can be, and the report says which."""

@@ -41,8 +41,8 @@ class Options:
     """Folder of images, or a CSV table with the columns path and, optionally, pid and camid. An
     extraction that was stopped goes on when it is called again."""
     pattern: str | None = None
-    """With --images: regular expression whose groups pid and camid, or one of them, are read from
-    paths below the folder, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"; other named groups
+    """Regular expression whose groups pid and camid, or one of them, are read from the paths of
+    --images below their folder, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"; other named groups
     become columns. By default names are read as Market-1501's, 0002_c1s1_000451_03.jpg."""
     out: Path | None = None
     """Folder for query.npz and gallery.npz, by default the run's own; with --images the file, .npz,

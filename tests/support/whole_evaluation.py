@@ -62,7 +62,9 @@ def metrics_from_the_host(device: str) -> object:
 
 
 def search(device: str, metric: str) -> object:
-    return [part.cpu().tolist() for part in mmga.nearest(*sides(device), 5, metric, exact="float32")]
+    return [
+        part.cpu().tolist() for part in mmga.nearest(*sides(device), 5, metric, exact="float32")
+    ]
 
 
 def reranked_metrics(device: str, metric: str) -> object:

@@ -125,3 +125,18 @@ def test_other_names_and_delimiters(delimiter, table):
 def test_tables_that_mislead(table, lines, message):
     with pytest.raises(UserError, match=message):
         load("csv", table(*lines))
+
+
+def test_programs_read_data_sets_by_name(tmp_path):
+    """Junk stays junk, however identities are written."""
+    from mmga.data.datasets import load
+
+    for name, junk in (("{}", "-1"), ("cow{}", "-1"), ("{}.0", "-1.0")):
+        lines = ["path,pid,camid,split"]
+        lines += [
+            f"{s}{c}.jpg,{name.format(3)},{c},{s}" for s in ("query", "gallery") for c in (1, 2)
+        ]
+        (tmp_path / "own.csv").write_text("\n".join([*lines, f"junk.jpg,{junk},1,gallery"]))
+        assert (load("csv", tmp_path / "own.csv").gallery.pids == -1).sum() == 1
+    with pytest.raises(UserError, match="colour is no switch of data sets"):
+        load("csv", tmp_path / "own.csv", colour=1)
