@@ -28,6 +28,8 @@ from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
 from mmga.retrieval.tiles.sources import tile_height
 
+# Cosine distances below are what rounding in float64 leaves of equal directions.
+_ROUNDING = 2.0**-50
 ArrayLike = Tensor | np.ndarray | Features
 """A set of feature vectors as callers hold it: [N, D]."""
 
@@ -92,7 +94,11 @@ def nearest(
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
     found = nearest_items(queries, items, k, exact=exact, progress=progress)
-    distances = found.distances / 2 if metric == "cosine" else found.distances.sqrt()
+    if metric == "cosine":
+        distances = found.distances / 2
+        distances[distances < _ROUNDING] = 0
+    else:
+        distances = found.distances.sqrt()
     index = found.index.long()
     if isinstance(query, np.ndarray):
         return distances.cpu().numpy(), index.cpu().numpy()

@@ -350,3 +350,15 @@ def test_a_tile_of_keys_needs_no_terms():
     far = torch.tensor([0.8], dtype=torch.float64), endless
     pairs = ops.filter_candidates(tile, bound, near, far, first_item=0, symmetric=False)
     assert pairs.tolist() == [[0, 0], [0, 2]]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("same", [True, False])
+def test_duplicates_are_at_distance_zero(metric, same):
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 65, generator=g) * 10 ** torch.rand(300, 1, generator=g)
+    gallery = torch.cat([rows, rows])
+    distances, index = mmga.nearest(gallery if same else rows, gallery, 2, metric)
+    assert not distances.any()
+    place = torch.arange(300)
+    assert torch.equal(index[:300], torch.stack([place, place + 300], 1))
