@@ -162,7 +162,7 @@ def cluster(options: argparse.Namespace) -> Figures:
     from test_rerank import numpy_clustering
 
     import mmga
-    from mmga.retrieval.reranking.jaccard import to_scipy
+    from mmga.retrieval.neighbours.sparse import to_scipy
 
     items = 5783 // options.divide
     figures: Figures = {"items": items}

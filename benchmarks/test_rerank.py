@@ -24,8 +24,8 @@ from mmga.ops.neighbours import Neighbours
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import float32_neighbours
+from mmga.retrieval.neighbours.sparse import to_scipy
 from mmga.retrieval.neighbours.tile_sizes import TILE
-from mmga.retrieval.reranking.jaccard import to_scipy
 
 ITEMS = int(os.environ.get("MMGA_BENCHMARK_ITEMS", "2000"))
 DENSE_LIMIT = 8000

@@ -23,10 +23,11 @@ _PUBLIC = {
     "GalleryIndex": "mmga.retrieval.reranking.index",
     "augment_gallery": "mmga.retrieval.neighbours.query_expansion",
     "expand_queries": "mmga.retrieval.neighbours.query_expansion",
-    "to_dense": "mmga.retrieval.reranking.jaccard",
-    "to_scipy": "mmga.retrieval.reranking.jaccard",
+    "to_dense": "mmga.retrieval.neighbours.sparse",
+    "to_scipy": "mmga.retrieval.neighbours.sparse",
     "jaccard_distance": "mmga.retrieval.reranking.jaccard",
     "nearest": "mmga.retrieval.neighbours.knn",
+    "neighbours_within": "mmga.retrieval.neighbours.graphs",
     "rerank": "mmga.retrieval.reranking.rerank",
     "rerank_distances": "mmga.retrieval.reranking.rerank",
 }
@@ -48,13 +49,14 @@ if TYPE_CHECKING:
     from mmga.retrieval.features.features import Features as Features
     from mmga.retrieval.features.load import load_features as load_features
     from mmga.retrieval.metrics.report import Report as Report
+    from mmga.retrieval.neighbours.graphs import neighbours_within as neighbours_within
     from mmga.retrieval.neighbours.knn import nearest as nearest
     from mmga.retrieval.neighbours.query_expansion import augment_gallery as augment_gallery
     from mmga.retrieval.neighbours.query_expansion import expand_queries as expand_queries
+    from mmga.retrieval.neighbours.sparse import to_dense as to_dense
+    from mmga.retrieval.neighbours.sparse import to_scipy as to_scipy
     from mmga.retrieval.reranking.index import GalleryIndex as GalleryIndex
     from mmga.retrieval.reranking.jaccard import jaccard_distance as jaccard_distance
-    from mmga.retrieval.reranking.jaccard import to_dense as to_dense
-    from mmga.retrieval.reranking.jaccard import to_scipy as to_scipy
     from mmga.retrieval.reranking.rerank import rerank as rerank
     from mmga.retrieval.reranking.rerank import rerank_distances as rerank_distances
     from mmga.retrieval.reranking.settings import KReciprocal as KReciprocal

@@ -8,6 +8,8 @@ features themselves are so good that only few lists must be repaired instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -96,6 +98,17 @@ def certified_nearest(
     """
     search = _Search(queries, items, k, tiles, TILE, progress)
     return search.through_features(None, False) if tiles is None else search.through(False)
+
+
+def certified_within(
+    vectors: VectorSet,
+    radius: float,
+    tiles: Approximator | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield all pairs of a set whose squared distance is at most `radius` (`_Search.within`)."""
+    return _Search(vectors, vectors, 1, tiles, TILE, progress).within(radius)
 
 
 def exact_order(vectors: VectorSet, exact: str | None, others: VectorSet | None = None) -> str:
@@ -312,8 +325,44 @@ class _Search:
             far[rows] = sample[(near - own).argmin(1)]
         return self._distances(torch.arange(len(far), device="cpu"), far)
 
+    def within(self, radius: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield the pairs of one set, each once, that are at most so far apart.
+
+        Args:
+            radius: a squared distance.
+
+        Yields:
+            Rows and columns, int64 [P], the columns above the rows, and squared distances [P].
+        """
+        limit = torch.full(
+            (len(self._rows.vectors),), radius / self._scale, dtype=torch.float64, device="cpu"
+        )
+        never = torch.full_like(limit, torch.inf)
+        for mine, theirs, pairs, distances in self._refined(
+            lambda rows: (limit[rows], never[rows])
+        ):
+            near = distances <= radius
+            row, column = pairs[near].long().unbind(1)
+            yield row + mine.start, column + theirs.start, distances[near]
+
     def _refine(self, lists: ExactLists) -> None:
         """Insert all pairs that may be within a limit of their vectors, or the farthest."""
+
+        def limits(rows: slice) -> tuple[Tensor, Tensor]:
+            return lists.limits[rows] / self._scale, lists.maxima[rows] / self._scale
+
+        for mine, theirs, pairs, distances in self._refined(limits):
+            lists.insert(pairs, distances, mine.start, theirs.start, both=self._own)
+
+    def _refined(
+        self, limits: Callable[[slice], tuple[Tensor, Tensor]]
+    ) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+        """Yield tile after tile the pairs that may be near or far enough, with exact distances.
+
+        Args:
+            limits: keys up to which, and from which, pairs are wanted of some vectors; asked for
+                again at every tile.
+        """
         rows, columns, size = self._rows, self._columns, self._tile
         height = _ROW_TILES * size
         values = torch.empty(height * size, dtype=torch.float32, device="cpu")
@@ -325,14 +374,10 @@ class _Search:
             places.sort(key=lambda place: place[1].start)
         endless = torch.full((size,), torch.inf, dtype=torch.float64, device="cpu")
         for done, (mine, theirs) in enumerate(places, 1):
-            near, far = lists.limits[mine] / self._scale, lists.maxima[mine] / self._scale
-            if self._own:
-                near_limits = near, lists.limits[theirs] / self._scale
-                far_limits = far, lists.maxima[theirs] / self._scale
-            else:
-                nowhere = endless[: theirs.stop - theirs.start]
-                near_limits, far_limits = (near, -nowhere), (far, nowhere)
-            pairs = self._candidates(mine, theirs, values, near_limits, far_limits)
+            nowhere = endless[: theirs.stop - theirs.start]
+            others_limits = limits(theirs) if self._own else (-nowhere, nowhere)
+            near, far = zip(limits(mine), others_limits, strict=True)
+            pairs = self._candidates(mine, theirs, values, near, far)
             above, beside = rows.exact(mine), columns.exact_once(theirs)
             pairs = refine_candidates(
                 pairs,
@@ -340,11 +385,10 @@ class _Search:
                     above.int16.rows, beside.int16.rows, above.term, beside.term, self._metric
                 ),
                 bound_between(above.int16, beside.int16, rows.vectors.metric),
-                near_limits,
-                far_limits,
+                near,
+                far,
             )
-            distances = above.distances(beside, pairs)
-            lists.insert(pairs, distances, mine.start, theirs.start, both=self._own)
+            yield mine, theirs, pairs, above.distances(beside, pairs)
             self._progress("certain neighbours", done, len(places))
 
     def _candidates(

@@ -28,8 +28,8 @@ from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
 from mmga.retrieval.tiles.sources import tile_height
 
-# Cosine distances below are what rounding in float64 leaves of equal directions.
-_ROUNDING = 2.0**-50
+ROUNDING = 2.0**-50
+"""Cosine distances below are what rounding in float64 leaves of equal directions."""
 ArrayLike = Tensor | np.ndarray | Features
 """A set of feature vectors as callers hold it: [N, D]."""
 
@@ -96,7 +96,7 @@ def nearest(
     found = nearest_items(queries, items, k, exact=exact, progress=progress)
     if metric == "cosine":
         distances = found.distances / 2
-        distances[distances < _ROUNDING] = 0
+        distances[distances < ROUNDING] = 0
     else:
         distances = found.distances.sqrt()
     index = found.index.long()

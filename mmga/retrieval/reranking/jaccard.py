@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +16,12 @@ from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows, search
+from mmga.retrieval.neighbours.sparse import to_torch
 from mmga.retrieval.reranking.encode import encode
 from mmga.retrieval.reranking.settings import KReciprocal
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from scipy.sparse import csr_matrix
+    pass
 
 _LOG = logging.getLogger(__name__)
 # The re-ranking rule of each clustering rule: 'cluster' has lists of k1 and weights softmax(-d).
@@ -102,77 +100,13 @@ def jaccard_distance(
         "%d stored",
         *(n, *seconds, len(matrix.values)),
     )
-    return _to_torch(matrix)
+    return to_torch(matrix)
 
 
 def _rule(k1: int, k2: int, variant: str) -> KReciprocal:
     if variant not in _RULES:
         raise UserError(f"variant must be one of {', '.join(_RULES)}, got {variant!r}")
     return KReciprocal(k1, k2, variant=_RULES[variant])
-
-
-def _to_torch(matrix: ops.CsrRows) -> Tensor:
-    """Return square sparse rows as torch's CSR, with int32 indices where these suffice."""
-    count = len(matrix.offsets) - 1
-    wide = torch.int64 if len(matrix.values) > torch.iinfo(torch.int32).max else torch.int32
-    with warnings.catch_warnings():
-        # torch says once that its sparse CSR tensors are in beta, which is no news to the caller.
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            matrix.offsets.to(wide),
-            matrix.columns.to(wide),
-            matrix.values,
-            (count, count),
-            check_invariants=False,
-            device=matrix.values.device,
-        )
-
-
-def to_scipy(matrix: Tensor) -> csr_matrix:
-    """Return a torch sparse CSR matrix as SciPy's, which shares its memory.
-
-    Stored zeros stay stored, columns ascend within a row. SciPy's arithmetic takes what is not
-    stored as 0, which here is far, and drops zeros, which here are duplicates: combine overlaps
-    (1 - distance) instead of distances.
-
-    Args:
-        matrix: torch sparse CSR on the CPU, as `jaccard_distance` gives it.
-
-    Raises:
-        UserError: it is no such matrix, or SciPy is not installed.
-    """
-    try:
-        from scipy.sparse import csr_matrix
-    except ImportError as error:
-        raise UserError("SciPy is not installed: pip install 'mmga[mat]'") from error
-    _check_sparse(matrix)
-    parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
-    return csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(matrix.shape))
-
-
-def to_dense(matrix: Tensor, absent: float = 1.0) -> NDArray[np.float64]:
-    """Return sparse distances as an array of all pairs, [N, N], in a memory of its own.
-
-    It takes 8 N^2 bytes: 3.2 GB for 20,000 items.
-
-    Args:
-        matrix: torch sparse CSR, as `jaccard_distance` gives it.
-        absent: distance of what is not stored. Where `max_distance` left something out, 1 is an
-            upper bound of it.
-
-    Raises:
-        UserError: it is no such matrix.
-    """
-    _check_sparse(matrix)
-    rows = np.repeat(np.arange(matrix.shape[0]), matrix.crow_indices().diff().cpu().numpy())
-    dense = np.full(tuple(matrix.shape), absent)
-    dense[rows, matrix.col_indices().cpu().numpy()] = matrix.values().cpu().numpy()
-    return dense
-
-
-def _check_sparse(matrix: Tensor) -> None:
-    if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
-        raise UserError(f"matrix must be a torch sparse CSR tensor, got {type(matrix).__name__}")
 
 
 def _all_rows(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from reranking_cases import grid, squared
 
 import mmga
-from mmga.retrieval.reranking.jaccard import jaccard_distance, to_dense, to_scipy
+from mmga.retrieval.neighbours.sparse import to_dense, to_scipy
+from mmga.retrieval.reranking.jaccard import jaccard_distance
 
 CASES = settings(max_examples=40, deadline=None, derandomize=True)
 
