@@ -18,6 +18,8 @@ from mmga.retrieval.metrics.rank import PerQuery
 _EXCLUDED = {
     "junk": "gallery items with pid -1 (junk)",
     "junk_queries": "queries with pid -1 (junk)",
+    "unknown": "gallery items of unknown pid or camid",
+    "unknown_queries": "queries of unknown pid or camid",
     "same_camera": "pairs removed for their camera",
     "own_image": "pairs of an image with itself",
     "expression": "further pairs removed by --exclude",

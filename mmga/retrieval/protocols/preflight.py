@@ -95,7 +95,7 @@ def checked(
     for side, features in sides.items():
         counts = {"identities": len(np.setdiff1d(features.pids, (JUNK, UNKNOWN)))}
         if features.camids is not None:
-            counts["cameras"] = len(np.unique(features.camids))
+            counts["cameras"] = len(np.setdiff1d(features.camids, UNKNOWN))
         shape = " x ".join(map(str, features.rows.shape))
         kind = str(features.rows.dtype).removeprefix("torch.")
         lines.append(
@@ -181,11 +181,15 @@ def _labels(side: str, features: Features, rules: Protocol) -> list[Finding]:
                 stops=True,
             )
         )
-    elif len(features) > 1 and len(np.unique(features.camids)) == 1 and side == "gallery":
+    elif (
+        len(features) > 1
+        and len(cameras := np.setdiff1d(features.camids, UNKNOWN)) == 1
+        and (side == "gallery")
+    ):
         findings.append(
             Finding(
                 side,
-                f"all camids are {ids.written(features.camids[:1], features.camid_names)[0]}",
+                f"all camids are {ids.written(cameras, features.camid_names)[0]}",
                 "check how cameras are read from the file names, or use protocol "
                 f"{rules.without_cameras}",
             )
@@ -261,7 +265,7 @@ def _values(
 def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Finding]:
     """Return which queries have no match, and why."""
     try:
-        labels = Labels.of(query, gallery)
+        labels = Labels.of(query, gallery, cameras=rules.needs_cameras)
     except UserError as error:
         return [Finding("both", str(error), "nothing else about ids could be looked at", True)]
     if gallery is query:
@@ -334,7 +338,7 @@ def _nearness(
     if itself:  # of any protocol of one set
         rules = PROTOCOLS["all-vs-all"]
     try:
-        selection = select(rules, Labels.of(query, gallery))
+        selection = select(rules, Labels.of(query, gallery, cameras=rules.needs_cameras))
     except UserError as error:
         return [Finding("both", str(error), "no evaluation is possible as it is", stops=True)]
     generator = np.random.default_rng(0)
@@ -377,6 +381,8 @@ def _distances(
     one = query.rows.take(torch.tensor([row], dtype=torch.int64, device="cpu")).cpu().double()
     other = gallery.rows.take(torch.from_numpy(items)).cpu().double()
     if metric != "euclidean":
-        one, other = (torch.nn.functional.normalize(rows, dim=1) for rows in (one, other))
+        one, other = (
+            torch.nn.functional.normalize(rows, dim=1, eps=1e-150) for rows in (one, other)
+        )
     distances: np.ndarray = (one - other).square().sum(1).numpy()
     return distances
