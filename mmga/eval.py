@@ -147,6 +147,10 @@ class Options(Inputs):
     """Print what computed the ranks, too, and how many pairs each level of precision decided."""
 
 
+_NOT_EXPLAINED = (
+    *("rerank", "ap", "max_rank", "trials", "seed", "verification", "cross_camera", "fpr"),
+    *("strangers", "bootstrap", "compare", "per_query"),
+)
 Given = TypeVar("Given", bound=Inputs)
 
 
@@ -305,15 +309,17 @@ def body(options: Options) -> None:
 
         if gallery is None:
             raise UserError("--explain needs a query and a gallery")
-        for name in ("rerank", "ap", "verification", "bootstrap", "compare", "per_query"):
-            if getattr(options, name):
-                raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
-        passed = {name: settings[name] for name in ("metric", "device", "memory", "exclude")}
+        for name in cli.changed(options, *_NOT_EXPLAINED):
+            raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
+        names = ("metric", "exact", "device", "memory", "exclude")
+        passed = {name: settings[name] for name in names}
         with bar() as progress:
             steps = explain(query, gallery, *options.explain, progress=progress, **passed)
         if options.json is not None:
             write_json(options.json, {"schema": 1, "explain": steps})
         print(table(steps))
+        for note in (*query.notes, *gallery.notes):
+            print(cli.wrapped(f"note: {note}", 2))
         return
     with bar() as progress:
         report = evaluate(query, gallery, rerank=rule, progress=progress, **settings)

@@ -191,6 +191,14 @@ def _check_header(title: str, header: list[str], first: str) -> None:
             f"{title}: expected names of columns in the first line, such as path,pid,camid, found "
             f"{first[:80]!r}; add such a line"
         )
+    lower = [name.lower() for name in header]
+    for names in (("path", "paths"), *_ROLES.values()):
+        places = [place for place, name in enumerate(lower) if name in names]
+        if len(places) > 1 and len(names) == 2:  # other names of paths may be names of persons
+            raise UserError(
+                f"{title}: the columns {' and '.join(header[place] for place in places)} are the "
+                f"same to a reader; keep the one that is meant as {names[0]}"
+            )
     if len(set(header)) < len(header) or not all(header):
         raise UserError(
             f"{title}: expected distinct column names, found {', '.join(header)} ({first[:80]!r})"

@@ -158,6 +158,8 @@ def test_shards_one_by_one_and_two_files_to_compare(files, capsys):
     assert (code, "found 3 files" in err) == (2, True)
     code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--rerank")
     assert (code, "leave out --rerank" in err) == (2, True)
+    code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--seed", 3)
+    assert (code, "leave out --seed" in err) == (2, True)
     assert run(capsys, "--features", files / "g.npz", "--protocol", "all-vs-all")[0] == 0
 
 

@@ -28,7 +28,9 @@ def test_delimiters_and_encodings(delimiter, encoding, first, tmp_path):
         ("a.png,7,1\nb.png,8,2\n", "expected names of columns .*, found 'a.png,7,1'"),
         ("7\n8\n", "expected names of columns .*, found '7'"),
         ("path,pid\na,b.png,7\n", "row 2 has 3 cells, the header 2"),
-        ("path,path\na,b\n", "expected distinct column names, found path, path"),
+        ("path,path\na,b\n", "the columns path and path are the same to a reader"),
+        ("pid,camid,pids\n1,2,3\n", "columns pid and pids are the same .* meant as pid"),
+        ("time,time\na,b\n", "expected distinct column names, found time, time"),
     ],
 )
 def test_tables_that_are_none(text, sentence, tmp_path):

@@ -221,3 +221,18 @@ def test_unknown_cameras_are_not_one_camera():
         for across in (True, False)
     )
     assert apart == all_pairs
+
+
+def test_only_systems_that_search_one_gallery_are_compared():
+    query, gallery = sets()
+    plain = evaluate(query, gallery)
+    names = [
+        Features(one.features, one.pids.astype(str), one.camids.astype(float))
+        for one in (query, gallery)
+    ]
+    assert compare(plain, evaluate(*names))["mAP"]["value"] == 0
+    with pytest.raises(UserError, match="the same gallery, found 240 and 239 items"):
+        compare(plain, evaluate(query, gallery.select(slice(1, 240))))
+    twice = np.append(np.arange(1, 240), 1)
+    with pytest.raises(UserError, match="identities have other numbers of matches"):
+        compare(plain, evaluate(query, gallery.select(twice)))
