@@ -162,22 +162,30 @@ def _differing(
 def _spelled(labels: Any) -> list[str]:
     """Return labels as text, empty where unknown."""
     values = np.asarray(labels).reshape(-1)
-    missing = np.zeros(len(values), bool)
-    missing[ids.unknown(values)] = True
+    missing = _missing(values)
     plain = ids.of_text(np.where(missing, "", values.astype(np.str_)).tolist())
-    if plain.dtype.kind == "i":
-        return ["" if one == ids.UNKNOWN else str(one) for one in plain.tolist()]
-    return [ids.key(text.strip()) for text in plain.tolist()]
+    missing |= _missing(plain)
+    return [
+        "" if unknown else ids.key(str(one).strip())
+        for one, unknown in zip(plain.tolist(), missing.tolist(), strict=True)
+    ]
 
 
 def filled(own: Any, others: np.ndarray) -> Any:
     """Return labels of a file with those of another source where the file's are unknown."""
     values = np.asarray(own).reshape(-1)
-    missing = values == ids.UNKNOWN if values.dtype.kind == "i" else np.zeros(len(values), bool)
-    if values.dtype.kind != "i":
-        missing[ids.unknown(values)] = True
+    missing = _missing(values)
     if not missing.any() or len(values) != len(others):
         return own
     whole = values.astype(object)
     whole[missing] = [None if one == ids.UNKNOWN else one for one in others[missing].tolist()]
     return whole
+
+
+def _missing(values: np.ndarray) -> np.ndarray:
+    """Return which labels are unknown, bool [N]."""
+    if values.dtype.kind == "i":
+        return np.asarray(values == ids.UNKNOWN)
+    missing = np.zeros(len(values), bool)
+    missing[ids.unknown(values)] = True
+    return missing
