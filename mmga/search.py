@@ -100,6 +100,7 @@ def body(options: Options) -> int | None:
                 return None
         query = load_features(*_side(options, "query"), options.query_columns, options.pattern)
         notes: list[str] = []
+        index = None
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             found = search_index(query, index, options.topk, progress)
@@ -115,7 +116,11 @@ def body(options: Options) -> int | None:
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:
-        found.write(options.out, {"topk": options.topk, "metric": options.metric})
+        metric, used = options.metric, rule if options.rerank else None
+        if index is not None:
+            metric, used = index.metric, index.rule
+        settings = {"topk": options.topk, "metric": metric}
+        found.write(options.out, settings | {"rerank": used and used.as_dict()})
     return None
 
 

@@ -157,3 +157,17 @@ def test_ids_come_from_a_table(files, capsys):
 def test_bad_input_is_one_sentence(files, words, message, capsys):
     names = {"q": files[0] / "q.npz", "g": files[0] / "g.npz"}
     assert message in fails([word.format(**names) for word in words], capsys)
+
+
+def test_results_say_the_metric_and_the_rule_of_the_index(files):
+    folder = files[0] if isinstance(files, tuple) else files
+    index, out = folder / "g.mmga-index", folder / "r.json"
+    words = ["--query", str(folder / "q.npz"), "--out", str(out)]
+    build = ["--gallery", str(folder / "g.npz"), "--save-index", str(index)]
+    search.main([*build, "--metric", "euclidean", "--k1", "7"])
+    search.main([*words, "--index", str(index)])
+    found = json.loads(out.read_text())
+    assert (found["metric"], found["rerank"]["k1"]) == ("euclidean", 7)
+    search.main([*words, "--gallery", str(folder / "g.npz")])
+    found = json.loads(out.read_text())
+    assert (found["metric"], found["rerank"]) == ("cosine", None)

@@ -455,6 +455,11 @@ def joined(loaded: Sequence[Features]) -> Features:
     joined: dict[str, Any] = {
         name: np.concatenate([np.asarray(one[name]) for one in arrays]) for name in arrays[0]
     }
+    for name in ("pids", "camids"):  # float64 beside int64 would lose digits of large ids
+        if name in joined and not any(
+            getattr(one, f"{name[:-1]}_names") is not None for one in loaded
+        ):
+            joined[name] = np.concatenate([getattr(one, name) for one in loaded])
     visibility = joined.pop("visibility", None)
     names = ("pids", "camids", "paths")
     whole = Features(
