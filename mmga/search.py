@@ -116,10 +116,10 @@ def body(options: Options) -> int | None:
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:
-        metric, used = options.metric, rule if options.rerank else None
+        used = rule if options.rerank else None
+        settings: dict[str, Any] = {"topk": options.topk, "metric": options.metric}
         if index is not None:
-            metric, used = index.metric, index.rule
-        settings = {"topk": options.topk, "metric": metric}
+            settings["metric"], used = index.metric, index.rule
         found.write(options.out, settings | {"rerank": used and used.as_dict()})
     return None
 

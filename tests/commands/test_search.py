@@ -160,7 +160,7 @@ def test_bad_input_is_one_sentence(files, words, message, capsys):
 
 
 def test_results_say_the_metric_and_the_rule_of_the_index(files):
-    folder = files[0] if isinstance(files, tuple) else files
+    folder = files[0]
     index, out = folder / "g.mmga-index", folder / "r.json"
     words = ["--query", str(folder / "q.npz"), "--out", str(out)]
     build = ["--gallery", str(folder / "g.npz"), "--save-index", str(index)]

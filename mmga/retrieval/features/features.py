@@ -456,9 +456,8 @@ def joined(loaded: Sequence[Features]) -> Features:
         name: np.concatenate([np.asarray(one[name]) for one in arrays]) for name in arrays[0]
     }
     for name in ("pids", "camids"):  # float64 beside int64 would lose digits of large ids
-        if name in joined and not any(
-            getattr(one, f"{name[:-1]}_names") is not None for one in loaded
-        ):
+        coded = [one.pid_names if name == "pids" else one.camid_names for one in loaded]
+        if name in joined and all(names is None for names in coded):
             joined[name] = np.concatenate([getattr(one, name) for one in loaded])
     visibility = joined.pop("visibility", None)
     names = ("pids", "camids", "paths")
