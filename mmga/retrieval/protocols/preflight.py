@@ -265,7 +265,9 @@ def _values(
 def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Finding]:
     """Return which queries have no match, and why."""
     try:
-        labels = Labels.of(query, gallery, cameras=rules.needs_cameras)
+        # VIPeR's cameras may be absent, but where they are given they count.
+        sides_are_cameras = rules.splits in ("halves", "directions")
+        labels = Labels.of(query, gallery, cameras=rules.needs_cameras or sides_are_cameras)
     except UserError as error:
         return [Finding("both", str(error), "nothing else about ids could be looked at", True)]
     if gallery is query:
@@ -285,6 +287,15 @@ def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Findin
                 f"row {int(np.flatnonzero(labels.query_pids == absent[0])[0])}",
                 "check that both sides number ids alike; queries of these are left out",
                 stops=len(absent) == len(known),
+            )
+        )
+    if sides_are_cameras and len(known) - len(absent) == 1:
+        findings.append(
+            Finding(
+                "both",
+                f"protocol {rules.name} needs two persons at least on both sides, found 1",
+                "give camera a as query and camera b as gallery",
+                stops=True,
             )
         )
     if not rules.needs_cameras or labels.query_camids is None or labels.gallery_camids is None:

@@ -254,3 +254,19 @@ def test_nan_in_given_distances_is_named():
     labels = Features(torch.ones(2, 1), [0, 1])
     with pytest.raises(UserError, match="query 1: a distance is NaN"):
         mmga.evaluate_distances(np.array([[0, 1], [np.nan, 1]]), labels, labels, "no-camera")
+
+
+@pytest.mark.parametrize("name", ["f.npz", "f", "f.safetensors", "f.mat", "f.pt"])
+def test_blanks_at_the_ends_of_paths_and_times(tmp_path, name):
+    rows, paths = np.eye(3, dtype=np.float32), [" a.jpg", "b ", "c d.jpg"]
+    Features(rows, [0, 1, 2], paths=paths).save(tmp_path / name)
+    assert load_features(tmp_path / name).paths.tolist() == paths
+    times = np.array(["2020-01-01", "2021-01-01", "NaT"], "datetime64[s]")
+    timed = Features(rows, [0, 1, 2], columns={"seen": times})
+    if name in ("f.npz", "f"):
+        timed.save(tmp_path / f"new_{name}")
+        found = load_features(tmp_path / f"new_{name}").columns["seen"]
+        assert np.array_equal(found, times, equal_nan=True)
+    else:
+        with pytest.raises(UserError, match="seen: a .* file holds no times"):
+            timed.save(tmp_path / name)
