@@ -64,6 +64,16 @@ def load_features(
     return joined(loaded)
 
 
+def holds_side(path: str | os.PathLike[str], side: str) -> bool:
+    """Return whether a file holds features of a side under layumi's names, such as mquery_f.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    arrays = containers.read(path)
+    return f"{side}_f" in arrays or f"{side}_parts" in arrays
+
+
 def save_both(path: str | os.PathLike[str], query: Features, gallery: Features) -> None:
     """Write two sets to one file under layumi's names; read it with ``side=``.
 
@@ -106,8 +116,8 @@ def _load_one(
     if sides:
         if side is None:
             raise UserError(
-                f"{path} holds {' and '.join(sides)}: say which with side=, or --features on the "
-                "command line"
+                f"{path} holds {' and '.join(sides)}: say which with side=; on the command line "
+                "give it as --features, with a protocol of two sets"
             )
         if side not in sides:
             raise UserError(f"{path}: expected {side}_f, found {_listed(arrays)}")

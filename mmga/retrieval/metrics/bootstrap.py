@@ -44,7 +44,7 @@ class Interval:
 
 
 def bootstrap(report: Report, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """Return intervals of mAP and rank-1.
+    """Return intervals of mAP and rank-1 (of mAP alone where galleries are drawn).
 
     Args:
         report: with per-query figures.
@@ -58,7 +58,7 @@ def bootstrap(report: Report, draws: int = 1000, seed: int = 0) -> dict[str, Int
     shares = _drawn_means(scores, identity, draws, seed)
     return {
         name: _interval(float(scores[:, at].mean()), shares[:, at])
-        for at, name in enumerate(("mAP", "rank1"))
+        for at, name in enumerate(_names(report))
     }
 
 
@@ -72,7 +72,7 @@ def compare(one: Report, other: Report, draws: int = 1000, seed: int = 0) -> dic
         seed: seed of the draws.
 
     Returns:
-        For mAP and rank1 the difference (other - one) as `Interval.as_dict`, and ``p``: the
+        For mAP and, unless galleries are drawn, rank1 the difference (other - one) as `Interval.as_dict`, and ``p``: the
         two-sided share of draws on the other side of zero.
 
     Raises:
@@ -98,12 +98,20 @@ def compare(one: Report, other: Report, draws: int = 1000, seed: int = 0) -> dic
     difference = second - first
     drawn = _drawn_means(difference, identity, draws, seed)
     result: dict[str, object] = {"queries": len(identity), "draws": draws}
-    for at, name in enumerate(("mAP", "rank1")):
+    for at, name in enumerate(_names(one)):
         values = drawn[:, at]
         tail = min((values <= 0).mean(), (values >= 0).mean())
         interval = _interval(float(difference[:, at].mean()), values)
         result[name] = {**interval.as_dict(), "p": float(min(1.0, 2 * max(tail, 1 / draws)))}
     return result
+
+
+def _names(report: Report) -> tuple[str, ...]:
+    """Return the figures that are means over single queries.
+
+    A CMC of drawn galleries is none: the ranks of queries are of the full one.
+    """
+    return ("mAP",) if "single_shot" in report.extra else ("mAP", "rank1")
 
 
 def _scores(report: Report) -> tuple[np.ndarray, np.ndarray]:

@@ -330,7 +330,7 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
         )
     if "compare" in extra:
         found = extra["compare"]["difference"]
-        for name in ("mAP", "rank1"):
+        for name in (name for name in ("mAP", "rank1") if name in found):
             one = found[name]
             lines.append(
                 f"{name} of {extra['compare']['with']}: {one['value']:+.2%} against this, 95% "
