@@ -72,8 +72,8 @@ def compare(one: Report, other: Report, draws: int = 1000, seed: int = 0) -> dic
         seed: seed of the draws.
 
     Returns:
-        For mAP and, unless galleries are drawn, rank1 the difference (other - one) as `Interval.as_dict`, and ``p``: the
-        two-sided share of draws on the other side of zero.
+        For mAP and, unless galleries are drawn, rank1 the difference (other - one) as
+        `Interval.as_dict`, and ``p``: the two-sided share of draws on the other side of zero.
 
     Raises:
         UserError: the queries or the galleries differ.
