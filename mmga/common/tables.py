@@ -138,14 +138,17 @@ def read_table(path: Path, title: str, *, pad: bool = False) -> Table:
 
 
 def are_paths(name: str, values: np.ndarray) -> bool:
-    """Return whether a column holds paths: it is called so, and names rows or looks like paths.
+    """Return whether a column holds paths: it is called so, and holds text.
 
-    Only `path` itself may hold anything: a column `name` may hold the names of persons.
+    A column `name` may hold the names of persons: it must name rows, or look like paths.
     """
-    if name.lower() in ("path", "paths"):
+    lower = name.lower()
+    if lower in ("path", "paths"):
         return True
-    if name.lower() not in PATHS or values.dtype.kind not in "US" or values.ndim != 1:
+    if lower not in PATHS or values.dtype.kind not in "US" or values.ndim != 1:
         return False
+    if lower not in ("name", "names"):
+        return True
     text = values.astype(np.str_).tolist()
     return len(set(text)) == len(text) or all(_PATH.search(one) for one in text)
 

@@ -119,3 +119,10 @@ def test_lines_of_one_path(tmp_path):
     table.write_text("path,pid\nc.png,3\na.png,1\n\nb.png,2\nc.png,4\n")
     with pytest.raises(UserError, match=r"lines 2 and 6 say pid '3' and '4' of one path, c\.png"):
         load_features(path, columns=table)
+
+
+@pytest.mark.parametrize("name", ["image", "img_path", "FILENAME", "files"])
+def test_paths_without_suffix_that_come_twice_are_paths(name, tmp_path):
+    file = features(tmp_path, paths=np.array(["x_2", "x_1", "x_1"]))
+    (tmp_path / "t.csv").write_text(f"{name},pid\nx_1,7\nx_1,7\nx_2,8\n")
+    assert load_features(file, columns=tmp_path / "t.csv").pids.tolist() == [8, 7, 7]
