@@ -23,6 +23,8 @@ PATHS = (
 _ROLES = {"path": PATHS, "pid": ("pid", "pids"), "camid": ("camid", "camids")}
 _KNOWN = {name for names in _ROLES.values() for name in names} | {"split", "mask"}
 _PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{1,3}$")
+_SHORTENED = re.compile(r"[+-]?\d(?:[.,](\d*))?e\+?(\d+)", re.ASCII | re.IGNORECASE)
+_SPREADSHEET_DIGITS = 11  # spreadsheets write larger numbers by a power of ten
 _DELIMITERS = ",;\t|"
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -134,7 +136,28 @@ def read_table(path: Path, title: str, *, pad: bool = False) -> Table:
             )
         rows.append(cells)
         lines.append(number)
-    return Table(title, header, rows, lines)
+    table = Table(title, header, rows, lines)
+    _check_shortened(table)
+    return table
+
+
+def _check_shortened(table: Table) -> None:
+    """Refuse identities and cameras of which a spreadsheet wrote the first digits alone.
+
+    Raises:
+        UserError: there are such; different ones may have become one.
+    """
+    for name in ("pid", "camid"):
+        for line, cell in zip(table.lines, table.column(name) or [], strict=False):
+            number = _SHORTENED.fullmatch(cell.strip())
+            if number is None:
+                continue
+            digits, power = len(number[1] or ""), int(number[2][:4])
+            if power >= _SPREADSHEET_DIGITS and digits < power:
+                raise UserError(
+                    f"{table.title}: line {line}: {name} {cell} is a long number of which the last "
+                    "digits are lost, as spreadsheets write them; save the column as text"
+                )
 
 
 def are_paths(name: str, values: np.ndarray) -> bool:

@@ -30,6 +30,8 @@ def test_delimiters_and_encodings(delimiter, encoding, first, tmp_path):
         ("path,pid\na,b.png,7\n", "row 2 has 3 cells, the header 2"),
         ("path,path\na,b\n", "the columns path and path are the same to a reader"),
         ("pid,camid,pids\n1,2,3\n", "columns pid and pids are the same .* meant as pid"),
+        ("path,pid\na,7.0e+00\nb,1.23457E+11\n", "line 3: pid 1.23457E\\+11 is a long number"),
+        ("pid;camid\n1E+12;1\n", "line 2: pid 1E\\+12 is a long number"),
         ("time,time\na,b\n", "expected distinct column names, found time, time"),
     ],
 )
