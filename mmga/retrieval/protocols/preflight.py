@@ -194,6 +194,17 @@ def _labels(side: str, features: Features, rules: Protocol) -> list[Finding]:
                 f"{rules.without_cameras}",
             )
         )
+    if features.paths is not None:
+        distinct, counts = np.unique(features.paths, return_counts=True)
+        if len(distinct) < len(features):
+            findings.append(
+                Finding(
+                    side,
+                    f"{int((counts > 1).sum())} paths stand at several rows, the first is "
+                    f"{distinct[counts > 1][0]}",
+                    "leave out the rows that were written twice",
+                )
+            )
     junk = int((features.pids == JUNK).sum())
     if junk and side == "query":
         findings.append(Finding(side, f"{junk} queries have pid {JUNK} (junk)", "leave them out"))

@@ -270,3 +270,18 @@ def test_blanks_at_the_ends_of_paths_and_times(tmp_path, name):
     else:
         with pytest.raises(UserError, match=r"seen: a \.\w+ file holds no times"):
             timed.save(tmp_path / name)
+
+
+def test_a_file_that_is_given_twice_and_a_table_that_replaces_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("g-1.npz", "g-2.npz", "folder"):
+        Features(np.eye(3, dtype=np.float32), [0, 1, 2]).save(name)
+    assert len(load_features("g-*.npz")) == 6
+    with pytest.raises(UserError, match="is given twice, so that its rows would count"):
+        load_features(["g-*.npz", tmp_path / "g-1.npz"])
+    for table, value in (("folder/columns.csv", 5), ("other.csv", 6)):
+        (tmp_path / table).write_text(f"time\n{value}\n{value}\n{value}\n")
+    assert load_features("folder").columns["time"].tolist() == [5, 5, 5]
+    replaced = load_features("folder", columns="other.csv")
+    assert replaced.columns["time"].tolist() == [6, 6, 6]
+    assert "columns.csv was not read" in replaced.notes[0]
