@@ -93,7 +93,8 @@ def read_table(path: Path, title: str, *, pad: bool = False) -> Table:
     """Read a table whose first line names the columns.
 
     The delimiter is a comma, semicolon, tab or bar, whichever makes known names of the first line.
-    Empty lines are no rows, but within a table of one column, where they are empty cells.
+    Empty lines are no rows, but within a table of one column, where they are empty cells. Columns
+    without a name, such as the index that pandas writes, are left out.
 
     Args:
         path: the table, UTF-8 or UTF-16.
@@ -134,8 +135,9 @@ def read_table(path: Path, title: str, *, pad: bool = False) -> Table:
                 f"{title}: row {number} has {len(cells)} cells, the header {len(header)}; quote "
                 f"cells that hold the delimiter {delimiter!r}"
             )
-        rows.append(cells)
+        rows.append([cell for name, cell in zip(header, cells, strict=True) if name])
         lines.append(number)
+    header = [name for name in header if name]
     table = Table(title, header, rows, lines)
     _check_shortened(table)
     return table
@@ -225,7 +227,8 @@ def _check_header(title: str, header: list[str], first: str) -> None:
                 f"{title}: the columns {' and '.join(header[place] for place in places)} are the "
                 f"same to a reader; keep the one that is meant as {names[0]}"
             )
-    if len(set(header)) < len(header) or not all(header):
+    named = [name for name in header if name]
+    if len(set(named)) < len(named) or (header and not named):
         raise UserError(
             f"{title}: expected distinct column names, found {', '.join(header)} ({first[:80]!r})"
         )

@@ -44,6 +44,15 @@ def test_tables_that_are_none(text, sentence, tmp_path):
         read_table(tmp_path / "t.csv", "table")
 
 
+def test_columns_without_a_name_are_left_out(tmp_path):
+    (tmp_path / "t.csv").write_text(",path,pid,\n0,a.png,7,\n1,b.png,8,\n")
+    table = read_table(tmp_path / "t.csv", "table")
+    assert (table.header, table.rows) == (["path", "pid"], [["a.png", "7"], ["b.png", "8"]])
+    (tmp_path / "t.csv").write_text(",,\n1,2,3\n")
+    with pytest.raises(UserError, match="expected distinct column names"):
+        read_table(tmp_path / "t.csv", "table")
+
+
 def features(folder, **names):
     """Three rows that hold their own number, and a table that names them in another order."""
     np.savez(folder / "f.npz", features=np.eye(3, 4, dtype="f4"), **names)
