@@ -164,19 +164,24 @@ def _gallery(options: Options) -> "Features":
 
 
 def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> None:
+    import numpy as np
+
     from mmga.retrieval.features import JUNK
-    from mmga.retrieval.reranking.index import GalleryIndex
+    from mmga.retrieval.reranking.index import ROW, GalleryIndex
 
     gallery = _gallery(options)
-    junk = int((gallery.pids == JUNK).sum())
+    rows = np.flatnonzero(gallery.pids != JUNK)
+    junk = len(gallery) - len(rows)
     if junk:
-        gallery = gallery.select(gallery.pids != JUNK)
+        gallery = gallery.select(rows)
         print(
             f"mmga search: {junk} junk items (pid {JUNK}) are left out of the index, whose numbers "
-            "are of those left",
+            "are of those left; results add gallery_row, their rows in the file",
             file=sys.stderr,
         )
     index = GalleryIndex.build(gallery, rule, options.metric, progress=progress)
+    if junk:
+        index.labels[ROW] = rows
     index.save(options.save_index or "")
 
 

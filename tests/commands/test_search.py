@@ -113,6 +113,7 @@ def test_junk_is_left_out_of_an_index(files, capsys):
     search.main(["--query", str(folder / "q.npz"), "--index", str(index), "--out", str(out)])
     rows = json.loads(out.read_text())["results"]
     assert all(row["gallery_path"] == f"g{row['gallery'] + 7}" for row in rows)
+    assert all(row["gallery_row"] == row["gallery"] + 7 for row in rows)
     words = ["--query", str(folder / "q.npz"), "--gallery", str(folder / "g.npz")]
     said = fails([*words, "--rerank", "--topk", "60"], capsys)
     assert "from 1 to the 53 gallery items (7 junk items are left out), got 60" in said
