@@ -37,6 +37,8 @@ _NARROW = (
     torch.float8_e8m0fnu,
 )
 
+_RESERVED = ("features", "parts", "visibility", "pids", "camids", "paths")
+
 Matrix = Tensor | np.ndarray
 """Numbers as callers hold them."""
 Column = Tensor | np.ndarray | Sequence[int] | Sequence[str] | Sequence[float]
@@ -117,6 +119,11 @@ class Features:
             self.paths = np.asarray([str(path) for path in values], dtype=np.str_)
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
+            if name in _RESERVED:
+                raise UserError(
+                    f"{self._name('columns')}: none can be called {name}, as files name other "
+                    "values so; rename it"
+                )
             self.columns[name] = self._column(name, column, count)
         self.visibility: Tensor | None = None
         if parts is not None:

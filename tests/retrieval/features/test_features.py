@@ -285,3 +285,9 @@ def test_a_file_that_is_given_twice_and_a_table_that_replaces_another(tmp_path, 
     replaced = load_features("folder", columns="other.csv")
     assert replaced.columns["time"].tolist() == [6, 6, 6]
     assert "columns.csv was not read" in replaced.notes[0]
+
+
+@pytest.mark.parametrize("name", ["pids", "camids", "paths", "features", "visibility"])
+def test_a_column_cannot_take_the_name_of_other_values(name):
+    with pytest.raises(UserError, match=f"columns: none can be called {name}"):
+        Features(np.eye(3, dtype=np.float32), [0, 1, 2], columns={name: [7, 8, 9]})
