@@ -522,4 +522,11 @@ def _matrix(distmat: Tensor | np.ndarray, rows: int, columns: int) -> Tensor:
         )
     if matrix.dtype in (torch.float16, torch.bfloat16):
         return matrix.to(torch.float32)
+    if matrix.dtype == torch.int64 and matrix.numel():
+        low, high = (int(value) for value in matrix.aminmax())
+        if max(-low, high) > 2**53:
+            raise UserError(
+                "distmat: found integers past 2^53, which float64 does not tell apart; give "
+                "smaller ones, or floating-point distances"
+            )
     return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.to(torch.float64)
