@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmga.common import ids
 from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate_distances
@@ -41,7 +42,7 @@ def evaluate_rank(
 
     Args:
         distmat: [Q, G].
-        q_pids: [Q]; no pid is special, as in torchreid, not even -1.
+        q_pids: [Q]; no pid is special, as in torchreid, not even -1; NaN equals nothing.
         g_pids: [G].
         q_camids: [Q].
         g_camids: [G].
@@ -194,12 +195,37 @@ def _report(
                 f"{name}: expected one for each of the {count} {what}s of distmat, found shape "
                 f"{list(column.shape)}"
             )
-    # To these functions -1 is an identity like any other: ids are names here, and their codes pids.
-    pids = np.concatenate([labels["q_pids"], labels["g_pids"]])
-    names, codes = np.unique(pids, return_inverse=True)
+    (query_pids, gallery_pids), pid_names = _coded("pids", labels["q_pids"], labels["g_pids"])
+    (q_cams, g_cams), camid_names = _coded("camids", labels["q_camids"], labels["g_camids"])
     query, gallery = (
-        Features(np.zeros((len(own), 1), np.float32), own, labels[f"{side}_camids"], source=side)
-        for side, own in (("q", codes[: shape[0]]), ("g", codes[shape[0] :]))
+        Features(np.zeros((len(pids), 1), np.float32), pids, camids, source=side)
+        for side, pids, camids in (("q", query_pids, q_cams), ("g", gallery_pids, g_cams))
     )
-    query.pid_names = gallery.pid_names = names
+    query.pid_names = gallery.pid_names = pid_names
+    query.camid_names = gallery.camid_names = camid_names
     return evaluate_distances(distmat, query, gallery, protocol, max_rank=min(max_rank, shape[1]))
+
+
+def _coded(
+    name: str, query: np.ndarray, gallery: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """Return labels of both sides as places among names, -1 an ordinary one, and the names.
+
+    What is unknown equals nothing, itself included, as NaN does in these packages.
+    """
+    values = np.concatenate([query, gallery])
+    if values.dtype.kind == "O":
+        plain = ids.of_objects(values)
+        if plain is None:
+            raise UserError(f"{name}: expected numbers or strings, found other objects")
+        values = plain
+    if values.dtype.kind == "i":
+        missing = np.flatnonzero(values == ids.UNKNOWN)
+    else:
+        missing = ids.unknown(values)
+    names, codes = np.unique(values, return_inverse=True)
+    codes = codes.reshape(-1).astype(np.int64)
+    codes[missing] = len(names) + np.arange(len(missing))
+    odd = np.asarray([f"unknown {number}" for number in range(len(missing))], np.str_)
+    names = np.concatenate([names.astype(np.str_), odd])
+    return (codes[: len(query)], codes[len(query) :]), names

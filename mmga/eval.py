@@ -147,6 +147,10 @@ class Options(Inputs):
     """Print what computed the ranks, too, and how many pairs each level of precision decided."""
 
 
+_NOT_EXPLAINED = (
+    *("rerank", "ap", "max_rank", "trials", "seed", "verification", "cross_camera", "fpr"),
+    *("strangers", "bootstrap", "compare", "per_query"),
+)
 Given = TypeVar("Given", bound=Inputs)
 
 
@@ -175,6 +179,7 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
         UserError: the inputs contradict each other, or cannot be read.
     """
     from mmga.retrieval.features import load_features
+    from mmga.retrieval.features.load import holds_side
 
     one_set = rules_of(inputs).one_set
     read = functools.partial(load_features, pattern=inputs.pattern)
@@ -201,7 +206,13 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
                     f"{inputs.protocol} ranks one set: give its columns as --query-columns"
                 )
             return read(inputs.features, columns=inputs.query_columns), None
-        query, gallery = (read(inputs.features, side, columns[side]) for side in columns)
+        gallery = read(inputs.features, "gallery", columns["gallery"])
+        pooled = rules_of(inputs).pools and holds_side(inputs.features, "mquery")
+        query = read(inputs.features, "mquery" if pooled else "query", columns["query"])
+        if pooled:
+            query.notes.append(
+                f"{inputs.features}: the images of the queries are those of mquery_f"
+            )
         return query, gallery
     if one_set:
         raise UserError(f"protocol {inputs.protocol} ranks one set: give it as --features")
@@ -277,6 +288,21 @@ def passed_on(options: Options) -> dict[str, Any]:
     return passed | {"protocol": rules_of(options)}
 
 
+def _check_outputs(options: Options) -> None:
+    """Refuse outputs that the evaluation could not give, before it begins."""
+    if options.bootstrap and not 2 <= options.bootstrap <= 10**6:
+        bound = "at most 1000000" if options.bootstrap > 2 else "at least 2"
+        raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
+    if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
+        raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
+    if rules_of(options).splits is not None:
+        for name in cli.changed(options, "per_query", "bootstrap", "compare"):
+            raise UserError(
+                f"{cli.flag(name)}: protocol {options.protocol} has no figures of single queries; "
+                "leave it out"
+            )
+
+
 def body(options: Options) -> None:
     """Evaluate, print the table, write the files."""
     import time
@@ -286,12 +312,8 @@ def body(options: Options) -> None:
     from mmga.retrieval.evaluate import evaluate
     from mmga.retrieval.metrics.bootstrap import bootstrap, compare
 
-    if options.bootstrap and not 2 <= options.bootstrap <= 10**6:
-        bound = "at most 1000000" if options.bootstrap > 2 else "at least 2"
-        raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
-    if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
-        raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
     options = with_protocol(options)
+    _check_outputs(options)
     rule = reranker(options)
     memory.baseline()
     begun = time.perf_counter()
@@ -305,15 +327,17 @@ def body(options: Options) -> None:
 
         if gallery is None:
             raise UserError("--explain needs a query and a gallery")
-        for name in ("rerank", "ap", "verification", "bootstrap", "compare", "per_query"):
-            if getattr(options, name):
-                raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
-        passed = {name: settings[name] for name in ("metric", "device", "memory", "exclude")}
+        for name in cli.changed(options, *_NOT_EXPLAINED):
+            raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
+        names = ("metric", "exact", "device", "memory", "exclude")
+        passed = {name: settings[name] for name in names}
         with bar() as progress:
             steps = explain(query, gallery, *options.explain, progress=progress, **passed)
         if options.json is not None:
             write_json(options.json, {"schema": 1, "explain": steps})
         print(table(steps))
+        for note in (*query.notes, *gallery.notes):
+            print(cli.wrapped(f"note: {note}", 2))
         return
     with bar() as progress:
         report = evaluate(query, gallery, rerank=rule, progress=progress, **settings)

@@ -100,6 +100,7 @@ def body(options: Options) -> int | None:
                 return None
         query = load_features(*_side(options, "query"), options.query_columns, options.pattern)
         notes: list[str] = []
+        index = None
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             found = search_index(query, index, options.topk, progress)
@@ -115,7 +116,11 @@ def body(options: Options) -> int | None:
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:
-        found.write(options.out, {"topk": options.topk, "metric": options.metric})
+        used = rule if options.rerank else None
+        settings: dict[str, Any] = {"topk": options.topk, "metric": options.metric}
+        if index is not None:
+            settings["metric"], used = index.metric, index.rule
+        found.write(options.out, settings | {"rerank": used and used.as_dict()})
     return None
 
 
@@ -159,19 +164,24 @@ def _gallery(options: Options) -> "Features":
 
 
 def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> None:
+    import numpy as np
+
     from mmga.retrieval.features import JUNK
-    from mmga.retrieval.reranking.index import GalleryIndex
+    from mmga.retrieval.reranking.index import ROW, GalleryIndex
 
     gallery = _gallery(options)
-    junk = int((gallery.pids == JUNK).sum())
+    rows = np.flatnonzero(gallery.pids != JUNK)
+    junk = len(gallery) - len(rows)
     if junk:
-        gallery = gallery.select(gallery.pids != JUNK)
+        gallery = gallery.select(rows)
         print(
             f"mmga search: {junk} junk items (pid {JUNK}) are left out of the index, whose numbers "
-            "are of those left",
+            "are of those left; results add gallery_row, their rows in the file",
             file=sys.stderr,
         )
     index = GalleryIndex.build(gallery, rule, options.metric, progress=progress)
+    if junk:
+        index.labels[ROW] = rows
     index.save(options.save_index or "")
 
 

@@ -111,3 +111,14 @@ def test_the_two_re_rankings_of_fastreid_are_different_rules():
     torchreids = compat.re_ranking(*parts, 6, 3)
     evaluators = rerank_distances(*parts, KReciprocal(6, 3, variant="fastreid"), squared=False)
     assert np.abs(torchreids - evaluators).max() > 0.01
+
+
+@pytest.mark.parametrize("missing", [np.nan, None])
+def test_nan_equals_nothing(missing):
+    distances = np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
+    q_pids, g_pids = np.array([7, missing]), np.array([missing, 7, 7])
+    q_camids, g_camids = np.array([1, missing]), np.array([2, 1, missing])
+    cmc, mean = compat.evaluate_rank(distances, q_pids, g_pids, q_camids, g_camids)
+    assert (cmc.tolist(), mean) == ([0, 1, 1], 0.5)
+    with pytest.raises(UserError, match="found other objects"):
+        compat.evaluate_rank(distances, np.array([7, object()]), g_pids, q_camids, g_camids)

@@ -219,18 +219,20 @@ def _text(parts: _Elements, name: str, shape: list[int]) -> np.ndarray:
             matrix = units.view(np.uint8).reshape(shape[0], -1, order="F")
             return _stripped(bytes(row).decode("utf-8", "replace") for row in matrix)
         if rows == 1:
-            return _stripped([text])
+            return np.asarray([text], np.str_)
         units = np.array([ord(one) for one in text], np.uint32)
     if units.dtype.kind not in "iu" or len(units) != math.prod(shape):
         raise ValueError(f"{name}: {len(units)} characters for text of shape {shape[:8]}")
     matrix = units.reshape(shape[0], -1, order="F").astype(np.uint32)
     if matrix.max(initial=0) > 0x10FFFF:
         raise ValueError(f"{name}: no text")
-    return _stripped(
+    text_rows = [
         # Halves of characters beyond 65,535 are put together.
         "".join(map(chr, row)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         for row in matrix.tolist()
-    )
+    ]
+    # Rows of one length are padded, a single one is not.
+    return _stripped(text_rows) if rows > 1 else np.asarray(text_rows, np.str_)
 
 
 def _stripped(rows: Any) -> np.ndarray:

@@ -23,6 +23,8 @@ PATHS = (
 _ROLES = {"path": PATHS, "pid": ("pid", "pids"), "camid": ("camid", "camids")}
 _KNOWN = {name for names in _ROLES.values() for name in names} | {"split", "mask"}
 _PATH = re.compile(r"[/\\]|\.[A-Za-z]\w{1,3}$")
+_SHORTENED = re.compile(r"[+-]?\d(?:[.,](\d*))?e\+?(\d+)", re.ASCII | re.IGNORECASE)
+_SPREADSHEET_DIGITS = 11  # spreadsheets write larger numbers by a power of ten
 _DELIMITERS = ",;\t|"
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
@@ -91,7 +93,8 @@ def read_table(path: Path, title: str, *, pad: bool = False) -> Table:
     """Read a table whose first line names the columns.
 
     The delimiter is a comma, semicolon, tab or bar, whichever makes known names of the first line.
-    Empty lines are no rows, but within a table of one column, where they are empty cells.
+    Empty lines are no rows, but within a table of one column, where they are empty cells. Columns
+    without a name, such as the index that pandas writes, are left out.
 
     Args:
         path: the table, UTF-8 or UTF-16.
@@ -132,20 +135,45 @@ def read_table(path: Path, title: str, *, pad: bool = False) -> Table:
                 f"{title}: row {number} has {len(cells)} cells, the header {len(header)}; quote "
                 f"cells that hold the delimiter {delimiter!r}"
             )
-        rows.append(cells)
+        rows.append([cell for name, cell in zip(header, cells, strict=True) if name])
         lines.append(number)
-    return Table(title, header, rows, lines)
+    header = [name for name in header if name]
+    table = Table(title, header, rows, lines)
+    _check_shortened(table)
+    return table
+
+
+def _check_shortened(table: Table) -> None:
+    """Refuse identities and cameras of which a spreadsheet wrote the first digits alone.
+
+    Raises:
+        UserError: there are such; different ones may have become one.
+    """
+    for name in ("pid", "camid"):
+        for line, cell in zip(table.lines, table.column(name) or [], strict=False):
+            number = _SHORTENED.fullmatch(cell.strip())
+            if number is None:
+                continue
+            digits, power = len(number[1] or ""), int(number[2][:4])
+            if power >= _SPREADSHEET_DIGITS and digits < power:
+                raise UserError(
+                    f"{table.title}: line {line}: {name} {cell} is a long number of which the last "
+                    "digits are lost, as spreadsheets write them; save the column as text"
+                )
 
 
 def are_paths(name: str, values: np.ndarray) -> bool:
-    """Return whether a column holds paths: it is called so, and names rows or looks like paths.
+    """Return whether a column holds paths: it is called so, and holds text.
 
-    Only `path` itself may hold anything: a column `name` may hold the names of persons.
+    A column `name` may hold the names of persons: it must name rows, or look like paths.
     """
-    if name.lower() in ("path", "paths"):
+    lower = name.lower()
+    if lower in ("path", "paths"):
         return True
-    if name.lower() not in PATHS or values.dtype.kind not in "US" or values.ndim != 1:
+    if lower not in PATHS or values.dtype.kind not in "US" or values.ndim != 1:
         return False
+    if lower not in ("name", "names"):
+        return True
     text = values.astype(np.str_).tolist()
     return len(set(text)) == len(text) or all(_PATH.search(one) for one in text)
 
@@ -191,7 +219,16 @@ def _check_header(title: str, header: list[str], first: str) -> None:
             f"{title}: expected names of columns in the first line, such as path,pid,camid, found "
             f"{first[:80]!r}; add such a line"
         )
-    if len(set(header)) < len(header) or not all(header):
+    lower = [name.lower() for name in header]
+    for names in (("path", "paths"), *_ROLES.values()):
+        places = [place for place, name in enumerate(lower) if name in names]
+        if len(places) > 1 and len(names) == 2:  # other names of paths may be names of persons
+            raise UserError(
+                f"{title}: the columns {' and '.join(header[place] for place in places)} are the "
+                f"same to a reader; keep the one that is meant as {names[0]}"
+            )
+    named = [name for name in header if name]
+    if len(set(named)) < len(named) or (header and not named):
         raise UserError(
             f"{title}: expected distinct column names, found {', '.join(header)} ({first[:80]!r})"
         )

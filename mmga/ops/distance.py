@@ -68,6 +68,19 @@ def unit_exponents(norms: Tensor) -> Tensor:
     return -(norms.frexp().exponent.long() // 2)
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Return float32 rows [..., D] divided by their norms; zero vectors stay zero.
+
+    Times a power of two, rows give the same bits.
+    """
+    norms = squared_norms(x.flatten(0, -2)).reshape(x.shape[:-1])
+    # Torch divides by 1e-12 where a norm is less, and squares in float32.
+    odd = (norms > 0) & ((norms < 2.0**-60) | (norms > LARGEST**2))
+    if bool(odd.any()):
+        x = scaled_rows(x, torch.where(odd, unit_exponents(norms), 0))
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
 def key_terms(norms: Tensor, metric: str) -> Tensor:
     """Return the contribution of each row or column to its keys (see `reference.ranking_keys`).
 

@@ -34,13 +34,14 @@ from mmga.retrieval.options import (
     EvaluationOptions,
     Labelled,
     Reranker,
+    check_draws,
     check_kinds,
     check_max_rank,
 )
 from mmga.retrieval.protocols.protocol import PROTOCOLS, protocol_named
 from mmga.retrieval.protocols.protocol import Protocol as Rules
 from mmga.retrieval.protocols.selection import Labels, Selection, select
-from mmga.retrieval.repeated import both_directions, drawn_galleries, evaluate_repeats
+from mmga.retrieval.repeated import both_directions, drawn_galleries, evaluate_repeats, left_out
 from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
@@ -166,12 +167,15 @@ def evaluate_distances(
     """
     check_max_rank(max_rank)
     rules = protocol_named(protocol, ap)
+    check_draws(rules, trials, seed)
     begun = time.perf_counter()
     monitor = Monitor(progress, {"load": 0.0})
     if rules.splits or rules.pools:
         raise UserError(f"protocol {rules.name} needs features, not distances; use mmga.evaluate")
     matrix = _matrix(distmat, len(query.pids), len(gallery.pids))
-    labels = Labels.of(_labelled(query), _labelled(gallery), exclude)
+    labels = Labels.of(_labelled(query), _labelled(gallery), exclude, rules.needs_cameras)
+    if rules.one_set:
+        _check_one_set(rules, labels)
     # In the matrix' own order its rows are read in place.
     selection = select(rules, labels, by_identity=False, progress=progress)
     with monitor.timed("rank"):
@@ -205,6 +209,8 @@ def _evaluate(
         shared = {**options.of_a_part(), "device": where}
         report = evaluate_repeats(evaluate, repeats, shared, progress)
         report.num_query, report.num_gallery = len(query), len(gallery)
+        for name, rows in left_out(query, None if rules.one_set else gallery).items():
+            report.excluded[name] = report.excluded.get(name, 0) + rows
         return report
     if rules.pools:
         query = pooled(query, options.pool)
@@ -263,7 +269,8 @@ def _problem(
     itself = gallery is query
     query = query.with_rows(placed.query)
     other = query if itself else gallery.with_rows(placed.gallery)
-    labels = Labels.of(query, other, options.exclude)
+    cameras = options.protocol.needs_cameras or options.cross_camera
+    labels = Labels.of(query, other, options.exclude, cameras)
     with monitor.timed("load"):
         selection = select(
             options.protocol, labels, every_query=options.verification, progress=monitor.progress
@@ -344,10 +351,12 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
         report.notes.append(problem.placed.note)
     sides = list(zip((query, gallery), problem.norms, strict=True))[: 1 + (gallery is not query)]
     report.zero_vectors = sum(zero_vectors(*side) for side in sides)
-    if gallery is not query:
+    if problem.selection.protocol.pools and problem.queries.metric == "euclidean":
+        _note(report, caveats.of_pooling(problem.norms[1]))
+    if problem.selection.protocol.own_image != "index":
         with problem.monitor.timed("load"):
             of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]
-            same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[1])
+            same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[-1])
         report.duplicates = len(same)
         _note(report, caveats.of_duplicates(problem.selection, len(same)))
     if query.visibility is not None and gallery.visibility is not None:
@@ -489,6 +498,21 @@ def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Feat
     return query if gallery is None else gallery
 
 
+def _check_one_set(rules: Rules, labels: Labels) -> None:
+    """Refuse a matrix whose rows and columns are different items where they must be the same."""
+    differ = None
+    if not np.array_equal(labels.query_pids, labels.gallery_pids):
+        differ = "pids"
+    elif labels.query_paths is not None and labels.gallery_paths is not None:
+        differ = None if np.array_equal(labels.query_paths, labels.gallery_paths) else "paths"
+    if differ is not None:
+        raise UserError(
+            f"protocol {rules.name} ranks one set against itself, so that rows and columns of "
+            f"distmat must be the same items in one order, but their {differ} differ; choose "
+            "no-camera for two sets"
+        )
+
+
 def _matrix(distmat: Tensor | np.ndarray, rows: int, columns: int) -> Tensor:
     matrix = as_tensor("distmat", distmat, lend=True)
     if tuple(matrix.shape) != (rows, columns):
@@ -498,4 +522,11 @@ def _matrix(distmat: Tensor | np.ndarray, rows: int, columns: int) -> Tensor:
         )
     if matrix.dtype in (torch.float16, torch.bfloat16):
         return matrix.to(torch.float32)
+    if matrix.dtype == torch.int64 and matrix.numel():
+        low, high = (int(value) for value in matrix.aminmax())
+        if max(-low, high) > 2**53:
+            raise UserError(
+                "distmat: found integers past 2^53, which float64 does not tell apart; give "
+                "smaller ones, or floating-point distances"
+            )
     return matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.to(torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import Any, Literal
 
 from mmga.common.errors import UserError
@@ -10,6 +12,7 @@ from mmga.retrieval.features import Features, joined
 from mmga.retrieval.features.features import Column, Matrix
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.metrics.report import Report
+from mmga.retrieval.protocols.protocol import protocol_named
 
 
 class Evaluator:
@@ -23,8 +26,15 @@ class Evaluator:
     """
 
     def __init__(self, **options: object) -> None:
-        """Keep the keyword arguments of `evaluate`."""
+        """Keep the keyword arguments of `evaluate`.
+
+        Raises:
+            TypeError: `evaluate` takes no such argument.
+            UserError: there is no such protocol.
+        """
         self.options: dict[str, Any] = dict(options)
+        inspect.signature(evaluate).bind(None, None, **options)
+        protocol_named(self.options.get("protocol", "market1501"), self.options.get("ap"))
         self.reset()
 
     def reset(self) -> None:
@@ -59,7 +69,10 @@ class Evaluator:
         batch = Features(features, pids, camids, source=source, **further)
         if kept and (kept[0].camids is None) != (camids is None):
             raise UserError("camids: give them in every batch or in none")
+        # Callers may write the next batch to the same memory.
         batch.rows = ShardedMatrix([batch.rows.whole().cpu().clone()])
+        labels = copy.deepcopy((batch.pids, batch.camids, batch.visibility, batch.columns))
+        batch.pids, batch.camids, batch.visibility, batch.columns = labels
         kept.append(batch)
 
     def compute(self) -> Report:

@@ -69,8 +69,7 @@ class EvaluationOptions:
             check_choice("exact", self.exact, EXACT)
         check_choice("pool", self.pool, POOLS)
         check_max_rank(self.max_rank)
-        if self.seed < 0:
-            raise UserError(f"seed: expected at least 0, found {self.seed}")
+        check_draws(self.protocol, self.trials, self.seed)
         for refused, why in self._refusals(query, gallery, device):
             if refused:
                 raise UserError(why)
@@ -106,12 +105,6 @@ class EvaluationOptions:
             (
                 reranked and (rules.splits is not None or rules.single_shot),
                 f"rerank: protocol {rules.name} reports plain figures only",
-            ),
-            (
-                self.trials < 0 or (self.trials > 0 and not rules.draws),
-                f"trials: expected {'a number of draws' if rules.draws else 0} under protocol "
-                f"{rules.name}, found {self.trials}; cuhk03-single-shot, single-shot and vehicleid "
-                "draw galleries",
             ),
             (
                 self.verification and rules.splits is not None,
@@ -152,6 +145,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a `UserError` unless a value is one of the choices."""
     if value not in choices:
         raise UserError(f"{name}: expected {' or '.join(choices)}, found {value!r}")
+
+
+def check_draws(rules: Rules, trials: int, seed: int) -> None:
+    """Raise a `UserError` where a protocol draws nothing, or not so."""
+    if trials < 0 or (trials > 0 and not rules.draws):
+        raise UserError(
+            f"trials: expected {'a number of draws' if rules.draws else 0} under protocol "
+            f"{rules.name}, found {trials}; cuhk03-single-shot, single-shot and vehicleid draw "
+            "galleries"
+        )
+    if seed < 0:
+        raise UserError(f"seed: expected at least 0, found {seed}")
 
 
 def check_max_rank(max_rank: int) -> None:

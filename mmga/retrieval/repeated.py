@@ -73,6 +73,8 @@ def both_directions(query: Features, gallery: Features, rules: Protocol) -> Repe
             f"protocol viper needs persons on both sides, found {len(persons)}; give camera a as "
             "query and camera b as gallery"
         )
+    alone = len(np.setdiff1d(np.union1d(labels.query_pids, labels.gallery_pids), (JUNK, UNKNOWN)))
+    alone -= len(persons)
     halved = rules.splits == "halves" and len(persons) != TEST_HALF
     tested = [half_of(persons, split) for split in range(SPLITS)] if halved else [persons]
 
@@ -91,7 +93,8 @@ def both_directions(query: Features, gallery: Features, rules: Protocol) -> Repe
         len(tested),
         size,
         Protocol("viper", "same-identity" if cameras else "none", precision=rules.precision),
-        f"{what} in both directions",
+        f"{what} in both directions"
+        + (f", without the {alone} that one side alone shows" if alone else ""),
     )
 
 
@@ -132,6 +135,23 @@ def drawn_galleries(features: Features, rules: Protocol, trials: int, seed: int)
         Protocol(rules.name, "none", precision=rules.precision),
         f"{count} seeded draws of a gallery of {len(identities)} identities",
     )
+
+
+def left_out(query: Features, gallery: Features | None) -> dict[str, int]:
+    """Return counts of the rows that take part in no evaluation, as reports name them.
+
+    Args:
+        query: the queries, or the one set.
+        gallery: None for one set, whose rows are counted once.
+    """
+    counts = {}
+    sides = (("_queries", query), ("", gallery))
+    for name, code in (("junk", JUNK), ("unknown", UNKNOWN)):
+        for side, features in sides:
+            rows = 0 if features is None else int((features.pids == code).sum())
+            if rows:
+                counts[name + side] = rows
+    return counts
 
 
 def evaluate_repeats(
@@ -207,8 +227,8 @@ def _mean(reports: list[Report]) -> Report:
     whole.num_valid_query = sum(one.num_valid_query for one in reports)
     whole.ties = sum(one.ties for one in reports)
     whole.distractors = sum(one.distractors for one in reports)
-    for name in whole.excluded:
-        whole.excluded[name] = sum(one.excluded[name] for one in reports)
+    names = dict.fromkeys(name for one in reports for name in one.excluded)
+    whole.excluded = {name: sum(one.excluded.get(name, 0) for one in reports) for name in names}
     for name in whole.seconds:
         whole.seconds[name] = sum(one.seconds[name] for one in reports)
     return whole

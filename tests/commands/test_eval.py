@@ -158,6 +158,8 @@ def test_shards_one_by_one_and_two_files_to_compare(files, capsys):
     assert (code, "found 3 files" in err) == (2, True)
     code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--rerank")
     assert (code, "leave out --rerank" in err) == (2, True)
+    code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--seed", 3)
+    assert (code, "leave out --seed" in err) == (2, True)
     assert run(capsys, "--features", files / "g.npz", "--protocol", "all-vs-all")[0] == 0
 
 
@@ -218,3 +220,38 @@ def test_lines_fit_a_terminal(files):
         assert code == 0
         assert max(map(len, said.splitlines())) <= columns
         assert re.search(r"^plain +[0-9.]+", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("flag", ["--per-query=p.csv", "--bootstrap=9", "--compare=q.npz"])
+def test_what_repeated_evaluations_cannot_give_is_refused_before(files, capsys, flag):
+    words = ["--features", files / "g.npz", "--protocol", "vehicleid", "--json", files / "o.json"]
+    code, _, err = run(capsys, *words, flag)
+    assert (code, "vehicleid has no figures of single queries" in err) == (2, True)
+    assert not (files / "o.json").exists()
+
+
+def test_intervals_of_drawn_galleries_are_of_the_full_ones_figures_alone(files, capsys):
+    words = ["--query", files / "q.npz", "--gallery", files / "g.npz", "--json", files / "o.json"]
+    words += ["--compare", files / "q.npz", files / "g.npz", "--bootstrap", 20]
+    for protocol, figures in (("market1501", {"mAP", "rank1"}), ("single-shot", {"mAP"})):
+        assert run(capsys, *words, "--protocol", protocol)[0] == 0
+        found = json.loads((files / "o.json").read_text())
+        assert set(found["bootstrap"]) == figures
+        assert {"mAP", "rank1"} & set(found["compare"]["difference"]) == figures
+
+
+def test_multi_query_takes_the_images_that_a_file_calls_so(files, capsys):
+    query, gallery = (load_features(files / f"{side}.npz") for side in "qg")
+    many = gallery.arrays("mquery") | {"mquery_cam": np.zeros(20, int)}
+    arrays = {**query.arrays("query"), **gallery.arrays("gallery"), **many}
+    np.savez(files / "three.npz", **{name: np.asarray(value) for name, value in arrays.items()})
+    words = ["--features", files / "three.npz", "--json", files / "o.json"]
+    for protocol, queries in (("market1501", 6), ("multi-query", 3)):
+        code, out, _ = run(capsys, *words, "--protocol", protocol)
+        found = json.loads((files / "o.json").read_text())
+        assert (code, found["num_query"]) == (0, queries)
+        assert ("mquery_f" in out) == (protocol == "multi-query")
+    pooled = mmga.evaluate(
+        Features(gallery.features, gallery.pids, np.zeros(20, int)), gallery, protocol="multi-query"
+    )
+    assert found["mAP"] == pooled.mAP

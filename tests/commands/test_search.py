@@ -113,6 +113,7 @@ def test_junk_is_left_out_of_an_index(files, capsys):
     search.main(["--query", str(folder / "q.npz"), "--index", str(index), "--out", str(out)])
     rows = json.loads(out.read_text())["results"]
     assert all(row["gallery_path"] == f"g{row['gallery'] + 7}" for row in rows)
+    assert all(row["gallery_row"] == row["gallery"] + 7 for row in rows)
     words = ["--query", str(folder / "q.npz"), "--gallery", str(folder / "g.npz")]
     said = fails([*words, "--rerank", "--topk", "60"], capsys)
     assert "from 1 to the 53 gallery items (7 junk items are left out), got 60" in said
@@ -157,3 +158,17 @@ def test_ids_come_from_a_table(files, capsys):
 def test_bad_input_is_one_sentence(files, words, message, capsys):
     names = {"q": files[0] / "q.npz", "g": files[0] / "g.npz"}
     assert message in fails([word.format(**names) for word in words], capsys)
+
+
+def test_results_say_the_metric_and_the_rule_of_the_index(files):
+    folder = files[0]
+    index, out = folder / "g.mmga-index", folder / "r.json"
+    words = ["--query", str(folder / "q.npz"), "--out", str(out)]
+    build = ["--gallery", str(folder / "g.npz"), "--save-index", str(index)]
+    search.main([*build, "--metric", "euclidean", "--k1", "7"])
+    search.main([*words, "--index", str(index)])
+    found = json.loads(out.read_text())
+    assert (found["metric"], found["rerank"]["k1"]) == ("euclidean", 7)
+    search.main([*words, "--gallery", str(folder / "g.npz")])
+    found = json.loads(out.read_text())
+    assert (found["metric"], found["rerank"]) == ("cosine", None)

@@ -28,7 +28,11 @@ def test_delimiters_and_encodings(delimiter, encoding, first, tmp_path):
         ("a.png,7,1\nb.png,8,2\n", "expected names of columns .*, found 'a.png,7,1'"),
         ("7\n8\n", "expected names of columns .*, found '7'"),
         ("path,pid\na,b.png,7\n", "row 2 has 3 cells, the header 2"),
-        ("path,path\na,b\n", "expected distinct column names, found path, path"),
+        ("path,path\na,b\n", "the columns path and path are the same to a reader"),
+        ("pid,camid,pids\n1,2,3\n", "columns pid and pids are the same .* meant as pid"),
+        ("path,pid\na,7.0e+00\nb,1.23457E+11\n", "line 3: pid 1.23457E\\+11 is a long number"),
+        ("pid;camid\n1E+12;1\n", "line 2: pid 1E\\+12 is a long number"),
+        ("time,time\na,b\n", "expected distinct column names, found time, time"),
     ],
 )
 def test_tables_that_are_none(text, sentence, tmp_path):
@@ -37,6 +41,15 @@ def test_tables_that_are_none(text, sentence, tmp_path):
         read_table(tmp_path / "t.csv", "table")
     (tmp_path / "t.csv").write_bytes("path,pid\na,Jürgen\n".encode("cp1252"))
     with pytest.raises(UserError, match="save it as CSV in UTF-8"):
+        read_table(tmp_path / "t.csv", "table")
+
+
+def test_columns_without_a_name_are_left_out(tmp_path):
+    (tmp_path / "t.csv").write_text(",path,pid,\n0,a.png,7,\n1,b.png,8,\n")
+    table = read_table(tmp_path / "t.csv", "table")
+    assert (table.header, table.rows) == (["path", "pid"], [["a.png", "7"], ["b.png", "8"]])
+    (tmp_path / "t.csv").write_text(",,\n1,2,3\n")
+    with pytest.raises(UserError, match="expected distinct column names"):
         read_table(tmp_path / "t.csv", "table")
 
 
@@ -117,3 +130,10 @@ def test_lines_of_one_path(tmp_path):
     table.write_text("path,pid\nc.png,3\na.png,1\n\nb.png,2\nc.png,4\n")
     with pytest.raises(UserError, match=r"lines 2 and 6 say pid '3' and '4' of one path, c\.png"):
         load_features(path, columns=table)
+
+
+@pytest.mark.parametrize("name", ["image", "img_path", "FILENAME", "files"])
+def test_paths_without_suffix_that_come_twice_are_paths(name, tmp_path):
+    file = features(tmp_path, paths=np.array(["x_2", "x_1", "x_1"]))
+    (tmp_path / "t.csv").write_text(f"{name},pid\nx_1,7\nx_1,7\nx_2,8\n")
+    assert load_features(file, columns=tmp_path / "t.csv").pids.tolist() == [8, 7, 7]

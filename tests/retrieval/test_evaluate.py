@@ -416,3 +416,12 @@ def test_pku_sketch_gives_its_authors_numbers():
     assert report.mAP == pytest.approx(0.17799972, abs=1e-6)
     assert (report.rank1, report.rank5, report.rank10) == pytest.approx((0.14, 0.36, 0.48))
     assert evaluate(query, gallery).mAP == pytest.approx(0.217137, abs=1e-6)
+
+
+def test_integer_distances_are_ranked_as_they_are_or_refused():
+    labels = Features(np.eye(3, dtype=np.float32), [1, 0, 2], [1, 1, 1])
+    query = Features(np.eye(1, dtype=np.float32), [0], [0])
+    distances = np.array([[2**53 - 2, 2**53 - 1, 2**53]])
+    assert evaluate_distances(distances, query, labels).rank1 == 0
+    with pytest.raises(UserError, match=r"integers past 2\^53"):
+        evaluate_distances(distances + 1, query, labels)

@@ -29,3 +29,35 @@ def test_evaluator_in_a_loop():
     evaluator.reset()
     with pytest.raises(UserError, match="no batch was added"):
         evaluator.compute()
+
+
+def test_batches_in_memory_that_is_written_again():
+    query, gallery = (Features(unit(8, seed=seed), [0, 1] * 4, [seed] * 8) for seed in (0, 1))
+    evaluator = Evaluator()
+    rows, pids = torch.empty(4, query.dimension), np.empty(4, np.int64)
+    camids, times = torch.empty(4, dtype=torch.int64), np.empty(4)
+    for side, features in (("query", query), ("gallery", gallery)):
+        for at in (slice(0, 4), slice(4, 8)):
+            rows[:], pids[:] = features.features[at], features.pids[at]
+            camids[:], times[:] = torch.from_numpy(features.camids[at]), at.start
+            evaluator.update(side, rows, pids, camids, columns={"time": times})
+    report, expected = evaluator.compute(), evaluate(query, gallery)
+    assert (report.mAP, report.num_cameras) == (expected.mAP, 2)
+    evaluator.options["exclude"] = "time != query.time"
+    assert evaluator.compute().excluded["expression"] == 32
+
+
+def test_large_ids_beside_unknown_ones():
+    evaluator = Evaluator(protocol="no-camera")
+    evaluator.update("query", unit(2), [2**60, 2**60 + 1])
+    evaluator.update("query", unit(2), [None, 3])
+    evaluator.update("gallery", unit(3), [2**60, 2**60 + 1, 3])
+    report = evaluator.compute()
+    assert (report.num_valid_query, report.excluded["unknown_queries"]) == (3, 1)
+
+
+def test_arguments_are_checked_before_the_first_batch():
+    with pytest.raises(TypeError, match="protocl"):
+        Evaluator(protocl="market1501")
+    with pytest.raises(UserError, match="protocol: expected market1501"):
+        Evaluator(protocol="market")

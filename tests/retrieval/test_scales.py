@@ -121,3 +121,13 @@ def test_distances_of_pairs_beyond_what_products_hold(power, metric):
         lengths = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(g, axis=1)
         wanted = 1 - np.divide(q @ g.T, lengths, where=lengths > 0, out=np.zeros_like(lengths))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-3 * wanted.max())
+
+
+@pytest.mark.parametrize("power", [-48, -40, 44])
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_pooled_and_expanded_queries(power, pool):
+    pooled = [mmga.evaluate(*sides(3, p), protocol="multi-query", pool=pool) for p in (0, power)]
+    assert figures(pooled[0]) == figures(pooled[1])
+    for neighbours in (0, 3):
+        plain, moved = (mmga.expand_queries(*sides(3, p), neighbours) for p in (0, power))
+        assert torch.equal(plain, moved)

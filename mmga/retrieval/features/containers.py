@@ -70,6 +70,16 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
             f"{target}: expected {', '.join(_WRITERS)} or no suffix for a folder of .npy files, "
             f"found {suffix}"
         )
+    for name, value in arrays.items():
+        if (
+            suffix not in ("", ".npz")
+            and isinstance(value, np.ndarray)
+            and value.dtype.kind in "mM"
+        ):
+            raise UserError(
+                f"{target}: {name}: a {suffix} file holds no times; store them as numbers, for "
+                "example seconds, or as strings"
+            )
     with atomic_path(target) as temporary:
         writer(temporary, arrays)
 

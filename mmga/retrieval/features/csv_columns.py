@@ -107,9 +107,11 @@ def merged(
             f"{source}: line i was taken for row i of {file}, as there are no paths to match in "
             f"{' and '.join(lacking)}"
         )
-    result = dict(arrays)
+    result, notes = dict(arrays), [note] if note else []
+    by_order = "paths" not in arrays or "paths" not in table
     for name, column in table.items():
         if name in _LABELS and name in arrays:
+            notes += _differing(name, arrays[name], column[order], (file, source), by_order)
             result[name] = filled(arrays[name], column[order])
         elif name == "paths" and name in arrays:
             continue
@@ -117,17 +119,73 @@ def merged(
             raise UserError(f"{source} and {file} both hold a column {name}; rename one")
         else:
             result[name] = column[order]
-    return result, [note] if note else []
+    return result, notes
+
+
+def _differing(
+    name: str, own: Any, others: np.ndarray, names: tuple[str, str], by_order: bool
+) -> list[str]:
+    """Return a note where a file and a table say different things of rows; the file's are kept.
+
+    Args:
+        name: pids or camids.
+        own: of the file.
+        others: of the table, in the order of the file's rows.
+        names: of the file and the table.
+        by_order: lines are rows by their order alone.
+
+    Raises:
+        UserError: so are they, and the labels are not one numbering in place of another.
+    """
+    sides = [_spelled(own), _spelled(others)]
+    if len(sides[0]) != len(sides[1]):
+        return []
+    pairs = [(row, *two) for row, two in enumerate(zip(*sides, strict=True)) if all(two)]
+    odd = [(row, held, listed) for row, held, listed in pairs if held != listed]
+    if not odd:
+        return []
+    row, held, listed = odd[0]
+    what = (
+        f"{names[1]}: {name[:-1]} is another than in {names[0]} for {len(odd)} of {len(pairs)} "
+        f"rows, first for row {row}, {listed} where the file says {held}"
+    )
+    distinct = {(held, listed) for _, held, listed in pairs}
+    renumbered = all(len({two[at] for two in distinct}) == len(distinct) for at in (0, 1))
+    if by_order and not renumbered:
+        raise UserError(
+            f"{what}: lines and rows are in different order; give paths on both sides, or leave "
+            f"the column {name[:-1]} out of the table"
+        )
+    return [f"{what}; those of the file are used"]
+
+
+def _spelled(labels: Any) -> list[str]:
+    """Return labels as text, empty where unknown."""
+    values = np.asarray(labels).reshape(-1)
+    missing = _missing(values)
+    plain = ids.of_text(np.where(missing, "", values.astype(np.str_)).tolist())
+    missing |= _missing(plain)
+    return [
+        "" if unknown else ids.key(str(one).strip())
+        for one, unknown in zip(plain.tolist(), missing.tolist(), strict=True)
+    ]
 
 
 def filled(own: Any, others: np.ndarray) -> Any:
     """Return labels of a file with those of another source where the file's are unknown."""
     values = np.asarray(own).reshape(-1)
-    missing = values == ids.UNKNOWN if values.dtype.kind == "i" else np.zeros(len(values), bool)
-    if values.dtype.kind != "i":
-        missing[ids.unknown(values)] = True
+    missing = _missing(values)
     if not missing.any() or len(values) != len(others):
         return own
     whole = values.astype(object)
     whole[missing] = [None if one == ids.UNKNOWN else one for one in others[missing].tolist()]
     return whole
+
+
+def _missing(values: np.ndarray) -> np.ndarray:
+    """Return which labels are unknown, bool [N]."""
+    if values.dtype.kind == "i":
+        return np.asarray(values == ids.UNKNOWN)
+    missing = np.zeros(len(values), bool)
+    missing[ids.unknown(values)] = True
+    return missing

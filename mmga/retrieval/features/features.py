@@ -37,6 +37,8 @@ _NARROW = (
     torch.float8_e8m0fnu,
 )
 
+_RESERVED = ("features", "parts", "visibility", "pids", "camids", "paths")
+
 Matrix = Tensor | np.ndarray
 """Numbers as callers hold them."""
 Column = Tensor | np.ndarray | Sequence[int] | Sequence[str] | Sequence[float]
@@ -117,6 +119,11 @@ class Features:
             self.paths = np.asarray([str(path) for path in values], dtype=np.str_)
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
+            if name in _RESERVED:
+                raise UserError(
+                    f"{self._name('columns')}: none can be called {name}, as files name other "
+                    "values so; rename it"
+                )
             self.columns[name] = self._column(name, column, count)
         self.visibility: Tensor | None = None
         if parts is not None:
@@ -371,32 +378,47 @@ def common_labels(
     query_names: np.ndarray | None,
     gallery: np.ndarray,
     gallery_names: np.ndarray | None,
-) -> tuple[np.ndarray, np.ndarray]:
+    *,
+    strict: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return labels of two sets in one numbering: names and numbers match by what they spell.
+
+    Args:
+        name: pids or camids.
+        query: labels of the queries, int64 [Q].
+        query_names: the name of each label, None where labels are numbers.
+        gallery: labels of the gallery, int64 [G].
+        gallery_names: likewise.
+        strict: refuse sides of which one has numbers and the other none.
+
+    Returns:
+        Labels of both sides, and the names of their codes, None where they are numbers.
 
     Raises:
         UserError: one set has integers, the other strings of which none is a whole number.
     """
     if query_names is None and gallery_names is None:
-        return query, gallery
-    for strings, integers, names, numbered in (
-        ("query", "gallery", query_names, gallery_names is None),
-        ("gallery", "query", gallery_names, query_names is None),
-    ):
-        if numbered and names is not None and len(names) and not any(map(ids.is_number, names)):
+        return query, gallery, None
+    special = (UNKNOWN, JUNK) if name == "pids" else (UNKNOWN,)
+    sides = [_keys(query, query_names, special), _keys(gallery, gallery_names, special)]
+    spelled = [{word for word in words if isinstance(word, str)} for _, words in sides]
+    numbered = [any(map(ids.is_number, words)) for words in spelled]
+    if strict and all(spelled) and (query_names is None) != (gallery_names is None):
+        strings, integers = ("query", "gallery") if gallery_names is None else ("gallery", "query")
+        if not all(numbered):
             raise UserError(
                 f"{name}: the {strings} has strings and the {integers} integers; "
                 "write both in the same way"
             )
-    special = (UNKNOWN, JUNK) if name == "pids" else (UNKNOWN,)
-    sides = [_keys(query, query_names, special), _keys(gallery, gallery_names, special)]
-    spelled = {word for _, words in sides for word in words if isinstance(word, str)}
-    union = {word: place for place, word in enumerate(sorted(spelled))}
-    common = []
-    for inverse, words in sides:
-        places = [union[word] if isinstance(word, str) else word for word in words]
-        common.append(np.asarray(places, np.int64)[inverse])
-    return common[0], common[1]
+    union = sorted(set().union(*spelled))
+    places = {word: place for place, word in enumerate(union)}
+    common = [
+        np.asarray([places[word] if isinstance(word, str) else word for word in words], np.int64)[
+            inverse
+        ]
+        for inverse, words in sides
+    ]
+    return common[0], common[1], np.asarray(union, np.str_)
 
 
 def _keys(
@@ -440,6 +462,10 @@ def joined(loaded: Sequence[Features]) -> Features:
     joined: dict[str, Any] = {
         name: np.concatenate([np.asarray(one[name]) for one in arrays]) for name in arrays[0]
     }
+    for name in ("pids", "camids"):  # float64 beside int64 would lose digits of large ids
+        coded = [one.pid_names if name == "pids" else one.camid_names for one in loaded]
+        if name in joined and all(names is None for names in coded):
+            joined[name] = np.concatenate([getattr(one, name) for one in loaded])
     visibility = joined.pop("visibility", None)
     names = ("pids", "camids", "paths")
     whole = Features(

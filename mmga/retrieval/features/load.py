@@ -58,10 +58,21 @@ def load_features(
     paths = _expand(path)
     if columns is not None and len(paths) > 1:
         raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
+    _check_twice(paths)
     loaded = [_load_one(one, side, columns, pattern) for one in paths]
     if len(loaded) == 1:
         return loaded[0]
     return joined(loaded)
+
+
+def holds_side(path: str | os.PathLike[str], side: str) -> bool:
+    """Return whether a file holds features of a side under layumi's names, such as mquery_f.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    arrays = containers.read(path)
+    return f"{side}_f" in arrays or f"{side}_parts" in arrays
 
 
 def save_both(path: str | os.PathLike[str], query: Features, gallery: Features) -> None:
@@ -87,6 +98,22 @@ def _expand(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     return [Path(one) for one in found]
 
 
+def _check_twice(paths: Sequence[Path]) -> None:
+    """Refuse a file that is given twice, whose rows would count twice.
+
+    Raises:
+        UserError: there is one, perhaps because two patterns match it.
+    """
+    first: dict[str, Path] = {}
+    for path in paths:
+        before = first.setdefault(os.path.realpath(path), path)
+        if before is not path:
+            raise UserError(
+                f"{path} is given twice, so that its rows would count twice; name each file once"
+                + ("" if str(before) == str(path) else f" ({before} is the same file)")
+            )
+
+
 def _natural(text: str) -> list[tuple[int, int | str]]:
     return [
         (0, int(piece)) if piece.isdigit() else (1, piece) for piece in re.split(r"(\d+)", text)
@@ -100,14 +127,17 @@ def _load_one(
     if path.suffix.lower() == ".npy" and not path.is_dir():
         rows = arrays["array"]
         arrays = {"parts" if rows.ndim == 3 else "features": rows}
-    if columns is None and path.is_dir() and (path / COLUMNS).exists():
-        columns = path / COLUMNS
+    notes: list[str] = []
+    if path.is_dir() and (path / COLUMNS).exists():
+        if columns is not None:
+            notes.append(f"{path / COLUMNS} was not read, as {columns} was given in its place")
+        columns = columns or path / COLUMNS
     sides = [name for name in SIDES if f"{name}_f" in arrays or f"{name}_parts" in arrays]
     if sides:
         if side is None:
             raise UserError(
-                f"{path} holds {' and '.join(sides)}: say which with side=, or --features on the "
-                "command line"
+                f"{path} holds {' and '.join(sides)}: say which with side=; on the command line "
+                "give it as --features, with a protocol of two sets"
             )
         if side not in sides:
             raise UserError(f"{path}: expected {side}_f, found {_listed(arrays)}")
@@ -127,9 +157,9 @@ def _load_one(
             f"gallery_label; found {_listed(arrays)}"
         )
     arrays = _with_paths(arrays)
-    notes: list[str] = []
     if columns is not None:
-        arrays, notes = csv_columns.merged(arrays, columns, str(path))
+        arrays, found = csv_columns.merged(arrays, columns, str(path))
+        notes += found
     if pattern is not None:
         notes.append(_read_names(arrays, pattern, str(path)))
     if "pids" not in arrays:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.retrieval.metrics.report import Report
 
@@ -43,7 +44,7 @@ class Interval:
 
 
 def bootstrap(report: Report, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """Return intervals of mAP and rank-1.
+    """Return intervals of mAP and rank-1 (of mAP alone where galleries are drawn).
 
     Args:
         report: with per-query figures.
@@ -57,7 +58,7 @@ def bootstrap(report: Report, draws: int = 1000, seed: int = 0) -> dict[str, Int
     shares = _drawn_means(scores, identity, draws, seed)
     return {
         name: _interval(float(scores[:, at].mean()), shares[:, at])
-        for at, name in enumerate(("mAP", "rank1"))
+        for at, name in enumerate(_names(report))
     }
 
 
@@ -71,11 +72,11 @@ def compare(one: Report, other: Report, draws: int = 1000, seed: int = 0) -> dic
         seed: seed of the draws.
 
     Returns:
-        For mAP and rank1 the difference (other - one) as `Interval.as_dict`, and ``p``: the
-        two-sided share of draws on the other side of zero.
+        For mAP and, unless galleries are drawn, rank1 the difference (other - one) as
+        `Interval.as_dict`, and ``p``: the two-sided share of draws on the other side of zero.
 
     Raises:
-        UserError: the queries differ.
+        UserError: the queries or the galleries differ.
     """
     first, identity = _scores(one)
     second, again = _scores(other)
@@ -84,15 +85,33 @@ def compare(one: Report, other: Report, draws: int = 1000, seed: int = 0) -> dic
             "compare: both systems must rank the same queries in the same order, but their pids or "
             "valid queries differ"
         )
+    if one.num_gallery != other.num_gallery:
+        raise UserError(
+            f"compare: both systems must search the same gallery, found {one.num_gallery} and "
+            f"{other.num_gallery} items"
+        )
+    if not np.array_equal(_matches(one, identity), _matches(other, identity)):
+        raise UserError(
+            "compare: both systems must search the same gallery, but identities have other numbers "
+            "of matches in that of the other"
+        )
     difference = second - first
     drawn = _drawn_means(difference, identity, draws, seed)
     result: dict[str, object] = {"queries": len(identity), "draws": draws}
-    for at, name in enumerate(("mAP", "rank1")):
+    for at, name in enumerate(_names(one)):
         values = drawn[:, at]
         tail = min((values <= 0).mean(), (values >= 0).mean())
         interval = _interval(float(difference[:, at].mean()), values)
         result[name] = {**interval.as_dict(), "p": float(min(1.0, 2 * max(tail, 1 / draws)))}
     return result
+
+
+def _names(report: Report) -> tuple[str, ...]:
+    """Return the figures that are means over single queries.
+
+    A CMC of drawn galleries is none: the ranks of queries are of the full one.
+    """
+    return ("mAP",) if "single_shot" in report.extra else ("mAP", "rank1")
 
 
 def _scores(report: Report) -> tuple[np.ndarray, np.ndarray]:
@@ -102,13 +121,28 @@ def _scores(report: Report) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f"bootstrap: protocol {report.protocol} has no figures of single queries to draw from"
         )
-    valid = np.flatnonzero(scores.num_matches > 0)
-    if report.counted is not None:  # queries without a match may count zero
-        valid = report.counted
+    valid = _counted(report)
     table = np.stack(
         [np.nan_to_num(scores.average_precision[valid]), scores.first_rank[valid] == 1], axis=1
     )
-    return table, np.asarray(report.pids)[valid]
+    # As names, so that 7 and "7" are one identity.
+    names = [ids.key(str(ids.plain(pid))) for pid in np.asarray(report.pids)[valid]]
+    return table, np.asarray(names, np.str_)
+
+
+def _counted(report: Report) -> np.ndarray:
+    """Return the queries that enter the averages; some without a match may."""
+    assert report.per_query is not None
+    if report.counted is not None:
+        return report.counted
+    return np.flatnonzero(report.per_query.num_matches > 0)
+
+
+def _matches(report: Report, identity: np.ndarray) -> np.ndarray:
+    """Return the matches of all queries of each identity, in the order of their names."""
+    assert report.per_query is not None
+    codes = np.unique(identity, return_inverse=True)[1]
+    return np.bincount(codes, report.per_query.num_matches[_counted(report)])
 
 
 def _drawn_means(scores: np.ndarray, identity: np.ndarray, draws: int, seed: int) -> np.ndarray:

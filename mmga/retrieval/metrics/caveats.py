@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
-from mmga.retrieval.features import JUNK
+from mmga.common import ids
+from mmga.retrieval.features import JUNK, UNKNOWN
 from mmga.retrieval.metrics.rank import PerQuery
 from mmga.retrieval.protocols import chance
 from mmga.retrieval.protocols.selection import Selection
 
+_UNIT = 1.01
+"""Lengths up to this factor from 1 are those of normalised features."""
 _MANY = 0.5
 """Share of the queries from which on a peculiarity of single ones is one of the figures."""
 
@@ -77,9 +81,11 @@ def _of_cameras(selection: Selection) -> list[str]:
     labels = selection.labels
     assert labels.query_camids is not None
     assert labels.gallery_camids is not None
-    query, gallery = np.unique(labels.query_camids), np.unique(labels.gallery_camids)
+    query, gallery = (
+        np.setdiff1d(camids, UNKNOWN) for camids in (labels.query_camids, labels.gallery_camids)
+    )
     shared = np.intersect1d(query, gallery)
-    if JUNK in shared:
+    if str(JUNK) in ids.written(shared, labels.camid_names).astype(np.str_):
         return [
             "camid -1 stands on both sides and is one camera like any other here, so that pairs of "
             "unknown cameras are left out as pairs of one; give their cameras, or use protocol "
@@ -107,6 +113,22 @@ def of_duplicates(selection: Selection, duplicates: int) -> str | None:
         f"{duplicates} gallery items have exactly the features of a query and are counted as "
         f"matches under protocol {selection.protocol.name}: if they are the query images "
         "themselves, give paths on both sides, evaluate one set as all-vs-all, or leave them out"
+    )
+
+
+def of_pooling(norms: Tensor) -> str | None:
+    """Return what pooled queries, which have length 1, mean among items of other lengths.
+
+    Args:
+        norms: squared norms of the gallery's items, float64 [G] or [G, P].
+    """
+    lengths = norms[norms > 0].sqrt()
+    low, high = (float(lengths.min()), float(lengths.max())) if len(lengths) else (1.0, 1.0)
+    if max(high, 1 / low) < _UNIT:
+        return None
+    return (
+        f"multi-query pools queries to length 1, and gallery items have lengths from {low:.3g} to "
+        f"{high:.3g}: Euclidean distances compare lengths more than directions; use metric cosine"
     )
 
 

@@ -18,6 +18,8 @@ from mmga.retrieval.metrics.rank import PerQuery
 _EXCLUDED = {
     "junk": "gallery items with pid -1 (junk)",
     "junk_queries": "queries with pid -1 (junk)",
+    "unknown": "gallery items of unknown pid or camid",
+    "unknown_queries": "queries of unknown pid or camid",
     "same_camera": "pairs removed for their camera",
     "own_image": "pairs of an image with itself",
     "expression": "further pairs removed by --exclude",
@@ -328,7 +330,7 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
         )
     if "compare" in extra:
         found = extra["compare"]["difference"]
-        for name in ("mAP", "rank1"):
+        for name in (name for name in ("mAP", "rank1") if name in found):
             one = found[name]
             lines.append(
                 f"{name} of {extra['compare']['with']}: {one['value']:+.2%} against this, 95% "

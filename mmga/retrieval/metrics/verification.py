@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.ops.ranking import Impostors, Matches, Tile, count_impostors
+from mmga.retrieval.features import UNKNOWN
 from mmga.retrieval.protocols.selection import Pairs, Selection
 
 BINS = 1 << 16
@@ -200,7 +201,9 @@ def _cameras(selection: Selection, cross_camera: bool) -> tuple[Tensor | None, T
         labels.gallery_camids[selection.gallery],
     )
     codes = np.unique(np.concatenate([query, gallery]), return_inverse=True)[1].astype(np.int32)
-    return torch.from_numpy(codes[: len(query)]), torch.from_numpy(codes[len(query) :])
+    row, column = codes[: len(query)], codes[len(query) :]
+    row[query == UNKNOWN], column[gallery == UNKNOWN] = -1, -2  # of no camera in common
+    return torch.from_numpy(row), torch.from_numpy(column)
 
 
 def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, object]:
@@ -231,8 +234,8 @@ def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, obj
     for target in targets:
         row: dict[str, object] = {"fpr": target, "tpr": None, "threshold": None}
         if impostors and target >= 1 / impostors and genuines:
-            # The largest edge whose false accepts keep within the target.
-            at = int(np.searchsorted(false_accepts, target * impostors, "right")) - 1
+            # The largest edge whose rate of false accepts keeps within the target.
+            at = int(np.searchsorted(false_accepts / impostors, target, "right")) - 1
             row["tpr"] = float(true_accepts[at] / genuines) if at >= 0 else 0.0
             row["threshold"] = float(edges[at]) if at >= 0 else 0.0
             row["note"] = None

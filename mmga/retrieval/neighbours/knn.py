@@ -74,7 +74,8 @@ def nearest(
 
     Args:
         query: `Features`, or a tensor or array [Q, D].
-        gallery: likewise, [G, D]; files that are memory-mapped are read once.
+        gallery: likewise, [G, D]; files that are memory-mapped are read once, and the rows of the
+            nearest items again.
         k: at least 1; at most G.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         exact: ``"certified"``: distances that nearly tie have the order of float64 arithmetic;

@@ -15,9 +15,11 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.retrieval.features import Features
 
+_LABELS = ("pid", "camid")
 Array = np.ndarray
 Kind = Literal["number", "string", "truth"]
 # Takes rows of the query set and of the gallery, of shapes that broadcast, to values.
@@ -29,7 +31,8 @@ _COLUMNS = 4096
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
+    # Of NaN neither == nor != is true.
+    ast.NotEq: lambda one, other: (one != other) & (one == one) & (other == other),
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
@@ -72,8 +75,14 @@ class Exclusion:
 
     @classmethod
     def of(cls, text: str, query: Features, gallery: Features) -> Exclusion:
-        """Bind a condition to two sets of features (see `columns_of`)."""
-        return cls(text, columns_of(query), columns_of(gallery))
+        """Bind a condition to two sets of features (see `columns_of`).
+
+        Identities and cameras are equal where they spell the same, as to every protocol.
+        """
+        columns = columns_of(query), columns_of(gallery)
+        for name in _LABELS:
+            _spell_alike(name, *columns)
+        return cls(text, *columns)
 
     def pairs(self, query: Array, item: Array) -> Array:
         """Return for which of the pairs (query row, gallery row), [K] each, it holds."""
@@ -103,6 +112,21 @@ def columns_of(features: Features) -> dict[str, Array]:
         if column in own:
             columns[name] = np.asarray(own[column])
     return columns
+
+
+def _spell_alike(name: str, *sides: dict[str, Array]) -> None:
+    """Write a column of identities or cameras as strings on all sides if one side does, in place.
+
+    Numbers among them have one writing; unknown ones are empty.
+    """
+    if not any(name in side and side[name].dtype.kind == "U" for side in sides):
+        return
+    for side in sides:
+        if name in side:
+            distinct, inverse = np.unique(side[name], return_inverse=True)
+            words = [ids.plain(value) for value in distinct]
+            spelled = ["" if word is None else ids.key(str(word)) for word in words]
+            side[name] = np.asarray(spelled, np.str_)[inverse.reshape(-1)]
 
 
 class _Translation:
@@ -155,6 +179,9 @@ class _Translation:
     def _vocabulary(self, tree: ast.expr) -> Array:
         """Return every string that is compared, sorted."""
         found: list[Array] = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Compare):
+                _spell_constants(node)
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(np.array([node.value]))
@@ -287,7 +314,10 @@ class _Translation:
             self._fail(node, f"column {name} holds {values.shape[1:]} values for each row, not one")
         kind = values.dtype.kind
         if kind in "US":
-            values = np.searchsorted(self._words, values.astype(np.str_))
+            text = values.astype(np.str_)
+            values = np.searchsorted(self._words, text)
+            if name in _LABELS and (text == "").any():  # unknown, which equals nothing
+                values = np.where(text == "", np.nan, values)
         elif kind in "iu" and not (kind == "u" and values.dtype.itemsize == 8):
             values = values.astype(np.int64)  # differences of unsigned numbers would wrap
         elif kind in "fu":
@@ -302,6 +332,15 @@ class _Translation:
         if side == "query":
             return spoken, lambda q, g: values[q]
         return spoken, lambda q, g: values[g]
+
+
+def _spell_constants(node: ast.Compare) -> None:
+    """Give strings that are compared with identities or cameras the one writing of these."""
+    sides = [node.left, *node.comparators]
+    named = {getattr(side, "id", getattr(side, "attr", None)) for side in sides}
+    for side in sides:
+        if named & {*_LABELS} and isinstance(side, ast.Constant) and isinstance(side.value, str):
+            side.value = ids.key(side.value)
 
 
 def _spoken(node: ast.AST) -> str:

@@ -95,7 +95,7 @@ def checked(
     for side, features in sides.items():
         counts = {"identities": len(np.setdiff1d(features.pids, (JUNK, UNKNOWN)))}
         if features.camids is not None:
-            counts["cameras"] = len(np.unique(features.camids))
+            counts["cameras"] = len(np.setdiff1d(features.camids, UNKNOWN))
         shape = " x ".join(map(str, features.rows.shape))
         kind = str(features.rows.dtype).removeprefix("torch.")
         lines.append(
@@ -181,15 +181,30 @@ def _labels(side: str, features: Features, rules: Protocol) -> list[Finding]:
                 stops=True,
             )
         )
-    elif len(features) > 1 and len(np.unique(features.camids)) == 1 and side == "gallery":
+    elif (
+        len(features) > 1
+        and len(cameras := np.setdiff1d(features.camids, UNKNOWN)) == 1
+        and (side == "gallery")
+    ):
         findings.append(
             Finding(
                 side,
-                f"all camids are {ids.written(features.camids[:1], features.camid_names)[0]}",
+                f"all camids are {ids.written(cameras, features.camid_names)[0]}",
                 "check how cameras are read from the file names, or use protocol "
                 f"{rules.without_cameras}",
             )
         )
+    if features.paths is not None:
+        distinct, counts = np.unique(features.paths, return_counts=True)
+        if len(distinct) < len(features):
+            findings.append(
+                Finding(
+                    side,
+                    f"{int((counts > 1).sum())} paths stand at several rows, the first is "
+                    f"{distinct[counts > 1][0]}",
+                    "leave out the rows that were written twice",
+                )
+            )
     junk = int((features.pids == JUNK).sum())
     if junk and side == "query":
         findings.append(Finding(side, f"{junk} queries have pid {JUNK} (junk)", "leave them out"))
@@ -261,7 +276,9 @@ def _values(
 def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Finding]:
     """Return which queries have no match, and why."""
     try:
-        labels = Labels.of(query, gallery)
+        # VIPeR's cameras may be absent, but where they are given they count.
+        sides_are_cameras = rules.splits in ("halves", "directions")
+        labels = Labels.of(query, gallery, cameras=rules.needs_cameras or sides_are_cameras)
     except UserError as error:
         return [Finding("both", str(error), "nothing else about ids could be looked at", True)]
     if gallery is query:
@@ -281,6 +298,15 @@ def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Findin
                 f"row {int(np.flatnonzero(labels.query_pids == absent[0])[0])}",
                 "check that both sides number ids alike; queries of these are left out",
                 stops=len(absent) == len(known),
+            )
+        )
+    if sides_are_cameras and len(known) - len(absent) == 1:
+        findings.append(
+            Finding(
+                "both",
+                f"protocol {rules.name} needs two persons at least on both sides, found 1",
+                "give camera a as query and camera b as gallery",
+                stops=True,
             )
         )
     if not rules.needs_cameras or labels.query_camids is None or labels.gallery_camids is None:
@@ -334,7 +360,7 @@ def _nearness(
     if itself:  # of any protocol of one set
         rules = PROTOCOLS["all-vs-all"]
     try:
-        selection = select(rules, Labels.of(query, gallery))
+        selection = select(rules, Labels.of(query, gallery, cameras=rules.needs_cameras))
     except UserError as error:
         return [Finding("both", str(error), "no evaluation is possible as it is", stops=True)]
     generator = np.random.default_rng(0)
@@ -377,6 +403,8 @@ def _distances(
     one = query.rows.take(torch.tensor([row], dtype=torch.int64, device="cpu")).cpu().double()
     other = gallery.rows.take(torch.from_numpy(items)).cpu().double()
     if metric != "euclidean":
-        one, other = (torch.nn.functional.normalize(rows, dim=1) for rows in (one, other))
+        one, other = (
+            torch.nn.functional.normalize(rows, dim=1, eps=1e-150) for rows in (one, other)
+        )
     distances: np.ndarray = (one - other).square().sum(1).numpy()
     return distances

@@ -35,7 +35,7 @@ class Labels:
         query_paths: unicode [Q], or None.
         gallery_paths: unicode [G], or None.
         exclusion: a condition on pairs that are left out, or None.
-        pid_names: where pids were strings, the name of pid i at place i; else None.
+        pid_names: where pids of a side were strings, the name of pid i at place i; else None.
         camid_names: likewise for cameras.
     """
 
@@ -51,36 +51,52 @@ class Labels:
 
     @property
     def num_cameras(self) -> int | None:
-        """Number of distinct cameras of both sides, None where one has none."""
+        """Number of distinct known cameras of both sides, None where one has none."""
         if self.query_camids is None or self.gallery_camids is None:
             return None
-        return len(np.union1d(self.query_camids, self.gallery_camids))
+        return len(np.setdiff1d(np.union1d(self.query_camids, self.gallery_camids), UNKNOWN))
 
     @classmethod
-    def of(cls, query: Features, gallery: Features, exclude: str | None = None) -> Labels:
+    def of(
+        cls, query: Features, gallery: Features, exclude: str | None = None, cameras: bool = True
+    ) -> Labels:
         """Return the labels of two sets of features.
 
         Args:
             query: the query features.
             gallery: the gallery features.
             exclude: a condition on pairs that are left out (see `Exclusion`).
+            cameras: those of both sides are compared, and must be written alike.
 
         Raises:
             UserError: one side has strings where the other has integers, or the condition does not
                 fit their columns.
         """
-        pids = common_labels("pids", query.pids, query.pid_names, gallery.pids, gallery.pid_names)
-        camids: tuple[Array | None, Array | None] = (query.camids, gallery.camids)
-        camid_names = None
+        query_pids, gallery_pids, pid_names = common_labels(
+            "pids", query.pids, query.pid_names, gallery.pids, gallery.pid_names
+        )
+        query_camids, gallery_camids, camid_names = query.camids, gallery.camids, None
         if query.camids is not None and gallery.camids is not None:
-            camids = common_labels(
-                "camids", query.camids, query.camid_names, gallery.camids, gallery.camid_names
+            query_camids, gallery_camids, camid_names = common_labels(
+                "camids",
+                query.camids,
+                query.camid_names,
+                gallery.camids,
+                gallery.camid_names,
+                strict=cameras,
             )
-            camid_names = _union(query.camid_names, gallery.camid_names)
         exclusion = None if exclude is None else Exclusion.of(exclude, query, gallery)
-        pid_names = _union(query.pid_names, gallery.pid_names)
-        paths = query.paths, gallery.paths
-        return cls(*pids, *camids, *paths, exclusion, pid_names, camid_names)
+        return cls(
+            query_pids,
+            gallery_pids,
+            query_camids,
+            gallery_camids,
+            query.paths,
+            gallery.paths,
+            exclusion,
+            pid_names,
+            camid_names,
+        )
 
     def unknown(self, side: Literal["query", "gallery"], cameras: bool) -> Array:
         """Return the rows of a side of which the identity or, if asked, the camera is not known.
@@ -98,11 +114,6 @@ class Labels:
         if cameras and camids is not None:
             missing = missing | (camids == UNKNOWN)
         return np.asarray(missing & (pids != JUNK))
-
-
-def _union(query: Array | None, gallery: Array | None) -> Array | None:
-    """Return the names of both sides in the numbering of `common_labels`."""
-    return None if query is None or gallery is None else np.union1d(query, gallery)
 
 
 @dataclass(slots=True)

@@ -41,6 +41,8 @@ VERSION = 1
 SUFFIX = ".mmga-index"
 _META = "index.json"
 _LABEL = "label_"
+ROW = "row"
+"""Label of the rows that items had before others were left out."""
 _LABELS = {"pid": "pids", "camid": "camids", "path": "paths"}  # of files, of `Features`
 _ARRAYS = (
     "features",
@@ -73,7 +75,8 @@ class GalleryIndex:
         rule: settings of the re-ranking.
         metric: "cosine" or "euclidean".
         arrays: everything that is stored, by name; never changed.
-        labels: pid, camid and path of the items, each [G], as far as they are known.
+        labels: pid, camid and path of the items, each [G], as far as they are known, and their row
+            in the file where junk was left out.
     """
 
     def __init__(
@@ -185,7 +188,7 @@ class GalleryIndex:
         folder = Path(path)
         metric, rule, items, sums = _read_description(folder)
         arrays = {}
-        labels = [f"{_LABEL}{name}" for name in _LABELS if f"{_LABEL}{name}" in sums]
+        labels = [f"{_LABEL}{name}" for name in (*_LABELS, ROW) if f"{_LABEL}{name}" in sums]
         for name in (*_ARRAYS, *labels):
             file = folder / f"{name}.npy"
             try:

@@ -254,3 +254,40 @@ def test_nan_in_given_distances_is_named():
     labels = Features(torch.ones(2, 1), [0, 1])
     with pytest.raises(UserError, match="query 1: a distance is NaN"):
         mmga.evaluate_distances(np.array([[0, 1], [np.nan, 1]]), labels, labels, "no-camera")
+
+
+@pytest.mark.parametrize("name", ["f.npz", "f", "f.safetensors", "f.mat", "f.pt"])
+def test_blanks_at_the_ends_of_paths_and_times(tmp_path, name):
+    rows, paths = np.eye(3, dtype=np.float32), [" a.jpg", "b ", "c d.jpg"]
+    Features(rows, [0, 1, 2], paths=paths).save(tmp_path / name)
+    assert load_features(tmp_path / name).paths.tolist() == paths
+    times = np.array(["2020-01-01", "2021-01-01", "NaT"], "datetime64[s]")
+    timed = Features(rows, [0, 1, 2], columns={"seen": times})
+    if name in ("f.npz", "f"):
+        timed.save(tmp_path / f"new_{name}")
+        found = load_features(tmp_path / f"new_{name}").columns["seen"]
+        assert np.array_equal(found, times, equal_nan=True)
+    else:
+        with pytest.raises(UserError, match=r"seen: a \.\w+ file holds no times"):
+            timed.save(tmp_path / name)
+
+
+def test_a_file_that_is_given_twice_and_a_table_that_replaces_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("g-1.npz", "g-2.npz", "folder"):
+        Features(np.eye(3, dtype=np.float32), [0, 1, 2]).save(name)
+    assert len(load_features("g-*.npz")) == 6
+    with pytest.raises(UserError, match="is given twice, so that its rows would count"):
+        load_features(["g-*.npz", tmp_path / "g-1.npz"])
+    for table, value in (("folder/columns.csv", 5), ("other.csv", 6)):
+        (tmp_path / table).write_text(f"time\n{value}\n{value}\n{value}\n")
+    assert load_features("folder").columns["time"].tolist() == [5, 5, 5]
+    replaced = load_features("folder", columns="other.csv")
+    assert replaced.columns["time"].tolist() == [6, 6, 6]
+    assert "columns.csv was not read" in replaced.notes[0]
+
+
+@pytest.mark.parametrize("name", ["pids", "camids", "paths", "features", "visibility"])
+def test_a_column_cannot_take_the_name_of_other_values(name):
+    with pytest.raises(UserError, match=f"columns: none can be called {name}"):
+        Features(np.eye(3, dtype=np.float32), [0, 1, 2], columns={name: [7, 8, 9]})

@@ -162,6 +162,28 @@ def test_tables_fill_in_what_a_file_does_not_know(tmp_path, capsys):
     assert (tmp_path / "p.csv").read_text().splitlines()[3].startswith("2,,0,")
 
 
+def test_a_table_that_contradicts_a_file(tmp_path):
+    rows, paths = np.eye(4, 6, dtype="f4"), [f"{row}.jpg" for row in range(4)]
+    table = tmp_path / "t.csv"
+
+    def loaded(pids, cells, **more):
+        np.savez(tmp_path / "f.npz", features=rows, pids=pids, **more)
+        table.write_text("\n".join(["path,pid,seconds", *cells]) + "\n")
+        return load_features(tmp_path / "f.npz", columns=table)
+
+    other_order = ["0.jpg,8,0", "1.jpg,7,1", "2.jpg,7,2", "3.jpg,9,3"]
+    for pids in ([7, 7, 8, 9], ["7.0", "07", "8", "9"], [7.0, 7.0, 8.0, 9.0]):
+        with pytest.raises(mmga.UserError, match="rows, first for row 0, 8 where the file says 7"):
+            loaded(pids, other_order)
+    renumbered = loaded([0, 0, 1, 2], ["0.jpg,7,0", "1.jpg,7,1", "2.jpg,8,2", "3.jpg,9,3"])
+    assert renumbered.pids.tolist() == [0, 0, 1, 2]
+    assert "those of the file are used" in renumbered.notes[-1]
+    by_path = loaded([7, 7, 8, 9], other_order, paths=paths)
+    assert "pid is another than in" in by_path.notes[-1]
+    agreed = loaded([7, 7, 8, 9], ["0.jpg,7,0", "1.jpg,7.0,1", "2.jpg,,2", "3.jpg,09,3"])
+    assert agreed.pids.tolist() == [7, 7, 8, 9] and len(agreed.notes) == 1
+
+
 def test_a_pattern_reads_paths(tmp_path, capsys):
     rows = np.eye(4, 6, dtype=np.float32) + np.eye(4, 6, 1, dtype=np.float32)
     paths = [f"{name}/cam{camera}_1.jpg" for name in ("ann", "bob") for camera in (1, 2)]

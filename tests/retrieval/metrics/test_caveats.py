@@ -181,3 +181,36 @@ def test_a_gallery_of_little_else_than_matches():
     alone = Features(query.features, np.zeros(30, int), query.camids)
     assert saying(evaluate(alone, two), "a random order gives rank-1 83.33% already")
     assert not saying(evaluate(query, gallery), "already")
+
+
+def test_one_set_given_as_both_sides():
+    query, _ = sides()
+    report = evaluate(query, query, protocol="no-camera")
+    assert saying(report, "100 gallery items have exactly the features of a query")
+    assert report.duplicates == 100
+    assert evaluate(query, protocol="all-vs-all").duplicates is None
+
+
+def test_pooled_queries_among_items_of_other_lengths():
+    query, gallery = sides()
+    words = "gallery items have lengths from"
+    assert saying(evaluate(query, gallery, protocol="multi-query", metric="euclidean"), words)
+    assert not saying(evaluate(query, gallery, protocol="multi-query"), words)
+    unit = Features(
+        torch.nn.functional.normalize(gallery.features, dim=1), gallery.pids, gallery.camids
+    )
+    assert not saying(evaluate(query, unit, protocol="multi-query", metric="euclidean"), words)
+
+
+def test_an_unknown_camera_is_none_and_a_camera_called_minus_one_is_one():
+    query, gallery = sides()
+    known = [
+        Features(one.features, one.pids, np.where(one.camids % 3, one.camids % 3, np.nan))
+        for one in (query, gallery)
+    ]
+    assert evaluate(*known).num_cameras == 2
+    named = [
+        Features(one.features, one.pids, np.where(one.camids % 3, "a", "-1"))
+        for one in (query, gallery)
+    ]
+    assert saying(evaluate(*named), "camid -1 stands on both sides")

@@ -11,6 +11,7 @@ from mmga.common.errors import UserError
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, save_both
 from mmga.retrieval.metrics.bootstrap import bootstrap, compare
+from mmga.retrieval.metrics.verification import BINS, Counts, figures
 from mmga.retrieval.tiles import sources
 
 
@@ -201,3 +202,37 @@ def test_a_wanted_rate_and_options_that_do_nothing():
     bare = [Features(one.features, one.pids) for one in (query, gallery)]
     with pytest.raises(UserError, match="cross_camera needs the camids"):
         evaluate(*bare, protocol="no-camera", verification=True, cross_camera=True)
+
+
+def test_a_rate_that_is_met_exactly_is_not_exceeded():
+    impostor, genuine = np.zeros(BINS + 1, np.int64), np.zeros(BINS + 1, np.int64)
+    impostor[10:110], genuine[0] = 1, 1  # the 29th of 100 impostors stands in bin 38
+    counts = Counts(genuine, impostor, 1.0, np.zeros(1), np.ones(1, bool), np.ones(1, bool), 0)
+    (row,) = figures(counts, [0.29])["tpr_at_fpr"]
+    assert row["threshold"] == 39.0  # 0.29 * 100 is less than 29 in floating point
+
+
+def test_unknown_cameras_are_not_one_camera():
+    query, gallery = sets()
+    unknown = [Features(one.features, one.pids, [None] * len(one)) for one in (query, gallery)]
+    rules = {"protocol": "no-camera", "verification": True}
+    apart, all_pairs = (
+        evaluate(*unknown, **rules, cross_camera=across).extra["verification"]["impostor_pairs"]
+        for across in (True, False)
+    )
+    assert apart == all_pairs
+
+
+def test_only_systems_that_search_one_gallery_are_compared():
+    query, gallery = sets()
+    plain = evaluate(query, gallery)
+    names = [
+        Features(one.features, one.pids.astype(str), one.camids.astype(float))
+        for one in (query, gallery)
+    ]
+    assert compare(plain, evaluate(*names))["mAP"]["value"] == 0
+    with pytest.raises(UserError, match="the same gallery, found 240 and 239 items"):
+        compare(plain, evaluate(query, gallery.select(slice(1, 240))))
+    twice = np.append(np.arange(1, 240), 1)
+    with pytest.raises(UserError, match="identities have other numbers of matches"):
+        compare(plain, evaluate(query, gallery.select(twice)))

@@ -39,6 +39,8 @@ CONDITIONS = [
     ("0 < time - query.time <= 100", lambda q, g: 0 < g["time"] - q["time"] <= 100),
     ("-time / 2 < -(query.b + 30)", lambda q, g: -g["time"] / 2 < -(q["b"] + 30)),
     ("speed < query.speed", lambda q, g: g["speed"] < q["speed"]),
+    ("speed != query.speed",
+     lambda q, g: not np.isnan(g["speed"] + q["speed"]) and g["speed"] != q["speed"]),
     ("byte - query.byte < 0", lambda q, g: int(g["byte"]) - int(q["byte"]) < 0),
     ("nanoseconds - query.nanoseconds == 1",
      lambda q, g: int(g["nanoseconds"]) - int(q["nanoseconds"]) == 1),
@@ -307,3 +309,34 @@ def test_rows_in_one_array_and_labels_in_a_table(tmp_path):
         load_features(tmp_path / "f.npy")
     np.save(tmp_path / "p.npy", rows[:, None])
     assert load_features(tmp_path / "p.npy", columns=tmp_path / "t.csv").parts.shape == (4, 1, 2)
+
+
+WRITINGS = {
+    "numbers": [1.0, 2.0, np.nan, 1.0],
+    "strings": ["01", "2.0", "", " 1"],
+    "objects": np.array(["1", 2, None, 1.0], object),
+}
+
+
+@pytest.mark.parametrize("query", WRITINGS)
+@pytest.mark.parametrize("gallery", WRITINGS)
+def test_ids_and_cameras_are_equal_where_they_spell_the_same(query, gallery):
+    rows = np.eye(4, dtype=np.float32)
+    sides = (Features(rows, [5, 6, 7, 8], WRITINGS[kind]) for kind in (query, gallery))
+    everything = np.arange(4)
+    same = Exclusion.of("camid == query.camid", *sides).block(everything, everything)
+    expected = np.zeros((4, 4), bool)
+    expected[np.ix_([0, 3], [0, 3])] = expected[1, 1] = True  # what is unknown equals nothing
+    assert same.tolist() == expected.tolist()
+
+
+def test_a_string_is_compared_with_cameras_by_what_it_spells():
+    cameras = ["07", "7.0", "c1", ""]
+    both = Features(np.eye(4, dtype=np.float32), [1, 1, 2, 2], cameras)
+    pairs = np.arange(4)
+    assert Exclusion.of("camid == '7'", both, both).pairs(pairs, pairs).tolist() == [
+        True, True, False, False
+    ]  # fmt: skip
+    assert Exclusion.of("camid != '007'", both, both).pairs(pairs, pairs).tolist() == [
+        False, False, True, False
+    ]  # fmt: skip

@@ -102,3 +102,20 @@ def test_findings_are_those_of_the_protocol():
     whole = Features(rows, pids, paths=[str(i) for i in range(40)])
     both = whole.select(slice(0, 20)), whole
     assert check(*both, "no-camera", "cosine") == []
+
+
+def test_viper_with_one_person_or_cameras_of_two_writings():
+    rows = np.eye(4, dtype=np.float32)
+    names, numbers = (Features(rows, [0, 0, 1, 1], camids) for camids in (["a"] * 4, [1] * 4))
+    found = [one for one in check(names, numbers, "viper") if one.stops]
+    assert "camids: the query has strings" in str(found[0])
+    single = Features(rows, [0] * 4, [2] * 4)
+    (found,) = (one for one in check(numbers, single, "viper") if one.stops)
+    assert "needs two persons at least" in str(found)
+
+
+def test_rows_that_were_written_twice():
+    gallery = Features(unit(3), [0, 1, 2], [1, 1, 2], ["a.jpg", "b.jpg", "a.jpg"])
+    query = Features(unit(3, seed=1), [0, 1, 2], [0, 0, 0], ["c.jpg", "d.jpg", "e.jpg"])
+    (found,) = (str(one) for one in check(query, gallery))
+    assert found.startswith("gallery: 1 paths stand at several rows, the first is a.jpg")

@@ -312,3 +312,48 @@ def test_explain_adds_up():
     assert "unmatched: zero -> skip" in table(steps)
     with pytest.raises(UserError, match="cannot be compared rule by rule"):
         explain(query, gallery, "market1501", "viper")
+
+
+def test_distances_of_two_sets_are_no_single_set():
+    one, other = some(8, 3, 2, 0), some(8, 3, 2, 1)
+    distances = torch.cdist(one.features, other.features)
+    with pytest.raises(UserError, match="rows and columns of distmat must be the same items"):
+        evaluate_distances(distances, one, other, "all-vs-all")
+    paths = [[f"{name}/{row}.jpg" for row in range(8)] for name in "ab"]
+    sides = [Features(one.features, one.pids, None, names) for names in paths]
+    with pytest.raises(UserError, match="but their paths differ"):
+        evaluate_distances(distances, *sides, "all-vs-all")
+    square = torch.cdist(one.features, one.features)
+    same = evaluate_distances(square, one, one, "all-vs-all")
+    assert same.mAP == pytest.approx(evaluate(one, protocol="all-vs-all", metric="euclidean").mAP)
+    with pytest.raises(UserError, match="trials: expected 0 under protocol market1501, found 5"):
+        evaluate_distances(distances, one, other, trials=5)
+
+
+def test_repeated_evaluations_count_what_takes_part_in_none():
+    pids = [-1, None, *range(10)] * 2
+    rows = np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)
+    one = Features(rows, pids)
+    drawn = evaluate(one, protocol="vehicleid").excluded
+    assert (drawn["junk_queries"], drawn["unknown_queries"], drawn["junk"]) == (2, 2, 0)
+    cameras = [0, 0, None, *[0] * 21], [1] * 24  # one person's is unknown, in some halves
+    sides = [Features(rows, [*pids[:-1], 11 + at], camids) for at, camids in enumerate(cameras)]
+    report = evaluate(*sides, protocol="viper")
+    assert (report.excluded["junk"], report.excluded["junk_queries"]) == (2, 2)
+    assert 0 < report.excluded["unknown"] - 2 <= 10
+    assert "without the 2 that one side alone shows" in report.notes[-1]
+    assert "2 queries with pid -1" in report.table()
+
+
+def test_cameras_of_two_writings_matter_where_cameras_are_asked_for_alone():
+    rows, pids = np.eye(4, dtype=np.float32), [0, 0, 1, 1]
+    names, numbers = (
+        Features(rows, pids, ["a", "b", "a", "b"]), Features(rows, pids, [1, 2, 3, 4])
+    )  # fmt: skip
+    assert evaluate(names, numbers, protocol="no-camera").num_valid_query == 4
+    with pytest.raises(UserError, match="camids: the query has strings"):
+        evaluate(names, numbers)
+    unknown = Features(rows, [None] * 4, numbers.camids)
+    named = Features(rows, ["x", "x", "y", "y"], numbers.camids)
+    with pytest.raises(UserError, match="gallery: all 4 pids are unknown"):
+        evaluate(named, unknown)
