@@ -68,6 +68,20 @@ def unit_exponents(norms: Tensor) -> Tensor:
     return -(norms.frexp().exponent.long() // 2)
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Return float32 rows [..., D] divided by their norms; those of zeros stay zeros.
+
+    Rows that are so short or long that float32 loses their squares are scaled by a power of two
+    first, so that powers of two change no bit of the result.
+    """
+    rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
+    norms = squared_norms(rows)
+    odd = (norms > 0) & norms.isfinite() & ((norms < 2.0**-60) | (norms > LARGEST**2))
+    if bool(odd.any()):
+        rows = scaled_rows(rows, torch.where(odd, unit_exponents(norms), 0))
+    return torch.nn.functional.normalize(rows, dim=1).view(x.shape)
+
+
 def key_terms(norms: Tensor, metric: str) -> Tensor:
     """Return the contribution of each row or column to its keys (see `reference.ranking_keys`).
 

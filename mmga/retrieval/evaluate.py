@@ -344,6 +344,8 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
         report.notes.append(problem.placed.note)
     sides = list(zip((query, gallery), problem.norms, strict=True))[: 1 + (gallery is not query)]
     report.zero_vectors = sum(zero_vectors(*side) for side in sides)
+    lengths = problem.norms[1].flatten().sqrt().cpu().numpy()
+    _note(report, caveats.of_pooling(problem.selection, problem.metric, lengths))
     if gallery is not query:
         with problem.monitor.timed("load"):
             of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]

@@ -118,3 +118,18 @@ def test_distances_of_pairs_beyond_what_products_hold(power, metric):
         lengths = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(g, axis=1)
         wanted = 1 - np.divide(q @ g.T, lengths, where=lengths > 0, out=np.zeros_like(lengths))
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-3 * wanted.max())
+
+
+@pytest.mark.parametrize("power", [-100, -60, -45, 40])
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_pooled_queries_and_rows_that_nothing_is_averaged_with(power, pool):
+    """A third of the rows is so short that their squares, or 1e-12, would hide them."""
+    plain, moved = sides(3), sides(3)
+    for side in moved:
+        side.features[::3] = torch.from_numpy(np.ldexp(side.features[::3].numpy(), power))
+    found = [mmga.evaluate(*two, protocol="multi-query", pool=pool) for two in (plain, moved)]
+    assert figures(found[0]) == figures(found[1])
+    for q, g in (plain, moved):
+        lengths = mmga.expand_queries(q, g, neighbours=0).norm(dim=1)
+        assert torch.allclose(lengths, torch.ones(20))
+        assert int((mmga.augment_gallery(g, neighbours=0).norm(dim=1) > 0.99).sum()) == 39

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
+from mmga.ops.distance import unit_rows
 from mmga.retrieval.features.features import JUNK, UNKNOWN, Features
 
 
@@ -42,7 +43,7 @@ def pooled(query: Features, pool: str) -> Features:
         result.fill_(-torch.inf)
     for start in range(0, len(query), 4096):
         stop = min(start + 4096, len(query))
-        rows = torch.nn.functional.normalize(query.rows.block(start, stop), dim=-1)
+        rows = unit_rows(query.rows.block(start, stop))
         if query.visibility is not None:
             weight = query.visibility[start:stop, :, None].to(rows.device)
             # An unseen part takes no part in a maximum, and a part seen by half counts by half.
@@ -54,7 +55,7 @@ def pooled(query: Features, pool: str) -> Features:
         else:
             # The sum's direction is the mean's: it is normalised below.
             result.index_add_(0, at, rows)
-    result = torch.nn.functional.normalize(result.masked_fill_(result == -torch.inf, 0), dim=-1)
+    result = unit_rows(result.masked_fill_(result == -torch.inf, 0))
     if query.visibility is None:
         made = Features(result, groups[0], groups[1])
     else:

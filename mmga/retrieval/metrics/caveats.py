@@ -110,6 +110,26 @@ def of_duplicates(selection: Selection, duplicates: int) -> str | None:
     )
 
 
+def of_pooling(selection: Selection, metric: str, norms: np.ndarray) -> str | None:
+    """Return what Euclidean distances of pooled queries, which are normalised, compare.
+
+    Args:
+        selection: what was ranked.
+        metric: cosine or euclidean.
+        norms: of the gallery's features, those of all parts.
+    """
+    lengths = norms[norms > 0]
+    if not selection.protocol.pools or metric != "euclidean" or not len(lengths):
+        return None
+    if np.mean(np.abs(lengths - 1) > 0.01) <= _MANY:
+        return None
+    return (
+        "pooled queries have length 1, the features of the gallery lengths of "
+        f"{lengths.min():.3g} to {lengths.max():.3g}, so that Euclidean distances rank it by "
+        "length; use metric cosine, or normalise the features"
+    )
+
+
 def of_reranking(selection: Selection) -> str | None:
     """Return what re-ranking does to a gallery that holds a single match of most queries."""
     matches = selection.num_matches[selection.num_matches > 0]

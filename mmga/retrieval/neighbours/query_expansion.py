@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
+from mmga.ops.distance import unit_rows
 from mmga.ops.neighbours import Neighbours
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features.vectors import VectorSet
@@ -52,9 +53,7 @@ def expand_queries(
     queries, items = vector_sets(query, gallery, "cosine")
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
-        return torch.nn.functional.normalize(
-            queries.take(torch.arange(len(queries), device="cpu")), dim=1
-        )
+        return unit_rows(queries.take(torch.arange(len(queries), device="cpu")))
     found = nearest_items(queries, items, neighbours, progress)
     return _averaged(queries, items, found, alpha)
 
@@ -84,9 +83,7 @@ def augment_gallery(
     items = VectorSet([feature_rows(gallery, "gallery")], "cosine")
     _check(neighbours, alpha, len(items) - 1, "neighbours of database-side augmentation")
     if neighbours == 0:
-        return torch.nn.functional.normalize(
-            items.take(torch.arange(len(items), device="cpu")), dim=1
-        )
+        return unit_rows(items.take(torch.arange(len(items), device="cpu")))
     found = float32_neighbours(items, neighbours + 1, progress=progress)
     # Self is dropped where it stands; a duplicate of a lower index may stand before it, and among
     # many duplicates self may be missing: then the last goes instead.
@@ -111,7 +108,7 @@ def _averaged(own: VectorSet, items: VectorSet, found: Neighbours, alpha: float)
         weight = weights[begin : begin + rows] * items.terms[near]
         vectors = items.take(near.reshape(-1)).view(*near.shape, -1)  # [r, K, D]
         result[begin : begin + rows] += torch.einsum("rk,rkd->rd", weight, vectors)
-    return torch.nn.functional.normalize(result, dim=1)
+    return unit_rows(result)
 
 
 def _check(neighbours: int, alpha: float, most: int, name: str) -> None:

@@ -377,6 +377,8 @@ def _distances(
     one = query.rows.take(torch.tensor([row], dtype=torch.int64, device="cpu")).cpu().double()
     other = gallery.rows.take(torch.from_numpy(items)).cpu().double()
     if metric != "euclidean":
-        one, other = (torch.nn.functional.normalize(rows, dim=1) for rows in (one, other))
+        one, other = (
+            torch.nn.functional.normalize(rows, dim=1, eps=1e-300) for rows in (one, other)
+        )
     distances: np.ndarray = (one - other).square().sum(1).numpy()
     return distances

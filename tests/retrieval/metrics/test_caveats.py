@@ -181,3 +181,15 @@ def test_a_gallery_of_little_else_than_matches():
     alone = Features(query.features, np.zeros(30, int), query.camids)
     assert saying(evaluate(alone, two), "a random order gives rank-1 83.33% already")
     assert not saying(evaluate(query, gallery), "already")
+
+
+def test_pooled_queries_and_a_gallery_of_other_lengths():
+    query, gallery = sides()
+    words = "pooled queries have length 1, the features of the gallery lengths of"
+    options = {"protocol": "multi-query", "metric": "euclidean"}
+    assert saying(evaluate(query, gallery, **options), words)
+    assert not saying(evaluate(query, gallery, protocol="multi-query"), words)
+    assert not saying(evaluate(query, gallery, metric="euclidean"), words)
+    unit = torch.nn.functional.normalize(gallery.features, dim=1)
+    gallery = Features(unit, gallery.pids, gallery.camids)
+    assert not saying(evaluate(query, gallery, **options), words)
