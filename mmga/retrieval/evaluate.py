@@ -86,7 +86,7 @@ def evaluate(
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
             ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
             None: certified, but float32 for part features, verification, single-shot galleries,
-            norms outside 2^-20 to 2^20, and devices other than the CPU (CUDA certifies if asked to,
+            norms outside 2^-40 to 2^40, and devices other than the CPU (CUDA certifies if asked to,
             unless the features exceed it). The report says which.
         max_rank: length of the CMC curve.
         trials: seeded draws under ``cuhk03-single-shot`` and ``single-shot``, where 0 gives the
