@@ -99,23 +99,29 @@ def body(options: Options) -> int | None:
             if not options.query and options.features is None:
                 return None
         query = load_features(*_side(options, "query"), options.query_columns, options.pattern)
-        notes: list[str] = []
+        notes, metric = list[str](), str(options.metric)
         if options.index is not None:
             index = GalleryIndex.load(options.index)
+            metric = index.metric
             found = search_index(query, index, options.topk, progress)
         else:
             gallery = _gallery(options)
-            notes = gallery.notes
+            notes += gallery.notes
             chosen = rule if options.rerank else None
             found = search_features(
                 query, gallery, options.topk, options.metric, chosen, expansion, progress
             )
+    if len(found.left_out):
+        notes.append(
+            f"{len(found.left_out)} of {len(query)} queries are junk (pid -1), take no part in "
+            "re-ranking and have no list"
+        )
     for note in (*query.notes, *notes):
         print(f"mmga search: note: {note}", file=sys.stderr)
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:
-        found.write(options.out, {"topk": options.topk, "metric": options.metric})
+        found.write(options.out, {"topk": options.topk, "metric": metric})
     return None
 
 

@@ -127,9 +127,9 @@ def rerank(
     """Return re-ranked distances of queries to gallery from features.
 
     Args:
-        query: `Features`, or a tensor or array [Q, D].
-        gallery: likewise, [G, D]. Junk (pid -1) takes no part in the neighbour graph: its distance
-            is infinite, and it is never among the nearest.
+        query: `Features`, or a tensor or array [Q, D]. Junk (pid -1) takes no part in the neighbour
+            graph: its distances are infinite, its indices -1.
+        gallery: likewise, [G, D]. Junk is at an infinite distance and never among the nearest.
         rerank: settings, `KReciprocal()` if None.
         metric: "cosine" or "euclidean".
         topk: give only the nearest so many of each query.
