@@ -201,3 +201,19 @@ def test_a_wanted_rate_and_options_that_do_nothing():
     bare = [Features(one.features, one.pids) for one in (query, gallery)]
     with pytest.raises(UserError, match="cross_camera needs the camids"):
         evaluate(*bare, protocol="no-camera", verification=True, cross_camera=True)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_equal_features_of_two_identities_leave_no_threshold(metric):
+    query, gallery = sets()
+    rows, pids = gallery.features.clone(), gallery.pids.copy()
+    rows[: len(query)], pids[: len(query)] = query.features, 500  # each query is someone else, too
+    twins = Features(rows, pids, gallery.camids)
+    found = evaluate(query, twins, metric=metric, verification=True).extra["verification"]
+    row = found["tpr_at_fpr"][1]
+    assert (row["tpr"], row["threshold"]) == (0.0, None)
+    assert row["note"].startswith("0.00%: no threshold, since ")  # float32 moves some of the zeros
+    alone = evaluate(
+        query, Features(rows, pids), protocol="no-camera", metric=metric, verification=True
+    )
+    assert "accept distances up to 0\n" not in alone.table()
