@@ -238,7 +238,7 @@ def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, obj
             row["note"] = None
             if at < 0:
                 row["note"] = (
-                    f"0.00%: no threshold, since {int(false_accepts[0])} of {impostors} impostor "
+                    f"0.00%, no threshold: {int(false_accepts[0])} of {impostors} impostor "
                     f"pairs are within a distance of {edges[0]:.2g}"
                 )
         else:
@@ -264,7 +264,7 @@ def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, obj
             entry["threshold"] = float(below.max()) if len(below) else None
             if not len(below):
                 entry["note"] = (
-                    f"0.00%: no threshold, since {allowed + 1} of {len(strangers)} queries without "
+                    f"0.00%, no threshold: {allowed + 1} of {len(strangers)} queries without "
                     "a mate are as near to an item as any query is"
                 )
         else:
