@@ -12,7 +12,7 @@ from mmga.common import ids
 from mmga.common import memory as memory_sizes
 from mmga.common.arrays import as_tensor
 from mmga.common.device import resolve_device
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, whole_number
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
 from mmga.ops import _extension
@@ -164,6 +164,8 @@ def evaluate_distances(
     Raises:
         UserError: the matrix or labels do not fit, a distance is NaN, or no query has a match.
     """
+    max_rank, trials = whole_number("max_rank", max_rank), whole_number("trials", trials)
+    seed = whole_number("seed", seed)
     check_max_rank(max_rank)
     rules = protocol_named(protocol, ap)
     begun = time.perf_counter()

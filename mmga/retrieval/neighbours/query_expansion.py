@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, real_number, whole_number
 from mmga.common.progress import Progress
 from mmga.ops.distance import unit_rows
 from mmga.ops.neighbours import Neighbours
@@ -112,7 +112,7 @@ def _averaged(own: VectorSet, items: VectorSet, found: Neighbours, alpha: float)
 
 
 def _check(neighbours: int, alpha: float, most: int, name: str) -> None:
-    if not 0 <= neighbours <= most:
+    if not 0 <= whole_number(name, neighbours) <= most:
         raise UserError(f"{name} must be from 0 to the {most} there are, got {neighbours}")
-    if not alpha >= 0:
+    if not real_number("alpha", alpha) >= 0:
         raise UserError(f"alpha must be at least 0, got {alpha}")

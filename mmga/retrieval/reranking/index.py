@@ -35,7 +35,7 @@ from mmga.retrieval.reranking.encode import (
     expanded_sets,
     set_distances,
 )
-from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.reranking.settings import KReciprocal, check_rule
 from mmga.retrieval.reranking.single_query import SingleQuery
 
 FORMAT = "mmga-index"
@@ -116,6 +116,7 @@ class GalleryIndex:
         Raises:
             UserError: the metric is unknown, a value is not finite, or the gallery holds junk.
         """
+        check_rule(rule)
         rule = rule or KReciprocal()
         check_metric(metric)
         pids = getattr(gallery, "pids", None)
