@@ -39,7 +39,7 @@ class Evaluator:
         camids: Column | None = None,
         **more: object,
     ) -> None:
-        """Add a batch; features are detached and kept on the CPU.
+        """Add a batch; it is copied, its features detached and kept on the CPU.
 
         Args:
             side: the set that the batch belongs to; with protocol all-vs-all ``"query"`` alone.
@@ -59,8 +59,8 @@ class Evaluator:
         batch = Features(features, pids, camids, source=source, **further)
         if kept and (kept[0].camids is None) != (camids is None):
             raise UserError("camids: give them in every batch or in none")
-        batch.rows = ShardedMatrix([batch.rows.whole().cpu().clone()])
-        kept.append(batch)
+        batch.rows = ShardedMatrix([batch.rows.whole().cpu()])
+        kept.append(batch.select(slice(None)))  # copies: callers fill their buffers again
 
     def compute(self) -> Report:
         """Evaluate what was added.
