@@ -3,7 +3,7 @@
 mmga extract --run runs/x
 mmga extract --run runs/x --data market1501 --root DIR --out features/
 mmga extract --run runs/x --images DIR --out gallery.npz
-mmga extract --model timm.models:resnet50 --images table.csv --out gallery.npz
+mmga extract --model timm.models:resnet50 --model-weights r50.pth --images t.csv --out gallery.npz
 """
 
 import sys

@@ -106,11 +106,16 @@ def body(options: Options) -> int | None:
             found = search_index(query, index, options.topk, progress)
         else:
             gallery = _gallery(options)
-            notes = gallery.notes
+            notes += gallery.notes
             chosen = rule if options.rerank else None
             found = search_features(
                 query, gallery, options.topk, options.metric, chosen, expansion, progress
             )
+    if len(found.left_out):
+        notes.append(
+            f"{len(found.left_out)} of {len(query)} queries are junk (pid -1), take no part in "
+            "re-ranking and have no list"
+        )
     for note in (*query.notes, *notes):
         print(f"mmga search: note: {note}", file=sys.stderr)
     if options.out is None:

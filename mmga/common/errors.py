@@ -1,4 +1,8 @@
-"""Exceptions for mistakes in the user's input."""
+"""Exceptions for mistakes in the user's input, and checks of single numbers."""
+
+import operator
+from numbers import Real
+from typing import Any
 
 
 class UserError(ValueError):
@@ -24,3 +28,26 @@ class PeerError(UserError):
 def first_line(error: Exception) -> str:
     """Return the first line of an error's text, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def whole_number(name: str, given: Any) -> int:
+    """Return an integer of any kind, such as NumPy's, as Python's.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise UserError(f"{name} must be an integer, got {given!r}") from None
+
+
+def real_number(name: str, given: Any) -> float:
+    """Return a number of any kind, such as NumPy's float32, as a float.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(given, Real):
+        raise UserError(f"{name} must be a number, got {given!r}")
+    return float(given)

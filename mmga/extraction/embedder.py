@@ -282,12 +282,16 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
         reset(0)
     left = [parameter for parameter, _ in network.named_parameters() if parameter in drawn]
     if left:
+        trained = (
+            {"weights": "DEFAULT"} if name.startswith("torchvision.") else {"pretrained": True}
+        )
         logger.warning(
             "warning: --model %s has random weights (%s, %d in all): give --model-weights FILE, or "
-            "arguments such as --model-arguments '{\"pretrained\": true}'",
+            "arguments such as --model-arguments '%s'",
             name,
             left[0],
             len(left),
+            json.dumps(trained),
         )
     return network.eval()
 

@@ -18,6 +18,9 @@ from mmga.ops.precision import float32_products
 METRICS = ("cosine", "euclidean")
 SMALLEST, LARGEST = 2.0**-50, 2.0**50
 """Norms between which products of two rows keep the digits of float32."""
+LEAST_NORM, LARGEST_NORM = 2.0**-40, 2.0**40
+"""Norms between which no product under- or overflows by more than the bounds of certified ranks
+allow."""
 GIVEN = 0
 """Number of the metric of tiles that hold keys already."""
 
@@ -69,16 +72,17 @@ def unit_exponents(norms: Tensor) -> Tensor:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Return float32 rows [..., D] divided by their norms; zero vectors stay zero.
+    """Return float32 rows [..., D] divided by their norms; those of zeros stay zeros.
 
-    Times a power of two, rows give the same bits.
+    Rows that are so short or long that float32 loses their squares are scaled by a power of two
+    first, so that powers of two change no bit of the result.
     """
-    norms = squared_norms(x.flatten(0, -2)).reshape(x.shape[:-1])
-    # Torch divides by 1e-12 where a norm is less, and squares in float32.
-    odd = (norms > 0) & ((norms < 2.0**-60) | (norms > LARGEST**2))
+    rows = x.reshape(-1, x.shape[-1]).to(torch.float32)
+    norms = squared_norms(rows)
+    odd = (norms > 0) & norms.isfinite() & ((norms < 2.0**-60) | (norms > LARGEST**2))
     if bool(odd.any()):
-        x = scaled_rows(x, torch.where(odd, unit_exponents(norms), 0))
-    return torch.nn.functional.normalize(x, dim=-1)
+        rows = scaled_rows(rows, torch.where(odd, unit_exponents(norms), 0))
+    return torch.nn.functional.normalize(rows, dim=1).view(x.shape)
 
 
 def key_terms(norms: Tensor, metric: str) -> Tensor:

@@ -12,7 +12,7 @@ from mmga.common import ids
 from mmga.common import memory as memory_sizes
 from mmga.common.arrays import as_tensor
 from mmga.common.device import resolve_device
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, whole_number
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
 from mmga.ops import _extension
@@ -87,7 +87,7 @@ def evaluate(
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
             ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
             None: certified, but float32 for part features, verification, single-shot galleries,
-            norms outside 2^-20 to 2^20, and devices other than the CPU (CUDA certifies if asked to,
+            norms outside 2^-40 to 2^40, and devices other than the CPU (CUDA certifies if asked to,
             unless the features exceed it). The report says which.
         max_rank: length of the CMC curve.
         trials: seeded draws under ``cuhk03-single-shot`` and ``single-shot``, where 0 gives the
@@ -165,6 +165,8 @@ def evaluate_distances(
     Raises:
         UserError: the matrix or labels do not fit, a distance is NaN, or no query has a match.
     """
+    max_rank, trials = whole_number("max_rank", max_rank), whole_number("trials", trials)
+    seed = whole_number("seed", seed)
     check_max_rank(max_rank)
     rules = protocol_named(protocol, ap)
     check_draws(rules, trials, seed)

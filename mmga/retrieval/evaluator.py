@@ -49,7 +49,7 @@ class Evaluator:
         camids: Column | None = None,
         **more: object,
     ) -> None:
-        """Add a batch; features are detached and kept on the CPU.
+        """Add a batch; it is copied, its features detached and kept on the CPU.
 
         Args:
             side: the set that the batch belongs to; with protocol all-vs-all ``"query"`` alone.

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, real_number, whole_number
 from mmga.ops import distance
 from mmga.retrieval.bounds.approximation import EXACT
 from mmga.retrieval.features import Features
 from mmga.retrieval.protocols.protocol import Protocol as Rules
-from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.reranking.settings import KReciprocal, check_rule
 from mmga.retrieval.tiles.problem import RankingProblem
 from mmga.retrieval.tiles.sources import Source
 
@@ -56,6 +56,19 @@ class EvaluationOptions:
     fpr: float | None
     strangers: float | None
     exclude: str | None
+
+    def __post_init__(self) -> None:
+        """Take numbers of any kind as Python's."""
+        for name, number in (
+            ("max_rank", whole_number),
+            ("trials", whole_number),
+            ("seed", whole_number),
+            ("fpr", real_number),
+            ("strangers", real_number),
+        ):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, number(name, value))
 
     def of_a_part(self) -> dict[str, Any]:
         """Return what holds for each repeated evaluation, as arguments of `mmga.evaluate`."""
@@ -134,11 +147,8 @@ def check_kinds(query: Any, gallery: Any, rerank: Any) -> None:
                 f"{name}: expected mmga.Features, found {type(side).__name__}; wrap it as "
                 "mmga.Features(features, pids, camids)"
             )
-    if rerank is not None and not isinstance(rerank, KReciprocal) and not hasattr(rerank, "source"):
-        raise UserError(
-            f"rerank: expected mmga.KReciprocal(...) or None, found {rerank!r}; "
-            "mmga.KReciprocal() has the published settings"
-        )
+    if not hasattr(rerank, "source"):
+        check_rule(rerank)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -119,6 +119,30 @@ def test_junk_is_left_out_of_an_index(files, capsys):
     assert "from 1 to the 53 gallery items (7 junk items are left out), got 60" in said
 
 
+def test_junk_queries_have_no_re_ranked_list(files, capsys):
+    folder, query, _ = files
+    pids = [*["p1"] * 11, "-1"]
+    mmga.Features(query.features, pids).save(folder / "q.npz")
+    out = folder / "r.json"
+    run(folder, "--topk", "2", "--rerank", "--out", str(out))
+    found = json.loads(out.read_text())["results"]
+    assert [row["query"] for row in found] == [i // 2 for i in range(22)]
+    assert all(row["gallery"] >= 0 and row["distance"] < 2 for row in found)
+    assert "note: 1 of 12 queries are junk (pid -1)" in capsys.readouterr().err
+    run(folder, "--topk", "2", "--out", str(out))
+    assert len(json.loads(out.read_text())["results"]) == 24
+
+
+def test_results_from_an_index_name_its_metric(files):
+    folder, index, out = files[0], files[0] / "g.mmga-index", files[0] / "r.json"
+    gallery = ["--gallery", str(folder / "g.npz"), "--metric", "euclidean"]
+    search.main([*gallery, "--save-index", str(index)])
+    search.main(
+        ["--query", str(folder / "q.npz"), "--index", str(index), "--topk", "2", "--out", str(out)]
+    )
+    assert json.loads(out.read_text())["metric"] == "euclidean"
+
+
 def test_ids_come_from_a_table(files, capsys):
     folder, query, gallery = files
     for name, side in (("q", query), ("g", gallery)):

@@ -123,6 +123,9 @@ def fixed() -> nn.Module:
 def test_random_weights_are_warned_of(caplog, tmp_path):
     foreign_network(NAME)
     assert f"--model {NAME} has random weights (0.weight, 2 in all)" in caplog.text
+    assert """--model-arguments '{"pretrained": true}'""" in caplog.text
+    foreign_network("torchvision.models:squeezenet1_1")
+    assert """--model-arguments '{"weights": "DEFAULT"}'""" in caplog.text
     caplog.clear()
     torch.save(WEIGHTS, tmp_path / "w.pth")
     foreign_network(NAME, weights=tmp_path / "w.pth")

@@ -1,5 +1,6 @@
 """Arrays and tensors of any layout and kind: taken as their values, or refused in one sentence."""
 
+import json
 import warnings
 
 import numpy as np
@@ -247,3 +248,30 @@ def test_read_only_features_are_not_written(tmp_path):
         near = mmga.nearest(QUERY, mapped, 3)
     assert (near[1] == mmga.nearest(QUERY, GALLERY, 3)[1]).all()
     assert not mapped.flags.writeable
+
+
+def test_single_numbers_of_numpy_are_taken_and_others_are_one_sentence():
+    x = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    query, gallery = (mmga.Features(side, np.arange(len(side)) % 5) for side in (x[:10], x[10:]))
+    rule = mmga.KReciprocal(np.int64(5), np.int8(2), np.float32(0.5))
+    assert rule == mmga.KReciprocal(5, 2, 0.5) and type(rule.lambda_value) is float
+    options = {"protocol": "no-camera", "max_rank": np.int32(7), "seed": np.uint8(1)}
+    report = mmga.evaluate(query, gallery, rerank=rule, **options)
+    assert len(report.cmc) == 7
+    json.dumps(report.as_dict())
+    assert mmga.nearest(x, x, np.int16(3))[1].shape == (40, 3)
+    for call, message in (
+        (lambda: mmga.evaluate(query, gallery, max_rank=2.5), "max_rank must be an integer"),
+        (lambda: mmga.evaluate(query, gallery, seed="a"), "seed must be an integer, got 'a'"),
+        (lambda: mmga.evaluate(query, gallery, verification=True, fpr="1"), "fpr must be a number"),
+        (lambda: mmga.nearest(x, x, 2.5), "k must be an integer, got 2.5"),
+        (lambda: mmga.rerank(x, x, topk=1.5), "topk must be an integer"),
+        (lambda: mmga.rerank(x, x, 5), "rerank: expected mmga.KReciprocal"),
+        (lambda: mmga.GalleryIndex.build(x, 5), "rerank: expected mmga.KReciprocal"),
+        (lambda: mmga.expand_queries(x, x, 2.5), "query expansion must be an integer"),
+        (lambda: mmga.expand_queries(x, x, 2, "3"), "alpha must be a number"),
+        (lambda: mmga.jaccard_distance(x, max_distance="a"), "max_distance must be a number"),
+        (lambda: mmga.KReciprocal(lambda_value="0.3"), "lambda_value must be a number"),
+    ):
+        with pytest.raises(mmga.UserError, match=message):
+            call()

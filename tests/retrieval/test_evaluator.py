@@ -61,3 +61,25 @@ def test_arguments_are_checked_before_the_first_batch():
         Evaluator(protocl="market1501")
     with pytest.raises(UserError, match="protocol: expected market1501"):
         Evaluator(protocol="market")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_buffers_that_are_filled_again(kind):
+    rows, pids, camids = unit(40), np.arange(40) % 5, np.arange(40) // 5 % 3
+    seconds = np.arange(40.0)
+    held = [np.empty((10, rows.shape[1]), np.float32), *(np.empty(10, int) for _ in range(2))]
+    time = np.empty(10)
+    evaluator = Evaluator(exclude="time > query.time + 20")
+    for start in range(0, 40, 10):
+        at = slice(start, start + 10)
+        for buffer, values in zip((*held, time), (rows, pids, camids, seconds), strict=True):
+            buffer[:] = values[at]
+        side = "gallery" if start else "query"
+        evaluator.update(side, *(kind(one) for one in held), columns={"time": kind(time)})
+    sides = [
+        Features(rows[at], pids[at], camids[at], columns={"time": seconds[at]})
+        for at in (slice(10), slice(10, 40))
+    ]
+    expected = evaluate(*sides, exclude="time > query.time + 20")
+    found = evaluator.compute()
+    assert found.mAP == expected.mAP and found.excluded == expected.excluded

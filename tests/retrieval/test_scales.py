@@ -131,3 +131,18 @@ def test_pooled_and_expanded_queries(power, pool):
     for neighbours in (0, 3):
         plain, moved = (mmga.expand_queries(*sides(3, p), neighbours) for p in (0, power))
         assert torch.equal(plain, moved)
+
+
+@pytest.mark.parametrize("power", [-100, -60, -45, 40])
+@pytest.mark.parametrize("pool", ["mean", "max"])
+def test_pooled_queries_and_rows_that_nothing_is_averaged_with(power, pool):
+    """A third of the rows is so short that their squares, or 1e-12, would hide them."""
+    plain, moved = sides(3), sides(3)
+    for side in moved:
+        side.features[::3] = torch.from_numpy(np.ldexp(side.features[::3].numpy(), power))
+    found = [mmga.evaluate(*two, protocol="multi-query", pool=pool) for two in (plain, moved)]
+    assert figures(found[0]) == figures(found[1])
+    for q, g in (plain, moved):
+        lengths = mmga.expand_queries(q, g, neighbours=0).norm(dim=1)
+        assert torch.allclose(lengths, torch.ones(20))
+        assert int((mmga.augment_gallery(g, neighbours=0).norm(dim=1) > 0.99).sum()) == 39

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops.certified import UNIT, Bound, gamma, int8_products_, int8_rows, int16_rows
-from mmga.ops.distance import squared_norms
+from mmga.ops.distance import LARGEST_NORM, LEAST_NORM, squared_norms
 from mmga.ops.reference import INTEGER_LENGTH
 
 EXACT = ("certified", "float32")
@@ -23,9 +23,6 @@ EXACT = ("certified", "float32")
 BLOCK, FINE_BLOCK = 1024, 256
 """Terms that a product sums at once, of features and for coordinates: the error of a sum grows with
 their number, and more sums than one cost passes over the tile."""
-LEAST_NORM, LARGEST_NORM = 2.0**-20, 2.0**20
-"""Norms between which no product of float32 under- or overflows by more than the bounds allow."""
-
 WIDEST_BYTES = 1 << 17
 """Dimensions up to which an inner product of numbers of 8 bits fits 32."""
 

@@ -55,7 +55,7 @@ def pooled(query: Features, pool: str) -> Features:
         else:
             # The sum's direction is the mean's: it is normalised below.
             result.index_add_(0, at, rows)
-    result = torch.nn.functional.normalize(result.masked_fill_(result == -torch.inf, 0), dim=-1)
+    result = unit_rows(result.masked_fill_(result == -torch.inf, 0))
     if query.visibility is None:
         made = Features(result, groups[0], groups[1])
     else:

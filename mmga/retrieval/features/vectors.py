@@ -11,6 +11,8 @@ from torch import Tensor
 from mmga.common.errors import UserError
 from mmga.ops.distance import (
     LARGEST,
+    LARGEST_NORM,
+    LEAST_NORM,
     SMALLEST,
     exact_keys,
     key_terms,
@@ -279,7 +281,7 @@ def check_scale(name: str, norms: Tensor) -> None:
 
 
 def lifted(matrix: ShardedMatrix, norms: Tensor) -> tuple[ShardedMatrix, Tensor]:
-    """Return rows and squared norms of which none is so small that products of two are lost.
+    """Return rows and squared norms of which none is too small or large for certified ranks.
 
     Cosines of a row and of a power of two times it are the same. Shards with such rows are copied.
 
@@ -287,13 +289,13 @@ def lifted(matrix: ShardedMatrix, norms: Tensor) -> tuple[ShardedMatrix, Tensor]
         matrix: the rows.
         norms: of its rows, float64 [N], of parts [N, P].
     """
-    tiny = (norms > 0) & (norms < SMALLEST**2)
-    if not bool(tiny.any()):
+    odd = (norms > 0) & ((norms < LEAST_NORM**2) | (norms > LARGEST_NORM**2))
+    if not bool(odd.any()):
         return matrix, norms
-    exponents = torch.where(tiny, unit_exponents(norms), 0)
+    exponents = torch.where(odd, unit_exponents(norms), 0)
     ends = zip(matrix.starts[:-1], matrix.starts[1:], strict=True)
     shards = [
-        scaled_rows(shard, exponents[first:last]) if bool(tiny[first:last].any()) else shard
+        scaled_rows(shard, exponents[first:last]) if bool(odd[first:last].any()) else shard
         for shard, (first, last) in zip(matrix.shards, ends, strict=True)
     ]
     return ShardedMatrix(shards), scaled_rows(norms[..., None], 2 * exponents)[..., 0]

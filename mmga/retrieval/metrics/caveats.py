@@ -110,9 +110,10 @@ def of_duplicates(selection: Selection, duplicates: int) -> str | None:
     if not duplicates or selection.protocol.camera != "none" or selection.excluded["own_image"]:
         return None
     return (
-        f"{duplicates} gallery items have exactly the features of a query and are counted as "
-        f"matches under protocol {selection.protocol.name}: if they are the query images "
-        "themselves, give paths on both sides, evaluate one set as all-vs-all, or leave them out"
+        f"{duplicates} gallery items have exactly the features of a query; those of its identity "
+        f"are counted as matches under protocol {selection.protocol.name}: if they are the query "
+        "images themselves, give paths on both sides, evaluate one set as all-vs-all, or leave "
+        "them out"
     )
 
 

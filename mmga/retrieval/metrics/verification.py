@@ -237,8 +237,13 @@ def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, obj
             # The largest edge whose rate of false accepts keeps within the target.
             at = int(np.searchsorted(false_accepts / impostors, target, "right")) - 1
             row["tpr"] = float(true_accepts[at] / genuines) if at >= 0 else 0.0
-            row["threshold"] = float(edges[at]) if at >= 0 else 0.0
+            row["threshold"] = float(edges[at]) if at >= 0 else None
             row["note"] = None
+            if at < 0:
+                row["note"] = (
+                    f"0.00%, no threshold: {int(false_accepts[0])} of {impostors} impostor "
+                    f"pairs are within a distance of {edges[0]:.2g}"
+                )
         else:
             row["note"] = f"not resolvable with {impostors} impostor pairs"
         rows.append(row)
@@ -259,7 +264,12 @@ def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, obj
             accepted = counts.best < limit
             entry["dir"] = float((accepted & counts.best_is_match)[matched].mean())
             below = counts.best[accepted]
-            entry["threshold"] = float(below.max()) if len(below) else 0.0
+            entry["threshold"] = float(below.max()) if len(below) else None
+            if not len(below):
+                entry["note"] = (
+                    f"0.00%, no threshold: {allowed + 1} of {len(strangers)} queries without "
+                    "a mate are as near to an item as any query is"
+                )
         else:
             entry["note"] = f"not resolvable with {len(strangers)} queries without a mate"
         open_set.append(entry)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.arrays import as_tensor
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, whole_number
 from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS
 from mmga.ops.neighbours import NearestLists, Neighbours
@@ -92,6 +92,7 @@ def nearest(
     queries, items = vector_sets(query, gallery, metric)
     if query is gallery:
         queries = items
+    k = whole_number("k", k)
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
     found = nearest_items(queries, items, k, exact=exact, progress=progress)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, real_number, whole_number
 from mmga.common.progress import Progress
 from mmga.ops.distance import unit_rows
 from mmga.ops.neighbours import Neighbours
@@ -108,11 +108,11 @@ def _averaged(own: VectorSet, items: VectorSet, found: Neighbours, alpha: float)
         weight = weights[begin : begin + rows] * items.terms[near]
         vectors = items.take(near.reshape(-1)).view(*near.shape, -1)  # [r, K, D]
         result[begin : begin + rows] += torch.einsum("rk,rkd->rd", weight, vectors)
-    return torch.nn.functional.normalize(result, dim=1)
+    return unit_rows(result)
 
 
 def _check(neighbours: int, alpha: float, most: int, name: str) -> None:
-    if not 0 <= neighbours <= most:
+    if not 0 <= whole_number(name, neighbours) <= most:
         raise UserError(f"{name} must be from 0 to the {most} there are, got {neighbours}")
-    if not alpha >= 0:
+    if not real_number("alpha", alpha) >= 0:
         raise UserError(f"alpha must be at least 0, got {alpha}")

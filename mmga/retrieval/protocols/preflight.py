@@ -404,7 +404,7 @@ def _distances(
     other = gallery.rows.take(torch.from_numpy(items)).cpu().double()
     if metric != "euclidean":
         one, other = (
-            torch.nn.functional.normalize(rows, dim=1, eps=1e-150) for rows in (one, other)
+            torch.nn.functional.normalize(rows, dim=1, eps=1e-300) for rows in (one, other)
         )
     distances: np.ndarray = (one - other).square().sum(1).numpy()
     return distances

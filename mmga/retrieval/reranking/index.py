@@ -24,8 +24,10 @@ from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.precision import float32_products
+from mmga.retrieval.bounds.approximation import identity
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
-from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
+from mmga.retrieval.neighbours.certified_knn import exact_order
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows, search
 from mmga.retrieval.reranking.encode import (
     averaged,
@@ -33,7 +35,7 @@ from mmga.retrieval.reranking.encode import (
     expanded_sets,
     set_distances,
 )
-from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.reranking.settings import KReciprocal, check_rule
 from mmga.retrieval.reranking.single_query import SingleQuery
 
 FORMAT = "mmga-index"
@@ -117,6 +119,7 @@ class GalleryIndex:
         Raises:
             UserError: the metric is unknown, a value is not finite, or the gallery holds junk.
         """
+        check_rule(rule)
         rule = rule or KReciprocal()
         check_metric(metric)
         pids = getattr(gallery, "pids", None)
@@ -129,7 +132,7 @@ class GalleryIndex:
         vectors = VectorSet([rows], metric)
         # One more item will be there: the query.
         k = min(rule.neighbours_needed(len(rows) + 1), len(rows))
-        near = search(vectors, k, exact="float32", progress=progress).neighbours
+        near = search(vectors, k, progress=progress).neighbours
         sets = expanded_sets(near, rule)
         distances = set_distances(sets, near, vectors.pair_distances)
         encoded = ops.encode(sets, *encoded_distances(distances, near.maxima, rule))
@@ -218,8 +221,9 @@ class GalleryIndex:
         Raises:
             UserError: the width differs, or a value is not finite.
         """
-        squared = self.squared_distances(self._vector(query))
-        single = SingleQuery(self.arrays, self.rule, self.metric, squared, self.pair_distances)
+        vector = self._vector(query)
+        squared = self._ordered(vector, self.squared_distances(vector))
+        single = SingleQuery(self.arrays, self.rule, self.metric, squared, self.exact_distances)
         return single.distances()
 
     @float32_products()
@@ -233,9 +237,39 @@ class GalleryIndex:
         squared_distances_(result, probe.terms, self._vectors.terms, cosine=self.metric == "cosine")
         return result[0].numpy()
 
-    def pair_distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def _ordered(self, vector: Tensor, squared: np.ndarray) -> np.ndarray:
+        """Return distances of a vector in the order that `search` gives neighbours: [G] float64.
+
+        Those that may be in a neighbour list are exact where there are bounds on the error of
+        `squared`: an item that nearly ties with others stands at the same place in the full
+        computation.
+        """
+        items, probe = self._vectors, VectorSet([ShardedMatrix([vector[None]])], self.metric)
+        distances = squared.astype(np.float64)
+        if any("float32" in exact_order(one, None) for one in (items, probe)):
+            return distances
+        scale = 2.0 if self.metric == "cosine" else 1.0  # of squared distances to keys
+        error = sum(
+            identity(one.block(0, 1), one.norms, self.metric).slack for one in (items, probe)
+        )
+        away = scale * np.asarray(error)
+        needed = self.rule.neighbours_needed(len(items) + 1)
+        lists = self.arrays["distances"]
+        limits = np.full(len(items), np.inf)
+        if lists.shape[1] == needed:  # a list that still has room takes the query at any distance
+            own = np.partition(distances, needed - 1)[needed - 1] + away.max()
+            limits = np.maximum(lists[:, -1], own)
+        near = np.flatnonzero(distances - away <= limits)
+        which = torch.from_numpy(near)
+        keys = exact_pair_keys(probe, torch.zeros_like(which), items, which)
+        distances[near] = squared_distances(keys, self.metric).numpy()
+        return distances
+
+    def exact_distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Return the squared distances of pairs of items: [P] float64."""
-        return self._vectors.pair_distances(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+        return self._vectors.exact_distances(
+            torch.from_numpy(left), torch.from_numpy(right)
+        ).numpy()
 
     def _vector(self, query: Tensor | np.ndarray) -> Tensor:
         vector = as_tensor("query", query)

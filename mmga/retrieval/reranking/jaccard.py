@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, real_number
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops._library import has_kernel
@@ -79,7 +79,7 @@ def jaccard_distance(
         UserError: an argument is out of its range, or a value is NaN or infinite.
     """
     rule = _rule(k1, k2, variant)
-    if max_distance is not None and not 0 <= max_distance < 1:
+    if max_distance is not None and not 0 <= real_number("max_distance", max_distance) < 1:
         raise UserError(
             f"max_distance must be from 0 to below 1, got {max_distance!r}; leave it out to store "
             "every distance below 1"

@@ -48,7 +48,7 @@ class RankedLists:
         query: features of the queries.
         labels: pid, camid and path of the gallery's items, each [G], as far as they are known.
         distances: [Q, K], ascending.
-        indices: [Q, K], of gallery items.
+        indices: [Q, K], of gallery items; -1 for queries without a list.
     """
 
     query: Features
@@ -56,10 +56,17 @@ class RankedLists:
     distances: np.ndarray
     indices: np.ndarray
 
+    @property
+    def left_out(self) -> np.ndarray:
+        """Queries without a list: junk, which re-ranking leaves out."""
+        return np.flatnonzero(self.indices[:, 0] < 0)
+
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield one record for each query and rank."""
-        own = row_labels(self.query)
+        """Yield one record for each rank of each query but `left_out`."""
+        own, left_out = row_labels(self.query), set(self.left_out.tolist())
         for number, pairs in enumerate(zip(self.distances, self.indices, strict=True)):
+            if number in left_out:
+                continue
             for rank, (distance, item) in enumerate(zip(*pairs, strict=True), 1):
                 record: dict[str, Any] = {"query": number}
                 record |= {

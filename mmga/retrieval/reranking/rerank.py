@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmga.common import memory
 from mmga.common.arrays import as_tensor
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, whole_number
 from mmga.common.progress import Progress
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
 from mmga.ops.precision import float32_products
@@ -18,7 +18,7 @@ from mmga.retrieval.features import Features
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows
 from mmga.retrieval.reranking.distances import Reranking, graph_vectors
 from mmga.retrieval.reranking.encode import encode, jaccard, mix
-from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.reranking.settings import KReciprocal, check_rule
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
@@ -55,6 +55,7 @@ def rerank_distances(
     Raises:
         UserError: shapes do not fit, a distance is NaN or infinite, or a matrix is not symmetric.
     """
+    check_rule(rerank)
     rule = rerank or KReciprocal()
     matrices = _Matrices(q_g, q_q, g_g, squared)
     queries = matrices.queries
@@ -127,9 +128,9 @@ def rerank(
     """Return re-ranked distances of queries to gallery from features.
 
     Args:
-        query: `Features`, or a tensor or array [Q, D].
-        gallery: likewise, [G, D]. Junk (pid -1) takes no part in the neighbour graph: its distance
-            is infinite, and it is never among the nearest.
+        query: `Features`, or a tensor or array [Q, D]. Junk (pid -1) takes no part in the neighbour
+            graph: its distances are infinite, its indices -1.
+        gallery: likewise, [G, D]. Junk is at an infinite distance and never among the nearest.
         rerank: settings, `KReciprocal()` if None.
         metric: "cosine" or "euclidean".
         topk: give only the nearest so many of each query.
@@ -145,6 +146,8 @@ def rerank(
     """
     sides = feature_rows(query, "query"), feature_rows(gallery, "gallery")
     check_metric(metric)
+    check_rule(rerank)
+    topk = None if topk is None else whole_number("topk", topk)
     chosen = _not_junk(query), _not_junk(gallery)
     shape = len(sides[0]), len(sides[1])
     if topk is None:

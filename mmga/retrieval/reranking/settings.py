@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, real_number, whole_number
 
 Variant = Literal["zhong", "torchreid", "fastreid"]
 VARIANTS = ("zhong", "torchreid", "fastreid")
@@ -38,10 +38,13 @@ class KReciprocal:
         """Check every field."""
         for name in ("k1", "k2"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
                 raise UserError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not isinstance(self.lambda_value, int | float) or not 0 <= self.lambda_value <= 1:
+            object.__setattr__(self, name, whole_number(name, value))
+        share = real_number("lambda_value", self.lambda_value)
+        if not 0 <= share <= 1:
             raise UserError(f"lambda_value must be from 0 to 1, got {self.lambda_value!r}")
+        object.__setattr__(self, "lambda_value", share)
         if self.variant not in VARIANTS:
             raise UserError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
         if self.half not in HALVES:
@@ -88,6 +91,15 @@ class KReciprocal:
     def neighbours_needed(self, items: int) -> int:
         """Return how many neighbours of each of so many items the computation reads."""
         return min(max(self.list_length, self.k2), items)
+
+
+def check_rule(rerank: object) -> None:
+    """Raise a `UserError` unless an argument is settings of re-ranking, or None."""
+    if rerank is not None and not isinstance(rerank, KReciprocal):
+        raise UserError(
+            f"rerank: expected mmga.KReciprocal(...) or None, found {rerank!r}; "
+            "mmga.KReciprocal() has the published settings"
+        )
 
 
 PRESETS = {

@@ -31,7 +31,7 @@ class SingleQuery:
         rule: KReciprocal,
         metric: str,
         squared: np.ndarray,
-        pair_distances: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        exact_distances: Callable[[np.ndarray, np.ndarray], np.ndarray],
     ) -> None:
         """Find the neighbour lists that the query enters.
 
@@ -39,24 +39,27 @@ class SingleQuery:
             arrays: of a `GalleryIndex` of G items.
             rule: settings of the re-ranking.
             metric: "cosine" or "euclidean".
-            squared: squared distances of the query to every item, float32 [G].
-            pair_distances: gives the squared distances of pairs of items, see `GalleryIndex`.
+            squared: squared distances of the query to every item, float64 [G], whose order counts;
+                what is computed from them has them rounded to float32, as lists do.
+            exact_distances: gives the squared distances of pairs of items, see `GalleryIndex`.
         """
         self._rule, self._arrays, self._metric = rule, arrays, metric
-        self._pair_distances = pair_distances
+        self._exact_distances = exact_distances
         count = len(squared) + 1
         needed = self._rule.neighbours_needed(count)
         self._length = min(self._rule.list_length, count)
         self._half = min(self._rule.half_length, count)
         self._k2 = min(self._rule.k2, count)
-        self._d = squared
+        self._d = squared.astype(np.float32)
         near, distances = self._arrays["neighbours"], self._arrays["distances"]
         # A list that still has room takes the query at any distance.
         worst = distances[:, -1] if near.shape[1] == needed else np.float32(np.inf)
         self._places: dict[int, int] = {}  # item -> place of the query in its list
         self._lists: dict[int, list[int]] = {}
         for item in np.flatnonzero(self._d <= worst).tolist():
-            place = int(np.searchsorted(distances[item], self._d[item], side="left"))
+            place = self._place(item, float(squared[item]))
+            if place == needed:
+                continue
             self._places[item] = place
             changed = near[item].tolist()
             changed.insert(place, QUERY)
@@ -64,7 +67,7 @@ class SingleQuery:
         own = min(needed - 1, len(squared))
         self._lists[QUERY] = [QUERY]
         if own:
-            order = nearest_in_rows(torch.from_numpy(self._d)[None], own)[1][0]
+            order = nearest_in_rows(torch.from_numpy(squared)[None], own)[1][0]
             self._lists[QUERY] += order.tolist()
         self._maxima = np.maximum(self._arrays["maxima"], self._d)
         # A method-level cache would keep this object alive; these are freed with it.
@@ -97,6 +100,18 @@ class SingleQuery:
             original = d / largest if largest > 0 else np.zeros_like(d)
         rest = 1 - self._rule.lambda_value
         return np.asarray(rest * jaccard + self._rule.lambda_value * original)
+
+    def _place(self, item: int, distance: float) -> int:
+        """Return where the query stands in an item's list, before all at the same distance."""
+        near, distances = (self._arrays[name][item] for name in ("neighbours", "distances"))
+        rounded = np.float32(distance)
+        first, last = (int(np.searchsorted(distances, rounded, s)) for s in ("left", "right"))
+        if first == last:
+            return first
+        # Stored distances are rounded to float32: of these, the order is that of exact ones.
+        among = np.asarray(near[first:last], dtype=np.int64)
+        exact = self._exact_distances(np.full(len(among), item, dtype=np.int64), among)
+        return first + int((exact < distance).sum())
 
     def _list(self, item: int) -> list[int]:
         if item not in self._lists:
@@ -165,7 +180,7 @@ class SingleQuery:
         missing = np.flatnonzero(result < 0)
         if len(missing):
             left = np.full(len(missing), item, dtype=np.int64)
-            result[missing] = self._pair_distances(left, columns[missing])
+            result[missing] = self._exact_distances(left, columns[missing]).astype(np.float32)
         return result
 
     def _mean(self, item: int) -> Row:

@@ -236,3 +236,19 @@ def test_only_systems_that_search_one_gallery_are_compared():
     twice = np.append(np.arange(1, 240), 1)
     with pytest.raises(UserError, match="identities have other numbers of matches"):
         compare(plain, evaluate(query, gallery.select(twice)))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_equal_features_of_two_identities_leave_no_threshold(metric):
+    query, gallery = sets()
+    rows, pids = gallery.features.clone(), gallery.pids.copy()
+    rows[: len(query)], pids[: len(query)] = query.features, 500  # each query is someone else, too
+    twins = Features(rows, pids, gallery.camids)
+    found = evaluate(query, twins, metric=metric, verification=True).extra["verification"]
+    row = found["tpr_at_fpr"][1]
+    assert (row["tpr"], row["threshold"]) == (0.0, None)
+    assert row["note"].startswith("0.00%, no threshold: ")  # float32 moves some of the zeros
+    alone = evaluate(
+        query, Features(rows, pids), protocol="no-camera", metric=metric, verification=True
+    )
+    assert "accept distances up to 0\n" not in alone.table()

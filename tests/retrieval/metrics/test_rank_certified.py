@@ -360,10 +360,11 @@ def test_what_cannot_be_certified_is_said():
     assert evaluate(query, gallery, verification=True).exact == "float32"
     with pytest.raises(UserError, match="not made of galleries that are drawn"):
         evaluate(query, gallery, exact="certified", protocol="cuhk03-single-shot")
-    tiny = Features(gallery.features * 1e-12, gallery.pids, gallery.camids)
-    with pytest.raises(UserError, match=r"norms outside 9.5e-07 to 1.0e\+06; gallery has 60"):
-        evaluate(query, tiny, exact="certified")
-    assert evaluate(query, tiny).exact == "float32"
+    tiny = Features(gallery.features * 1e-14, gallery.pids, gallery.camids)
+    with pytest.raises(UserError, match=r"norms outside 9.1e-13 to 1.1e\+12; gallery has 60"):
+        evaluate(query, tiny, exact="certified", metric="euclidean")
+    assert evaluate(query, tiny, metric="euclidean").exact == "float32"
+    assert evaluate(query, tiny, exact="certified").exact == "certified"
     with pytest.raises(UserError, match="exact: expected certified or float32, found 'yes'"):
         evaluate(query, gallery, exact="yes")
 
@@ -393,3 +394,20 @@ def test_near_duplicates_are_ranked_by_their_squared_differences():
     expected = mmga.evaluate_distances(distances, query, gallery)
     assert 0.1 < expected.mAP < 0.9
     assert report.mAP == expected.mAP and list(report.cmc) == list(expected.cmc)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("kind", ["last bits", "rotated"])
+def test_near_ties_have_one_order_at_any_scale(metric, kind):
+    query, gallery = nearly_tied(kind, 4)
+    rule = mmga.KReciprocal(5, 2)
+    expected = evaluate(query, gallery, metric=metric, rerank=rule)
+    for power in (-38, -25, 21, 30, 46 if metric == "cosine" else 30):
+        moved = [
+            Features(torch.ldexp(one.features, torch.tensor(power)), one.pids, one.camids)
+            for one in (query, gallery)
+        ]
+        report = evaluate(*moved, metric=metric, rerank=rule)
+        assert report.exact == "certified"
+        assert figures(report.per_query) == figures(expected.per_query)
+        assert figures(report.reranked.per_query) == figures(expected.reranked.per_query)

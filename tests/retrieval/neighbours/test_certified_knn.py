@@ -334,7 +334,7 @@ def test_clusters_from_certified_neighbours():
 
 
 def test_what_cannot_be_certified_is_said():
-    tiny = VectorSet([ShardedMatrix([torch.rand(20, 8) * 1e-12])], "euclidean")
+    tiny = VectorSet([ShardedMatrix([torch.rand(20, 8) * 1e-14])], "euclidean")
     assert exact_order(tiny, None) == "float32"
     with pytest.raises(UserError, match="exact: certified neighbours are not found of norms"):
         exact_order(tiny, "certified")

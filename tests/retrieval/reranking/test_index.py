@@ -147,3 +147,21 @@ def test_something_else_than_a_description_is_one_sentence(index, tmp_path, text
     (path / "index.json").write_text(text)
     with pytest.raises(mmga.UserError, match=r"is no \.mmga-index folder"):
         mmga.GalleryIndex.load(path)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_duplicates_and_near_ties_stand_where_the_full_computation_has_them(metric):
+    draw = np.random.default_rng(7)
+    x = draw.standard_normal((15, 512))[draw.integers(0, 15, 150)]
+    x = (x + 0.6 * draw.standard_normal(x.shape)).astype(np.float32)
+    for to, of in draw.integers(0, 150, (30, 2)):
+        x[to] = x[of]
+    x[40:60] = x[40] * (1 + 1e-7 * draw.standard_normal((20, 1)))
+    if metric == "euclidean":  # else the bits that float32 leaves of a distance are those of 1,000
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    query, gallery = x[:5], x[5:]
+    for rule in (KReciprocal(), KReciprocal(5, 2, variant="fastreid")):
+        index = GalleryIndex.build(gallery, rule, metric)
+        for one in (*query, gallery[36], gallery[50]):
+            expected = mmga.rerank(one[None], gallery, rule, metric=metric)[0]
+            np.testing.assert_allclose(index.rerank(one), expected, rtol=1e-5, atol=1e-6)
