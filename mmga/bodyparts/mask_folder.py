@@ -112,6 +112,17 @@ class MaskMaker:
         file = self.out / EMPTY
         return set(file.read_text(errors="replace").splitlines()) if file.is_file() else set()
 
+    def forget_empty(self) -> None:
+        """Forget the images in which nobody was found: an import may have their files by now.
+
+        Raises:
+            UserError: the list cannot be removed.
+        """
+        try:
+            (self.out / EMPTY).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.out / EMPTY} could not be removed: {error.strerror}") from error
+
     def make(
         self,
         paths: Sequence[str],

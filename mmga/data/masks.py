@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, read_json_object
 from mmga.data.pictures import note, read_picture
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def read_labels(path: str | os.PathLike[str], label_set: str = "parts") -> np.nd
         return np.array(picture).astype(np.uint8) * np.uint8(_SILHOUETTE)
     if mode == "L":
         # Pillow spreads two and four bits over 0 to 255.
-        step = {"L;2": 85, "L;4": 17}.get(stored, 1)
+        step = {"L;2": 85, "L;4": 17}.get(stored[:3], 1)
         return np.array(picture) // np.uint8(step)
     if mode == "LA":
         grey, alpha = np.moveaxis(np.array(picture), -1, 0)
@@ -388,7 +388,8 @@ class MaskFolder:
     Attributes:
         root: the folder.
         label_set: how to read the files (`to_part_mask`); files that are silhouettes all the same
-            are read so (`effective_label_set`), unless `mmga.masks` made the folder.
+            are read so (`effective_label_set`). A folder that `mmga.masks` made holds `parts`,
+            whatever they were imported from.
         split: height at which silhouettes are halved, or None.
 
     Raises:
@@ -409,8 +410,16 @@ class MaskFolder:
 
     @functools.cached_property
     def _label_set(self) -> str:
-        if (self.root / MANIFEST).is_file():
-            return self.label_set
+        if _made_here(self.root / MANIFEST):
+            if self.label_set in ("parts", "silhouette"):
+                return self.label_set
+            logger.warning(
+                "note: the masks of %s were made by mmga masks and hold 1 upper, 2 bottom, 3 other "
+                "body; they are read so and not by --label-set %s",
+                self.root,
+                self.label_set,
+            )
+            return "parts"
         files = [file for file in self.root.rglob("*") if file.suffix.lower() in LOSSLESS]
         return effective_label_set(sorted(files), self.label_set, str(self.root))
 
@@ -430,6 +439,14 @@ class MaskFolder:
         """Read the mask of an image by its relative path; None where there is no file."""
         file = self.file(path)
         return read_mask(file, self._label_set, split=self.split) if file.is_file() else None
+
+
+def _made_here(manifest: Path) -> bool:
+    """Return whether a file is the manifest of `mmga.masks`, and not another program's."""
+    try:
+        return isinstance(read_json_object(manifest).get("origin"), dict)
+    except ValueError:
+        return False
 
 
 def check_size(mask: PartMask, image: torch.Tensor, path: str) -> None:

@@ -282,6 +282,21 @@ def test_images_without_a_file_are_counted(tmp_path, market, capsys):
     assert "7 masks of 10 images" in said.out
 
 
+def test_files_that_come_later_are_imported_by_the_same_command(tmp_path, market, capsys):
+    values = np.zeros(SIZE, np.uint8)
+    values[20:60], values[60:110] = 5, 9
+    source = _parsing(tmp_path, market, values, count=7)
+    _import(tmp_path, market, "lip", source)
+    for file in (market / "bounding_box_train").iterdir():
+        Image.fromarray(values).save(source / "bounding_box_train" / f"{file.stem}.png")
+    capsys.readouterr()
+    _import(tmp_path, market, "lip", source)
+    said = capsys.readouterr()
+    assert "10 masks of 10 images; without a person 0" in said.out
+    assert "7 of 10 images are done already; remove" in said.out
+    assert not said.err
+
+
 def test_a_part_that_no_imported_mask_holds_is_named(tmp_path, market, caplog):
     values = np.zeros(SIZE, np.uint8)
     values[20:60], values[60:110] = 5, 2  # clothes and hair
