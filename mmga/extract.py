@@ -143,6 +143,7 @@ def _extract_split(options: Options) -> int:
     from mmga.common.progress import bar
     from mmga.config import merged, recipe_config
     from mmga.data.build import load_data
+    from mmga.extraction.of_run import queries_of
     from mmga.extraction.resumable import extract_to
 
     if options.run is not None:
@@ -162,8 +163,8 @@ def _extract_split(options: Options) -> int:
     with bar() as progress:
         data = load_data(config, progress, training=False)
         embedder = _embedder_of_model(options)
-        pooled = data.multi_query if options.multi_query else None
-        for name, images in (("query", pooled or data.query), ("gallery", data.gallery)):
+        queries = queries_of(data, options.multi_query)
+        for name, images in (("query", queries), ("gallery", data.gallery)):
             extract_to(
                 options.out / f"{name}.npz",
                 embedder,
@@ -173,7 +174,7 @@ def _extract_split(options: Options) -> int:
                 skip_broken=options.skip_broken,
                 progress=progress,
             )
-    _say_next(options, len(data.query), len(data.gallery), options.out)
+    _say_next(options, len(queries), len(data.gallery), options.out)
     return 0
 
 

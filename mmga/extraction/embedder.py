@@ -225,6 +225,8 @@ def embedder_of_model(
     target = resolve_device(device)
     network = foreign_network(name, arguments, weights).to(target)
     title = f"{name} {arguments} {weights}"
+    if weights is not None:
+        title += f", written {weights.stat().st_mtime_ns}"
     transform = EvalTransform(size=size)
     return Embedder(title, transform, whole_embeddings(network, name), target, flip)
 

@@ -1,6 +1,7 @@
 """Load a trained run and extract features."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,16 @@ from mmga.common.device import resolve_device
 from mmga.common.progress import Progress
 from mmga.config import Config, DataName, check, merged
 from mmga.data.build import load_data
+from mmga.data.dataset import DataSet, ImageSet
 from mmga.extraction.embedder import Embedder
 from mmga.extraction.extract import embedder_of, extract
 from mmga.models.loading import load_run
 
 if TYPE_CHECKING:
     from mmga.retrieval.features import Features
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,26 @@ def features_of_run(
     if not flip:
         config = merged(config, {"run": {"flip_test": False}}, where="--no-flip-test")
     data = load_data(config, progress, training=False)
-    queries = data.query
-    if multi_query and data.multi_query is not None:
-        queries = data.multi_query
+    queries = queries_of(data, multi_query)
     query = extract(run.network, queries, config, phase="query", progress=progress)
     return query, extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+
+
+def queries_of(data: DataSet, multi_query: bool) -> ImageSet:
+    """Return a data set's queries, or all images of each query's identity and camera.
+
+    Where the data set has no such images, the queries stand for themselves, and that is said.
+    """
+    if not multi_query:
+        return data.query
+    if data.multi_query is None:
+        logger.warning(
+            "note: --multi-query: %s has no further images of its queries (market1501 has them in "
+            "gt_bbox); the queries themselves are written",
+            data.name,
+        )
+        return data.query
+    return data.multi_query
 
 
 def embedder_of_run(path: Path, *, device: str = "auto", flip: bool, parts: bool) -> Embedder:

@@ -1,6 +1,7 @@
 """Features of any images by any network: resumable, mirrored, by part."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -283,6 +284,57 @@ def test_images_that_do_not_fit(capsys, run, images, tmp_path):
     assert "--out is missing" in fails(capsys, "--run", run, "--images", images)
     assert "--parts needs --images" in fails(capsys, "--run", run, "--parts")
     assert "--run is missing" in fails(capsys)
+
+
+def test_every_picture_of_a_folder_is_extracted(run, tmp_path):
+    folder = tmp_path / "mixed"
+    (folder / ".thumbnails").mkdir(parents=True)
+    (folder / "album.jpg").mkdir()
+    wanted = ["a.JPG", "album.jpg/b.jfif", "c.gif", "d.pgm", "e.avif"]
+    for name in (*wanted, ".thumbnails/a.png", "._a.jpg"):
+        Image.new("RGB", SIZE[::-1]).save(folder / name, format="PNG")
+    call("--run", run, "--images", folder, "--out", tmp_path / "g.npz")
+    assert mmga.load_features(tmp_path / "g.npz").paths.tolist() == wanted
+
+
+def test_names_that_are_no_text_are_refused(run, tmp_path, capsys):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    try:
+        Image.new("RGB", (4, 4)).save(folder / "caf\udce9.png")  # as an old camera wrote it
+    except OSError:
+        pytest.skip("this file system holds UTF-8 names alone")
+    said = fails(capsys, "--run", run, "--images", folder, "--out", tmp_path / "g.npz")
+    assert "is not UTF-8" in said
+    assert not list(tmp_path.glob("g.npz*"))
+
+
+def test_an_extraction_goes_on_with_its_own_images_and_weights_alone(tmp_path, monkeypatch, capsys):
+    """Equal names in another folder, or other weights in the same file, are refused."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for index in range(4):
+            Image.new("RGB", (4, 8), (index, 0, 0)).save(tmp_path / folder / f"{index}.png")
+    weights = tmp_path / "w.pt"
+    words = ("--model", "torch.nn:Conv2d", "--model-weights", weights, "--out", tmp_path / "g.npz")
+    arguments = '{"in_channels": 3, "out_channels": 5, "kernel_size": 8}'
+    size = ("--model-arguments", arguments, "--height", "8", "--width", "8")
+    network = torch.nn.Conv2d(3, 5, 8)
+    torch.save(network.state_dict(), weights)
+    with pytest.raises(SystemExit):  # [B, 5, 1, 1] are no features; the attempt has begun
+        call(*words, *size, "--images", tmp_path / "one")
+    capsys.readouterr()
+    said = fails(capsys, *words, *size, "--images", tmp_path / "two")
+    assert "beginning of another extraction (it differs in images)" in said
+    os.utime(weights, (1, 1))
+    said = fails(capsys, *words, *size, "--images", tmp_path / "one")
+    assert "beginning of another extraction (it differs in network)" in said
+
+
+def test_a_data_set_without_more_images_of_its_queries_says_so(tmp_path, capsys, caplog):
+    words = ("--model", "torch.nn:Flatten", "--height", "8", "--width", "4", "--device", "cpu")
+    call(*words, "--data", "csv", "--root", table(tmp_path), "--out", tmp_path, "--multi-query")
+    assert "note: --multi-query: table has no further images of its queries" in caplog.text
 
 
 def test_broken_images(capsys, run, images, tmp_path):
