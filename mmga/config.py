@@ -34,6 +34,9 @@ DataName = Literal[
 ]
 RecipeName = Literal["synthetic", "mgn", "bot", "strong"]
 
+OWN_PROTOCOLS: dict[str, str] = {"cuhk03-classic": "cuhk03-single-shot"}
+"""Protocols of the data sets whose published figures are not of Market-1501's."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -449,6 +452,12 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
     recipe = values.get("recipe", base.recipe if base is not None else "mgn")
     start = recipe_config(recipe) if base is None else base
     return merged(start, values, where=str(path))
+
+
+def protocol_of(config: Config, data: DataName | None = None) -> str:
+    """Return the protocol by which a run is tested, on its own first test set or on another."""
+    name = data or (*config.data.test, config.data.data)[0]
+    return config.run.protocol or OWN_PROTOCOLS.get(name, "market1501")
 
 
 def recipe_config(recipe: str) -> Config:

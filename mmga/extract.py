@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.common.options import Device, Flag
-from mmga.config import DataName
+from mmga.config import DataName, protocol_of
 
 if TYPE_CHECKING:
     from mmga.extraction.embedder import Embedder
@@ -174,15 +174,17 @@ def _extract_split(options: Options) -> int:
                 skip_broken=options.skip_broken,
                 progress=progress,
             )
-    _say_next(options, len(queries), len(data.gallery), options.out)
+    _say_next(options, len(queries), len(data.gallery), options.out, protocol_of(config))
     return 0
 
 
-def _say_next(options: Options, queries: int, gallery: int, folder: Path) -> None:
-    protocol = " --protocol multi-query" if options.multi_query else ""
+def _say_next(options: Options, queries: int, gallery: int, folder: Path, protocol: str) -> None:
+    if options.multi_query:
+        protocol = "multi-query"
+    rules = "" if protocol == "market1501" else f" --protocol {protocol}"
     print(
         f"{queries} queries and {gallery} gallery items in {folder}; next: "
-        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{protocol}"
+        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{rules}"
     )
 
 
@@ -204,6 +206,7 @@ def body(options: Options) -> int:
         )
     from mmga.common.progress import bar
     from mmga.extraction.of_run import DataChoice, features_of_run
+    from mmga.models.loading import configuration_of
 
     with bar() as progress:
         query, gallery = features_of_run(
@@ -218,7 +221,8 @@ def body(options: Options) -> int:
     folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
     for name, features in (("query", query), ("gallery", gallery)):
         features.save(folder / f"{name}.npz")
-    _say_next(options, len(query), len(gallery), folder)
+    protocol = protocol_of(configuration_of(options.run), options.data)
+    _say_next(options, len(query), len(gallery), folder, protocol)
     return 0
 
 

@@ -4,8 +4,8 @@
     mmga visualize --run runs/x --gallery runs/x/gallery.npz --rows 5 --out sheets
 
 Writes attention.png (query images with their attention maps, alone and over the image, beside the
-true masks) and ranked.png (each query's nearest gallery images, right ones framed green, wrong ones
-red, and the rank of its first match).
+true masks) and ranked.png (each query's nearest gallery images by the protocol of the run, right
+ones framed green, wrong ones red, and the rank of its first match).
 """
 
 import sys
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mmga.common import cli, ids
 from mmga.common.errors import UserError
 from mmga.common.options import Device, Flag
-from mmga.config import Config, DataName
+from mmga.config import Config, DataName, protocol_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mmga.data.dataset import ImageSet
     from mmga.retrieval.features import Features
+    from mmga.retrieval.protocols.protocol import Protocol
 
 UNGUIDED = "these maps were never guided: the run was trained without masks"
 
@@ -64,12 +65,13 @@ def body(options: Options) -> int:
     from mmga.common.device import resolve_device
     from mmga.common.progress import bar
     from mmga.data.build import load_data
-    from mmga.data.dataset import Subset
+    from mmga.data.dataset import Subset, label_columns
     from mmga.data.loader import Loading, eval_batches
     from mmga.data.transforms import denormalise
     from mmga.extraction.extract import embedder_of, extract
     from mmga.extraction.of_run import DataChoice, with_data
     from mmga.models.loading import load_run
+    from mmga.retrieval.protocols.protocol import of_test_split
 
     run = load_run(options.run, resolve_device(options.device))
     config = with_data(run.config, DataChoice(options.data, options.root))
@@ -88,7 +90,12 @@ def body(options: Options) -> int:
         else:
             gallery = _saved(options.gallery, data.gallery)
     images = denormalise(batch.images).cpu()
-    lines = [f"id {pid}, camera {cam}" for pid, cam in zip(batch.pids, batch.camids, strict=True)]
+    rules = of_test_split(protocol_of(config))
+    names = label_columns(queries, np.arange(len(queries)))
+    lines = [
+        f"id {ids.plain(pid)}, camera {ids.plain(camera)}"
+        for pid, camera in zip(names["pids"], names["camids"], strict=True)
+    ]
     labels = [
         rows if there else None for rows, there in zip(batch.labels, batch.has_mask, strict=True)
     ]
@@ -102,8 +109,7 @@ def body(options: Options) -> int:
     distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
     hits = []
     for index, row in enumerate(distances):
-        pid, camid = int(batch.pids[index]), int(batch.camids[index])
-        found, first = _ranked(row, pid, camid, data.gallery, options.top)
+        found, first = _ranked(row, queries, index, data.gallery, rules, options.top)
         hits.append(found)
         lines[index] += "\nno match there" if first is None else f"\nfirst match: {first}"
     plots.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
@@ -150,15 +156,21 @@ def _guided(config: Config) -> bool:
 
 
 def _ranked(
-    distances: "np.ndarray", pid: int, camid: int, gallery: "ImageSet", top: int
+    distances: "np.ndarray",
+    queries: "ImageSet",
+    index: int,
+    gallery: "ImageSet",
+    rules: "Protocol",
+    top: int,
 ) -> "tuple[list[tuple[torch.Tensor, bool, str]], int | None]":
-    """Return the nearest images of a query by Market-1501's rule, and the rank of the first match.
+    """Return the nearest images of a query by a protocol, and the rank of the first match.
 
     Args:
         distances: of the query to the gallery, [G].
-        pid: identity of the query.
-        camid: its camera.
+        queries: the images searched for.
+        index: place of the query among them.
         gallery: the images.
+        rules: what is left out for a query; of a single-shot protocol the whole gallery is shown.
         top: how many to return.
 
     Returns:
@@ -167,14 +179,22 @@ def _ranked(
     """
     import numpy as np
 
-    pids, camids = gallery.pids, gallery.camids
-    left_out = np.isin(pids, (ids.JUNK, ids.UNKNOWN)) | ((pids == pid) & (camids == camid))
+    from mmga.data.dataset import label_columns
+
+    pids, pid = gallery.pids, queries.pids[index]
+    left_out = np.isin(pids, (ids.JUNK, ids.UNKNOWN))
+    if rules.camera != "none":
+        own = gallery.camids == queries.camids[index]
+        left_out |= own if rules.camera == "all" else own & (pids == pid)
+    if rules.own_image == "path":
+        left_out |= np.array(gallery.paths) == queries.paths[index]
     order = np.argsort(np.where(left_out, np.inf, distances), kind="stable")
     order = order[: int((~left_out).sum())]
     matches = np.flatnonzero(pids[order] == pid)
+    cameras = label_columns(gallery, order[:top])["camids"]
     found = [
-        (gallery.image(int(i)), bool(pids[i] == pid), f"{distances[i]:.2f}, c{camids[i]}")
-        for i in order[:top]
+        (gallery.image(int(i)), bool(pids[i] == pid), f"{distances[i]:.2f}, c{ids.plain(camera)}")
+        for i, camera in zip(order[:top], cameras, strict=True)
     ]
     return found, int(matches[0]) + 1 if len(matches) else None
 

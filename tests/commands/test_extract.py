@@ -331,6 +331,26 @@ def test_an_extraction_goes_on_with_its_own_images_and_weights_alone(tmp_path, m
     assert "beginning of another extraction (it differs in network)" in said
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"data": {"data": "cuhk03-classic"}}, "cuhk03-single-shot"),
+        ({"data": {"data": "csv"}}, "market1501"),
+        ({"data": {"data": "market1501", "test": ("cuhk03-classic",)}}, "cuhk03-single-shot"),
+        ({"data": {"data": "csv"}, "run": {"protocol": "no-camera"}}, "no-camera"),
+    ],
+)
+def test_a_run_is_evaluated_by_the_protocol_that_its_training_used(settings, expected, tmp_path):
+    run = write_run(tmp_path, **settings)
+    assert evaluation.with_protocol(evaluation.Options(run=run)).protocol == expected
+
+
+def test_the_next_command_names_the_protocol(tmp_path, capsys):
+    run = write_run(tmp_path, run={"protocol": "no-camera"})
+    call("--run", run, "--data", "csv", "--root", table(tmp_path), "--device", "cpu")
+    assert "gallery.npz --protocol no-camera" in capsys.readouterr().out
+
+
 def test_a_data_set_without_more_images_of_its_queries_says_so(tmp_path, capsys, caplog):
     words = ("--model", "torch.nn:Flatten", "--height", "8", "--width", "4", "--device", "cpu")
     call(*words, "--data", "csv", "--root", table(tmp_path), "--out", tmp_path, "--multi-query")

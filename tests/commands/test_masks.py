@@ -282,6 +282,21 @@ def test_images_without_a_file_are_counted(tmp_path, market, capsys):
     assert "7 masks of 10 images" in said.out
 
 
+def test_cameras_are_called_as_the_table_calls_them(tmp_path, capsys):
+    lines = ["path,pid,camid,split"]
+    for place, camera in enumerate(("hall", "courtyard") * 2):
+        Image.new("RGB", SIZE[::-1], (20, 150, 0)).save(tmp_path / f"{place}.png")
+        lines.append(f"{place}.png,ann,{camera},train")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    options = masks.Options(
+        out=tmp_path / "m", data="csv", root=tmp_path / "t.csv", preview=0, device="cpu"
+    )
+    assert masks.body(options, Stub()) == 0
+    assert "\ncourtyard       2" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
+    assert list(manifest["area_by_camera"]) == ["courtyard", "hall"]
+
+
 def test_files_that_come_later_are_imported_by_the_same_command(tmp_path, market, capsys):
     values = np.zeros(SIZE, np.uint8)
     values[20:60], values[60:110] = 5, 9

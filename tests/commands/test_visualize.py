@@ -55,6 +55,38 @@ def test_sheets_tell_ranks_and_unguided_maps(weight, table, tmp_path, monkeypatc
         assert Image.open(tmp_path / name).width > 400
 
 
+def test_the_sheet_ranks_by_the_protocol_of_the_run_and_names_as_the_table_does(
+    tmp_path, monkeypatch
+):
+    """One camera, and each query is a gallery image, too: it does not find itself."""
+    pytest.importorskip("matplotlib")
+    lines = ["path,pid,camid,split"]
+    for place, (person, split) in enumerate(
+        [("ann", "query"), ("ann", "gallery"), ("bob", "gallery"), ("bob", "query")]
+    ):
+        Image.new("RGB", (16, 48), (60 * place, 30, 200 - 60 * place)).save(
+            tmp_path / f"{place}.png"
+        )
+        lines.append(f"{place}.png,{person},hall,{split}")
+        if split == "query":
+            lines.append(f"{place}.png,{person},hall,gallery")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    drawn = []
+    monkeypatch.setattr(plots, "ranked_sheet", lambda *given: drawn.append(given))
+    run = write_run(tmp_path, run={"protocol": "no-camera"})
+    options = visualize.Options(run=run, data="csv", root=tmp_path / "t.csv", device="cpu")
+    assert visualize.body(options) == 0
+    _, _, hits, titles = drawn[0]
+    assert [title.split("\n")[0] for title in titles] == [
+        "id ann, camera hall",
+        "id bob, camera hall",
+    ]
+    assert all("first match: " in title for title in titles)
+    assert [len(row) for row in hits] == [3, 3]
+    assert all(sum(right for _, right, _ in row) == 1 for row in hits)
+    assert all(line.endswith(", chall") for row in hits for _, _, line in row)
+
+
 @pytest.mark.parametrize("count", [1, 9])
 def test_a_footer_explains_the_colours(count, tmp_path):
     """The four colours of a label map stand in the lowest part of the sheet."""
