@@ -216,7 +216,8 @@ def read_body(path: str | os.PathLike[str]) -> np.ndarray:
         bool [H, W].
 
     Raises:
-        UserError: the file cannot be read, or is a coloured picture without alpha.
+        UserError: the file cannot be read, or is a photograph: a coloured picture without alpha, or
+            a grey one of many levels between dark and bright.
     """
     picture, _ = read_picture(path)
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -234,10 +235,10 @@ def read_body(path: str | os.PathLike[str]) -> np.ndarray:
             return np.asarray(colours.any(axis=1))[indices]
         return _bright(colours.max(1)[indices])
     if picture.mode in ("1", "L") or picture.mode[0] in "IF":
-        return _bright(np.array(picture))
+        return _of_two_levels(np.array(picture), path)
     pixels = np.array(picture.convert("RGB"))  # [H, W, 3]
     if np.ptp(pixels, axis=-1).max(initial=0) < 64:
-        return _bright(pixels.max(-1))
+        return _of_two_levels(pixels.max(-1), path)
     if len(np.unique(pixels.reshape(-1, 3), axis=0)) > 256:
         raise UserError(
             f"{path} is a coloured picture and no mask; give silhouettes, or cut-outs with alpha"
@@ -498,6 +499,23 @@ def _bright(values: np.ndarray) -> np.ndarray:
     highest = values.max(initial=0)
     # A JPEG's edges are not zero, a 0/1 file's ones are not 255.
     return np.asarray(values > (highest / 2 if highest >= 128 else 0))
+
+
+_LEVELS, _BETWEEN = 64, 0.3
+"""Grey levels, and share of the pixels between a quarter and three quarters of the brightest, from
+which a picture is a photograph; a JPEG's or a resized mask's edges are fewer."""
+
+
+def _of_two_levels(values: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the body of a grey picture (`_bright`), which must not be a photograph."""
+    highest = float(values.max(initial=0))
+    between = (values > highest / 4) & (values < highest * 3 / 4)
+    if highest >= 128 and between.mean() > _BETWEEN and len(np.unique(values)) > _LEVELS:
+        raise UserError(
+            f"{path} is a grey picture and no mask: {between.mean():.0%} of its pixels are neither "
+            "dark nor bright; give silhouettes, or cut-outs with alpha"
+        )
+    return _bright(values)
 
 
 def _palette(picture: "Image.Image") -> tuple[np.ndarray, np.ndarray]:

@@ -277,6 +277,30 @@ def test_a_photograph_is_no_mask(tmp_path):
         read_body(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_grey_photograph_is_no_mask(mode, tmp_path):
+    grey = np.random.default_rng(0).normal(120, 40, (128, 64)).clip(0, 255).astype(np.uint8)
+    deep = mode == "I;16"
+    picture = Image.fromarray(grey * np.uint16(257)) if deep else Image.fromarray(grey)
+    (picture if deep else picture.convert(mode)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="is a grey picture and no mask"):
+        read_body(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("how", ["resized", "jpg", "blurred"])
+def test_a_silhouette_with_soft_edges_is_a_mask(how, tmp_path):
+    from PIL import ImageFilter
+
+    whole = Image.fromarray(BODY * 255)
+    picture = whole.resize((64, 128), Image.Resampling.BICUBIC)
+    if how == "blurred":
+        picture = picture.filter(ImageFilter.GaussianBlur(3))
+    path = tmp_path / ("a.jpg" if how == "jpg" else "a.png")
+    picture.save(path)
+    true = np.array(whole.resize((64, 128), Image.Resampling.NEAREST)) > 0
+    assert (read_body(path) == true).mean() > 0.95
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg.png", "a.PNG", "a.jpg.PNG", "a.bmp", "a.TIF"])
 def test_names_of_mask_files(name, tmp_path):
     (tmp_path / "train").mkdir()

@@ -62,8 +62,10 @@ def read_table(data: DataConfig, masks: MaskFolder | None) -> DataSet:
         raise UserError("data set csv needs --root TABLE.csv, the table itself")
     table = tables.read_table(path, f"table {path}", pad=True)
     table.need(COLUMNS, ("mask",))
+    table = table.with_plain_paths()
     columns = {name: table.column(name) or [] for name in (*COLUMNS, "mask")}
     _check(table, columns)
+    columns["mask"] = [cell.strip() for cell in columns["mask"]]
     table.check_repeated(("pid", "camid"))
     named = {
         image: path.parent / mask

@@ -58,6 +58,7 @@ def _folder(folder: Path, pattern: str | None) -> ImageFiles:
 def _table(path: Path, pattern: str | None) -> ImageFiles:
     table = tables.read_table(path, f"--images {path}", pad=True)
     table.need(("path",), ("pid", "camid"))
+    table = table.with_plain_paths()
     files = table.column("path") or []
     if not files:
         raise UserError(f"--images {path} names no image")

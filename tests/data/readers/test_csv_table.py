@@ -125,3 +125,13 @@ def test_other_names_and_delimiters(delimiter, table):
 def test_tables_that_mislead(table, lines, message):
     with pytest.raises(UserError, match=message):
         load("csv", table(*lines))
+
+
+def test_a_file_has_one_path_however_it_is_written(table):
+    rows = ["./i/d.png ,9,1,query", "i//d.png,9,1,gallery", "i/e.png,9,2,gallery"]
+    data = load("csv", table(HEADER, *rows))
+    assert data.query.paths == ["i/d.png"]
+    assert data.gallery.paths == ["i/d.png", "i/e.png"]
+    assert data.query.image(0)[0, 0, 0] == ord("d")
+    with pytest.raises(UserError, match=r"lines 2 and 3 say pid '9' and '8' of one path, i/d\.png"):
+        load("csv", table(HEADER, rows[0], "i/d.png,8,1,gallery"))
