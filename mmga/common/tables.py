@@ -62,10 +62,10 @@ class Table:
         place = self.place("path")
         if place is None:
             return self
+        paths = [row[place].strip() for row in self.rows]
         rows = [
-            [*row[:place], str(PurePosixPath(path)) if (path := row[place].strip()) else ""]
-            + row[place + 1 :]
-            for row in self.rows
+            [*row[:place], str(PurePosixPath(path)) if path else "", *row[place + 1 :]]
+            for row, path in zip(self.rows, paths, strict=True)
         ]
         return replace(self, rows=rows)
 
