@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmga.data.dataset import ImageSet
-    from mmga.retrieval.features import Features
+    from mmga.extraction.embedder import Embedder
     from mmga.retrieval.protocols.protocol import Protocol
 
 UNGUIDED = "these maps were never guided: the run was trained without masks"
@@ -86,9 +86,12 @@ def body(options: Options) -> int:
         with torch.inference_mode():
             maps = {name: m.cpu() for name, m in run.network.attention(batch.images).items()}
         if options.gallery is None:
-            gallery = extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+            extracted = extract(
+                run.network, data.gallery, config, phase="gallery", progress=progress
+            )
+            rows = extracted.rows.whole()
         else:
-            gallery = _saved(options.gallery, data.gallery)
+            rows = _saved(options.gallery, data.gallery, embedder)
     images = denormalise(batch.images).cpu()
     rules = of_test_split(protocol_of(config))
     names = label_columns(queries, np.arange(len(queries)))
@@ -106,7 +109,7 @@ def body(options: Options) -> int:
         if note:
             print(f"note: {note}", file=sys.stderr)
     features = embedder(batch.images)[0].cpu()  # [N, D]
-    distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
+    distances = (1 - features @ rows.T).numpy()  # [N, G]
     hits = []
     for index, row in enumerate(distances):
         found, first = _ranked(row, queries, index, data.gallery, rules, options.top)
@@ -117,13 +120,29 @@ def body(options: Options) -> int:
     return 0
 
 
-def _saved(path: Path, images: "ImageSet") -> "Features":
+ALIKE, LOOKED_AT = 0.9, 4
+"""Cosine below which saved features are not those of a network, and images that are compared; an
+image and its mirror image make less difference."""
+
+
+def _saved(path: Path, images: "ImageSet", embedder: "Embedder") -> "torch.Tensor":
     """Read the features of a gallery, in the order of its images: by path, where there are paths.
 
+    What another network, or this one before more training, has made of the first images is warned
+    of.
+
+    Returns:
+        L2-normalised, float32 [G, D].
+
     Raises:
-        UserError: they are not those of the images.
+        UserError: they are not those of the images, or of another width than the network's.
     """
+    import numpy as np
+    from torch.nn.functional import normalize
+
     from mmga.common.paths import matched
+    from mmga.data.dataset import Subset
+    from mmga.data.loader import Loading, eval_batches
     from mmga.retrieval.features import UNKNOWN, load_features
 
     gallery = load_features(path)
@@ -145,7 +164,22 @@ def _saved(path: Path, images: "ImageSet") -> "Features":
         )
     if note is not None:
         print(f"mmga visualize: note: {note}", file=sys.stderr)
-    return gallery
+    first = Subset(images, np.arange(min(LOOKED_AT, len(images))))
+    batch = next(eval_batches(first, embedder.transform, Loading(device=embedder.device)))
+    own = embedder(batch.images)[0].cpu()
+    if tuple(gallery.rows.shape[1:]) != tuple(own.shape[1:]):
+        raise UserError(
+            f"{expected} with {own.shape[1]} values each, as the run makes them, found "
+            f"{list(gallery.rows.shape)}; leave it out to extract them"
+        )
+    rows = normalize(gallery.rows.whole().float(), dim=-1)
+    if bool(((own * rows[batch.indices.cpu()]).sum(1) < ALIKE).any()):
+        print(
+            f"mmga visualize: warning: --gallery {path} was not made by this run as it is now: of "
+            f"{first.paths[0]} it makes other features; leave it out to extract them",
+            file=sys.stderr,
+        )
+    return rows
 
 
 def _guided(config: Config) -> bool:

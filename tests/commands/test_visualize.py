@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from small_run import write_run
 
-from mmga import visualize
+import mmga
+from mmga import extract, visualize
 from mmga.common import plots
 
 
@@ -85,6 +86,30 @@ def test_the_sheet_ranks_by_the_protocol_of_the_run_and_names_as_the_table_does(
     assert [len(row) for row in hits] == [3, 3]
     assert all(sum(right for _, right, _ in row) == 1 for row in hits)
     assert all(line.endswith(", chall") for row in hits for _, _, line in row)
+
+
+def test_a_saved_gallery_is_that_of_the_run(table, tmp_path, monkeypatch, capsys):
+    """Any scale; other rows are warned of, and other widths refused in a sentence."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(plots, "ranked_sheet", lambda *given: drawn.append(given))
+    run = write_run(tmp_path)
+    words = ("--run", str(run), "--data", "csv", "--root", str(table), "--device", "cpu")
+    extract.main([*words, "--out", str(tmp_path)])
+    own = mmga.load_features(tmp_path / "gallery.npz")
+    rows, labels = own.features.numpy(), {"pids": own.pids, "paths": own.paths}
+    for name, changed in (("x", rows), ("scaled", 5 * rows), ("other", rows[:, ::-1].copy())):
+        mmga.Features(changed, **labels).save(tmp_path / f"{name}.npz")
+        capsys.readouterr()
+        visualize.main([*words, "--gallery", str(tmp_path / f"{name}.npz")])
+        said = capsys.readouterr().err
+        assert ("was not made by this run as it is now" in said) is (name == "other")
+    lines = [[line for row in hits for _, _, line in row] for _, _, hits, _ in drawn]
+    assert lines[0] == lines[1]
+    mmga.Features(rows[:, :9].copy(), **labels).save(tmp_path / "narrow.npz")
+    with pytest.raises(SystemExit):
+        visualize.main([*words, "--gallery", str(tmp_path / "narrow.npz")])
+    assert "with 768 values each, as the run makes them, found [3, 9]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [1, 9])
