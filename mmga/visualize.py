@@ -80,9 +80,13 @@ def body(options: Options) -> int:
         data = load_data(config, progress, training=False)
         chosen = np.unique(np.linspace(0, len(data.query) - 1, options.rows).round().astype(int))
         embedder = embedder_of(run.network, config)
-        loading = Loading(device=embedder.device)
-        queries = Subset(data.query, chosen)
-        batch = next(eval_batches(queries, embedder.transform, loading, batch_size=len(chosen)))
+        loading = Loading(device=embedder.device, skip_broken=config.data.skip_broken)
+        queries, gallery = Subset(data.query, chosen), data.gallery
+        batches = eval_batches(queries, embedder.transform, loading, batch_size=len(chosen))
+        batch = next(batches, None)
+        if batch is None:
+            raise UserError(f"none of the {len(chosen)} queries of the sheets can be decoded")
+        queries = Subset(queries, batch.indices.cpu().numpy())  # without broken ones
         with torch.inference_mode():
             maps = {name: m.cpu() for name, m in run.network.attention(batch.images).items()}
         if options.gallery is None:
@@ -90,6 +94,9 @@ def body(options: Options) -> int:
                 run.network, data.gallery, config, phase="gallery", progress=progress
             )
             rows = extracted.rows.whole()
+            if len(rows) < len(gallery) and extracted.paths is not None:
+                decoded = np.isin(np.array(gallery.paths), extracted.paths)
+                gallery = Subset(gallery, np.flatnonzero(decoded))
         else:
             rows = _saved(options.gallery, data.gallery, embedder)
     images = denormalise(batch.images).cpu()
@@ -112,7 +119,7 @@ def body(options: Options) -> int:
     distances = (1 - features @ rows.T).numpy()  # [N, G]
     hits = []
     for index, row in enumerate(distances):
-        found, first = _ranked(row, queries, index, data.gallery, rules, options.top)
+        found, first = _ranked(row, queries, index, gallery, rules, options.top)
         hits.append(found)
         lines[index] += "\nno match there" if first is None else f"\nfirst match: {first}"
     plots.ranked_sheet(folder / "ranked.png", list(images), hits, lines)

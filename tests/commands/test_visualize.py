@@ -88,6 +88,20 @@ def test_the_sheet_ranks_by_the_protocol_of_the_run_and_names_as_the_table_does(
     assert all(line.endswith(", chall") for row in hits for _, _, line in row)
 
 
+def test_images_that_the_run_skips_are_left_out(table, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(plots, "ranked_sheet", lambda *given: drawn.append(given))
+    for name in ("query1.png", "gallery0.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    run = write_run(tmp_path, data={"skip_broken": True})
+    options = visualize.Options(run=run, data="csv", root=table, device="cpu")
+    assert visualize.body(options) == 0
+    _, _, hits, titles = drawn[0]
+    assert [title.split(",")[0] for title in titles] == ["id 0", "id 2"]
+    assert [len(row) for row in hits] == [2, 2]
+
+
 def test_a_saved_gallery_is_that_of_the_run(table, tmp_path, monkeypatch, capsys):
     """Any scale; other rows are warned of, and other widths refused in a sentence."""
     pytest.importorskip("matplotlib")
