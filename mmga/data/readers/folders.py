@@ -48,9 +48,10 @@ def find_folder(root: Path | None, names: tuple[str, ...], inside: str) -> Path:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Return the names of a folder's image files, sorted."""
+    """Return the names of a folder's image files, sorted, without hidden ones."""
+    names = (entry.name for entry in os.scandir(folder))
     return sorted(
-        entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES)
+        name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
     )
 
 
