@@ -3,9 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from mmga.config import DataConfig
+from mmga.data import datasets
 from mmga.data.dataset import DataSet
-from mmga.data.readers import by_name
 
 DUKE = (
     "bounding_box_train/0001_c2_f0046182.jpg",
@@ -46,7 +45,7 @@ MSMT17 = {
 
 def load(name, root=None, **switches) -> DataSet:
     """Read a data set by its name."""
-    return by_name.load(DataConfig(data=name, root=root, **switches))
+    return datasets.load(name, root, **switches)
 
 
 def images(root, paths, size=(16, 32)):
