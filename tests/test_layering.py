@@ -27,6 +27,7 @@ RANKS = {
     "mmga.data.readers": 5,
     "mmga.data.synthetic": 5,
     "mmga.data.build": 6,
+    "mmga.data.datasets": 6,
     "mmga.bodyparts": 6,
     "mmga.models": 6,
     "mmga.extraction": 10,
