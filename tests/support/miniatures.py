@@ -3,8 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from mmga.data import datasets
+from mmga.config import DataConfig
 from mmga.data.dataset import DataSet
+from mmga.data.readers import by_name
 
 DUKE = (
     "bounding_box_train/0001_c2_f0046182.jpg",
@@ -45,7 +46,7 @@ MSMT17 = {
 
 def load(name, root=None, **switches) -> DataSet:
     """Read a data set by its name."""
-    return datasets.load(name, root, **switches)
+    return by_name.load(DataConfig(data=name, root=root, **switches))
 
 
 def images(root, paths, size=(16, 32)):
