@@ -337,6 +337,10 @@ def check(config: Config) -> None:
             f"--p must be at least 2 for --guide other, which takes another identity's masks, "
             f"got {config.batch.p}"
         )
+    if config.batch.p < 2:
+        raise UserError(
+            f"--p must be at least 2, because a triplet needs another identity, got {config.batch.p}"
+        )
     if not 0 <= optimizer.ema < 1:
         raise UserError(f"--ema must be from 0 to below 1, got {optimizer.ema}")
     if not 0 < optimizer.beta2 < 1:

@@ -148,7 +148,7 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         notes = Notes()
         notes.add(take_notes())
         notes.say()
-    _finish(options, maker, images, len(broken))
+    _finish(options, maker, images, sum(path in broken for path in images.paths))
     return 0
 
 

@@ -176,7 +176,8 @@ class MaskMaker:
         from mmga.common.version import __version__
 
         masks, silhouettes, by_camera = part_areas(images, MaskFolder(self.out))
-        without = len(self.empty() & set(images.paths))
+        empty = self.empty()
+        without = sum(path in empty for path in images.paths)  # an image may be of two splits
         manifest = {
             "schema": 1,
             "finished": masks + without + broken == len(images),

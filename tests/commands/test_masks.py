@@ -297,6 +297,20 @@ def test_cameras_are_called_as_the_table_calls_them(tmp_path, capsys):
     assert list(manifest["area_by_camera"]) == ["courtyard", "hall"]
 
 
+def test_an_image_of_two_splits_counts_in_both(tmp_path, market):
+    name = sorted(market.glob("bounding_box_train/*"))[3].relative_to(market)  # nobody is in it
+    table = market / "t.csv"
+    rows = "".join(f"{name},1,{place},{split}\n" for place, split in ((1, "query"), (1, "gallery")))
+    table.write_text(f"path,pid,camid,split\n{rows}")
+    options = masks.Options(
+        out=tmp_path / "m", data="csv", root=table, preview=0, splits=("query", "gallery")
+    )
+    assert masks.body(options, Stub()) == 0
+    manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
+    assert manifest["finished"]
+    assert manifest["counts"]["without_person"] == 2
+
+
 def test_files_that_come_later_are_imported_by_the_same_command(tmp_path, market, capsys):
     values = np.zeros(SIZE, np.uint8)
     values[20:60], values[60:110] = 5, 9

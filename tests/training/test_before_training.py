@@ -157,3 +157,16 @@ def test_broken_images_are_skipped_to_the_last_figure(tmp_path):
     metrics = trainer.train(config, tmp_path / "run").metrics
     assert metrics["num_valid_query"] == 11
     assert metrics["attention"]["whole"]["images"] == 11
+
+
+def test_a_last_batch_of_one_identity_has_no_other_mask(tmp_path):
+    """Seven identities, three in a batch."""
+    config = small(batch={"p": 3, "sampler": "mgn"}, loss={"guide": "other"})
+    with pytest.raises(UserError, match="2 of the 2 images of a batch are of one identity"):
+        trainer.train(config, tmp_path / "run", data=data(7))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_identity_has_no_triplet(tmp_path):
+    with pytest.raises(UserError, match="--p must be at least 2, because a triplet needs another"):
+        trainer.train(small(batch={"p": 1}), tmp_path / "run", data=data())
