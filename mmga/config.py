@@ -339,7 +339,8 @@ def check(config: Config) -> None:
         )
     if config.batch.p < 2:
         raise UserError(
-            f"--p must be at least 2, because a triplet needs another identity, got {config.batch.p}"
+            f"--p must be at least 2, because a triplet needs another identity, "
+            f"got {config.batch.p}"
         )
     if not 0 <= optimizer.ema < 1:
         raise UserError(f"--ema must be from 0 to below 1, got {optimizer.ema}")

@@ -76,6 +76,8 @@ def body(options: Options) -> int:
     run = load_run(options.run, resolve_device(options.device))
     config = with_data(run.config, DataChoice(options.data, options.root))
     folder = options.out or run.folder
+    if config.data.masks is None and options.data is None and run.config.data.masks is not None:
+        print(f"note: there are no masks in {run.config.data.masks} any more", file=sys.stderr)
     with bar() as progress:
         data = load_data(config, progress, training=False)
         chosen = np.unique(np.linspace(0, len(data.query) - 1, options.rows).round().astype(int))

@@ -33,7 +33,10 @@ class DataChoice:
 
 
 def with_data(config: Config, choice: DataChoice, workers: int = 0) -> Config:
-    """Return a run's configuration with another data set in its place, where one is named."""
+    """Return a run's configuration with another data set in its place, where one is named.
+
+    Masks that are not there any more are not missed: only pictures are compared with them.
+    """
     changes: dict[str, object] = {"workers": workers, "also": (), "test": ()}
     own = config.data.test[0] if config.data.test else config.data.data
     if choice.data is None and own != config.data.data:  # trained on other sets than tested on
@@ -43,6 +46,9 @@ def with_data(config: Config, choice: DataChoice, workers: int = 0) -> Config:
     if choice.data is not None and choice.data != config.data.data:
         # Masks and root belong to the set that the run was trained on.
         changes = {"masks": None, "root": None, "splits_file": None, **changes}
+    masks = changes.get("masks", config.data.masks)
+    if isinstance(masks, Path) and not masks.exists():
+        changes["masks"] = None
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))  # type: ignore[arg-type]
     check(changed)
     return changed

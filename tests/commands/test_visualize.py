@@ -102,6 +102,17 @@ def test_images_that_the_run_skips_are_left_out(table, tmp_path, monkeypatch):
     assert [len(row) for row in hits] == [2, 2]
 
 
+def test_a_run_is_used_without_the_masks_of_its_training(table, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    settings = {"data": "csv", "root": table, "masks": tmp_path / "gone"}
+    run = write_run(tmp_path, data=settings)
+    extract.main(["--run", str(run), "--device", "cpu"])
+    assert len(mmga.load_features(tmp_path / "query.npz")) == 3
+    capsys.readouterr()
+    visualize.main(["--run", str(run), "--device", "cpu"])
+    assert f"note: there are no masks in {tmp_path / 'gone'} any more" in capsys.readouterr().err
+
+
 def test_a_saved_gallery_is_that_of_the_run(table, tmp_path, monkeypatch, capsys):
     """Any scale; other rows are warned of, and other widths refused in a sentence."""
     pytest.importorskip("matplotlib")
