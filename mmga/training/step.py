@@ -119,8 +119,8 @@ def strangers(pids: Tensor) -> Tensor:
     if 2 * most > len(pids):
         raise UserError(
             f"{most} of the {len(pids)} images of a batch are of one identity, so that not every "
-            "image finds another identity's mask; choose another --p, as an epoch's last batch holds "
-            "the identities that are left, or guide by the images' own masks"
+            "image finds another identity's mask; choose another --p (an epoch's last batch holds "
+            "the identities that are left), or guide by the images' own masks"
         )
     partners = torch.empty_like(order)
     partners[order] = order.roll(-most)  # sorted, no identity reaches further than `most`

@@ -78,14 +78,20 @@ def test_the_sheet_ranks_by_the_protocol_of_the_run_and_names_as_the_table_does(
     options = visualize.Options(run=run, data="csv", root=tmp_path / "t.csv", device="cpu")
     assert visualize.body(options) == 0
     _, _, hits, titles = drawn[0]
-    assert [title.split("\n")[0] for title in titles] == [
-        "id ann, camera hall",
-        "id bob, camera hall",
+    assert [title.split("\n")[:2] for title in titles] == [
+        ["id ann", "camera hall"],
+        ["id bob", "camera hall"],
     ]
     assert all("first match: " in title for title in titles)
     assert [len(row) for row in hits] == [3, 3]
     assert all(sum(right for _, right, _ in row) == 1 for row in hits)
     assert all(line.endswith(", chall") for row in hits for _, _, line in row)
+
+
+def test_long_names_fit_above_their_pictures():
+    assert visualize._titled("id 7", "camera 2") == "id 7, camera 2"
+    long = visualize._titled("id anna-maria-magdalena", "camera courtyard north 1")
+    assert long.split("\n") == ["id ann..dalena", "camera..orth 1"]
 
 
 def test_images_that_the_run_skips_are_left_out(table, tmp_path, monkeypatch):
