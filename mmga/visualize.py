@@ -105,7 +105,7 @@ def body(options: Options) -> int:
     rules = of_test_split(protocol_of(config))
     names = label_columns(queries, np.arange(len(queries)))
     lines = [
-        _titled(f"id {ids.plain(pid)}", f"camera {ids.plain(camera)}")
+        plots.titled(f"id {ids.plain(pid)}", f"camera {ids.plain(camera)}")
         for pid, camera in zip(names["pids"], names["camids"], strict=True)
     ]
     labels = [
@@ -222,6 +222,7 @@ def _ranked(
     """
     import numpy as np
 
+    from mmga.common import plots
     from mmga.data.dataset import label_columns
 
     pids, pid = gallery.pids, queries.pids[index]
@@ -239,23 +240,11 @@ def _ranked(
         (
             gallery.image(int(i)),
             bool(pids[i] == pid),
-            _titled(f"{distances[i]:.2f}", f"c{ids.plain(camera)}"),
+            plots.titled(f"{distances[i]:.2f}", f"c{ids.plain(camera)}"),
         )
         for i, camera in zip(order[:top], cameras, strict=True)
     ]
     return found, int(matches[0]) + 1 if len(matches) else None
-
-
-_LINE, _NAME = 18, 15
-"""Characters of a line above a picture, of the narrow letters of numbers and of names."""
-
-
-def _titled(*parts: str) -> str:
-    """Return parts of a title in one line, or in a line each, of long names the ends."""
-    if len(line := ", ".join(parts)) <= _LINE:
-        return line
-    half = _NAME // 2 - 1
-    return "\n".join(p if len(p) <= _NAME else f"{p[:half]}..{p[-half:]}" for p in parts)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -353,5 +353,6 @@ def draw_preview(path: Path, images: ImageSet, masks: Path, count: int) -> None:
         except UserError:  # names alone are enough for some imports
             drawn.append(None)
         names = label_columns(images, np.array([place]))
-        titles.append(f"id {ids.plain(names['pids'][0])}, c{ids.plain(names['camids'][0])}")
+        person, camera = (ids.plain(names[name][0]) for name in ("pids", "camids"))
+        titles.append(plots.titled(f"id {person}", f"c{camera}"))
     plots.mask_sheet(path, drawn, labels, titles)

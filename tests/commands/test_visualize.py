@@ -89,8 +89,8 @@ def test_the_sheet_ranks_by_the_protocol_of_the_run_and_names_as_the_table_does(
 
 
 def test_long_names_fit_above_their_pictures():
-    assert visualize._titled("id 7", "camera 2") == "id 7, camera 2"
-    long = visualize._titled("id anna-maria-magdalena", "camera courtyard north 1")
+    assert plots.titled("id 7", "camera 2") == "id 7, camera 2"
+    long = plots.titled("id anna-maria-magdalena", "camera courtyard north 1")
     assert long.split("\n") == ["id ann..dalena", "camera..orth 1"]
 
 
