@@ -357,6 +357,33 @@ def test_a_data_set_without_more_images_of_its_queries_says_so(tmp_path, capsys,
     assert "note: --multi-query: table has no further images of its queries" in caplog.text
 
 
+class Scaled(torch.nn.Flatten):
+    """A network whose features are `factor` times what they are for the second image of a batch."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images):
+        rows = super().forward(images)
+        return torch.cat((rows[:1], rows[1:] * self.factor))
+
+
+@pytest.mark.parametrize("factor", ["1e30", "1e-30", "Infinity", "NaN"])
+def test_features_of_any_scale_are_normalised_and_others_refused(factor, images, tmp_path, capsys):
+    words = ("--model", f"{__name__}:Scaled", "--images", images, "--height", "4", "--width", "2")
+    call(*words, "--out", tmp_path / "one.npz")
+    other = ("--model-arguments", f'{{"factor": {factor}}}', "--out", tmp_path / "two.npz")
+    if factor in ("Infinity", "NaN"):
+        said = fails(capsys, *words, *other)
+        assert "makes features that are not finite, of sub/0000_c2s1_000001.png first" in said
+        assert not (tmp_path / "two.npz").exists()
+        return
+    call(*words, *other)
+    one, two = (mmga.load_features(tmp_path / f"{name}.npz").features for name in ("one", "two"))
+    assert torch.allclose(one, two, atol=1e-6)
+
+
 def test_broken_images(capsys, run, images, tmp_path):
     (images / "sub" / "0001_c3s1_000002.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     words = ("--run", run, "--images", images, "--out", tmp_path / "g.npz")
