@@ -34,6 +34,9 @@ DataName = Literal[
 ]
 RecipeName = Literal["synthetic", "mgn", "bot", "strong"]
 
+OWN_PROTOCOLS: dict[str, str] = {"cuhk03-classic": "cuhk03-single-shot"}
+"""Protocols of the data sets whose published figures are not of Market-1501's."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -339,6 +342,11 @@ def check(config: Config) -> None:
             f"--p must be at least 2 for --guide other, which takes another identity's masks, "
             f"got {config.batch.p}"
         )
+    if config.batch.p < 2:
+        raise UserError(
+            f"--p must be at least 2, because a triplet needs another identity, "
+            f"got {config.batch.p}"
+        )
     if not 0 <= optimizer.ema < 1:
         raise UserError(f"--ema must be from 0 to below 1, got {optimizer.ema}")
     if not 0 < optimizer.beta2 < 1:
@@ -461,6 +469,12 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
     recipe = values.get("recipe", base.recipe if base is not None else "mgn")
     start = recipe_config(recipe) if base is None else base
     return merged(start, values, where=str(path))
+
+
+def protocol_of(config: Config, data: DataName | None = None) -> str:
+    """Return the protocol by which a run is tested, on its own first test set or on another."""
+    name = data or (*config.data.test, config.data.data)[0]
+    return config.run.protocol or OWN_PROTOCOLS.get(name, "market1501")
 
 
 def recipe_config(recipe: str) -> Config:

@@ -71,6 +71,10 @@ def body(options: Options) -> int:
     return 0
 
 
+_FIT = {"rmse": 6, "mean_rmse": 10, "iou": 6, "mean_iou": 10}
+"""Columns of `_print_attention` and their widths."""
+
+
 def _print_attention(folder: Path) -> None:
     """Print how the attention maps fit held-out masks, from the run's last evaluation."""
     import json
@@ -80,10 +84,8 @@ def _print_attention(folder: Path) -> None:
     print("attention against held-out masks (RMSE, lower is better; IoU, higher is better):")
     print(f"  {'map':<8} {'RMSE':>6} {'mean mask':>10} {'IoU':>6} {'mean mask':>10}")
     for name, fit in fits.items():
-        print(
-            f"  {name:<8} {fit['rmse']:>6.3f} {fit['mean_rmse']:>10.3f} "
-            f"{fit['iou']:>6.3f} {fit['mean_iou']:>10.3f}"
-        )
+        cells = {key: "-" if fit[key] is None else f"{fit[key]:.3f}" for key in _FIT}
+        print(f"  {name:<8} " + " ".join(f"{cells[key]:>{wide}}" for key, wide in _FIT.items()))
 
 
 def main(argv: list[str] | None = None) -> None:

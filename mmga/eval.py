@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.common.options import Device, FeatureFile, FeatureFiles, Flag, OutputFile, Size
-from mmga.config import DataName
+from mmga.config import DataName, protocol_of
 from mmga.retrieval.protocols.protocol import (
     Precision,
     Protocol,
@@ -71,7 +71,7 @@ class Inputs:
     """Distance: cosine is 1 - cos, euclidean the Euclidean distance."""
     protocol: ProtocolName | None = None
     """Which items count for a query, and how ranks become figures; by default market1501, with
-    --run the protocol of its training."""
+    --run the protocol of its training, and that of the data set where training named none."""
     device: Device | None = None
     """auto, cpu, cuda or cuda:N; by default cpu for features, auto for --run."""
 
@@ -158,12 +158,12 @@ def with_protocol(inputs: Given) -> Given:
     """Return the inputs with the protocol that is meant where none is named."""
     if inputs.protocol is not None:
         return inputs
-    protocol = None
+    protocol = "market1501"
     if inputs.run is not None:
         from mmga.models.loading import configuration_of
 
-        protocol = configuration_of(inputs.run).run.protocol
-    return dataclasses.replace(inputs, protocol=protocol or "market1501")  # type: ignore[arg-type]
+        protocol = protocol_of(configuration_of(inputs.run), inputs.data)
+    return dataclasses.replace(inputs, protocol=protocol)  # type: ignore[arg-type]
 
 
 def rules_of(inputs: Inputs) -> Protocol:

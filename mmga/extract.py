@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mmga.common import cli
 from mmga.common.errors import UserError
 from mmga.common.options import Device, Flag
-from mmga.config import DataName, check_ranges
+from mmga.config import DataName, check_ranges, protocol_of
 
 if TYPE_CHECKING:
     from mmga.extraction.embedder import Embedder
@@ -136,6 +136,7 @@ def _extract_split(options: Options) -> int:
     from mmga.common.progress import bar
     from mmga.config import merged, recipe_config
     from mmga.data.build import load_data
+    from mmga.extraction.of_run import queries_of
     from mmga.extraction.resumable import extract_to
 
     if options.run is not None:
@@ -154,8 +155,8 @@ def _extract_split(options: Options) -> int:
     with bar() as progress:
         data = load_data(config, progress, training=False)
         embedder = _embedder_of_model(options)
-        pooled = data.multi_query if options.multi_query else None
-        for name, images in (("query", pooled or data.query), ("gallery", data.gallery)):
+        queries = queries_of(data, options.multi_query)
+        for name, images in (("query", queries), ("gallery", data.gallery)):
             extract_to(
                 options.out / f"{name}.npz",
                 embedder,
@@ -165,15 +166,17 @@ def _extract_split(options: Options) -> int:
                 skip_broken=options.skip_broken,
                 progress=progress,
             )
-    _say_next(options, len(data.query), len(data.gallery), options.out)
+    _say_next(options, len(queries), len(data.gallery), options.out, protocol_of(config))
     return 0
 
 
-def _say_next(options: Options, queries: int, gallery: int, folder: Path) -> None:
-    protocol = " --protocol multi-query" if options.multi_query else ""
+def _say_next(options: Options, queries: int, gallery: int, folder: Path, protocol: str) -> None:
+    if options.multi_query:
+        protocol = "multi-query"
+    rules = "" if protocol == "market1501" else f" --protocol {protocol}"
     print(
         f"{queries} queries and {gallery} gallery items in {folder}; next: "
-        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{protocol}"
+        f"python -m mmga.eval --query {folder}/query.npz --gallery {folder}/gallery.npz{rules}"
     )
 
 
@@ -196,6 +199,7 @@ def body(options: Options) -> int:
         )
     from mmga.common.progress import bar
     from mmga.extraction.of_run import DataChoice, features_of_run
+    from mmga.models.loading import configuration_of
 
     with bar() as progress:
         query, gallery = features_of_run(
@@ -210,7 +214,8 @@ def body(options: Options) -> int:
     folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
     for name, features in (("query", query), ("gallery", gallery)):
         features.save(folder / f"{name}.npz")
-    _say_next(options, len(query), len(gallery), folder)
+    protocol = protocol_of(configuration_of(options.run), options.data)
+    _say_next(options, len(query), len(gallery), folder, protocol)
     return 0
 
 

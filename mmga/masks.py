@@ -112,9 +112,14 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     maker = MaskMaker(options.out, {"data": data.name, **_origin(options)})
     maker.check_paths(images.paths)
     maker.begin()
+    if importer is not None:
+        maker.forget_empty()
     places = maker.missing(images.paths)
     if len(places) < len(images):
-        print(f"{len(images) - len(places)} of {len(images)} images are done already")
+        print(
+            f"{len(images) - len(places)} of {len(images)} images are done already; remove "
+            f"{options.out} to make their masks anew"
+        )
     if places:
         if importer is not None:
             make = imported(images, importer)
@@ -143,7 +148,7 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         notes = Notes()
         notes.add(take_notes())
         notes.say()
-    _finish(options, maker, images, len(broken))
+    _finish(options, maker, images, sum(path in broken for path in images.paths))
     return 0
 
 

@@ -4,8 +4,8 @@
     mmga visualize --run runs/x --gallery runs/x/gallery.npz --rows 5 --out sheets
 
 Writes attention.png (query images with their attention maps, alone and over the image, beside the
-true masks) and ranked.png (each query's nearest gallery images, right ones framed green, wrong ones
-red, and the rank of its first match).
+true masks) and ranked.png (each query's nearest gallery images by the protocol of the run, right
+ones framed green, wrong ones red, and the rank of its first match).
 """
 
 import sys
@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from mmga.common import cli, ids
 from mmga.common.errors import UserError
 from mmga.common.options import Device, Flag
-from mmga.config import Config, DataName
+from mmga.config import Config, DataName, protocol_of
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from mmga.data.dataset import ImageSet
-    from mmga.retrieval.features import Features
+    from mmga.extraction.embedder import Embedder
+    from mmga.retrieval.protocols.protocol import Protocol
 
 UNGUIDED = "these maps were never guided: the run was trained without masks"
 
@@ -64,31 +65,49 @@ def body(options: Options) -> int:
     from mmga.common.device import resolve_device
     from mmga.common.progress import bar
     from mmga.data.build import load_data
-    from mmga.data.dataset import Subset
+    from mmga.data.dataset import Subset, label_columns
     from mmga.data.loader import Loading, eval_batches
     from mmga.data.transforms import denormalise
     from mmga.extraction.extract import embedder_of, extract
     from mmga.extraction.of_run import DataChoice, with_data
     from mmga.models.loading import load_run
+    from mmga.retrieval.protocols.protocol import of_test_split
 
     run = load_run(options.run, resolve_device(options.device))
     config = with_data(run.config, DataChoice(options.data, options.root))
     folder = options.out or run.folder
+    if config.data.masks is None and options.data is None and run.config.data.masks is not None:
+        print(f"note: there are no masks in {run.config.data.masks} any more", file=sys.stderr)
     with bar() as progress:
         data = load_data(config, progress, training=False)
         chosen = np.unique(np.linspace(0, len(data.query) - 1, options.rows).round().astype(int))
         embedder = embedder_of(run.network, config)
-        loading = Loading(device=embedder.device)
-        queries = Subset(data.query, chosen)
-        batch = next(eval_batches(queries, embedder.transform, loading, batch_size=len(chosen)))
+        loading = Loading(device=embedder.device, skip_broken=config.data.skip_broken)
+        queries, gallery = Subset(data.query, chosen), data.gallery
+        batches = eval_batches(queries, embedder.transform, loading, batch_size=len(chosen))
+        batch = next(batches, None)
+        if batch is None:
+            raise UserError(f"none of the {len(chosen)} queries of the sheets can be decoded")
+        queries = Subset(queries, batch.indices.cpu().numpy())  # without broken ones
         with torch.inference_mode():
             maps = {name: m.cpu() for name, m in run.network.attention(batch.images).items()}
         if options.gallery is None:
-            gallery = extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+            extracted = extract(
+                run.network, data.gallery, config, phase="gallery", progress=progress
+            )
+            rows = extracted.rows.whole()
+            if len(rows) < len(gallery) and extracted.paths is not None:
+                decoded = np.isin(np.array(gallery.paths), extracted.paths)
+                gallery = Subset(gallery, np.flatnonzero(decoded))
         else:
-            gallery = _saved(options.gallery, data.gallery)
+            rows = _saved(options.gallery, data.gallery, embedder)
     images = denormalise(batch.images).cpu()
-    lines = [f"id {pid}, camera {cam}" for pid, cam in zip(batch.pids, batch.camids, strict=True)]
+    rules = of_test_split(protocol_of(config))
+    names = label_columns(queries, np.arange(len(queries)))
+    lines = [
+        plots.titled(f"id {ids.plain(pid)}", f"camera {ids.plain(camera)}")
+        for pid, camera in zip(names["pids"], names["camids"], strict=True)
+    ]
     labels = [
         rows if there else None for rows, there in zip(batch.labels, batch.has_mask, strict=True)
     ]
@@ -99,11 +118,10 @@ def body(options: Options) -> int:
         if note:
             print(f"note: {note}", file=sys.stderr)
     features = embedder(batch.images)[0].cpu()  # [N, D]
-    distances = (1 - features @ gallery.rows.whole().T).numpy()  # [N, G]
+    distances = (1 - features @ rows.T).numpy()  # [N, G]
     hits = []
     for index, row in enumerate(distances):
-        pid, camid = int(batch.pids[index]), int(batch.camids[index])
-        found, first = _ranked(row, pid, camid, data.gallery, options.top)
+        found, first = _ranked(row, queries, index, gallery, rules, options.top)
         hits.append(found)
         lines[index] += "\nno match there" if first is None else f"\nfirst match: {first}"
     plots.ranked_sheet(folder / "ranked.png", list(images), hits, lines)
@@ -111,13 +129,29 @@ def body(options: Options) -> int:
     return 0
 
 
-def _saved(path: Path, images: "ImageSet") -> "Features":
+ALIKE, LOOKED_AT = 0.9, 4
+"""Cosine below which saved features are not those of a network, and images that are compared; an
+image and its mirror image make less difference."""
+
+
+def _saved(path: Path, images: "ImageSet", embedder: "Embedder") -> "torch.Tensor":
     """Read the features of a gallery, in the order of its images: by path, where there are paths.
 
+    What another network, or this one before more training, has made of the first images is warned
+    of.
+
+    Returns:
+        L2-normalised, float32 [G, D].
+
     Raises:
-        UserError: they are not those of the images.
+        UserError: they are not those of the images, or of another width than the network's.
     """
+    import numpy as np
+    from torch.nn.functional import normalize
+
     from mmga.common.paths import matched
+    from mmga.data.dataset import Subset
+    from mmga.data.loader import Loading, eval_batches
     from mmga.retrieval.features import UNKNOWN, load_features
 
     gallery = load_features(path)
@@ -139,7 +173,22 @@ def _saved(path: Path, images: "ImageSet") -> "Features":
         )
     if note is not None:
         print(f"mmga visualize: note: {note}", file=sys.stderr)
-    return gallery
+    first = Subset(images, np.arange(min(LOOKED_AT, len(images))))
+    batch = next(eval_batches(first, embedder.transform, Loading(device=embedder.device)))
+    own = embedder(batch.images)[0].cpu()
+    if tuple(gallery.rows.shape[1:]) != tuple(own.shape[1:]):
+        raise UserError(
+            f"{expected} with {own.shape[1]} values each, as the run makes them, found "
+            f"{list(gallery.rows.shape)}; leave it out to extract them"
+        )
+    rows = normalize(gallery.rows.whole().float(), dim=-1)
+    if bool(((own * rows[batch.indices.cpu()]).sum(1) < ALIKE).any()):
+        print(
+            f"mmga visualize: warning: --gallery {path} was not made by this run as it is now: of "
+            f"{first.paths[0]} it makes other features; leave it out to extract them",
+            file=sys.stderr,
+        )
+    return rows
 
 
 def _guided(config: Config) -> bool:
@@ -150,15 +199,21 @@ def _guided(config: Config) -> bool:
 
 
 def _ranked(
-    distances: "np.ndarray", pid: int, camid: int, gallery: "ImageSet", top: int
+    distances: "np.ndarray",
+    queries: "ImageSet",
+    index: int,
+    gallery: "ImageSet",
+    rules: "Protocol",
+    top: int,
 ) -> "tuple[list[tuple[torch.Tensor, bool, str]], int | None]":
-    """Return the nearest images of a query by Market-1501's rule, and the rank of the first match.
+    """Return the nearest images of a query by a protocol, and the rank of the first match.
 
     Args:
         distances: of the query to the gallery, [G].
-        pid: identity of the query.
-        camid: its camera.
+        queries: the images searched for.
+        index: place of the query among them.
         gallery: the images.
+        rules: what is left out for a query; of a single-shot protocol the whole gallery is shown.
         top: how many to return.
 
     Returns:
@@ -167,14 +222,27 @@ def _ranked(
     """
     import numpy as np
 
-    pids, camids = gallery.pids, gallery.camids
-    left_out = np.isin(pids, (ids.JUNK, ids.UNKNOWN)) | ((pids == pid) & (camids == camid))
+    from mmga.common import plots
+    from mmga.data.dataset import label_columns
+
+    pids, pid = gallery.pids, queries.pids[index]
+    left_out = np.isin(pids, (ids.JUNK, ids.UNKNOWN))
+    if rules.camera != "none":
+        own = gallery.camids == queries.camids[index]
+        left_out |= own if rules.camera == "all" else own & (pids == pid)
+    if rules.own_image == "path":
+        left_out |= np.array(gallery.paths) == queries.paths[index]
     order = np.argsort(np.where(left_out, np.inf, distances), kind="stable")
     order = order[: int((~left_out).sum())]
     matches = np.flatnonzero(pids[order] == pid)
+    cameras = label_columns(gallery, order[:top])["camids"]
     found = [
-        (gallery.image(int(i)), bool(pids[i] == pid), f"{distances[i]:.2f}, c{camids[i]}")
-        for i in order[:top]
+        (
+            gallery.image(int(i)),
+            bool(pids[i] == pid),
+            plots.titled(f"{distances[i]:.2f}", f"c{ids.plain(camera)}"),
+        )
+        for i, camera in zip(order[:top], cameras, strict=True)
     ]
     return found, int(matches[0]) + 1 if len(matches) else None
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from mmga.bodyparts.importers import is_silhouette
-from mmga.common import plots
+from mmga.common import ids, plots
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
-from mmga.data.dataset import ImageSet
+from mmga.data.dataset import ImageSet, label_columns
 from mmga.data.masks import (
     BOTTOM,
     MANIFEST,
@@ -112,6 +112,17 @@ class MaskMaker:
         file = self.out / EMPTY
         return set(file.read_text(errors="replace").splitlines()) if file.is_file() else set()
 
+    def forget_empty(self) -> None:
+        """Forget the images in which nobody was found: an import may have their files by now.
+
+        Raises:
+            UserError: the list cannot be removed.
+        """
+        try:
+            (self.out / EMPTY).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.out / EMPTY} could not be removed: {error.strerror}") from error
+
     def make(
         self,
         paths: Sequence[str],
@@ -165,7 +176,8 @@ class MaskMaker:
         from mmga.common.version import __version__
 
         masks, silhouettes, by_camera = part_areas(images, MaskFolder(self.out))
-        without = len(self.empty() & set(images.paths))
+        empty = self.empty()
+        without = sum(path in empty for path in images.paths)  # an image may be of two splits
         manifest = {
             "schema": 1,
             "finished": masks + without + broken == len(images),
@@ -256,8 +268,9 @@ def part_areas(
             shares[place, 1:] = (labels == UPPER).mean(), (labels == BOTTOM).mean()
     there = ~np.isnan(shares[:, 0])
     by_camera: dict[str, dict[str, float | int | None]] = {}
-    for camid in np.unique(images.camids).tolist():
-        own = images.camids == camid
+    cameras = label_columns(images, np.arange(len(images)))["camids"]
+    for camid in np.unique(cameras).tolist():
+        own = cameras == camid
         row: dict[str, float | int | None] = {
             "images": int(own.sum()),
             "without_mask": round(float(1 - there[own].mean()), 6),
@@ -287,17 +300,18 @@ def summary(manifest: dict[str, Any]) -> str:
     """Return counts, and the area of each part by camera, as lines to print."""
     counts = manifest["counts"]
     share = counts["without_person"] / max(counts["images"], 1)
+    wide = max([6, *map(len, manifest["area_by_camera"])])
     lines = [
         f"{counts['masks']} masks of {counts['images']} images; without a person "
         f"{counts['without_person']} ({share:.1%}); whole body alone {counts['silhouettes']}",
-        f"{'camera':>6} {'images':>7} {'no mask':>8} {'body':>6} {'upper':>6} {'bottom':>6}",
+        f"{'camera':>{wide}} {'images':>7} {'no mask':>8} {'body':>6} {'upper':>6} {'bottom':>6}",
     ]
     for camera, row in manifest["area_by_camera"].items():
         areas = " ".join(
             f"{'-':>6}" if row[part] is None else f"{row[part]:>6.1%}"
             for part in ("body", "upper", "bottom")
         )
-        lines.append(f"{camera:>6} {row['images']:>7} {row['without_mask']:>8.1%} {areas}")
+        lines.append(f"{camera:>{wide}} {row['images']:>7} {row['without_mask']:>8.1%} {areas}")
     return "\n".join(lines)
 
 
@@ -338,5 +352,7 @@ def draw_preview(path: Path, images: ImageSet, masks: Path, count: int) -> None:
             drawn.append(images.image(place))
         except UserError:  # names alone are enough for some imports
             drawn.append(None)
-        titles.append(f"id {images.pids[place]}, c{images.camids[place]}")
+        names = label_columns(images, np.array([place]))
+        person, camera = (ids.plain(names[name][0]) for name in ("pids", "camids"))
+        titles.append(plots.titled(f"id {person}", f"c{camera}"))
     plots.mask_sheet(path, drawn, labels, titles)

@@ -26,6 +26,18 @@ _PART_COLOURS = np.array([[0, 0, 0], [233, 154, 44], [66, 133, 200], [150, 150, 
 _PARTS = {"upper body": 1, "bottom body": 2, "body, no half": 3, "background": 0}
 
 
+_LINE, _NAME = 18, 15
+"""Characters of a line above a picture, of the narrow letters of numbers and of names."""
+
+
+def titled(*parts: str) -> str:
+    """Return parts of a title in one line, or in a line each, of long names the ends."""
+    if len(line := ", ".join(parts)) <= _LINE:
+        return line
+    half = _NAME // 2 - 1
+    return "\n".join(p if len(p) <= _NAME else f"{p[:half]}..{p[-half:]}" for p in parts)
+
+
 def attention_sheet(
     path: Path,
     images: torch.Tensor,

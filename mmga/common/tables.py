@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -55,6 +55,21 @@ class Table:
         """Return the cells of a column, None where there is none."""
         place = self.place(name)
         return None if place is None else [row[place] for row in self.rows]
+
+    def with_plain_paths(self) -> Table:
+        """Return the table with one writing of a file's path: without `./` and spaces around.
+
+        Protocols that leave out the query's own image compare paths.
+        """
+        place = self.place("path")
+        if place is None:
+            return self
+        paths = [row[place].strip() for row in self.rows]
+        rows = [
+            [*row[:place], str(PurePosixPath(path)) if path else "", *row[place + 1 :]]
+            for row, path in zip(self.rows, paths, strict=True)
+        ]
+        return replace(self, rows=rows)
 
     def need(self, columns: tuple[str, ...], optional: tuple[str, ...]) -> None:
         """Refuse a table without a column.

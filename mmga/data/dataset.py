@@ -210,6 +210,9 @@ class Subset(Labelled):
             images.pids[self.indices],
             images.camids[self.indices],
         )
+        self.pid_names, self.camid_names = _names(images)
+        columns = getattr(images, "columns", {})
+        self.columns = {name: values[self.indices] for name, values in columns.items()}
 
     def image(self, index: int) -> torch.Tensor:
         """Return image `index` of the subset, uint8 [3, H, W]."""
@@ -259,12 +262,16 @@ class Concatenation(Labelled):
         return images.mask(place)
 
 
+def _names(images: ImageSet) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the names of a set's identities and of its cameras, None where they are numbers."""
+    return getattr(images, "pid_names", None), getattr(images, "camid_names", None)
+
+
 def label_columns(images: ImageSet, places: np.ndarray) -> dict[str, Any]:
     """Return labels, paths and further columns of some images, as `Features` takes them."""
     labels = {}
-    for name in ("pid", "camid"):
-        codes = getattr(images, f"{name}s")[places]
-        labels[f"{name}s"] = ids.written(codes, getattr(images, f"{name}_names", None))
+    for name, names in zip(("pids", "camids"), _names(images), strict=True):
+        labels[name] = ids.written(getattr(images, name)[places], names)
     columns = getattr(images, "columns", {})
     return {
         **labels,
@@ -275,12 +282,14 @@ def label_columns(images: ImageSet, places: np.ndarray) -> dict[str, Any]:
 
 def joined(*sets: ImageSet) -> Concatenation:
     """Return sets of one numbering of identities and cameras as one set."""
-    return Concatenation(
+    whole = Concatenation(
         sets,
         [path for images in sets for path in images.paths],
         np.concatenate([images.pids for images in sets]),
         np.concatenate([images.camids for images in sets]),
     )
+    whole.pid_names, whole.camid_names = _names(sets[0])
+    return whole
 
 
 def concatenated(sets: Mapping[str, ImageSet]) -> Concatenation:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, read_json_object
 from mmga.data.pictures import note, read_picture
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def read_labels(path: str | os.PathLike[str], label_set: str = "parts") -> np.nd
         return np.array(picture).astype(np.uint8) * np.uint8(_SILHOUETTE)
     if mode == "L":
         # Pillow spreads two and four bits over 0 to 255.
-        step = {"L;2": 85, "L;4": 17}.get(stored, 1)
+        step = {"L;2": 85, "L;4": 17}.get(stored[:3], 1)
         return np.array(picture) // np.uint8(step)
     if mode == "LA":
         grey, alpha = np.moveaxis(np.array(picture), -1, 0)
@@ -216,7 +216,8 @@ def read_body(path: str | os.PathLike[str]) -> np.ndarray:
         bool [H, W].
 
     Raises:
-        UserError: the file cannot be read, or is a coloured picture without alpha.
+        UserError: the file cannot be read, or is a photograph: a coloured picture without alpha, or
+            a grey one of many levels between dark and bright.
     """
     picture, _ = read_picture(path)
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -234,10 +235,10 @@ def read_body(path: str | os.PathLike[str]) -> np.ndarray:
             return np.asarray(colours.any(axis=1))[indices]
         return _bright(colours.max(1)[indices])
     if picture.mode in ("1", "L") or picture.mode[0] in "IF":
-        return _bright(np.array(picture))
+        return _of_two_levels(np.array(picture), path)
     pixels = np.array(picture.convert("RGB"))  # [H, W, 3]
     if np.ptp(pixels, axis=-1).max(initial=0) < 64:
-        return _bright(pixels.max(-1))
+        return _of_two_levels(pixels.max(-1), path)
     if len(np.unique(pixels.reshape(-1, 3), axis=0)) > 256:
         raise UserError(
             f"{path} is a coloured picture and no mask; give silhouettes, or cut-outs with alpha"
@@ -388,7 +389,8 @@ class MaskFolder:
     Attributes:
         root: the folder.
         label_set: how to read the files (`to_part_mask`); files that are silhouettes all the same
-            are read so (`effective_label_set`), unless `mmga.masks` made the folder.
+            are read so (`effective_label_set`). A folder that `mmga.masks` made holds `parts`,
+            whatever they were imported from.
         split: height at which silhouettes are halved, or None.
 
     Raises:
@@ -409,8 +411,16 @@ class MaskFolder:
 
     @functools.cached_property
     def _label_set(self) -> str:
-        if (self.root / MANIFEST).is_file():
-            return self.label_set
+        if _made_here(self.root / MANIFEST):
+            if self.label_set in ("parts", "silhouette"):
+                return self.label_set
+            logger.warning(
+                "note: the masks of %s were made by mmga masks and hold 1 upper, 2 bottom, 3 other "
+                "body; they are read so and not by --label-set %s",
+                self.root,
+                self.label_set,
+            )
+            return "parts"
         files = [file for file in self.root.rglob("*") if file.suffix.lower() in LOSSLESS]
         return effective_label_set(sorted(files), self.label_set, str(self.root))
 
@@ -430,6 +440,14 @@ class MaskFolder:
         """Read the mask of an image by its relative path; None where there is no file."""
         file = self.file(path)
         return read_mask(file, self._label_set, split=self.split) if file.is_file() else None
+
+
+def _made_here(manifest: Path) -> bool:
+    """Return whether a file is the manifest of `mmga.masks`, and not another program's."""
+    try:
+        return isinstance(read_json_object(manifest).get("origin"), dict)
+    except ValueError:
+        return False
 
 
 def check_size(mask: PartMask, image: torch.Tensor, path: str) -> None:
@@ -481,6 +499,23 @@ def _bright(values: np.ndarray) -> np.ndarray:
     highest = values.max(initial=0)
     # A JPEG's edges are not zero, a 0/1 file's ones are not 255.
     return np.asarray(values > (highest / 2 if highest >= 128 else 0))
+
+
+_LEVELS, _BETWEEN = 64, 0.3
+"""Grey levels, and share of the pixels between a quarter and three quarters of the brightest, from
+which a picture is a photograph; a JPEG's or a resized mask's edges are fewer."""
+
+
+def _of_two_levels(values: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return the body of a grey picture (`_bright`), which must not be a photograph."""
+    highest = float(values.max(initial=0))
+    between = (values > highest / 4) & (values < highest * 3 / 4)
+    if highest >= 128 and between.mean() > _BETWEEN and len(np.unique(values)) > _LEVELS:
+        raise UserError(
+            f"{path} is a grey picture and no mask: {between.mean():.0%} of its pixels are neither "
+            "dark nor bright; give silhouettes, or cut-outs with alpha"
+        )
+    return _bright(values)
 
 
 def _palette(picture: "Image.Image") -> tuple[np.ndarray, np.ndarray]:

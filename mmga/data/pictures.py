@@ -39,7 +39,7 @@ _EMPTY, _DENSEST = 1 << 20, 10_000
 _RANGES = (1, 255, 65535)
 """Highest values that pictures are stored with; 1 is that of fractions."""
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _PHOTOMETRIC = 0x0112, 0x0106
 _VECTORS = ("EPS", "WMF")  # drawn by other programs
 _SEVERAL = ("GIF", "TIFF", "WEBP", "PNG")
 
@@ -220,8 +220,7 @@ def _upright(picture: "Image.Image", path: str | os.PathLike[str]) -> "tuple[Ima
     """Decode an opened picture and turn it; return it and its raw mode."""
     from PIL import Image
 
-    tiles = getattr(picture, "tile", None)
-    stored = str(tiles[0].args or "") if tiles else ""
+    stored = _raw_mode(picture)
     orientation = _orientation(picture)
     picture.load()
     turns = (
@@ -240,7 +239,23 @@ def _upright(picture: "Image.Image", path: str | os.PathLike[str]) -> "tuple[Ima
             turned = picture.transpose(turns[orientation - 2])
     if picture.format in _SEVERAL and _frames(picture) > 1:
         note("several", path)
+    if picture.format == "TIFF" and picture.mode.startswith("I;16") and _white_is_zero(picture):
+        turned = Image.fromarray(65535 - np.asarray(turned).astype(np.uint16))
     return turned, stored
+
+
+def _raw_mode(picture: "Image.Image") -> str:
+    tiles = getattr(picture, "tile", None)
+    arguments = tiles[0].args if tiles else None
+    if isinstance(arguments, tuple):  # a TIFF's
+        arguments = arguments[0] if arguments else None
+    return str(arguments or "")
+
+
+def _white_is_zero(picture: "Image.Image") -> bool:
+    """Return whether a TIFF counts from white; Pillow inverts such pictures of up to 8 bits."""
+    tags: Any = getattr(picture, "tag_v2", {})
+    return bool(tags.get(_PHOTOMETRIC) == 0)
 
 
 def _orientation(picture: "Image.Image") -> int:

@@ -58,7 +58,16 @@ class Embedder:
             rows = rows + mirrored.float()
             if visible is not None and seen is not None:
                 visible = (visible + seen) / 2
-        return nn.functional.normalize(rows, dim=-1), visible
+        return _normalised(rows), visible
+
+
+def _normalised(rows: Tensor) -> Tensor:
+    """Return rows [..., D] of length 1, also those whose squares are beyond float32; zeros stay."""
+    highest = rows.abs().amax(-1, keepdim=True)
+    beyond = (highest > 1e15) | ((highest < 1e-10) & (highest > 0))
+    if bool(beyond.any()):
+        rows = torch.where(beyond, rows / highest, rows)
+    return nn.functional.normalize(rows, dim=-1)
 
 
 def embed_images(
@@ -87,7 +96,7 @@ def embed_images(
         images in the set.
 
     Raises:
-        UserError: an image cannot be decoded and `broken` is None.
+        UserError: an image cannot be decoded and `broken` is None, or features are not finite.
     """
     loading = Loading(workers, embedder.device, skip_broken=broken is not None)
     batches = eval_batches(
@@ -108,6 +117,13 @@ def embed_images(
     for batch in batches:
         features, seen = embedder(batch.images)
         rows.append(features.cpu())
+        wrong = (~rows[-1].isfinite()).flatten(1).any(1)
+        if bool(wrong.any()):
+            path = images.paths[int(batch.indices[wrong.to(batch.indices.device)][0])]
+            raise UserError(
+                f"network {embedder.name.split()[0]} makes features that are not finite, of {path} "
+                "first; check its weights"
+            )
         if seen is not None:
             visible.append(seen.cpu())
         places.append(batch.indices.cpu())
@@ -225,6 +241,8 @@ def embedder_of_model(
     target = resolve_device(device)
     network = foreign_network(name, arguments, weights).to(target)
     title = f"{name} {arguments} {weights}"
+    if weights is not None:
+        title += f", written {weights.stat().st_mtime_ns}"
     transform = EvalTransform(size=size)
     return Embedder(title, transform, whole_embeddings(network, name), target, flip)
 

@@ -1,6 +1,7 @@
 """Load a trained run and extract features."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,16 @@ from mmga.common.device import resolve_device
 from mmga.common.progress import Progress
 from mmga.config import Config, DataName, check, merged
 from mmga.data.build import load_data
+from mmga.data.dataset import DataSet, ImageSet
 from mmga.extraction.embedder import Embedder
 from mmga.extraction.extract import embedder_of, extract
 from mmga.models.loading import load_run
 
 if TYPE_CHECKING:
     from mmga.retrieval.features import Features
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,10 @@ class DataChoice:
 
 
 def with_data(config: Config, choice: DataChoice, workers: int = 0) -> Config:
-    """Return a run's configuration with another data set in its place, where one is named."""
+    """Return a run's configuration with another data set in its place, where one is named.
+
+    Masks that are not there any more are not missed: only pictures are compared with them.
+    """
     changes: dict[str, object] = {"workers": workers, "also": (), "test": ()}
     own = config.data.test[0] if config.data.test else config.data.data
     if choice.data is None and own != config.data.data:  # trained on other sets than tested on
@@ -38,6 +46,9 @@ def with_data(config: Config, choice: DataChoice, workers: int = 0) -> Config:
     if choice.data is not None and choice.data != config.data.data:
         # Masks and root belong to the set that the run was trained on.
         changes = {"masks": None, "root": None, "splits_file": None, **changes}
+    masks = changes.get("masks", config.data.masks)
+    if isinstance(masks, Path) and not masks.exists():
+        changes["masks"] = None
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))  # type: ignore[arg-type]
     check(changed)
     return changed
@@ -66,11 +77,26 @@ def features_of_run(
     if not flip:
         config = merged(config, {"run": {"flip_test": False}}, where="--no-flip-test")
     data = load_data(config, progress, training=False)
-    queries = data.query
-    if multi_query and data.multi_query is not None:
-        queries = data.multi_query
+    queries = queries_of(data, multi_query)
     query = extract(run.network, queries, config, phase="query", progress=progress)
     return query, extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+
+
+def queries_of(data: DataSet, multi_query: bool) -> ImageSet:
+    """Return a data set's queries, or all images of each query's identity and camera.
+
+    Where the data set has no such images, the queries stand for themselves, and that is said.
+    """
+    if not multi_query:
+        return data.query
+    if data.multi_query is None:
+        logger.warning(
+            "note: --multi-query: %s has no further images of its queries (market1501 has them in "
+            "gt_bbox); the queries themselves are written",
+            data.name,
+        )
+        return data.query
+    return data.multi_query
 
 
 def embedder_of_run(path: Path, *, device: str = "auto", flip: bool, parts: bool) -> Embedder:

@@ -7,6 +7,7 @@ Features are written in shards of some thousand images beside the file that is a
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
 from mmga.data.dataset import ImageSet, Subset, label_columns
 from mmga.data.pictures import Notes
+from mmga.data.preflight import image_files
 from mmga.extraction.embedder import Embedder, embed_images
 from mmga.retrieval.features import Features, containers
 
@@ -134,6 +136,12 @@ def _joined(files: list[Path], images: ImageSet) -> Features:
     return Features(rows, **labels)
 
 
+def _digest(images: ImageSet) -> str:
+    """Return a digest of where the images are: equal names in another folder are other images."""
+    files = [os.path.abspath(file) for file in image_files(images)] or images.paths
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()
+
+
 def _check_manifest(folder: Path, embedder: Embedder, images: ImageSet) -> None:
     """Write the settings of an extraction, or compare them with those of an earlier attempt.
 
@@ -146,7 +154,7 @@ def _check_manifest(folder: Path, embedder: Embedder, images: ImageSet) -> None:
         "interpolation": embedder.transform.interpolation,
         "flip": embedder.flip,
         "shard": SHARD,
-        "images": hashlib.sha256("\n".join(images.paths).encode()).hexdigest(),
+        "images": _digest(images),
     }
     file = folder / "manifest.json"
     if not file.is_file():

@@ -72,7 +72,8 @@ def mean_mask(images: ImageSet, config: Config) -> torch.Tensor:
         torch.zeros(3, *size, dtype=torch.float64, device="cpu"),
         torch.zeros(3, dtype=torch.float32, device="cpu"),
     )
-    for batch in eval_batches(images, eval_transform(config), Loading(config.data.workers)):
+    loading = Loading(config.data.workers, skip_broken=config.data.skip_broken)
+    for batch in eval_batches(images, eval_transform(config), loading):
         targets, known = part_targets(batch.labels, batch.parts, batch.has_mask, size)
         total += (targets * known[:, :, None, None]).sum(0, dtype=torch.float64)
         count += known.sum(0)
@@ -141,7 +142,7 @@ class _Collected:
     ) -> None:
         device = torch.device("cpu") if network is None else next(network.parameters()).device
         maps, targets, known = defaultdict(list), defaultdict(list), []
-        loading = Loading(config.data.workers, device)
+        loading = Loading(config.data.workers, device, config.data.skip_broken)
         for batch in eval_batches(images, eval_transform(config), loading):
             if network is not None:
                 drawn = network.attention(batch.images)

@@ -42,6 +42,10 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise UserError(
             f"{folder} already holds a run; add --resume to go on with it, or name another --out"
         )
+    if not resume and (folder / "best.safetensors").is_file():
+        raise UserError(
+            f"{folder} holds best.safetensors of an earlier run; name another --out, or remove it"
+        )
 
 
 def changes(before: Mapping[str, Any], config: Config, folder: Path) -> list[str]:

@@ -61,7 +61,7 @@ class RunLog:
         """
         if self._file is None:
             return
-        line = json.dumps({"kind": kind, "step": step, **metrics}) + "\n"
+        line = json.dumps(_json({"kind": kind, "step": step, **metrics}), allow_nan=False) + "\n"
         try:
             _append(self._file, line.encode())
             if self._board is not None:
@@ -138,6 +138,15 @@ def _append(file: IO[bytes], record: bytes) -> None:
         with contextlib.suppress(OSError):
             file.truncate(start)
         raise
+
+
+def _json(value: Any) -> Any:
+    """Return a value with null for numbers that JSON has not: an IoU where neither has a pixel."""
+    if isinstance(value, Mapping):
+        return {name: _json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(kind: str, metrics: Mapping[str, Any]) -> dict[str, float]:

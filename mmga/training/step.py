@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from mmga.common.distributed import Group, gather, gather_with_gradient
 from mmga.common.errors import UserError
 from mmga.config import Config
 from mmga.data.loader import Batch
+from mmga.data.sampler import IdentitySampler
 from mmga.models import MMGA, Output
 from mmga.training.losses import Masks, WholeBatch, total_loss
 
@@ -99,6 +101,13 @@ def guides(batch: Batch, guide: str) -> Masks:
     return Masks(*(values[partners] for values in masks))
 
 
+def check_guides(config: Config, sampler: IdentitySampler, pids: np.ndarray, group: Group) -> None:
+    """Raise a `UserError` where a batch has too few identities for the guide `other`."""
+    if config.loss.guide == "other":
+        for batch in sampler.batches(0, group.rank, group.world):
+            strangers(torch.from_numpy(pids[batch]))
+
+
 def strangers(pids: Tensor) -> Tensor:
     """Return a permutation of a batch, int64 [B], that maps each image to another identity's.
 
@@ -110,7 +119,8 @@ def strangers(pids: Tensor) -> Tensor:
     if 2 * most > len(pids):
         raise UserError(
             f"{most} of the {len(pids)} images of a batch are of one identity, so that not every "
-            "image finds another identity's mask; raise --p or guide by the images' own masks"
+            "image finds another identity's mask; choose another --p (an epoch's last batch holds "
+            "the identities that are left), or guide by the images' own masks"
         )
     partners = torch.empty_like(order)
     partners[order] = order.roll(-most)  # sorted, no identity reaches further than `most`

@@ -31,7 +31,7 @@ from mmga.training.lr_schedule import learning_rate
 from mmga.training.run_folder import changes, check_folder, locked
 from mmga.training.run_log import RunLog
 from mmga.training.setup import Sets, State, prepare
-from mmga.training.step import NotFinite, Step, freeze_statistics, wrap
+from mmga.training.step import NotFinite, Step, check_guides, freeze_statistics, wrap
 from mmga.training.validation import score, score_all
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ def train(
                 sets.check_files(config, progress)
             loader = train_loader(config, sets.train, device, group)
             loader.steps(0)  # refuses a P that cannot be dealt to the processes
+            check_guides(config, loader.sampler, sets.train.pids, group)
         state = State.start(config, loader, device, group, resume=resume)
         with group.together():
             position = Position() if saved is None else state.restore(saved, last)

@@ -1,6 +1,7 @@
 """Features of any images by any network: resumable, mirrored, by part."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -285,6 +286,104 @@ def test_images_that_do_not_fit(capsys, run, images, tmp_path):
     assert "--out is missing" in fails(capsys, "--run", run, "--images", images)
     assert "--parts needs --images" in fails(capsys, "--run", run, "--parts")
     assert "--run is missing" in fails(capsys)
+
+
+def test_every_picture_of_a_folder_is_extracted(run, tmp_path):
+    folder = tmp_path / "mixed"
+    (folder / ".thumbnails").mkdir(parents=True)
+    (folder / "album.jpg").mkdir()
+    wanted = ["a.JPG", "album.jpg/b.jfif", "c.gif", "d.pgm", "e.avif"]
+    for name in (*wanted, ".thumbnails/a.png", "._a.jpg"):
+        Image.new("RGB", SIZE[::-1]).save(folder / name, format="PNG")
+    call("--run", run, "--images", folder, "--out", tmp_path / "g.npz")
+    assert mmga.load_features(tmp_path / "g.npz").paths.tolist() == wanted
+
+
+def test_names_that_are_no_text_are_refused(run, tmp_path, capsys):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    try:
+        Image.new("RGB", (4, 4)).save(folder / "caf\udce9.png")  # as an old camera wrote it
+    except OSError:
+        pytest.skip("this file system holds UTF-8 names alone")
+    said = fails(capsys, "--run", run, "--images", folder, "--out", tmp_path / "g.npz")
+    assert "is not UTF-8" in said
+    assert not list(tmp_path.glob("g.npz*"))
+
+
+def test_an_extraction_goes_on_with_its_own_images_and_weights_alone(tmp_path, monkeypatch, capsys):
+    """Equal names in another folder, or other weights in the same file, are refused."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for index in range(4):
+            Image.new("RGB", (4, 8), (index, 0, 0)).save(tmp_path / folder / f"{index}.png")
+    weights = tmp_path / "w.pt"
+    words = ("--model", "torch.nn:Conv2d", "--model-weights", weights, "--out", tmp_path / "g.npz")
+    arguments = '{"in_channels": 3, "out_channels": 5, "kernel_size": 8}'
+    size = ("--model-arguments", arguments, "--height", "8", "--width", "8")
+    network = torch.nn.Conv2d(3, 5, 8)
+    torch.save(network.state_dict(), weights)
+    with pytest.raises(SystemExit):  # [B, 5, 1, 1] are no features; the attempt has begun
+        call(*words, *size, "--images", tmp_path / "one")
+    capsys.readouterr()
+    said = fails(capsys, *words, *size, "--images", tmp_path / "two")
+    assert "beginning of another extraction (it differs in images)" in said
+    os.utime(weights, (1, 1))
+    said = fails(capsys, *words, *size, "--images", tmp_path / "one")
+    assert "beginning of another extraction (it differs in network)" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"data": {"data": "cuhk03-classic"}}, "cuhk03-single-shot"),
+        ({"data": {"data": "csv"}}, "market1501"),
+        ({"data": {"data": "market1501", "test": ("cuhk03-classic",)}}, "cuhk03-single-shot"),
+        ({"data": {"data": "csv"}, "run": {"protocol": "no-camera"}}, "no-camera"),
+    ],
+)
+def test_a_run_is_evaluated_by_the_protocol_that_its_training_used(settings, expected, tmp_path):
+    run = write_run(tmp_path, **settings)
+    assert evaluation.with_protocol(evaluation.Options(run=run)).protocol == expected
+
+
+def test_the_next_command_names_the_protocol(tmp_path, capsys):
+    run = write_run(tmp_path, run={"protocol": "no-camera"})
+    call("--run", run, "--data", "csv", "--root", table(tmp_path), "--device", "cpu")
+    assert "gallery.npz --protocol no-camera" in capsys.readouterr().out
+
+
+def test_a_data_set_without_more_images_of_its_queries_says_so(tmp_path, capsys, caplog):
+    words = ("--model", "torch.nn:Flatten", "--height", "8", "--width", "4", "--device", "cpu")
+    call(*words, "--data", "csv", "--root", table(tmp_path), "--out", tmp_path, "--multi-query")
+    assert "note: --multi-query: table has no further images of its queries" in caplog.text
+
+
+class Scaled(torch.nn.Flatten):
+    """A network whose features are `factor` times what they are for the second image of a batch."""
+
+    def __init__(self, factor=1.0):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images):
+        rows = super().forward(images)
+        return torch.cat((rows[:1], rows[1:] * self.factor))
+
+
+@pytest.mark.parametrize("factor", ["1e30", "1e-30", "Infinity", "NaN"])
+def test_features_of_any_scale_are_normalised_and_others_refused(factor, images, tmp_path, capsys):
+    words = ("--model", f"{__name__}:Scaled", "--images", images, "--height", "4", "--width", "2")
+    call(*words, "--out", tmp_path / "one.npz")
+    other = ("--model-arguments", f'{{"factor": {factor}}}', "--out", tmp_path / "two.npz")
+    if factor in ("Infinity", "NaN"):
+        said = fails(capsys, *words, *other)
+        assert "makes features that are not finite, of sub/0000_c2s1_000001.png first" in said
+        assert not (tmp_path / "two.npz").exists()
+        return
+    call(*words, *other)
+    one, two = (mmga.load_features(tmp_path / f"{name}.npz").features for name in ("one", "two"))
+    assert torch.allclose(one, two, atol=1e-6)
 
 
 def test_broken_images(capsys, run, images, tmp_path):

@@ -282,6 +282,50 @@ def test_images_without_a_file_are_counted(tmp_path, market, capsys):
     assert "7 masks of 10 images" in said.out
 
 
+def test_cameras_are_called_as_the_table_calls_them(tmp_path, capsys):
+    lines = ["path,pid,camid,split"]
+    for place, camera in enumerate(("hall", "courtyard") * 2):
+        Image.new("RGB", SIZE[::-1], (20, 150, 0)).save(tmp_path / f"{place}.png")
+        lines.append(f"{place}.png,ann,{camera},train")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    options = masks.Options(
+        out=tmp_path / "m", data="csv", root=tmp_path / "t.csv", preview=0, device="cpu"
+    )
+    assert masks.body(options, Stub()) == 0
+    assert "\ncourtyard       2" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
+    assert list(manifest["area_by_camera"]) == ["courtyard", "hall"]
+
+
+def test_an_image_of_two_splits_counts_in_both(tmp_path, market):
+    name = sorted(market.glob("bounding_box_train/*"))[3].relative_to(market)  # nobody is in it
+    table = market / "t.csv"
+    rows = "".join(f"{name},1,{place},{split}\n" for place, split in ((1, "query"), (1, "gallery")))
+    table.write_text(f"path,pid,camid,split\n{rows}")
+    options = masks.Options(
+        out=tmp_path / "m", data="csv", root=table, preview=0, splits=("query", "gallery")
+    )
+    assert masks.body(options, Stub()) == 0
+    manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
+    assert manifest["finished"]
+    assert manifest["counts"]["without_person"] == 2
+
+
+def test_files_that_come_later_are_imported_by_the_same_command(tmp_path, market, capsys):
+    values = np.zeros(SIZE, np.uint8)
+    values[20:60], values[60:110] = 5, 9
+    source = _parsing(tmp_path, market, values, count=7)
+    _import(tmp_path, market, "lip", source)
+    for file in (market / "bounding_box_train").iterdir():
+        Image.fromarray(values).save(source / "bounding_box_train" / f"{file.stem}.png")
+    capsys.readouterr()
+    _import(tmp_path, market, "lip", source)
+    said = capsys.readouterr()
+    assert "10 masks of 10 images; without a person 0" in said.out
+    assert "7 of 10 images are done already; remove" in said.out
+    assert not said.err
+
+
 def test_a_part_that_no_imported_mask_holds_is_named(tmp_path, market, caplog):
     values = np.zeros(SIZE, np.uint8)
     values[20:60], values[60:110] = 5, 2  # clothes and hair

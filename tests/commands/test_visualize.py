@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from small_run import write_run
 
-from mmga import visualize
+import mmga
+from mmga import extract, visualize
 from mmga.common import plots
 
 
@@ -53,6 +54,93 @@ def test_sheets_tell_ranks_and_unguided_maps(weight, table, tmp_path, monkeypatc
     assert (note in capsys.readouterr().err) is (weight == 0)
     for name in ("attention.png", "ranked.png"):
         assert Image.open(tmp_path / name).width > 400
+
+
+def test_the_sheet_ranks_by_the_protocol_of_the_run_and_names_as_the_table_does(
+    tmp_path, monkeypatch
+):
+    """One camera, and each query is a gallery image, too: it does not find itself."""
+    pytest.importorskip("matplotlib")
+    lines = ["path,pid,camid,split"]
+    for place, (person, split) in enumerate(
+        [("ann", "query"), ("ann", "gallery"), ("bob", "gallery"), ("bob", "query")]
+    ):
+        Image.new("RGB", (16, 48), (60 * place, 30, 200 - 60 * place)).save(
+            tmp_path / f"{place}.png"
+        )
+        lines.append(f"{place}.png,{person},hall,{split}")
+        if split == "query":
+            lines.append(f"{place}.png,{person},hall,gallery")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    drawn = []
+    monkeypatch.setattr(plots, "ranked_sheet", lambda *given: drawn.append(given))
+    run = write_run(tmp_path, run={"protocol": "no-camera"})
+    options = visualize.Options(run=run, data="csv", root=tmp_path / "t.csv", device="cpu")
+    assert visualize.body(options) == 0
+    _, _, hits, titles = drawn[0]
+    assert [title.split("\n")[:2] for title in titles] == [
+        ["id ann", "camera hall"],
+        ["id bob", "camera hall"],
+    ]
+    assert all("first match: " in title for title in titles)
+    assert [len(row) for row in hits] == [3, 3]
+    assert all(sum(right for _, right, _ in row) == 1 for row in hits)
+    assert all(line.endswith(", chall") for row in hits for _, _, line in row)
+
+
+def test_long_names_fit_above_their_pictures():
+    assert plots.titled("id 7", "camera 2") == "id 7, camera 2"
+    long = plots.titled("id anna-maria-magdalena", "camera courtyard north 1")
+    assert long.split("\n") == ["id ann..dalena", "camera..orth 1"]
+
+
+def test_images_that_the_run_skips_are_left_out(table, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(plots, "ranked_sheet", lambda *given: drawn.append(given))
+    for name in ("query1.png", "gallery0.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    run = write_run(tmp_path, data={"skip_broken": True})
+    options = visualize.Options(run=run, data="csv", root=table, device="cpu")
+    assert visualize.body(options) == 0
+    _, _, hits, titles = drawn[0]
+    assert [title.split(",")[0] for title in titles] == ["id 0", "id 2"]
+    assert [len(row) for row in hits] == [2, 2]
+
+
+def test_a_run_is_used_without_the_masks_of_its_training(table, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    settings = {"data": "csv", "root": table, "masks": tmp_path / "gone"}
+    run = write_run(tmp_path, data=settings)
+    extract.main(["--run", str(run), "--device", "cpu"])
+    assert len(mmga.load_features(tmp_path / "query.npz")) == 3
+    capsys.readouterr()
+    visualize.main(["--run", str(run), "--device", "cpu"])
+    assert f"note: there are no masks in {tmp_path / 'gone'} any more" in capsys.readouterr().err
+
+
+def test_a_saved_gallery_is_that_of_the_run(table, tmp_path, monkeypatch, capsys):
+    """Any scale; other rows are warned of, and other widths refused in a sentence."""
+    pytest.importorskip("matplotlib")
+    drawn = []
+    monkeypatch.setattr(plots, "ranked_sheet", lambda *given: drawn.append(given))
+    run = write_run(tmp_path)
+    words = ("--run", str(run), "--data", "csv", "--root", str(table), "--device", "cpu")
+    extract.main([*words, "--out", str(tmp_path)])
+    own = mmga.load_features(tmp_path / "gallery.npz")
+    rows, labels = own.features.numpy(), {"pids": own.pids, "paths": own.paths}
+    for name, changed in (("x", rows), ("scaled", 5 * rows), ("other", rows[:, ::-1].copy())):
+        mmga.Features(changed, **labels).save(tmp_path / f"{name}.npz")
+        capsys.readouterr()
+        visualize.main([*words, "--gallery", str(tmp_path / f"{name}.npz")])
+        said = capsys.readouterr().err
+        assert ("was not made by this run as it is now" in said) is (name == "other")
+    lines = [[line for row in hits for _, _, line in row] for _, _, hits, _ in drawn]
+    assert lines[0] == lines[1]
+    mmga.Features(rows[:, :9].copy(), **labels).save(tmp_path / "narrow.npz")
+    with pytest.raises(SystemExit):
+        visualize.main([*words, "--gallery", str(tmp_path / "narrow.npz")])
+    assert "with 768 values each, as the run makes them, found [3, 9]" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("count", [1, 9])

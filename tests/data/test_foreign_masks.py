@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiffs import write_tiff
 
 from mmga.bodyparts.importers import open_importer
 from mmga.common.errors import UserError
@@ -96,8 +97,25 @@ def test_masks_of_parts_stay_masks_of_parts(tmp_path, caplog):
 
 def test_a_folder_that_mmga_made_is_taken_at_its_word(tmp_path):
     root = _folder(tmp_path / "m", BODY)
-    (root / "manifest.json").write_text("{}")
+    (root / "manifest.json").write_text('{"schema": 1, "origin": {"from": "lip"}}')
     assert MaskFolder(root)("0.jpg").parts
+
+
+def test_a_manifest_of_others_says_nothing(tmp_path):
+    root = _folder(tmp_path / "m", BODY)
+    (root / "manifest.json").write_text('{"schema": 1, "files": []}')
+    assert not MaskFolder(root)("0.jpg").parts
+
+
+def test_masks_that_mmga_made_are_not_read_by_the_labels_of_their_source(tmp_path, caplog):
+    both = BODY.copy()
+    both[20:] *= 2
+    root = _folder(tmp_path / "m", both)
+    (root / "manifest.json").write_text('{"schema": 1, "origin": {"from": "lip"}}')
+    folder = MaskFolder(root, "lip")
+    np.testing.assert_array_equal(folder("0.jpg").labels, both)
+    assert "and not by --label-set lip" in caplog.text
+    assert not MaskFolder(root, "silhouette")("0.jpg").parts
 
 
 def test_a_part_that_no_mask_holds_is_named(tmp_path, caplog):
@@ -181,6 +199,14 @@ def test_grey_labels_of_few_bits_are_not_spread(bits, tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png"), labels)
 
 
+@pytest.mark.parametrize("white_is_zero", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_labels_in_tiff_of_any_depth(bits, white_is_zero, tmp_path):
+    labels = np.arange(32).reshape(4, 8) % 4
+    write_tiff(tmp_path / "a.tif", labels, bits, white_is_zero)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif"), labels)
+
+
 def test_labels_of_sixteen_bits(tmp_path):
     Image.fromarray(PARSED.astype(np.uint16)).save(tmp_path / "a.png")
     assert (read_mask(tmp_path / "a.png", "lip").labels[16:28, 4:12] == 2).all()
@@ -249,6 +275,30 @@ def test_a_photograph_is_no_mask(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="is a coloured picture and no mask"):
         read_body(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_a_grey_photograph_is_no_mask(mode, tmp_path):
+    grey = np.random.default_rng(0).normal(120, 40, (128, 64)).clip(0, 255).astype(np.uint8)
+    deep = mode == "I;16"
+    picture = Image.fromarray(grey * np.uint16(257)) if deep else Image.fromarray(grey)
+    (picture if deep else picture.convert(mode)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="is a grey picture and no mask"):
+        read_body(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("how", ["resized", "jpg", "blurred"])
+def test_a_silhouette_with_soft_edges_is_a_mask(how, tmp_path):
+    from PIL import ImageFilter
+
+    whole = Image.fromarray(BODY * 255)
+    picture = whole.resize((64, 128), Image.Resampling.BICUBIC)
+    if how == "blurred":
+        picture = picture.filter(ImageFilter.GaussianBlur(3))
+    path = tmp_path / ("a.jpg" if how == "jpg" else "a.png")
+    picture.save(path)
+    true = np.array(whole.resize((64, 128), Image.Resampling.NEAREST)) > 0
+    assert (read_body(path) == true).mean() > 0.95
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg.png", "a.PNG", "a.jpg.PNG", "a.bmp", "a.TIF"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiffs import write_tiff
 
 from mmga.common.errors import UserError
 from mmga.data.dataset import ImageFiles
@@ -56,6 +57,12 @@ def test_sixteen_bits_lose_the_lower_eight_in_every_format(suffix, tmp_path):
     grey, notes = _read(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(grey, values >> 8)
     assert not notes
+
+
+def test_deep_pictures_that_count_from_white_are_no_negatives(tmp_path):
+    values = _ramp(0, 65535, np.uint16)
+    write_tiff(tmp_path / "a.tif", values, 16, white_is_zero=True)
+    np.testing.assert_array_equal(_read(tmp_path / "a.tif")[0], values >> 8)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ from mmga.models.loading import build_network
 SIZE = (48, 16)
 
 
-def write_run(folder, loss=None, **model):
+def write_run(folder, loss=None, run=None, data=None, **model):
     """A run that was never trained, as far as its weights go."""
-    values = {"model": model, "data": {"height": SIZE[0], "width": SIZE[1]}}
-    if loss is not None:
-        values["loss"] = loss
+    values = {"model": model, "data": {"height": SIZE[0], "width": SIZE[1], **(data or {})}}
+    values |= {"loss": loss or {}, "run": run or {}}
     config = merged(recipe_config("synthetic"), values, where="test")
     torch.manual_seed(0)
     network = build_network(config.model, 5)

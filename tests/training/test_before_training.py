@@ -142,3 +142,31 @@ def test_a_training_without_test_split_says_so(tmp_path, capsys, monkeypatch):
     half = dataclasses.replace(sets, gallery=nothing)
     with pytest.raises(UserError, match="test split of test has no gallery image"):
         trainer.train(small(), tmp_path / "half", data=half)
+
+
+def test_broken_images_are_skipped_to_the_last_figure(tmp_path):
+    """Those of training and of queries, also where attention maps are compared with masks."""
+    root = table(tmp_path)
+    for file in sorted(tmp_path.glob("*.png")):
+        mask = tmp_path / "masks" / file.name
+        mask.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.arange(32 * 16, dtype=np.uint8).reshape(32, 16) % 3).save(mask)
+    (tmp_path / "002.png").write_bytes((tmp_path / "002.png").read_bytes()[:200])
+    settings = {"data": "csv", "root": root, "masks": tmp_path / "masks", "skip_broken": True}
+    config = small(data=settings, run={"epochs": 1}, loss={"guide": "mean"})
+    metrics = trainer.train(config, tmp_path / "run").metrics
+    assert metrics["num_valid_query"] == 11
+    assert metrics["attention"]["whole"]["images"] == 11
+
+
+def test_a_last_batch_of_one_identity_has_no_other_mask(tmp_path):
+    """Seven identities, three in a batch."""
+    config = small(batch={"p": 3, "sampler": "mgn"}, loss={"guide": "other"})
+    with pytest.raises(UserError, match="2 of the 2 images of a batch are of one identity"):
+        trainer.train(config, tmp_path / "run", data=data(7))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_identity_has_no_triplet(tmp_path):
+    with pytest.raises(UserError, match="--p must be at least 2, because a triplet needs another"):
+        trainer.train(small(batch={"p": 1}), tmp_path / "run", data=data())

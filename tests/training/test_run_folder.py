@@ -71,6 +71,12 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path):
         trainer.train(small(), tmp_path / "file" / "x", data=data())
 
 
+def test_the_best_weights_of_an_earlier_run_are_not_taken_for_those_of_a_new_one(tmp_path):
+    (tmp_path / "best.safetensors").touch()
+    with pytest.raises(UserError, match=r"holds best\.safetensors of an earlier run"):
+        trainer.train(small(), tmp_path, data=data())
+
+
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, capfd):
     said = []
     with pytest.raises(trainer.Stopped) as stopped:

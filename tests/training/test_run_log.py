@@ -30,6 +30,18 @@ def test_a_log_is_cut_back_to_the_checkpoint(tmp_path):
     assert lines(tmp_path)[-1] == {"kind": "train", "step": 4, "loss": 9.0}
 
 
+def test_every_line_is_json(tmp_path):
+    log = RunLog(tmp_path, 0)
+    log.write("eval", 1, {"attention": {"upper": {"iou": float("nan"), "rmse": 0.5}}})
+    log.close()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line["attention"] == {"upper": {"iou": None, "rmse": 0.5}}
+
+
 def test_numbers_become_scalars(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -2,13 +2,18 @@
 
 import dataclasses
 import functools
+import logging
 from pathlib import Path
+
+import numpy as np
 
 from mmga.common import ids, tables
 from mmga.common.errors import UserError
 from mmga.config import DataConfig
 from mmga.data.dataset import SPLIT_NAMES, DataSet, ImageFiles
 from mmga.data.masks import MaskFolder, PartMask, effective_label_set, read_mask
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("path", "pid", "camid", "split")
 
@@ -62,8 +67,10 @@ def read_table(data: DataConfig, masks: MaskFolder | None) -> DataSet:
         raise UserError("data set csv needs --root TABLE.csv, the table itself")
     table = tables.read_table(path, f"table {path}", pad=True)
     table.need(COLUMNS, ("mask",))
+    table = table.with_plain_paths()
     columns = {name: table.column(name) or [] for name in (*COLUMNS, "mask")}
     _check(table, columns)
+    columns["mask"] = [cell.strip() for cell in columns["mask"]]
     table.check_repeated(("pid", "camid"))
     named = {
         image: path.parent / mask
@@ -86,7 +93,25 @@ def read_table(data: DataConfig, masks: MaskFolder | None) -> DataSet:
     for one, other in (("query", "gallery"), ("gallery", "query")):
         if one not in columns["split"] and other in columns["split"]:
             raise UserError(f"table {path} has no row of split {one}, but {other} needs it")
-    return DataSet(path.stem, *sets)
+    data_set = DataSet(path.stem, *sets)
+    _warn_of_shared(table.title, data_set)
+    return data_set
+
+
+def _warn_of_shared(title: str, data: DataSet) -> None:
+    """Warn of queries whose identity is trained on: a table numbers them over all splits."""
+    queries = np.unique(data.query.pids[data.query.pids != ids.JUNK])
+    shared = np.intersect1d(queries, data.train.pids)
+    if len(shared):
+        first = ids.plain(ids.written(shared[:1], getattr(data.query, "pid_names", None))[0])
+        logger.warning(
+            "warning: %s: %d of the %d query identities are of split train, too, such as %s: "
+            "figures of persons that were trained on say nothing of others",
+            title,
+            len(shared),
+            len(queries),
+            first,
+        )
 
 
 def _check(table: tables.Table, columns: dict[str, list[str]]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from mmga.common.errors import UserError
 from mmga.common.files import package_of
-from mmga.config import DataConfig, default_root
+from mmga.config import OWN_PROTOCOLS, DataConfig, default_root
 from mmga.data.dataset import DataSet, Ints, Labelled
 from mmga.data.masks import MaskFolder, PartMask
 from mmga.data.readers.folders import check_counts, counted, find_folder, read_folders
@@ -178,7 +178,7 @@ def read_cuhk03_classic(data: DataConfig, masks: MaskFolder | None) -> DataSet:
         MatImages(path, boxes, trained, masks),
         images,
         images,
-        protocol="cuhk03-single-shot",
+        protocol=OWN_PROTOCOLS["cuhk03-classic"],
     )
     found = counted(result)
     found["test identities"] = found["query identities"]

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mmga.common.errors import UserError
@@ -13,7 +13,10 @@ from mmga.data.masks import MaskFolder
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
+)
 
 
 def find_folder(root: Path | None, names: tuple[str, ...], inside: str) -> Path:
@@ -45,10 +48,27 @@ def find_folder(root: Path | None, names: tuple[str, ...], inside: str) -> Path:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Return the names of a folder's image files, sorted."""
+    """Return the names of a folder's image files, sorted, without hidden ones."""
+    names = (entry.name for entry in os.scandir(folder))
     return sorted(
-        entry.name for entry in os.scandir(folder) if entry.name.lower().endswith(IMAGE_SUFFIXES)
+        name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
     )
+
+
+def check_encoding(folder: Path, names: Iterable[str]) -> None:
+    """Refuse names that are no text, which no file of features can hold.
+
+    Raises:
+        UserError: a name is not UTF-8.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"folder {folder}: the name {name!r} is not UTF-8, so that no file of features can "
+                "hold it; rename the file"
+            ) from error
 
 
 def list_images(root: Path, folder: str, pattern: re.Pattern[str]) -> list[tuple[str, int, int]]:

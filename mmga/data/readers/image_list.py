@@ -8,7 +8,7 @@ from mmga.common import ids, tables
 from mmga.common.errors import UserError
 from mmga.common.paths import from_names
 from mmga.data.dataset import ImageFiles
-from mmga.data.readers.folders import IMAGE_SUFFIXES
+from mmga.data.readers.folders import IMAGE_SUFFIXES, check_encoding
 
 
 def read_images(path: Path, pattern: str | None = None) -> ImageFiles:
@@ -38,21 +38,27 @@ def read_images(path: Path, pattern: str | None = None) -> ImageFiles:
 
 
 def _folder(folder: Path, pattern: str | None) -> ImageFiles:
-    files = sorted(
-        file.relative_to(folder).as_posix()
+    found = (
+        file.relative_to(folder)
         for file in folder.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
+    )
+    # Hidden files and folders hold thumbnails and copies of systems.
+    files = sorted(
+        file.as_posix() for file in found if not any(part.startswith(".") for part in file.parts)
     )
     if not files:
         raise UserError(
             f"--images {folder}: no image file there or below ({', '.join(IMAGE_SUFFIXES)})"
         )
+    check_encoding(folder, files)
     return _labelled(folder, files, pattern, {}, str(folder))
 
 
 def _table(path: Path, pattern: str | None) -> ImageFiles:
     table = tables.read_table(path, f"--images {path}", pad=True)
     table.need(("path",), ("pid", "camid"))
+    table = table.with_plain_paths()
     files = table.column("path") or []
     if not files:
         raise UserError(f"--images {path} names no image")

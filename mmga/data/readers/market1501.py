@@ -12,6 +12,7 @@ from mmga.data.dataset import DataSet, ImageFiles, ImageSet, joined
 from mmga.data.masks import MaskFolder
 from mmga.data.readers.folders import (
     check_counts,
+    check_encoding,
     find_folder,
     image_names,
     list_images,
@@ -68,6 +69,7 @@ def read_distractors(folder: Path) -> ImageFiles:
     names = image_names(folder)
     if not names:
         raise UserError(f"distractors folder {folder} holds no image; give the folder of images")
+    check_encoding(folder, names)
     return ImageFiles(
         folder, names, np.full(len(names), DISTRACTOR_PID), np.zeros(len(names), np.int64)
     )

@@ -140,3 +140,22 @@ def test_programs_read_data_sets_by_name(tmp_path):
         assert (load("csv", tmp_path / "own.csv").gallery.pids == -1).sum() == 1
     with pytest.raises(UserError, match="colour is no switch of data sets"):
         load("csv", tmp_path / "own.csv", colour=1)
+
+
+def test_a_file_has_one_path_however_it_is_written(table):
+    rows = ["./i/d.png ,9,1,query", "i//d.png,9,1,gallery", "i/e.png,9,2,gallery"]
+    data = load("csv", table(HEADER, *rows))
+    assert data.query.paths == ["i/d.png"]
+    assert data.gallery.paths == ["i/d.png", "i/e.png"]
+    assert data.query.image(0)[0, 0, 0] == ord("d")
+    with pytest.raises(UserError, match=r"lines 2 and 3 say pid '9' and '8' of one path, i/d\.png"):
+        load("csv", table(HEADER, rows[0], "i/d.png,8,1,gallery"))
+
+
+def test_persons_that_are_trained_on_and_searched_for_are_told(table, caplog):
+    rows = ["i/a.png,ann,1,train", "i/b.png,bob,1,train", "i/c.png,bob,2,query"]
+    load("csv", table(HEADER, *rows, "i/d.png,cat,1,query", "i/e.png,bob,3,gallery"))
+    assert "1 of the 2 query identities are of split train, too, such as bob" in caplog.text
+    caplog.clear()
+    load("csv", table(HEADER, *ROWS))
+    assert not caplog.records

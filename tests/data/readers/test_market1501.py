@@ -158,6 +158,10 @@ def test_distractors_join_the_gallery(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         data = load("market1501", tmp_path, distractors=tmp_path / "more")
     assert "2 distractors (published: 500,000)" in caplog.text
+    (tmp_path / "more" / "._00000001.png").write_bytes(b"what an archive of a Mac leaves behind")
+    assert load("market1501", tmp_path, distractors=tmp_path / "more").gallery.paths == (
+        data.gallery.paths
+    )
     assert data.gallery.paths == [*plain.gallery.paths, "00000001.png", "00000002.png"]
     assert data.gallery.pids.tolist() == [-1, 0, 1, 0, 0]
     assert data.gallery.image(3)[1, 0, 0] == 1

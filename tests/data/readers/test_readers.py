@@ -9,8 +9,11 @@ import torch
 from miniatures import CUHK03_NP, DUKE, cuhk03_mat, images, load, msmt17
 
 from mmga.common.errors import UserError
+from mmga.config import DataConfig
+from mmga.data import datasets
 from mmga.data.dataset import concatenated, count_masks, joined
 from mmga.data.masks import PartMask, write_mask
+from mmga.data.readers import by_name
 from mmga.data.readers.by_name import NAMES
 from mmga.retrieval.protocols.protocol import PROTOCOLS
 
@@ -161,3 +164,11 @@ def test_every_protocol_is_the_evaluators(tmp_path):
     pytest.importorskip("h5py")
     cuhk03_mat(tmp_path / "cuhk-03.mat")
     assert load("cuhk03-classic", tmp_path).protocol in PROTOCOLS
+
+
+def test_keywords_and_a_configuration_read_the_same(tmp_path):
+    images(tmp_path / "DukeMTMC-reID", DUKE)
+    one = datasets.load("dukemtmc", str(tmp_path))
+    other = by_name.load(DataConfig(data="dukemtmc", root=tmp_path))
+    for split in ("train", "query", "gallery"):
+        assert getattr(one, split).paths == getattr(other, split).paths
