@@ -18,14 +18,12 @@ from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
-from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.certified_knn import certified_neighbours, exact_order
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
 from mmga.retrieval.tiles.sources import tile_height
 
-_SPARE = 16  # items that float32 tiles put behind the k nearest, perhaps wrongly
-_REFINED_ROWS = 1024  # queries whose exact keys are computed together
 ArrayLike = Tensor | np.ndarray | Features
 """A set of feature vectors as callers hold it: [N, D]."""
 
@@ -63,14 +61,11 @@ def nearest(
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return the k nearest gallery items of every query, in the order of (distance, index).
 
-    All distances are computed, by float32 tiles, and none is kept but the k best and a few more;
-    those are put in the order of float64 arithmetic, which gives their distances too. Near
-    duplicates, whose tiles lose all digits, so stand in their order.
+    Exact: all distances are computed, by tiles, and none is kept but the k best.
 
     Args:
         query: `Features`, or a tensor or array [Q, D].
-        gallery: likewise, [G, D]; files that are memory-mapped are read once, and the rows of the
-            nearest items again.
+        gallery: likewise, [G, D]; files that are memory-mapped are read once.
         k: at least 1; at most G.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         progress: called as (phase, done, total).
@@ -84,35 +79,11 @@ def nearest(
     queries, items = vector_sets(query, gallery, metric)
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
-    found = nearest_items(queries, items, min(k + _SPARE, len(items)), progress)
-    distances, index = _by_exact_keys(queries, items, found.index, k)
+    found = nearest_items(queries, items, k, progress)
+    distances = found.distances / 2 if metric == "cosine" else found.distances.sqrt()
+    index = found.index.long()
     if isinstance(query, np.ndarray):
         return distances.cpu().numpy(), index.cpu().numpy()
-    return distances, index
-
-
-def _by_exact_keys(
-    queries: VectorSet, items: VectorSet, candidates: Tensor, k: int
-) -> tuple[Tensor, Tensor]:
-    """Return distances float32 [Q, k] and indices int64 [Q, k] of the nearest of candidates [Q, C].
-
-    The order is (exact key, index).
-    """
-    count, width = candidates.shape
-    distances = torch.empty(count, k, dtype=torch.float32, device=candidates.device)
-    index = torch.empty(count, k, dtype=torch.int64, device=candidates.device)
-    for begin in range(0, count, _REFINED_ROWS):
-        chosen = candidates[begin : begin + _REFINED_ROWS].long().sort(1).values
-        rows = torch.arange(begin, begin + len(chosen), device=chosen.device)
-        keys = exact_pair_keys(
-            queries, rows.repeat_interleave(width), items, chosen.reshape(-1)
-        ).clamp_min(0)
-        keys, order = keys.view(-1, width).sort(dim=1, stable=True)
-        keys = keys[:, :k].sqrt() if queries.metric == "euclidean" else keys[:, :k]
-        # What float32 holds as a subnormal would depend on the program's flush-to-zero.
-        keys = torch.where(keys < torch.finfo(torch.float32).tiny, 0.0, keys)
-        distances[begin : begin + len(chosen)] = keys.float()
-        index[begin : begin + len(chosen)] = chosen.gather(1, order[:, :k])
     return distances, index
 
 
