@@ -54,7 +54,7 @@ def expand_queries(
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
         return unit_rows(queries.take(torch.arange(len(queries), device="cpu")))
-    found = nearest_items(queries, items, neighbours, progress)
+    found = nearest_items(queries, items, neighbours, progress=progress)
     return _averaged(queries, items, found, alpha)
 
 
