@@ -81,7 +81,9 @@ FindMask = Callable[[str], PartMask | None]
 class CountsMasks(Protocol):
     """A `FindMask` that counts the masks of many images by their files' names."""
 
-    def count(self, paths: Sequence[str]) -> int: ...
+    def count(self, paths: Sequence[str]) -> int:
+        """Count the images, named by their relative paths, that have a mask file."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
