@@ -112,7 +112,7 @@ def body(options: Options) -> int:
         rows if there else None for rows, there in zip(batch.labels, batch.has_mask, strict=True)
     ]
     if maps:
-        note = "" if _guided(run.config) else UNGUIDED
+        note = "" if _guided(run.config, data.train, options.data) else UNGUIDED
         plots.attention_sheet(folder / "attention.png", images, maps, labels, lines, note)
         print(f"attention maps beside true masks: {folder / 'attention.png'}")
         if note:
@@ -191,10 +191,20 @@ def _saved(path: Path, images: "ImageSet", embedder: "Embedder") -> "torch.Tenso
     return rows
 
 
-def _guided(config: Config) -> bool:
-    """Return whether masks took part in the training of a run."""
+def _guided(config: Config, train: "ImageSet", other: DataName | None) -> bool:
+    """Return whether masks took part in the training of a run, or may have.
+
+    Args:
+        config: of the run.
+        train: training images of the data that are drawn.
+        other: another data set than the run's, if one is drawn.
+    """
+    from mmga.data.dataset import count_masks
+
     data = config.data
     masked = data.masks is not None or "synthetic" in (data.data, *data.also)
+    if not masked and data.data == "csv":  # a table may name masks itself
+        masked = other is not None or count_masks(train) > 0
     return bool(config.loss.mask_weight) and masked
 
 

@@ -12,7 +12,7 @@ import torch
 
 from mmga.common import ids
 from mmga.common.errors import UserError
-from mmga.data.masks import FindMask, MaskFolder, PartMask
+from mmga.data.masks import CountsMasks, FindMask, PartMask
 from mmga.data.pictures import read_image as read_image
 
 Ints = Sequence[int] | np.ndarray
@@ -319,7 +319,7 @@ def count_masks(images: ImageSet) -> int:
     if isinstance(images, ImageFiles):
         if images.masks is None:
             return 0
-        if isinstance(images.masks, MaskFolder):
+        if isinstance(images.masks, CountsMasks):
             return images.masks.count(images.paths)
     if isinstance(images, Subset) and isinstance(images.images, ImageFiles):
         own = images.images

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +75,15 @@ class PartMask:
 
 FindMask = Callable[[str], PartMask | None]
 """From an image's relative path to its mask, None where there is none."""
+
+
+@runtime_checkable
+class CountsMasks(Protocol):
+    """A `FindMask` that counts the masks of many images by their files' names."""
+
+    def count(self, paths: Sequence[str]) -> int:
+        """Count the images, named by their relative paths, that have a mask file."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -169,10 +169,11 @@ def _check_masks(config: Config, images: ImageSet) -> None:
     wanted = config.loss.mask_weight and config.model.attention != "none"
     if {config.data.data, *config.data.also} == {"synthetic"} or not wanted:
         return
-    if config.data.masks is None:
-        logger.warning("no --masks: attention is trained without guidance")
-        return
     covered = count_masks(images)
+    if config.data.masks is None:  # a table may name masks itself
+        if not covered:
+            logger.warning("no --masks: attention is trained without guidance")
+        return
     logger.info("%d of %d training images have a mask", covered, len(images))
     if covered < len(images) / 2 and not config.data.allow_missing_masks:
         raise UserError(

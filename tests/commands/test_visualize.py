@@ -108,6 +108,18 @@ def test_images_that_the_run_skips_are_left_out(table, tmp_path, monkeypatch):
     assert [len(row) for row in hits] == [2, 2]
 
 
+@pytest.mark.parametrize("column", [False, True])
+def test_masks_that_a_table_names_have_guided_the_maps(column, table, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    if column:
+        lines = table.read_text().splitlines()
+        Image.new("L", (16, 48), 1).save(tmp_path / "m.png")
+        table.write_text("\n".join([f"{lines[0]},mask", f"{lines[1]},m.png", *lines[2:]]))
+    run = write_run(tmp_path, data={"data": "csv", "root": table})
+    visualize.main(["--run", str(run), "--device", "cpu"])
+    assert ("were never guided" in capsys.readouterr().err) is not column
+
+
 def test_a_run_is_used_without_the_masks_of_its_training(table, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     settings = {"data": "csv", "root": table, "masks": tmp_path / "gone"}

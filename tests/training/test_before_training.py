@@ -170,3 +170,16 @@ def test_a_last_batch_of_one_identity_has_no_other_mask(tmp_path):
 def test_a_batch_of_one_identity_has_no_triplet(tmp_path):
     with pytest.raises(UserError, match="--p must be at least 2, because a triplet needs another"):
         trainer.train(small(batch={"p": 1}), tmp_path / "run", data=data())
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_masks_that_a_table_names_are_known(column, tmp_path, caplog):
+    root = table(tmp_path)
+    if column:
+        Image.fromarray(np.arange(32 * 16, dtype=np.uint8).reshape(32, 16) % 3).save(
+            tmp_path / "m.png"
+        )
+        header, *rows = root.read_text().splitlines()
+        root.write_text("\n".join([f"{header},mask", *(f"{row},m.png" for row in rows)]))
+    trainer.train(small(data={"data": "csv", "root": root}, run={"epochs": 1}), tmp_path / "run")
+    assert ("attention is trained without guidance" in caplog.text) is not column

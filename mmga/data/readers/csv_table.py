@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ class MaskFiles:
     def _label_set(self) -> str:
         files = list(self.files.values())
         return effective_label_set(files, self.label_set, f"column mask ({files[0]}, ...)")
+
+    def count(self, paths: Sequence[str]) -> int:
+        """Count the images that have a mask file."""
+        own = [path for path in paths if path in self.files]
+        if own:
+            _ = self._label_set  # here, once, and not in each process that loads images
+        rest = [path for path in paths if path not in self.files]
+        return len(own) + (0 if self.folder is None else self.folder.count(rest))
 
     def __call__(self, path: str) -> PartMask | None:
         """Return the mask of an image, None where there is none."""
