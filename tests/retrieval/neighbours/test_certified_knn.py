@@ -362,3 +362,21 @@ def test_duplicates_are_at_distance_zero(metric, same):
     assert not distances.any()
     place = torch.arange(300)
     assert torch.equal(index[:300], torch.stack([place, place + 300], 1))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_near_duplicates_among_nearest_items_keep_their_order(metric):
+    generator = np.random.default_rng(0)
+    base = 10 * generator.standard_normal(64)
+    near, query = (base + 1e-4 * generator.standard_normal((n, 64)) for n in (12, 3))
+    gallery = np.concatenate([near, 10 * generator.standard_normal((200, 64))]).astype(np.float32)
+    query = query.astype(np.float32)
+    distances, index = mmga.nearest(query, gallery, 12, metric)
+    wide = [side.astype(np.longdouble) for side in (query, gallery)]
+    if metric == "cosine":
+        wide = [side / np.sqrt((side * side).sum(1, keepdims=True)) for side in wide]
+    squared = ((wide[0][:, None] - wide[1][None]) ** 2).sum(-1)
+    wanted = np.sqrt(squared) if metric == "euclidean" else squared / 2
+    assert index.tolist() == np.argsort(wanted, axis=1)[:, :12].tolist()
+    found = np.take_along_axis(wanted, index, 1).astype(float)
+    assert distances == pytest.approx(found, rel=1e-4)
