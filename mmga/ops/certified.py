@@ -298,10 +298,10 @@ class ExactLists:
         self._counts = torch.zeros(count, dtype=torch.int32, device=limits.device)
         self.maxima = torch.zeros_like(limits)
 
-    def add_self(self, items: Tensor) -> None:
-        """Insert item items[i] (int64 [N]) at distance 0 into the empty list of row i."""
+    def add_self(self, items: Tensor, distances: Tensor | float = 0.0) -> None:
+        """Insert item items[i] (int64 [N]) at its distance into the empty list of row i."""
         self._index[:, 0] = items
-        self._distance[:, 0] = 0
+        self._distance[:, 0] = distances
         self._counts.fill_(1)
 
     def insert(

@@ -62,9 +62,10 @@ def certified_neighbours(
     kept: Tensor | None = None,
     tile: int | None = None,
     farthest: bool = True,
+    own_at_zero: bool = True,
     progress: Progress | None = None,
 ) -> Neighbours:
-    """Return the k nearest of every vector among all, itself included at distance 0.
+    """Return the k nearest of every vector among all, itself included.
 
     Args:
         vectors: N vectors.
@@ -74,6 +75,8 @@ def certified_neighbours(
             others as tiles of the features have them; None with other tiles.
         tile: rows and columns of a tile; `TILE` if None.
         farthest: each vector's largest distance is wanted, too; else it is NaN.
+        own_at_zero: each vector is at distance 0 from itself; else at the distance that arithmetic
+            gives, as a copy of it is: of a cosine, rounding may leave something.
         progress: called as (phase, done, total).
 
     Returns:
@@ -81,6 +84,7 @@ def certified_neighbours(
         Each vector's largest distance is exact unless tiles are of the features, else the tiles'.
     """
     search = _Search(vectors, vectors, k, tiles, tile or TILE, progress)
+    search.own_at_zero = own_at_zero
     return search.through_features(kept, farthest) if tiles is None else search.through(farthest)
 
 
@@ -210,7 +214,13 @@ class _Side:
 
 
 class _Search:
-    """One search: both sides, approximated, and the passes over all pairs."""
+    """One search: both sides, approximated, and the passes over all pairs.
+
+    Attributes:
+        own_at_zero: see `certified_neighbours`.
+    """
+
+    own_at_zero = True
 
     def __init__(
         self,
@@ -248,7 +258,8 @@ class _Search:
         """Return the neighbours through tiles of approximations."""
         lists = ExactLists(self._limits(), self._k)
         if self._own:
-            lists.add_self(torch.arange(len(self._rows.vectors), device="cpu"))
+            own = torch.arange(len(self._rows.vectors), device="cpu")
+            lists.add_self(own, self._distances(own, own))
         lists.maxima.copy_(
             self._far() if farthest else torch.tensor(torch.inf, dtype=torch.float64, device="cpu")
         )
@@ -462,7 +473,7 @@ class _Search:
 
     def _distances(self, row: Tensor, column: Tensor) -> Tensor:
         """Return the exact squared distances of pairs, int64 [P] each, as float64 [P]."""
-        if self._own:
+        if self._own and self.own_at_zero:
             return self._rows.vectors.exact_distances(row, column)
         keys = exact_pair_keys(self._rows.vectors, row, self._columns.vectors, column)
         return squared_distances(keys, self._rows.vectors.metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -46,11 +47,7 @@ def neighbours_within(
         UserError: the radius is no distance, or a value is NaN or infinite.
     """
     check_metric(metric)
-    if (
-        isinstance(radius, bool)
-        or not isinstance(radius, int | float)
-        or not 0 <= radius < math.inf
-    ):
+    if isinstance(radius, bool) or not isinstance(radius, Real) or not 0 <= radius < math.inf:
         raise UserError(f"radius must be a finite distance of at least 0, got {radius!r}")
     vectors = VectorSet([feature_rows(features, "features")], metric)
     exact_order(vectors, "certified")

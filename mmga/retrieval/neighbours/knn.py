@@ -90,9 +90,9 @@ def nearest(
         UserError: k is out of range, widths differ, or a value is NaN or infinite.
     """
     queries, items = vector_sets(query, gallery, metric)
+    k = whole_number("k", k)
     if query is gallery:
         queries = items
-    k = whole_number("k", k)
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
     found = nearest_items(queries, items, k, exact=exact, progress=progress)
@@ -195,9 +195,12 @@ def nearest_items(
     """
     if exact_order(items, exact, queries) == "certified":
         if queries is items:
-            return search(items, k, exact="certified", farthest=False, progress=progress).neighbours
-        approximator = cheapest_tiles(queries, items, k, farthest=False)
-        return certified_nearest(queries, items, k, approximator, progress=progress)
+            tiles = cheapest_tiles(items, items, k, farthest=False)
+            return certified_neighbours(
+                items, k, tiles, farthest=False, own_at_zero=False, progress=progress
+            )
+        tiles = cheapest_tiles(queries, items, k, farthest=False)
+        return certified_nearest(queries, items, k, tiles, progress=progress)
     lists = NearestLists(len(queries), k, queries.device)
     height = width = tile_on(queries.device, max(len(queries), len(items)), items.dimension)
     if queries.device.type != "cpu":  # where products need not be of one shape in sets of any size
@@ -208,9 +211,9 @@ def nearest_items(
         for first in range(0, len(items), width)
         for own in range(0, len(queries), height)
     ]
-    tiles = _Tiles(queries, items, height, width)
-    for done, (own, first, products) in enumerate(tiles.along(places), 1):
-        lists.add(products, own, first, cosine=tiles.cosine)
+    products_of = _Tiles(queries, items, height, width)
+    for done, (own, first, products) in enumerate(products_of.along(places), 1):
+        lists.add(products, own, first, cosine=products_of.cosine)
         if progress is not None:
             progress("neighbours", done, len(places))
     return lists.result()

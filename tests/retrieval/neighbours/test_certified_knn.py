@@ -380,3 +380,17 @@ def test_near_duplicates_among_nearest_items_keep_their_order(metric):
     assert index.tolist() == np.argsort(wanted, axis=1)[:, :12].tolist()
     found = np.take_along_axis(wanted, index, 1).astype(float)
     assert distances == pytest.approx(found, rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_a_set_and_its_copy_have_the_same_neighbours(metric):
+    draw = np.random.default_rng(1)
+    x = draw.standard_normal((150, 64)).astype(np.float32)
+    for to, of in draw.integers(0, 150, (40, 2)):
+        x[to] = x[of]
+    for k in (1, 3):
+        found, again = mmga.nearest(x, x, k, metric), mmga.nearest(x, x.copy(), k, metric)
+        np.testing.assert_array_equal(found[1], again[1])
+        np.testing.assert_array_equal(found[0], again[0])
+    first = [int(np.flatnonzero((x == row).all(1))[0]) for row in x]
+    assert mmga.nearest(x, x, 1, metric)[1][:, 0].tolist() == first

@@ -87,4 +87,4 @@ def test_what_is_no_radius(radius, metric, sentence):
 
 def test_features_that_have_no_bounds_are_refused():
     with pytest.raises(UserError, match="certified neighbours are not found"):
-        mmga.neighbours_within(persons(0) * 2.0**42, 1.0, "euclidean")
+        mmga.neighbours_within(persons(0) * 2.0**45, 1.0, "euclidean")
