@@ -62,10 +62,9 @@ def certified_neighbours(
     kept: Tensor | None = None,
     tile: int | None = None,
     farthest: bool = True,
-    own_at_zero: bool = True,
     progress: Progress | None = None,
 ) -> Neighbours:
-    """Return the k nearest of every vector among all, itself included.
+    """Return the k nearest of every vector among all, itself included at distance 0.
 
     Args:
         vectors: N vectors.
@@ -75,8 +74,6 @@ def certified_neighbours(
             others as tiles of the features have them; None with other tiles.
         tile: rows and columns of a tile; `TILE` if None.
         farthest: each vector's largest distance is wanted, too; else it is NaN.
-        own_at_zero: each vector is at distance 0 from itself; else at the distance that arithmetic
-            gives, as a copy of it is: of a cosine, rounding may leave something.
         progress: called as (phase, done, total).
 
     Returns:
@@ -84,7 +81,6 @@ def certified_neighbours(
         Each vector's largest distance is exact unless tiles are of the features, else the tiles'.
     """
     search = _Search(vectors, vectors, k, tiles, tile or TILE, progress)
-    search.own_at_zero = own_at_zero
     return search.through_features(kept, farthest) if tiles is None else search.through(farthest)
 
 
@@ -98,9 +94,11 @@ def certified_nearest(
 ) -> Neighbours:
     """Return the k nearest items of every query, as `certified_neighbours` those of one set.
 
-    Largest distances are NaN.
+    Largest distances are NaN. Queries that are the items meet each pair once; a query is then as
+    far from itself as from a copy: of a cosine, rounding may leave something.
     """
     search = _Search(queries, items, k, tiles, TILE, progress)
+    search.own_at_zero = False
     return search.through_features(None, False) if tiles is None else search.through(False)
 
 
@@ -217,7 +215,7 @@ class _Search:
     """One search: both sides, approximated, and the passes over all pairs.
 
     Attributes:
-        own_at_zero: see `certified_neighbours`.
+        own_at_zero: a vector is at distance 0 from itself, not at what arithmetic gives.
     """
 
     own_at_zero = True

@@ -194,11 +194,6 @@ def nearest_items(
         UserError: the order cannot be certified and shall be.
     """
     if exact_order(items, exact, queries) == "certified":
-        if queries is items:
-            tiles = cheapest_tiles(items, items, k, farthest=False)
-            return certified_neighbours(
-                items, k, tiles, farthest=False, own_at_zero=False, progress=progress
-            )
         tiles = cheapest_tiles(queries, items, k, farthest=False)
         return certified_nearest(queries, items, k, tiles, progress=progress)
     lists = NearestLists(len(queries), k, queries.device)
