@@ -100,14 +100,13 @@ def body(options: Options) -> int | None:
                 return None
         query = load_features(*_side(options, "query"), options.query_columns, options.pattern)
         notes: list[str] = []
-        index = None
+        index, chosen = None, rule if options.rerank else None
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             found = search_index(query, index, options.topk, progress)
         else:
             gallery = _gallery(options)
             notes += gallery.notes
-            chosen = rule if options.rerank else None
             found = search_features(
                 query, gallery, options.topk, options.metric, chosen, expansion, progress
             )
@@ -121,11 +120,9 @@ def body(options: Options) -> int | None:
     if options.out is None:
         _print(found.records(), options.topk, len(query))
     else:
-        used = rule if options.rerank else None
-        settings: dict[str, Any] = {"topk": options.topk, "metric": options.metric}
-        if index is not None:
-            settings["metric"], used = index.metric, index.rule
-        found.write(options.out, settings | {"rerank": used and used.as_dict()})
+        metric, used = (options.metric, chosen) if index is None else (index.metric, index.rule)
+        rerank = None if used is None else used.as_dict()
+        found.write(options.out, {"topk": options.topk, "metric": metric, "rerank": rerank})
     return None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
 
 
 class _Lent:
@@ -79,7 +79,7 @@ def as_array(name: str, given: Any) -> np.ndarray:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{name}: expected an array, found {type(given).__name__} that is none "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line(error)})"
         ) from error
 
 

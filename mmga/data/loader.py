@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mmga.common.distributed import Group
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
 from mmga.data.cache import ImageCache
 from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask, check_size
@@ -382,7 +382,7 @@ def _guarded(loader: "DataLoader[Any]") -> Iterator[_Prepared]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         samples: Any = loader.dataset
         path = samples.read_by(first)
         while_reading = "" if path is None else f" over image {path}, or soon after it"

@@ -86,12 +86,10 @@ class _ProductPrecision:
         self._own: dict[tuple[str, str], str] = {}
         self._old: str | None = None
         self._set: list[str] | None = None
-        self._with_pool = False
 
     def hold(self, key: object) -> None:
         """Set IEEE float32 for the first holder."""
         with self._lock:
-            self._with_pool |= torch.get_num_threads() > 1
             first = not self._holders
             self._holders[key] = threading.get_ident()
             if not first:
@@ -111,12 +109,7 @@ class _ProductPrecision:
                 self._restore()
 
     def leave_threads_behind(self) -> None:
-        """Forget, in a forked child, the holders among threads that are not there.
-
-        Torch's pool is not there either and torch waits for it forever; one thread needs no pool.
-        """
-        if self._with_pool:
-            torch.set_num_threads(1)
+        """Forget, in a forked child, the holders among threads that are not there."""
         self._lock = threading.RLock()
         thread, held = threading.get_ident(), bool(self._holders)
         self._holders = {key: own for key, own in self._holders.items() if own == thread}

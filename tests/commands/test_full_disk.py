@@ -5,6 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from full_disk import disk_with
 from PIL import Image
 from small_run import SIZE, write_run
 
@@ -12,18 +13,6 @@ from mmga import eval as evaluation
 from mmga import export, extract, search
 from mmga.models import export as graph
 from mmga.retrieval.features import Features
-
-
-@contextlib.contextmanager
-def disk_with(size):
-    """Let no file of this process grow beyond `size` bytes."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from full_disk import disk_with
 
 from mmga import eval as command
 from mmga.common.errors import UserError
@@ -113,18 +114,6 @@ def test_too_little_memory_says_how_much_is_enough(capsys, tmp_path):
     for wrong in ("0", "-1G", "lots", "1.5.2G"):
         said = fails(capsys, tmp_path, "g.npz", f"--memory={wrong}")
         assert "memory: expected a size such as 2G or 500M" in said
-
-
-@contextlib.contextmanager
-def disk_with(size):
-    """Let no file of this process grow beyond `size` bytes."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
