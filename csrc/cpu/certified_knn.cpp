@@ -185,14 +185,14 @@ Tensor filter_int8_candidates(const Tensor& x, const Tensor& y, const Tensor& ro
   };
   OrderedChunks<Pair> chunks;
   chunks.share_out(height, kRowChunk, [&](const auto& next, const auto& keep) {
-    StripOfProducts strip(packed, others);
+    StripOfProducts strip(packed);
     Lines<float> products(kRowChunk * width);
     TileView<float> part = tile;
     for (int64_t begin = next(); begin < height; begin = next()) {
       const int64_t end = std::min(height, begin + kRowChunk), from = first_wanted(begin);
       if (from >= width) continue;
-      strip.compute(rows + begin * depth, end - begin, from / kPanel, own + begin, products.get(),
-                    width);
+      strip.compute(rows + begin * depth, end - begin, from / kPanel, own + begin, others,
+                    products.get(), width);
       part.values = products.get() - begin * width;
       std::vector<Pair> found;
       RowFilter filter(part, limits, found);

@@ -28,11 +28,11 @@ void int8_products_(const Tensor& x, const Tensor& y, const Tensor& row_unit,
   packed.fill();
   const int64_t chunks = (height + kRowChunk - 1) / kRowChunk;
   share(chunks, [&](const auto& next) {
-    StripOfProducts strip(packed, others);
+    StripOfProducts strip(packed);
     for (int64_t chunk = next(); chunk < chunks; chunk = next()) {
       const int64_t first = chunk * kRowChunk;
       strip.compute(rows + first * depth, std::min(kRowChunk, height - first), 0, own + first,
-                    to + first * stride, stride);
+                    others, to + first * stride, stride);
     }
   });
 }

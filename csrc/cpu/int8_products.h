@@ -245,17 +245,16 @@ MMGA_VECTOR_CLONES inline void scale_sums(const int32_t* sums, const uint32_t* e
 // Computes products of at most kRowChunk rows with packed columns; one for each thread.
 class StripOfProducts {
  public:
-  StripOfProducts(const PackedColumns& columns, const float* column_unit)
+  explicit StripOfProducts(const PackedColumns& columns)
       : columns_(columns),
-        column_unit_(column_unit),
         multiply_(multiply_block()),
         sums_(kRowChunk * kPanel),
         ends_(kRowChunk * kQuad) {}
 
-  // Writes the products of rows [count, depth] with all columns but the first panels, times the
-  // units, to `to`.
-  void compute(const int8_t* x, int64_t count, int64_t first_panel, const float* row_unit,
-               float* to, int64_t stride) {
+  // Calls use(panel) for all panels but the first ones, with the products of rows [count, depth]
+  // and of the panel in `sums`.
+  template <typename Use>
+  void each_panel(const int8_t* x, int64_t count, int64_t first_panel, const Use& use) {
     const int64_t depth = columns_.depth(), whole = depth / kQuad;
     for (int64_t r = 0; r < count; ++r) {
       excess_[r] = excess_of(x + r * depth, depth);
@@ -267,11 +266,24 @@ class StripOfProducts {
         multiply(x + q * kQuad, depth, count, panel, q, std::min(kQuads, whole - q));
       }
       if (whole < columns_.quads()) multiply(ends_.get(), kQuad, count, panel, whole, 1);
-      const int64_t first = panel * kPanel;
-      scale_sums(sums_.get(), excess_, row_unit, column_unit_ + first, count,
-                 std::min(kPanel, columns_.width() - first), to + first, stride);
+      use(panel);
     }
   }
+
+  // Writes the products of rows [count, depth] with all columns but the first panels, times the
+  // units, to `to`.
+  void compute(const int8_t* x, int64_t count, int64_t first_panel, const float* row_unit,
+               const float* column_unit, float* to, int64_t stride) {
+    each_panel(x, count, first_panel, [&](int64_t panel) {
+      const int64_t first = panel * kPanel;
+      scale_sums(sums_.get(), excess_, row_unit, column_unit + first, count,
+                 std::min(kPanel, columns_.width() - first), to + first, stride);
+    });
+  }
+
+  // The products of a row and of the panel's columns, all too large by the row's `excess`.
+  const int32_t* sums(int64_t row) const { return sums_.get() + row * kPanel; }
+  const uint32_t* excess() const { return excess_; }
 
  private:
   // Adds the products of some quads of all rows, which begin at `x`, with a panel.
@@ -287,7 +299,6 @@ class StripOfProducts {
   }
 
   const PackedColumns& columns_;
-  const float* column_unit_;
   MultiplyBlock multiply_;
   Lines<int32_t> sums_;
   Lines<int8_t> ends_;  // the last, incomplete quad of each row

@@ -6,6 +6,7 @@
 // Rows of 16-bit integers: exact.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -111,6 +112,17 @@ class CommonRow<float> {
   std::vector<double> values_;
 };
 
+// Prefetches the beginning of a row, from which the processor goes on by itself.
+template <typename T>
+MMGA_INLINE void prefetch(const T* row, int64_t width) {
+#if defined(__GNUC__)
+  constexpr int64_t kLine = 64, kLines = 16;
+  const auto* bytes = reinterpret_cast<const char*>(row);
+  const int64_t count = std::min<int64_t>(width * sizeof(T), kLines * kLine);
+  for (int64_t byte = 0; byte < count; byte += kLine) __builtin_prefetch(bytes + byte);
+#endif
+}
+
 // Calls use(p, sum) for the pairs `begin` to `end`, where pair p is of the rows row(p) of x and
 // column(p) of y. Neighbouring pairs of one row are summed together.
 template <typename Term, typename T, typename Row, typename Column, typename Use>
@@ -123,6 +135,9 @@ void sum_pairs(const T* x, const T* y, int64_t width, int64_t begin, int64_t end
     int64_t several = 0;
     for (; several < kTogether && p + several < end && row(p + several) == row(p); ++several) {
       others[several] = y + column(p + several) * width;
+    }
+    for (int64_t q = p + several; q < std::min(end, p + several + kTogether); ++q) {
+      prefetch(y + column(q) * width, width);
     }
     one.set(x + row(p) * width);
     if (several == kTogether) {

@@ -338,6 +338,124 @@ class ExactLists:
         )
 
 
+class CandidatePlace(NamedTuple):
+    """Where a tile is among those that candidates come from.
+
+    Attributes:
+        first_row: list of its first row.
+        seen: columns that its rows have met before.
+        mirrored: its columns are items with lists of their own, item i with list i, which get its
+            pairs, too.
+        total: items of all tiles, where these come in random order; 0: in any.
+    """
+
+    first_row: int
+    seen: int
+    mirrored: bool
+    total: int
+
+
+class CandidateLists:
+    """What may be among each row's k nearest, and farthest, after a look at any number of tiles.
+
+    Memory: 20 bytes a slot and row.
+    """
+
+    def __init__(self, rows: int, k: int, slots: int, far_slots: int = 0) -> None:
+        """Start with empty lists.
+
+        Args:
+            rows: R.
+            k: nearest wanted.
+            slots: candidates of a row, above k; a row with as many is lost.
+            far_slots: the same for the farthest; 0: it is not wanted.
+        """
+        self._k = k
+        self._nearest = _empty_lists(rows, slots)
+        self._farthest = _empty_lists(rows, far_slots) if far_slots else None
+
+    def collect(
+        self,
+        tile: Int8Tile,
+        bound: Bound,
+        vectors: PairVectors,
+        better: Bound,
+        place: CandidatePlace,
+        own: Tensor | None = None,
+    ) -> None:
+        """Look at all pairs of a tile (`reference.collect_candidates_`).
+
+        Args:
+            tile: some rows of the lists, and some columns.
+            bound: of its keys.
+            vectors: the same vectors as `int16_rows`.
+            better: bound of keys of these.
+            place: where the rows are, and what they have seen.
+            own: int64 [R], the item that each row is, which is no candidate of it; None: rows are
+                no items.
+        """
+        *sides, metric, offset = tile
+        _COLLECT_CANDIDATES(
+            *self._nearest,
+            *(self._farthest or (None,) * 5),
+            self._k,
+            *sides,
+            *(part.to(torch.float32) for part in bound),
+            *vectors[:4],
+            *better,
+            metric,
+            own,
+            place.first_row,
+            offset,
+            place.mirrored,
+            place.seen,
+            place.total,
+        )
+
+    @property
+    def lost(self) -> Tensor:
+        """Rows whose lists may lack one of the k nearest, or the farthest, int64 [L]."""
+        lost = _lost(self._nearest, self._k)
+        if self._farthest is not None:
+            lost |= _lost(self._farthest, 1)
+        return lost.nonzero()[:, 0]
+
+    def nearest(self) -> tuple[Tensor, Tensor]:
+        """Return the candidates of all rows: int32 [R, M], and bool [R, M] where there is one."""
+        return _listed(self._nearest)
+
+    def farthest(self) -> tuple[Tensor, Tensor]:
+        """Return likewise the candidates for the farthest."""
+        assert self._farthest is not None
+        return _listed(self._farthest)
+
+
+def _empty_lists(rows: int, slots: int) -> tuple[Tensor, ...]:
+    """Return the index, bounds, counts and limits of empty lists."""
+    shape = rows, slots
+    return (
+        torch.empty(shape, dtype=torch.int32, device="cpu"),
+        torch.empty(shape, dtype=torch.float32, device="cpu"),
+        torch.empty(shape, dtype=torch.float32, device="cpu"),
+        torch.zeros(rows, dtype=torch.int32, device="cpu"),
+        torch.full((rows,), torch.inf, dtype=torch.float32, device="cpu"),
+    )
+
+
+def _lost(lists: tuple[Tensor, ...], k: int) -> Tensor:
+    """Return for which rows fewer than k candidates are surely within the limit, bool [R]."""
+    _, _, high, counts, limits = lists
+    used = torch.arange(high.shape[1], device=high.device) < counts[:, None]
+    return ((high <= limits[:, None]) & used).sum(1) < k
+
+
+def _listed(lists: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    index, counts = lists[0], lists[3]
+    most = max(0, int(counts.max()))
+    used = torch.arange(most, device=index.device) < counts[:, None]
+    return index[:, :most], used
+
+
 def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the first k candidates of each row by (distance, index).
 
@@ -428,4 +546,15 @@ _INSERT_CANDIDATES = define(
     "Tensor(d!) maxima, Tensor pairs, Tensor distances, Tensor(e!) limits, int first_item, "
     "int first_other, bool both, int k) -> ()",
     reference.insert_candidates,
+)
+_COLLECT_CANDIDATES = define(
+    "collect_candidates_(Tensor(a!) index, Tensor(b!) low, Tensor(c!) high, Tensor(d!) counts, "
+    "Tensor(e!) limits, Tensor(f!)? far_index, Tensor(g!)? far_low, Tensor(h!)? far_high, "
+    "Tensor(i!)? far_counts, Tensor(j!)? far_limits, int k, Tensor x, Tensor y, Tensor row_unit, "
+    "Tensor column_unit, Tensor row_term, Tensor column_term, Tensor row_radius, "
+    "Tensor column_radius, Tensor row_slack, Tensor column_slack, Tensor fine_x, Tensor fine_y, "
+    "Tensor fine_row_term, Tensor fine_column_term, Tensor fine_row_radius, "
+    "Tensor fine_column_radius, Tensor fine_row_slack, Tensor fine_column_slack, int metric, "
+    "Tensor? own, int first_row, int first_other, bool mirrored, int seen, int total) -> ()",
+    reference.collect_candidates_,
 )

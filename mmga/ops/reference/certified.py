@@ -415,3 +415,125 @@ def insert_candidates(
                 index[item, :k] = index.new_tensor([i for _, i in mine])
                 counts[item] = k
                 limits[item] = min(float(limits[item]), mine[-1][0])
+
+
+def collect_candidates_(
+    index: Tensor,
+    low: Tensor,
+    high: Tensor,
+    counts: Tensor,
+    limits: Tensor,
+    far_index: Tensor | None,
+    far_low: Tensor | None,
+    far_high: Tensor | None,
+    far_counts: Tensor | None,
+    far_limits: Tensor | None,
+    k: int,
+    x: Tensor,
+    y: Tensor,
+    row_unit: Tensor,
+    column_unit: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    row_slack: Tensor,
+    column_slack: Tensor,
+    fine_x: Tensor,
+    fine_y: Tensor,
+    fine_row_term: Tensor,
+    fine_column_term: Tensor,
+    fine_row_radius: Tensor,
+    fine_column_radius: Tensor,
+    fine_row_slack: Tensor,
+    fine_column_slack: Tensor,
+    metric: int,
+    own: Tensor | None,
+    first_row: int,
+    first_other: int,
+    mirrored: bool,
+    seen: int,
+    total: int,
+) -> None:
+    """Add the columns of a tile that may be among each row's k nearest to the rows' lists.
+
+    Keys of 8-bit rows leave out most columns, those of 16-bit rows bound the others. A row's limit
+    is the k-th least upper bound among its candidates: all columns whose exact key is at most the
+    limit are kept, in ascending order, and others only if their lower bound is within it. A list
+    that they do not fit, with one slot to spare, is lost: its count is -1.
+
+    Args:
+        index: int32 [R, S], S > k, the candidates of each row; the first `counts` are in use.
+        low: float64 [R, S], bounds of their keys, with `high`.
+        high: see `low`.
+        counts: int32 [R].
+        limits: float64 [R], lowered.
+        far_index: with `far_low`, `far_high`, `far_counts` and `far_limits` the same for the
+            farthest column, of keys times -1; None: not wanted.
+        far_low: see `far_index`.
+        far_high: see `far_index`.
+        far_counts: see `far_index`.
+        far_limits: see `far_index`.
+        x: int8 [R, D].
+        y: int8 [W, D].
+        row_unit: float32 [R], with `column_unit` [W]: see `int8_products_`.
+        column_unit: see `row_unit`.
+        row_term: float32 [R], with `column_term` [W]: of keys of 8-bit rows.
+        column_term: see `row_term`.
+        row_radius: float32 [R], with the others of its kind: the bound of keys of 8-bit rows.
+        fine_x: int16 [R, D], with `fine_y` [W, D] and the float64 terms and bounds of their keys.
+        own: int64 [R], the item that each row is, which is no candidate of it; None: rows are no
+            items.
+    """
+    values = row_unit.new_empty(len(x), len(y))
+    int8_products_(x, y, row_unit, column_unit, values)
+    columns = torch.arange(len(y), device=x.device)
+    for row in range(len(x)):
+        keys = row_keys(row, values, row_term, column_term, metric)
+        width = row_radius[row] * column_radius + (row_slack[row] + column_slack)
+        wanted = keys - width <= limits[row]
+        if far_limits is not None:
+            wanted |= keys + width >= -far_limits[row]
+        if own is not None:
+            wanted &= columns + first_other != own[row]
+        chosen = columns[wanted]
+        mine = torch.full_like(chosen, row)
+        fine = pair_keys(fine_x, fine_y, fine_row_term, fine_column_term, mine, chosen, metric)
+        error = fine_row_radius[row] * fine_column_radius[chosen] + (
+            fine_row_slack[row] + fine_column_slack[chosen]
+        )
+        found = chosen + first_other, fine - error, fine + error
+        _add_candidates(row, index, low, high, counts, limits, k, *found)
+        if far_index is not None:
+            assert far_low is not None and far_high is not None
+            assert far_counts is not None and far_limits is not None
+            far = found[0], -fine - error, error - fine
+            _add_candidates(row, far_index, far_low, far_high, far_counts, far_limits, 1, *far)
+
+
+def _add_candidates(
+    row: int,
+    index: Tensor,
+    low: Tensor,
+    high: Tensor,
+    counts: Tensor,
+    limits: Tensor,
+    k: int,
+    items: Tensor,
+    lows: Tensor,
+    highs: Tensor,
+) -> None:
+    count = int(counts[row])
+    if count < 0:
+        return
+    items = torch.cat([index[row, :count], items.to(torch.int32)])
+    lows, highs = torch.cat([low[row, :count], lows]), torch.cat([high[row, :count], highs])
+    if len(items) >= k:
+        limits[row] = torch.minimum(limits[row], highs.kthvalue(k).values)
+    kept = lows <= limits[row]
+    count = int(kept.sum())
+    if count >= index.shape[1]:
+        counts[row] = -1
+        return
+    counts[row] = count
+    index[row, :count], low[row, :count], high[row, :count] = items[kept], lows[kept], highs[kept]

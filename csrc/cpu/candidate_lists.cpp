@@ -1,0 +1,556 @@
+// The candidates for the nearest items of each row, in one look at all pairs: products of 8-bit
+// rows are compared with a row's limit where they are computed, and what they leave is compared by
+// products of 16-bit rows. mmga/ops/reference specifies the function.
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "args/certified.h"
+#include "common/dispatch.h"
+#include "cpu/int8_products.h"
+#include "cpu/keys.h"
+#include "cpu/products.h"
+#include "cpu/shares.h"
+
+namespace mmga {
+namespace {
+
+// Bounds on the error of the keys of rows or of columns.
+template <typename T>
+struct Error {
+  const T* radius;
+  const T* slack;
+};
+
+// Returns how many values are at most `limit`.
+MMGA_VECTOR_CLONES int64_t count_within(const float* values, int64_t count, float limit) {
+  int32_t within = 0;
+  for (int64_t i = 0; i < count; ++i) within += values[i] <= limit;
+  return within;
+}
+
+// Returns a value that at least k of the values do not exceed, near the k-th least: halving the
+// range of the values finds it sooner than sorting them.
+float upper_bound_of_kth(const float* values, int64_t count, int64_t k) {
+  constexpr int kHalvings = 16;
+  const auto [least, most] = std::minmax_element(values, values + count);
+  float low = *least, high = *most;
+  for (int i = 0; i < kHalvings && low < high; ++i) {
+    const float middle = low + (high - low) / 2;
+    if (!(middle < high)) break;
+    const int64_t within = count_within(values, count, middle);
+    (within < k ? low : high) = middle;
+    if (within == k) break;
+  }
+  return high;
+}
+
+// How many candidates of a row are kept after a share of all columns. Where columns come in random
+// order, a share of the k nearest is among those seen, and hardly ever many more: a limit at their
+// number is far below that of the k-th. Rows for which it was too low are found in the end.
+class KeptRanks {
+ public:
+  // `total`: columns in random order; 0: in any order, and k are kept.
+  KeptRanks(int64_t k, int64_t total) : k_(k), total_(total) {}
+
+  int64_t after(int64_t seen) const {
+    if (seen >= total_) return k_;
+    constexpr double kDeviations = 3.7, kFew = 2;  // of a Poisson distribution's tail of 1e-4
+    const double mean = static_cast<double>(k_) * seen / total_;
+    return std::min(k_, static_cast<int64_t>(mean + kDeviations * std::sqrt(mean) + kFew));
+  }
+
+ private:
+  int64_t k_, total_;
+};
+
+// Lists of candidates, [rows, slots]: items, and bounds of their keys. Only what may be within a
+// row's limit is kept.
+class CandidateLists {
+ public:
+  CandidateLists(const Arguments& args, const Tensor& index, const Tensor& low, const Tensor& high,
+                 const Tensor& counts, const Tensor& limits, int64_t k)
+      : index_(args.output<int32_t>(index, "index", {kAny, kAny})), slots_(index.size(1)) {
+    const int64_t lists = index.size(0);
+    low_ = args.output<float>(low, "low", {lists, slots_});
+    high_ = args.output<float>(high, "high", {lists, slots_});
+    counts_ = args.output<int32_t>(counts, "counts", {lists});
+    limits_ = args.output<float>(limits, "limits", {lists});
+    args.range("k", k, 1, slots_ - 1);
+    for (int64_t row = 0; row < lists; ++row) {
+      args.range("counts", counts_[row], kLost, slots_ - 1);
+    }
+  }
+
+  // The limit; below all keys where the list is lost.
+  float limit(int64_t row) const {
+    return counts_[row] == kLost ? -std::numeric_limits<float>::infinity() : limits_[row];
+  }
+
+  // Appends a candidate if it is within the limit, of which the first `rank` are surely kept. A
+  // list without room for all of them is lost.
+  void add(int64_t row, int64_t item, double least, double most, int64_t rank) {
+    constexpr double kRounding = 0x1p-22, kSmallest = 0x1p-126;  // of float32, generously
+    const auto low = static_cast<float>(least - (std::abs(least) * kRounding + kSmallest));
+    if (!(low <= limit(row))) return;
+    const int64_t slot = row * slots_ + counts_[row]++;
+    index_[slot] = static_cast<int32_t>(item);
+    low_[slot] = low;
+    high_[slot] = static_cast<float>(most + (std::abs(most) * kRounding + kSmallest));
+    if (counts_[row] < std::min(slots_, rank + std::max(kLeastSpare, rank / 2))) return;
+    prune(row, rank);
+    if (counts_[row] == slots_) counts_[row] = kLost;
+  }
+
+  // Lowers the limit to about the `rank`-th least upper bound and drops the candidates above it.
+  void prune(int64_t row, int64_t rank) {
+    const int64_t count = counts_[row];
+    if (count < rank) return;
+    int32_t* index = index_ + row * slots_;
+    float* low = low_ + row * slots_;
+    float* high = high_ + row * slots_;
+    const float limit = std::min(limits_[row], upper_bound_of_kth(high, count, rank));
+    limits_[row] = limit;
+    int64_t left = 0;
+    for (int64_t s = 0; s < count; ++s) {
+      index[left] = index[s];
+      low[left] = low[s];
+      high[left] = high[s];
+      left += low[left] <= limit;
+    }
+    counts_[row] = static_cast<int32_t>(left);
+  }
+
+ private:
+  static constexpr int32_t kLost = -1;
+  static constexpr int64_t kLeastSpare = 8;  // candidates beyond the rank with which it is worth
+                                             // while to prune
+
+  int32_t* index_;
+  float* low_;
+  float* high_;
+  int32_t* counts_;
+  float* limits_;
+  int64_t slots_;
+};
+
+// Rows and a panel of products, what makes keys of them, and which keys of each row are wanted.
+struct PanelRows {
+  const int32_t* sums;  // [count, 64]
+  const uint32_t* excess;
+  int64_t count, metric;
+  const float* unit;
+  const float* term;
+  const float* width;
+  const float* near;
+  const float* far;
+  const float* column_unit;
+  const float* column_term;
+  const float* column_near;
+  const float* column_far;
+};
+
+// Writes for each row a bit for each column of the panel whose key may be at most `near` of one of
+// them, or at least `far`.
+typedef void (*FindWanted)(const PanelRows& rows, uint64_t* bits);
+
+MMGA_VECTOR_CLONES void find_wanted_plain(const PanelRows& rows, uint64_t* bits) {
+  using V = Vector<float>::type;
+  using M = Vector<float>::mask;
+  constexpr int kLanes = kVectorBytes / sizeof(float);
+  typedef uint32_t Sums __attribute__((vector_size(kVectorBytes)));
+  for (int64_t r = 0; r < rows.count; ++r) {
+    M wanted[kPanel / kLanes];
+    M any = M{};
+    for (int64_t v = 0; v < kPanel / kLanes; ++v) {
+      Sums sums;
+      V unit, term, key, near, far;
+      load(sums, rows.sums + r * kPanel + v * kLanes);
+      load(unit, rows.column_unit + v * kLanes);
+      load(term, rows.column_term + v * kLanes);
+      load(near, rows.column_near + v * kLanes);
+      load(far, rows.column_far + v * kLanes);
+      const V own_near = V{} + rows.near[r], own_far = V{} + rows.far[r];
+      near = near > own_near ? near : own_near;
+      far = far < own_far ? far : own_far;
+      const V products = __builtin_convertvector(reinterpret_cast<M>(sums - rows.excess[r]), V);
+      make_key<float, V>(rows.metric, rows.term[r], term, (products * rows.unit[r]) * unit, key);
+      wanted[v] = (key - rows.width[r] <= near) | (key + rows.width[r] >= far);
+      any |= wanted[v];
+    }
+    bits[r] = any_lane(any) ? bits_of_masks(wanted) : 0;
+  }
+}
+
+#if MMGA_X86_CLONES
+// The same with comparisons that are bits at once.
+__attribute__((target("avx512f"))) inline void find_wanted_512(const PanelRows& rows,
+                                                               uint64_t* bits) {
+  constexpr int kLanes = 16;
+  constexpr __mmask16 kAll = 0xFFFF;  // GCC 12 warns of the forms without a mask
+  __m512 units[kPanel / kLanes], terms[kPanel / kLanes];
+  __m512 column_near[kPanel / kLanes], column_far[kPanel / kLanes];
+#pragma GCC unroll 4
+  for (int v = 0; v < kPanel / kLanes; ++v) {
+    units[v] = _mm512_loadu_ps(rows.column_unit + v * kLanes);
+    terms[v] = _mm512_loadu_ps(rows.column_term + v * kLanes);
+    column_near[v] = _mm512_loadu_ps(rows.column_near + v * kLanes);
+    column_far[v] = _mm512_loadu_ps(rows.column_far + v * kLanes);
+  }
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const __m512i excess = _mm512_set1_epi32(static_cast<int32_t>(rows.excess[r]));
+    const __m512 unit = _mm512_set1_ps(rows.unit[r]), term = _mm512_set1_ps(rows.term[r]);
+    const __m512 width = _mm512_set1_ps(rows.width[r]);
+    const __m512 own_near = _mm512_set1_ps(rows.near[r]), own_far = _mm512_set1_ps(rows.far[r]);
+    uint64_t wanted = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < kPanel / kLanes; ++v) {
+      const __m512i sums =
+          _mm512_sub_epi32(_mm512_load_si512(rows.sums + r * kPanel + v * kLanes), excess);
+      __m512 key = _mm512_mul_ps(_mm512_maskz_cvtepi32_ps(kAll, sums), unit);
+      key = _mm512_mul_ps(key, units[v]);
+      if (rows.metric == kCosine) {
+        key = _mm512_mul_ps(_mm512_mul_ps(key, term), terms[v]);
+        key = _mm512_sub_ps(_mm512_set1_ps(1), key);
+      } else {
+        key = _mm512_sub_ps(_mm512_add_ps(term, terms[v]), _mm512_add_ps(key, key));
+        key = _mm512_maskz_max_ps(kAll, key, _mm512_setzero_ps());
+      }
+      const __m512 near = _mm512_maskz_max_ps(kAll, own_near, column_near[v]);
+      const __m512 far = _mm512_maskz_min_ps(kAll, own_far, column_far[v]);
+      const uint64_t lanes = _mm512_cmp_ps_mask(_mm512_sub_ps(key, width), near, _CMP_LE_OQ) |
+                             _mm512_cmp_ps_mask(_mm512_add_ps(key, width), far, _CMP_GE_OQ);
+      wanted |= lanes << (v * kLanes);
+    }
+    bits[r] = wanted;
+  }
+}
+#endif
+
+inline FindWanted find_wanted() {
+#if MMGA_X86_CLONES
+  if (int8_instructions() == Int8Instructions::kAvx512Vnni) return find_wanted_512;
+#endif
+  return find_wanted_plain;
+}
+
+// The columns of a tile: numbers of 8 bits, units, terms and bounds, and the same of 16 bits. Units
+// and terms reach to the end of the last panel; bounds are the largest of each panel.
+struct Columns {
+  std::vector<float> unit, term, radius, slack, near, far;
+
+  Columns(const float* units, const float* terms, const Error<float>& error, int64_t width,
+          int64_t panels)
+      : unit(panels * kPanel, 0.0F),
+        term(panels * kPanel, 0.0F),
+        radius(panels),
+        slack(panels),
+        near(panels * kPanel, -std::numeric_limits<float>::infinity()),
+        far(panels * kPanel, std::numeric_limits<float>::infinity()) {
+    std::copy(units, units + width, unit.begin());
+    std::copy(terms, terms + width, term.begin());
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t first = panel * kPanel, last = std::min(width, first + kPanel);
+      radius[panel] = *std::max_element(error.radius + first, error.radius + last);
+      slack[panel] = *std::max_element(error.slack + first, error.slack + last);
+    }
+  }
+};
+
+struct Rows {
+  const int8_t* bytes;
+  const float* unit;
+  const float* term;
+  Error<float> error;
+  const int64_t* own;  // the item that each row is; null: none is one
+};
+
+// What keys of 16-bit rows are made from.
+struct Refinement {
+  const int16_t* x;
+  const int16_t* y;
+  int64_t depth;
+  PairKeys key;
+  Error<double> row_error, column_error;
+};
+
+// Computes inner products of four pairs of 16-bit rows. Rows are shorter than 2^15.5: no part of a
+// sum leaves 32 bits, by Cauchy's inequality.
+MMGA_VECTOR_CLONES void sums_of_products(const int16_t* const* x, const int16_t* const* y,
+                                         int64_t width, int32_t* sums) {
+  for (int64_t p = 0; p < kTogether; ++p) {
+    const int16_t* one = x[p];
+    const int16_t* other = y[p];
+    int32_t sum = 0;
+    for (int64_t i = 0; i < width; ++i) sum += int32_t{one[i]} * int32_t{other[i]};
+    sums[p] = sum;
+  }
+}
+
+// Which pairs a tile has, and where its rows and columns are.
+struct Place {
+  int64_t first_row;    // list of the first row
+  int64_t first_other;  // item of the first column
+  int64_t seen;         // columns that the rows have met before
+  bool mirrored;        // columns have lists, too: list i is that of item i
+};
+
+// The lists of the nearest, and perhaps of the farthest; the number of the nearest that each tile
+// should keep depends on how many columns were seen.
+struct AllLists {
+  CandidateLists nearest;
+  std::optional<CandidateLists> farthest;
+  KeptRanks ranks;
+
+  float near(int64_t list) const { return nearest.limit(list); }
+  float far(int64_t list) const {
+    return farthest ? -farthest->limit(list) : std::numeric_limits<float>::infinity();
+  }
+  void add(int64_t list, int64_t item, double key, double width, int64_t rank) {
+    nearest.add(list, item, key - width, key + width, rank);
+    if (farthest) farthest->add(list, item, -key - width, width - key, 1);
+  }
+  void prune(int64_t list, int64_t rank) {
+    nearest.prune(list, rank);
+    if (farthest) farthest->prune(list, 1);
+  }
+};
+
+// A pair for the list of its column.
+struct Mirrored {
+  int32_t row, column;
+  double key, width;
+};
+
+// Looks at all pairs of strips of rows and of a tile; one for each thread.
+class Collector {
+ public:
+  Collector(const PackedColumns& packed, const Columns& columns, const Rows& rows,
+            const Refinement& fine, int64_t metric, const Place& place, AllLists& lists)
+      : packed_(packed),
+        columns_(columns),
+        rows_(rows),
+        fine_(fine),
+        metric_(metric),
+        place_(place),
+        lists_(lists),
+        find_wanted_(find_wanted()),
+        strip_(packed) {}
+
+  // Looks at some rows; pairs for lists of columns go to `mirrored`.
+  void collect(int64_t begin, int64_t end, std::vector<Mirrored>& mirrored) {
+    for (int64_t row = begin; row < end; ++row) set_limits(row, row - begin);
+    strip_.each_panel(rows_.bytes + begin * fine_.depth, end - begin, 0, [&](int64_t panel) {
+      rank_ = lists_.ranks.after(place_.seen + std::min((panel + 1) * kPanel, packed_.width()));
+      open_.clear();
+      std::fill_n(next_, kPanel + 1, 0);
+      find(begin, end, panel);
+      order_by_column(panel * kPanel);
+      for (size_t p = 0; p < pairs_.size(); p += kTogether) {
+        refine(&pairs_[p], std::min<int64_t>(kTogether, pairs_.size() - p), mirrored);
+      }
+      for (const auto& pair : pairs_) set_limits(pair.row, pair.row - begin);
+    });
+    for (int64_t row = begin; row < end; ++row) lists_.prune(place_.first_row + row, rank_);
+  }
+
+ private:
+  struct Pair {
+    int32_t row, column;
+  };
+
+  void set_limits(int64_t row, int64_t place) {
+    near_[place] = lists_.near(place_.first_row + row);
+    far_[place] = lists_.far(place_.first_row + row);
+  }
+
+  // Lists the pairs of some rows and of a panel that 8 bits leave open.
+  void find(int64_t begin, int64_t end, int64_t panel) {
+    const int64_t first = panel * kPanel, width = packed_.width() - first;
+    const Error<float>& error = rows_.error;
+    for (int64_t row = begin; row < end; ++row) {
+      width_[row - begin] =
+          error.radius[row] * columns_.radius[panel] + (error.slack[row] + columns_.slack[panel]);
+    }
+    find_wanted_(
+        {strip_.sums(0), strip_.excess(), end - begin, metric_, rows_.unit + begin,
+         rows_.term + begin, width_, near_, far_, columns_.unit.data() + first,
+         columns_.term.data() + first, columns_.near.data() + first, columns_.far.data() + first},
+        wanted_);
+    for (int64_t row = begin; row < end; ++row) {
+      uint64_t wanted = wanted_[row - begin];
+      if (wanted == 0) continue;
+      if (width < kPanel) wanted &= (uint64_t{1} << width) - 1;
+      if (rows_.own != nullptr) {  // a row is no candidate of its own
+        const int64_t itself = rows_.own[row] - place_.first_other - first;
+        if (0 <= itself && itself < kPanel) wanted &= ~(uint64_t{1} << itself);
+      }
+      for (; wanted != 0; wanted &= wanted - 1) {
+        const int column = __builtin_ctzll(wanted);
+        if (next_[column + 1]++ == 0)
+          prefetch(fine_.y + (first + column) * fine_.depth, fine_.depth);
+        open_.push_back({static_cast<int32_t>(row), column});
+      }
+    }
+  }
+
+  // Brings the pairs of a panel, whose first column is given, into the order of columns, whose
+  // 16-bit rows then come from the last cache once.
+  void order_by_column(int64_t first) {
+    for (int64_t c = 0; c < kPanel; ++c) next_[c + 1] += next_[c];
+    pairs_.resize(open_.size());
+    for (const auto& [row, column] : open_) {
+      pairs_[next_[column]++] = {row, static_cast<int32_t>(first + column)};
+    }
+  }
+
+  void refine(const Pair* pairs, int64_t several, std::vector<Mirrored>& mirrored) {
+    const int16_t* x[kTogether];
+    const int16_t* y[kTogether];
+    int32_t sums[kTogether];
+    for (int64_t p = 0; p < kTogether; ++p) {
+      const Pair& pair = pairs[std::min(p, several - 1)];
+      x[p] = fine_.x + pair.row * fine_.depth;
+      y[p] = fine_.y + pair.column * fine_.depth;
+    }
+    sums_of_products(x, y, fine_.depth, sums);
+    for (int64_t p = 0; p < several; ++p) {
+      const auto& [row, column] = pairs[p];
+      const int64_t list = place_.first_row + row, other = place_.first_other + column;
+      const double key = fine_.key(row, column, sums[p]);
+      const double width = fine_.row_error.radius[row] * fine_.column_error.radius[column] +
+                           (fine_.row_error.slack[row] + fine_.column_error.slack[column]);
+      lists_.add(list, other, key, width, rank_);
+      if (place_.mirrored &&
+          (key - width <= columns_.near[column] || key + width >= columns_.far[column])) {
+        mirrored.push_back({row, column, key, width});
+      }
+    }
+  }
+
+  const PackedColumns& packed_;
+  const Columns& columns_;
+  const Rows& rows_;
+  const Refinement& fine_;
+  int64_t metric_, rank_ = 1;
+  const Place& place_;
+  AllLists& lists_;
+  FindWanted find_wanted_;
+  StripOfProducts strip_;
+  float near_[kRowChunk], far_[kRowChunk], width_[kRowChunk];
+  uint64_t wanted_[kRowChunk];
+  std::vector<Pair> open_, pairs_;  // of a panel: as they are found, and by column
+  int32_t next_[kPanel + 1];        // counts of a panel's columns, then where their pairs go
+};
+
+// Adds pairs to the lists of a tile's columns, in the order of strips. `seen`: how many items the
+// columns have met by then.
+void mirror(const std::vector<std::vector<Mirrored>>& strips, const Place& place, int64_t width,
+            int64_t seen, AllLists& lists) {
+  constexpr int64_t kColumns = 64;
+  const int64_t rank = lists.ranks.after(seen), pieces = (width + kColumns - 1) / kColumns;
+  std::vector<int64_t> starts(pieces + 1, 0);
+  for (const auto& strip : strips) {
+    for (const auto& pair : strip) ++starts[pair.column / kColumns + 1];
+  }
+  for (int64_t piece = 0; piece < pieces; ++piece) starts[piece + 1] += starts[piece];
+  std::vector<Mirrored> ordered(starts[pieces]);
+  std::vector<int64_t> next(starts);
+  for (const auto& strip : strips) {
+    for (const auto& pair : strip) ordered[next[pair.column / kColumns]++] = pair;
+  }
+  share(pieces, [&](const auto& next_piece) {
+    for (int64_t piece = next_piece(); piece < pieces; piece = next_piece()) {
+      for (int64_t p = starts[piece]; p < starts[piece + 1]; ++p) {
+        const Mirrored& pair = ordered[p];
+        lists.add(place.first_other + pair.column, place.first_row + pair.row, pair.key, pair.width,
+                  rank);
+      }
+      const int64_t end = std::min(width, (piece + 1) * kColumns);
+      for (int64_t c = piece * kColumns; c < end; ++c) lists.prune(place.first_other + c, rank);
+    }
+  });
+}
+
+void collect_candidates_(
+    Tensor index, Tensor low, Tensor high, Tensor counts, Tensor limits,
+    std::optional<Tensor> far_index, std::optional<Tensor> far_low, std::optional<Tensor> far_high,
+    std::optional<Tensor> far_counts, std::optional<Tensor> far_limits, int64_t k, const Tensor& x,
+    const Tensor& y, const Tensor& row_unit, const Tensor& column_unit, const Tensor& row_term,
+    const Tensor& column_term, const Tensor& row_radius, const Tensor& column_radius,
+    const Tensor& row_slack, const Tensor& column_slack, const Tensor& fine_x, const Tensor& fine_y,
+    const Tensor& fine_row_term, const Tensor& fine_column_term, const Tensor& fine_row_radius,
+    const Tensor& fine_column_radius, const Tensor& fine_row_slack, const Tensor& fine_column_slack,
+    int64_t metric, std::optional<Tensor> own, int64_t first_row, int64_t first_other,
+    bool mirrored, int64_t seen, int64_t total) {
+  const Arguments args("collect_candidates_", index);
+  const auto* bytes = args.input<int8_t>(x, "x", {kAny, kAny});
+  const int64_t height = x.size(0), depth = x.size(1), width = y.size(0);
+  args.range("columns of x", depth, 0, kWidestBytes);
+  PackedColumns packed(args.input<int8_t>(y, "y", {width, depth}), width, depth);
+  args.range("first_row", first_row, 0, index.size(0) - height);
+  if (mirrored) {
+    args.range("first_other", first_other, first_row + height, index.size(0) - width);
+  }
+  AllLists lists{CandidateLists(args, index, low, high, counts, limits, k), std::nullopt,
+                 KeptRanks(k, total)};
+  if (far_index.has_value()) {
+    args.require(
+        far_low && far_high && far_counts && far_limits,
+        "far_index: expected with far_low, far_high, far_counts and far_limits, found some "
+        "without the others");
+    args.tensor(*far_index, "far_index", {ScalarType::Int}, {index.size(0), kAny});
+    lists.farthest.emplace(args, *far_index, *far_low, *far_high, *far_counts, *far_limits, 1);
+  }
+  const Rows rows{bytes,
+                  args.input<float>(row_unit, "row_unit", {height}),
+                  args.input<float>(row_term, "row_term", {height}),
+                  {args.input<float>(row_radius, "row_radius", {height}),
+                   args.input<float>(row_slack, "row_slack", {height})},
+                  args.input<int64_t>(own, "own", {height})};
+  Columns columns(args.input<float>(column_unit, "column_unit", {width}),
+                  args.input<float>(column_term, "column_term", {width}),
+                  {args.input<float>(column_radius, "column_radius", {width}),
+                   args.input<float>(column_slack, "column_slack", {width})},
+                  width, packed.panels());
+  const Refinement fine{args.input<int16_t>(fine_x, "fine_x", {height, depth}),
+                        args.input<int16_t>(fine_y, "fine_y", {width, depth}),
+                        depth,
+                        pair_keys(args, fine_x, fine_y, fine_row_term, fine_column_term, metric),
+                        {args.input<double>(fine_row_radius, "fine_row_radius", {height}),
+                         args.input<double>(fine_row_slack, "fine_row_slack", {height})},
+                        {args.input<double>(fine_column_radius, "fine_column_radius", {width}),
+                         args.input<double>(fine_column_slack, "fine_column_slack", {width})}};
+  const Place place{first_row, first_other, seen, mirrored};
+  for (int64_t column = 0; mirrored && column < width; ++column) {
+    columns.near[column] = lists.near(first_other + column);
+    columns.far[column] = lists.far(first_other + column);
+  }
+  packed.fill();
+  // Strips are lower where there would be too few for all threads.
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t even = (height + 2 * threads - 1) / (2 * threads);
+  const int64_t strip = std::min(kRowChunk, (even + kBlock - 1) / kBlock * kBlock);
+  const int64_t strips = height == 0 ? 0 : (height + strip - 1) / strip;
+  std::vector<std::vector<Mirrored>> found(strips);
+  share(strips, [&](const auto& next) {
+    Collector collector(packed, columns, rows, fine, metric, place, lists);
+    for (int64_t s = next(); s < strips; s = next()) {
+      collector.collect(s * strip, std::min(height, (s + 1) * strip), found[s]);
+    }
+  });
+  if (mirrored) mirror(found, place, width, width + first_row + height, lists);
+}
+
+}  // namespace
+}  // namespace mmga
+
+STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
+  m.impl("collect_candidates_", TORCH_BOX(&mmga::collect_candidates_));
+}

@@ -1,0 +1,244 @@
+"""Exact k-NN in one look at all pairs: 8-bit products, refined by 16 bits where they are computed.
+
+Each row meets all items, tile by tile, and keeps a list of those that bounds do not exclude from
+its k nearest (`ops.certified.CandidateLists`): a few more than k, whose distances are then computed
+exactly. Rows share nothing, so that any number of threads gives the same lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmga.common.progress import Progress
+from mmga.ops.certified import CandidateLists, CandidatePlace, Int8Tile, PairVectors, nearest_of
+from mmga.ops.distance import exact_term, metric_number
+from mmga.ops.neighbours import Neighbours
+from mmga.retrieval.bounds.approximation import Approximation, Int8, bound_between, int16
+from mmga.retrieval.bounds.stages import approximate_terms
+from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
+
+MEMORY = 256 << 20
+"""Bytes of the integers and lists of rows that are looked at together."""
+# Bytes of a tile's 8-bit columns, which stay in the last cache while all rows pass by, and columns
+# of a tile.
+_TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
+# Tiles along a side where each pair is met once, but for those of a tile on the diagonal; columns
+# that are multiplied together.
+_PARTS, _PANEL = 10, 64
+# Slots of a list beyond k: when they are taken, the list is pruned. The factor by which they grow
+# for rows that have more candidates, and the bytes of one.
+_SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
+
+
+class Look:
+    """One search of the k nearest columns of every row.
+
+    Attributes:
+        found: int32 [Q, k], squared distances rounded to float32 [Q, k], and each row's largest
+            distance [Q]: NaN where it is not wanted.
+    """
+
+    def __init__(
+        self,
+        rows: VectorSet,
+        columns: VectorSet,
+        k: int,
+        *,
+        farthest: bool = False,
+        own_at_zero: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Take both sides.
+
+        Args:
+            rows: Q vectors.
+            columns: the vectors that are searched; those on disk are read once for each part of
+                the rows that memory allows, and the nearest again.
+            k: 1 to the number of columns.
+            farthest: each row's largest distance is wanted, too.
+            own_at_zero: rows are the columns, and each is at distance 0 from itself, not at what
+                arithmetic gives.
+            progress: called as (phase, done, total).
+        """
+        self._rows, self._columns, self._k = rows, columns, k
+        self._farthest, self._own_at_zero = farthest, own_at_zero
+        self._progress = progress
+        self._int8 = Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
+        tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
+        self._tile = min(max(tile, _LEAST_TILE), _LARGEST_TILE)
+        self.found = Neighbours(
+            torch.empty(len(rows), k, dtype=torch.int32, device="cpu"),
+            torch.empty(len(rows), k, dtype=torch.float32, device="cpu"),
+            torch.full((len(rows),), torch.nan, dtype=torch.float32, device="cpu"),
+        )
+
+    def run(self, memory: int = MEMORY) -> Neighbours:
+        """Find the nearest of all rows, using so many bytes for their integers and lists."""
+        rows, k, most = self._rows, self._k, len(self._columns) + 1
+        chosen = torch.arange(len(rows), dtype=torch.int64, device="cpu")
+        slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
+        if rows is self._columns and rows._in_place and len(rows) >= _PARTS * _LEAST_TILE:
+            slots, far = min(slots, most), min(far, most)
+            needed = len(rows) * (3 * rows.dimension + _SLOT_BYTES * (slots + far))
+            if needed <= max(memory, 4 * len(rows) * rows.dimension):
+                chosen = self._find_symmetric(slots, far)
+                slots, far = _GROWTH * slots, _GROWTH * far
+        while len(chosen):
+            slots, far = min(slots, max(most, k + 1)), min(far, most)
+            row_bytes = 3 * rows.dimension + _SLOT_BYTES * (slots + far)
+            parts = chosen.split(max(1, memory // row_bytes))
+            chosen = torch.cat([part[self._find(part, slots, far)] for part in parts])
+            slots, far = _GROWTH * slots, _GROWTH * far
+        return self.found
+
+    def _find_symmetric(self, slots: int, far_slots: int) -> Tensor:
+        """Find the nearest of all rows, which are the columns; each pair but a few is met once.
+
+        Returns:
+            The rows that must be found again, int64 [L].
+        """
+        rows, count = self._rows, len(self._rows)
+        order = _random_order(count)
+        tile = min(self._tile, -(-count // _PARTS // _PANEL) * _PANEL)
+        sides = [
+            _Side.of(rows.take(part), rows.norms[part], rows.metric, self._int8)
+            for part in order.split(tile)
+        ]
+        lists = CandidateLists(count, max(1, self._k - self._own_at_zero), slots, far_slots)
+        starts = range(0, count, tile)
+        done = 0
+        for begin, theirs in zip(starts, sides, strict=True):
+            own = torch.arange(begin, begin + len(theirs.term), device="cpu")
+            place = CandidatePlace(begin, 0, False, count)
+            own_at = own if self._own_at_zero else None
+            theirs.collect(lists, theirs, rows.metric, begin, place, own_at)
+            for first, mine in zip(range(0, begin, tile), sides, strict=False):
+                place = CandidatePlace(first, begin, True, count)
+                mine.collect(lists, theirs, rows.metric, begin, place, None)
+            done += begin // tile + 1
+            if self._progress is not None:
+                self._progress("neighbours", done, len(starts) * (len(starts) + 1) // 2)
+        lost = lists.lost
+        self._settle(order, lists, lost, order)
+        return order[lost].sort().values
+
+    def _find(self, chosen: Tensor, slots: int, far_slots: int) -> Tensor:
+        """Find the nearest of some rows, ascending int64 [R]; return which must be found again."""
+        rows, columns = self._rows, self._columns
+        first, last = int(chosen[0]), int(chosen[-1]) + 1
+        joined = last - first == len(chosen)
+        features = rows.block(first, last).contiguous() if joined else rows.take(chosen)
+        mine = _Side.of(features, rows.norms[chosen], rows.metric, self._int8)
+        del features
+        # Of a row that is at 0 from itself, only others are searched.
+        lists = CandidateLists(len(chosen), max(1, self._k - self._own_at_zero), slots, far_slots)
+        own = chosen if self._own_at_zero else None
+        for begin, end, block in columns.sweep(self._tile):
+            block = block[: end - begin].contiguous()
+            theirs = _Side.of(block, columns.norms[begin:end], columns.metric, self._int8)
+            mine.collect(lists, theirs, rows.metric, begin, CandidatePlace(0, begin, False, 0), own)
+            if self._progress is not None:
+                seen = first * len(columns) + (last - first) * end
+                self._progress("neighbours", seen, len(rows) * len(columns))
+        lost = lists.lost
+        self._settle(chosen, lists, lost, None)
+        return lost
+
+    def _settle(
+        self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: Tensor | None
+    ) -> None:
+        """Compute the distances of all candidates and write what is nearest, but of lost rows."""
+        index, used = lists.nearest()
+        used[lost] = False
+        row, slot = used.nonzero().unbind(1)
+        item = index[row, slot].long()
+        if order is not None:
+            item = order[item]
+            index[row, slot] = item.to(torch.int32)
+        distances = torch.full(index.shape, torch.inf, dtype=torch.float64, device="cpu")
+        distances[row, slot] = self._distances(chosen[row], item)
+        if self._own_at_zero:
+            index = torch.cat([chosen[:, None].to(torch.int32), index], 1)
+            distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
+        near, distance = nearest_of(index, distances, self._k)
+        self.found.index[chosen], self.found.distances[chosen] = near, distance.float()
+        if self._farthest:
+            index, used = lists.farthest()
+            used[lost] = False
+            row, slot = used.nonzero().unbind(1)
+            far = torch.zeros(index.shape[0], dtype=torch.float64, device="cpu")
+            item = index[row, slot].long()
+            values = self._distances(chosen[row], item if order is None else order[item])
+            far.scatter_reduce_(0, row, values, "amax")
+            self.found.maxima[chosen] = far.float()
+
+    def _distances(self, row: Tensor, column: Tensor) -> Tensor:
+        keys = exact_pair_keys(self._rows, row, self._columns, column)
+        return squared_distances(keys, self._rows.metric)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Rows or columns of a tile, as numbers of 8 and of 16 bits.
+
+    Attributes:
+        coarse: of 8 bits.
+        fine: of 16 bits.
+        term: float32 [N], of keys of the coarse numbers.
+        exact_term: float64 [N], of keys of the fine ones.
+    """
+
+    coarse: Approximation
+    fine: Approximation
+    term: Tensor
+    exact_term: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, norms: Tensor, metric: str, int8: Int8) -> _Side:
+        """Quantise features, float32 [N, D], given their squared norms."""
+        return cls(
+            int8.of(features, norms, metric),
+            int16(features, norms, metric),
+            approximate_terms(norms, metric),
+            exact_term(norms, metric),
+        )
+
+    def cut(self, rows: slice | Tensor) -> _Side:
+        """Return some of the vectors."""
+        return _Side(
+            self.coarse.cut(rows), self.fine.cut(rows), self.term[rows], self.exact_term[rows]
+        )
+
+    def collect(
+        self,
+        lists: CandidateLists,
+        columns: _Side,
+        metric: str,
+        first: int,
+        place: CandidatePlace,
+        own: Tensor | None,
+    ) -> None:
+        """Add the columns of a tile, numbered from `first` on, to the lists of these rows."""
+        number, one, other = metric_number(metric), self.coarse, columns.coarse
+        assert one.unit is not None and other.unit is not None
+        lists.collect(
+            Int8Tile(
+                one.rows, other.rows, one.unit, other.unit, self.term, columns.term, number, first
+            ),
+            bound_between(one, other, metric),
+            PairVectors(
+                self.fine.rows, columns.fine.rows, self.exact_term, columns.exact_term, number
+            ),
+            bound_between(self.fine, columns.fine, metric),
+            place,
+            own,
+        )
+
+
+def _random_order(count: int) -> Tensor:
+    """Return the numbers below `count` in random order, the same at every call."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
