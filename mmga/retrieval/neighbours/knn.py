@@ -13,7 +13,7 @@ from torch import Tensor
 from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError, whole_number
 from mmga.common.progress import Progress
-from mmga.ops.distance import METRICS
+from mmga.ops.distance import METRICS, exact_sqrt
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import Features
@@ -96,15 +96,20 @@ def nearest(
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
     found = nearest_items(queries, items, k, exact=exact, progress=progress)
-    if metric == "cosine":
-        distances = found.distances / 2
-        distances[distances < ROUNDING] = 0
-    else:
-        distances = found.distances.sqrt()
+    distances = from_squared(found.distances, metric)
     index = found.index.long()
     if isinstance(query, np.ndarray):
         return distances.cpu().numpy(), index.cpu().numpy()
     return distances, index
+
+
+def from_squared(squared: Tensor, metric: str) -> Tensor:
+    """Return the distances that users see: 1 - cos, of equal directions 0, or the Euclidean."""
+    if metric == "euclidean":
+        return exact_sqrt(squared) if squared.dtype == torch.float64 else squared.sqrt()
+    distances = squared / 2
+    distances[distances < ROUNDING] = 0
+    return distances
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,20 @@ def nearest_items(
         if progress is not None:
             progress("neighbours", done, len(places))
     return lists.result()
+
+
+def without_self(found: Neighbours) -> Neighbours:
+    """Return the k - 1 nearest others of every vector of a set, given the k nearest with itself.
+
+    Itself is dropped where it stands: duplicates of a lower index may stand before it, and among
+    many of them it may be missing. Then the last goes instead.
+    """
+    own = found.index == torch.arange(len(found.index), device=found.index.device)[:, None]
+    own[:, -1] |= ~own.any(1)
+    shape = (len(own), own.shape[1] - 1)
+    return Neighbours(
+        found.index[~own].view(shape), found.distances[~own].view(shape), found.maxima
+    )
 
 
 def float32_neighbours(

@@ -19,9 +19,10 @@ from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import (
     ArrayLike,
     feature_rows,
-    float32_neighbours,
     nearest_items,
+    search,
     vector_sets,
+    without_self,
 )
 
 
@@ -32,6 +33,7 @@ def expand_queries(
     neighbours: int = 10,
     alpha: float = 3.0,
     *,
+    exact: str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return each query averaged with its nearest gallery items, weighted by cosine^alpha.
@@ -42,6 +44,7 @@ def expand_queries(
         neighbours: gallery items averaged with a query (which has weight 1); 0 leaves it alone.
         alpha: exponent of the cosine, at least 0; 0 is the plain average. Items with a cosine of
             0 or less have no weight.
+        exact: whose order counts where items nearly tie for the last place, see `mmga.nearest`.
         progress: called as (phase, done, total).
 
     Returns:
@@ -54,7 +57,7 @@ def expand_queries(
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
         return unit_rows(queries.take(torch.arange(len(queries), device="cpu")))
-    found = nearest_items(queries, items, neighbours, progress=progress)
+    found = nearest_items(queries, items, neighbours, exact=exact, progress=progress)
     return _averaged(queries, items, found, alpha)
 
 
@@ -64,6 +67,7 @@ def augment_gallery(
     neighbours: int = 10,
     alpha: float = 3.0,
     *,
+    exact: str | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return each gallery item averaged with its nearest others, weighted by cosine^alpha.
@@ -72,6 +76,7 @@ def augment_gallery(
         gallery: `Features`, or a tensor or array [G, D].
         neighbours: others averaged with an item (which has weight 1); 0 leaves it alone.
         alpha: as in `expand_queries`.
+        exact: as in `expand_queries`.
         progress: called as (phase, done, total).
 
     Returns:
@@ -84,15 +89,8 @@ def augment_gallery(
     _check(neighbours, alpha, len(items) - 1, "neighbours of database-side augmentation")
     if neighbours == 0:
         return unit_rows(items.take(torch.arange(len(items), device="cpu")))
-    found = float32_neighbours(items, neighbours + 1, progress=progress)
-    # Self is dropped where it stands; a duplicate of a lower index may stand before it, and among
-    # many duplicates self may be missing: then the last goes instead.
-    own = found.index == torch.arange(len(items), device=found.index.device)[:, None]
-    own[:, -1] |= ~own.any(1)
-    shape = (len(items), neighbours)
-    others = Neighbours(
-        found.index[~own].view(shape), found.distances[~own].view(shape), found.maxima
-    )
+    found = search(items, neighbours + 1, exact=exact, farthest=False, progress=progress)
+    others = without_self(found.neighbours)
     return _averaged(items, items, others, alpha)
 
 
