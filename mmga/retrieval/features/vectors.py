@@ -256,7 +256,7 @@ class VectorSet:
         return vectors if chosen is None else chosen[vectors.to(chosen.device)]
 
     @property
-    def _in_place(self) -> bool:
+    def in_place(self) -> bool:
         """Whether rows can be read in place: one contiguous float32 tensor for each side."""
         return self.near and all(
             len(side.shards) == 1 and side.dtype == torch.float32 and side.shards[0].is_contiguous()
@@ -329,7 +329,7 @@ def exact_pair_keys(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -
 
 def _pair_sums(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Tensor:
     """Return `pair_sums` of pairs, float64 [P]; vectors are copied only if they must be."""
-    if not (x._in_place and y._in_place):
+    if not (x.in_place and y.in_place):
         places = torch.arange(len(rows), device=x.device)
         return pair_sums(x.take(rows), y.take(columns), places, places, x.metric)
     sums = torch.empty(len(rows), dtype=torch.float64, device=x.device)

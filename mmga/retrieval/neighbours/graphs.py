@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError, whole_number
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import Neighbours
@@ -26,11 +27,14 @@ from mmga.retrieval.neighbours.knn import (
 )
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.sparse import to_torch
+from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
 
 MODES = ("distance", "connectivity")
 """What a graph of neighbours stores: their distances, or ones."""
 # Pairs whose distances are computed at once.
 _PAIRS = 1 << 20
+# Of a neighbour in a graph while it is put together, and of a pair, which is in two rows.
+_GRAPH_BYTES, _WITHIN_BYTES = 60, 120
 
 
 @float32_products()
@@ -42,6 +46,7 @@ def kneighbors_graph(
     include_self: bool = False,
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return the k nearest of every vector of a set as a sparse matrix.
@@ -61,15 +66,18 @@ def kneighbors_graph(
         exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic,
             and so have distances; ``"float32"``: those of float32 tiles; None: certified where
             that can be (on the CPU).
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
 
     Returns:
         [N, N] torch sparse CSR, float64, columns ascending; not symmetric.
 
     Raises:
-        UserError: an argument is out of its range, or a value is NaN or infinite.
+        UserError: an argument is out of its range, `memory` does not suffice, or a value is NaN
+            or infinite.
     """
     check_metric(metric)
+    bound = parse(memory)
     if mode not in MODES:
         raise UserError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     vectors = VectorSet([feature_rows(features, "features")], metric)
@@ -78,6 +86,8 @@ def kneighbors_graph(
         others = "vectors" if include_self else "others that a vector has"
         raise UserError(f"k must be from 1 to the {most} {others}, got {k}")
     wanted = k + (not include_self)
+    needed = search_bytes(vectors, vectors, wanted) + _GRAPH_BYTES * len(vectors) * wanted
+    check_memory(bound, needed, f"a graph of {len(vectors)} x {k} neighbours")
     found = search(vectors, wanted, exact=exact, farthest=False, progress=progress)
     near = found.neighbours
     if include_self:
@@ -121,6 +131,7 @@ def neighbours_within(
     radius: float,
     metric: str = "cosine",
     *,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return the distances of a set to itself up to a radius, as a sparse matrix.
@@ -134,19 +145,25 @@ def neighbours_within(
         features: `Features`, or a tensor or array [N, D] on the CPU.
         radius: distances up to this one are stored.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
+        memory: bound on what is allocated beyond the features, such as ``"2G"``; where it does not
+            suffice, pairs are still counted, to say how much does.
         progress: called as (phase, done, total).
 
     Returns:
         [N, N] torch sparse CSR, float64, symmetric, columns ascending.
 
     Raises:
-        UserError: the radius is no distance, or a value is NaN or infinite.
+        UserError: the radius is no distance, `memory` does not suffice, or a value is NaN or
+            infinite.
     """
     check_metric(metric)
+    bound = parse(memory)
     if isinstance(radius, bool) or not isinstance(radius, Real) or not 0 <= radius < math.inf:
         raise UserError(f"radius must be a finite distance of at least 0, got {radius!r}")
     vectors = VectorSet([feature_rows(features, "features")], metric)
     exact_order(vectors, "certified")
+    needed = search_bytes(vectors, vectors, 1) + _WITHIN_BYTES * len(vectors)
+    check_memory(bound, needed, f"a search among {len(vectors)} vectors")
     cosine, count = metric == "cosine", len(vectors)
     # Pairs at the radius itself must not be lost to rounding, of its square or of equal directions.
     limit = (2 * radius + 4 * ROUNDING if cosine else radius**2) * (1 + 2.0**-50) + 2.0**-1000
@@ -156,7 +173,12 @@ def neighbours_within(
     for row, column, squared in certified_within(vectors, limit, tiles, progress=progress):
         distances = from_squared(squared, metric)
         near = distances <= radius
-        pieces.append((row[near], column[near], distances[near]))
+        needed += _WITHIN_BYTES * int(near.sum())
+        if bound is None or needed <= bound:
+            pieces.append((row[near], column[near], distances[near]))
+        else:
+            pieces.clear()
+    check_memory(bound, needed, f"the pairs within {radius}")
     rows, columns, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     order = ((rows << 32) + columns).argsort()
     offsets = torch.zeros(count + 1, dtype=torch.int64, device="cpu")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError, whole_number
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS, exact_sqrt
 from mmga.ops.neighbours import NearestLists, Neighbours
@@ -25,11 +26,19 @@ from mmga.retrieval.neighbours.certified_knn import (
     exact_order,
 )
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
-from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
+from mmga.retrieval.neighbours.tile_sizes import (
+    check_memory,
+    search_bytes,
+    tile_for,
+    tile_on,
+    upper_triangle,
+)
 from mmga.retrieval.tiles.sources import tile_height
 
 ROUNDING = 2.0**-50
 """Cosine distances below are what rounding in float64 leaves of equal directions."""
+RESULT_BYTES = 12
+"""Of a distance, float32, and an index, int64."""
 ArrayLike = Tensor | np.ndarray | Features
 """A set of feature vectors as callers hold it: [N, D]."""
 
@@ -42,6 +51,7 @@ def nearest(
     metric: str = "cosine",
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -54,6 +64,7 @@ def nearest(
     metric: str = "cosine",
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -66,6 +77,7 @@ def nearest(
     metric: str = "cosine",
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return the k nearest gallery items of every query, in the order of (distance, index).
@@ -80,6 +92,7 @@ def nearest(
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         exact: ``"certified"``: distances that nearly tie have the order of float64 arithmetic;
             ``"float32"``: that of float32 tiles; None: certified where that can be (on the CPU).
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
 
     Returns:
@@ -87,14 +100,18 @@ def nearest(
         [Q, k]; arrays if `query` is an array.
 
     Raises:
-        UserError: k is out of range, widths differ, or a value is NaN or infinite.
+        UserError: k is out of range, `memory` does not suffice, widths differ, or a value is NaN
+            or infinite.
     """
+    bound = parse(memory)
     queries, items = vector_sets(query, gallery, metric)
     k = whole_number("k", k)
     if query is gallery:
         queries = items
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
+    needed = search_bytes(queries, items, k) + RESULT_BYTES * len(queries) * k
+    check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
     found = nearest_items(queries, items, k, exact=exact, progress=progress)
     distances = from_squared(found.distances, metric)
     index = found.index.long()

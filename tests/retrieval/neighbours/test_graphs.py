@@ -1,5 +1,6 @@
 """Sparse graphs of neighbours against brute force in float64."""
 
+import re
 import warnings
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import mmga
 from mmga.common.errors import UserError
-from mmga.retrieval.neighbours import certified_knn, search_plan
+from mmga.retrieval.neighbours import certified_knn, graphs, search_plan
 
 
 def persons(seed, count=90, width=33):
@@ -120,6 +121,36 @@ def test_what_is_no_graph(words, sentence):
         mmga.kneighbors_graph(persons(0), *words)
 
 
+@pytest.mark.parametrize(
+    ("find", "what"),
+    [
+        (mmga.nearest, "the 5 nearest of 90 queries"),
+        (mmga.kneighbors_graph, "a graph of 90 x 5 neighbours"),
+        (mmga.neighbours_within, "a search among 90 vectors"),
+        (mmga.neighbours_within, "the pairs within 5"),
+        (mmga.jaccard_distance, "the neighbours of 90 items"),
+    ],
+)
+def test_too_little_memory_says_how_much_is_enough(find, what, monkeypatch):
+    rows = persons(1)
+    sides = (rows, rows) if find is mmga.nearest else (rows,)
+    words = () if find is mmga.jaccard_distance else (5,)
+    if "pairs" in what:
+        monkeypatch.setattr(graphs, "search_bytes", lambda rows, columns, k: 0)
+    with pytest.raises(UserError, match=f"does not suffice for {what}; give at least") as error:
+        find(*sides, *words, memory="4K" if "pairs" not in what else "20K")
+    if "search" in what:
+        return  # how many pairs there are is not known before
+    least = re.search(r"at least (\S+)$", str(error.value)).group(1)
+    plain, found = find(*sides, *words), find(*sides, *words, memory=least)
+    if find is mmga.nearest:
+        assert all(map(np.array_equal, plain, found))
+    else:
+        assert np.array_equal(mmga.to_dense(plain), mmga.to_dense(found))
+    with pytest.raises(UserError, match="memory: expected a size such as 2G or 500M, found '-1'"):
+        find(*sides, *words, memory="-1")
+
+
 @pytest.fixture
 def sklearn():
     pytest.importorskip("scipy")
@@ -179,22 +210,22 @@ def test_estimators_give_the_same_on_our_graphs(sklearn, points):
 
     ours = mmga.kneighbors_graph(points, 26, "euclidean", include_self=True)
     theirs = neighbors.KNeighborsTransformer(n_neighbors=25).fit_transform(points)
-    graphs = (mmga.to_scipy(ours, by_distance=True), theirs)
+    both = (mmga.to_scipy(ours, by_distance=True), theirs)
     spectral = cluster.SpectralClustering(
         3, n_neighbors=12, affinity="precomputed_nearest_neighbors", random_state=0
     )
-    labels = [answers(spectral, graph.copy()).labels_ for graph in graphs]
+    labels = [answers(spectral, graph.copy()).labels_ for graph in both]
     assert np.array_equal(*labels) and len(set(labels[0])) == 3
     isomap = manifold.Isomap(n_neighbors=12, metric="precomputed")
-    placed = [answers(isomap, graph.copy()).embedding_ for graph in graphs]
+    placed = [answers(isomap, graph.copy()).embedding_ for graph in both]
     np.testing.assert_allclose(*placed, atol=1e-6)
     tsne = manifold.TSNE(
         perplexity=8, metric="precomputed", init="random", random_state=0, max_iter=250
     )
-    placed = [answers(tsne, graph.copy()).embedding_ for graph in graphs]
+    placed = [answers(tsne, graph.copy()).embedding_ for graph in both]
     np.testing.assert_allclose(*placed, rtol=1e-3, atol=1e-3)
     dbscan = cluster.DBSCAN(eps=1.7, min_samples=4, metric="precomputed")
-    labels = [answers(dbscan, graph.copy()).labels_ for graph in graphs]
+    labels = [answers(dbscan, graph.copy()).labels_ for graph in both]
     assert np.array_equal(*labels) and len(set(labels[0])) > 2
 
 
