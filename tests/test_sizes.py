@@ -14,6 +14,7 @@ PUBLIC = {
     "mmga/retrieval/evaluate.py": {"evaluate", "evaluate_distances"},
     "mmga/retrieval/neighbours/graphs.py": {"kneighbors_graph"},
     "mmga/retrieval/reranking/jaccard.py": {"jaccard_distance"},
+    "mmga/retrieval/reranking/rerank.py": {"rerank"},
     "mmga/retrieval/features/features.py": {"Features.__init__"},
     "mmga/models/network.py": {"MMGA.__init__"},
     "mmga/data/synthetic/dataset.py": {"synthetic"},

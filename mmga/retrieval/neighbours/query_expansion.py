@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError, real_number, whole_number
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops.distance import unit_rows
 from mmga.ops.neighbours import Neighbours
@@ -24,6 +25,10 @@ from mmga.retrieval.neighbours.knn import (
     vector_sets,
     without_self,
 )
+from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
+
+# Numbers of neighbours that are copied together.
+_COPIED = 1 << 22
 
 
 @float32_products()
@@ -34,6 +39,7 @@ def expand_queries(
     alpha: float = 3.0,
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return each query averaged with its nearest gallery items, weighted by cosine^alpha.
@@ -45,18 +51,21 @@ def expand_queries(
         alpha: exponent of the cosine, at least 0; 0 is the plain average. Items with a cosine of
             0 or less have no weight.
         exact: whose order counts where items nearly tie for the last place, see `mmga.nearest`.
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
 
     Returns:
         [Q, D] float32, normalised (a zero vector stays one).
 
     Raises:
-        UserError: an argument is out of its range, widths differ, or a value is not finite.
+        UserError: an argument is out of its range, widths differ, `memory` does not suffice, or a
+            value is not finite.
     """
     queries, items = vector_sets(query, gallery, "cosine")
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
         return unit_rows(queries.take(torch.arange(len(queries), device="cpu")))
+    _check_room(memory, queries, items, neighbours)
     found = nearest_items(queries, items, neighbours, exact=exact, progress=progress)
     return _averaged(queries, items, found, alpha)
 
@@ -68,6 +77,7 @@ def augment_gallery(
     alpha: float = 3.0,
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return each gallery item averaged with its nearest others, weighted by cosine^alpha.
@@ -77,6 +87,7 @@ def augment_gallery(
         neighbours: others averaged with an item (which has weight 1); 0 leaves it alone.
         alpha: as in `expand_queries`.
         exact: as in `expand_queries`.
+        memory: likewise.
         progress: called as (phase, done, total).
 
     Returns:
@@ -89,6 +100,7 @@ def augment_gallery(
     _check(neighbours, alpha, len(items) - 1, "neighbours of database-side augmentation")
     if neighbours == 0:
         return unit_rows(items.take(torch.arange(len(items), device="cpu")))
+    _check_room(memory, items, items, neighbours + 1)
     found = search(items, neighbours + 1, exact=exact, farthest=False, progress=progress)
     others = without_self(found.neighbours)
     return _averaged(items, items, others, alpha)
@@ -99,7 +111,7 @@ def _averaged(own: VectorSet, items: VectorSet, found: Neighbours, alpha: float)
     weights = torch.where(cosine > 0, cosine**alpha, 0.0)
     result = own.take(torch.arange(len(own), device="cpu"))
     result *= own.terms[:, None]
-    step = max(1, (1 << 22) // items.dimension)  # neighbours whose rows are copied together
+    step = max(1, _COPIED // items.dimension)  # neighbours whose rows are copied together
     rows = max(1, step // found.index.shape[1])
     for begin in range(0, len(result), rows):
         near = found.index[begin : begin + rows].long()
@@ -114,3 +126,9 @@ def _check(neighbours: int, alpha: float, most: int, name: str) -> None:
         raise UserError(f"{name} must be from 0 to the {most} there are, got {neighbours}")
     if not real_number("alpha", alpha) >= 0:
         raise UserError(f"alpha must be at least 0, got {alpha}")
+
+
+def _check_room(memory: str | int | None, own: VectorSet, items: VectorSet, k: int) -> None:
+    averages = 8 * len(own) * own.dimension + 4 * _COPIED
+    needed = search_bytes(own, items, k) + averages
+    check_memory(parse(memory), needed, f"averages of {len(own)} features")
