@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmga.common import ids
 from mmga.common.errors import UserError
@@ -168,14 +169,21 @@ def _load_one(
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns), "
             "or --pattern to read them from paths"
         )
-    own = {name: arrays[name] for name in _OWN if name in arrays}
+    names = (*_OWN, "scale") if _is_int8(arrays) else _OWN
+    own = {name: arrays[name] for name in names if name in arrays}
     features = Features(
         **own,
-        columns={name: value for name, value in arrays.items() if name not in _OWN},
+        columns={name: value for name, value in arrays.items() if name not in names},
         source=str(path),
     )
     features.notes += notes
     return features
+
+
+def _is_int8(arrays: Mapping[str, Any]) -> bool:
+    """Return whether features are int8, which a scale belongs to; else it is a column."""
+    rows = arrays["parts" if "features" not in arrays else "features"]
+    return getattr(rows, "dtype", None) in (torch.int8, np.dtype(np.int8))
 
 
 def _read_names(arrays: dict[str, Any], pattern: str, source: str) -> str:
