@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -57,8 +58,8 @@ class ShardedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows as stored."""
-        return sum(shard.nbytes for shard in self.shards)
+        """Bytes of all rows where `to` puts them."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def to(self, device: torch.device) -> ShardedMatrix:
         """Return the rows on a device, as stored and in one piece, or these if they are there."""

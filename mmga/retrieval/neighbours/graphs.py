@@ -98,7 +98,7 @@ def kneighbors_graph(
     if mode == "connectivity":
         values = torch.ones(columns.shape, dtype=torch.float64, device=vectors.device)
     elif found.exact == "certified":
-        values = from_squared(_exact_distances(vectors, columns), metric)
+        values = from_squared(_exact_distances(vectors, columns, progress), metric)
     else:
         values = from_squared(near.distances.gather(1, place).double(), metric)
     offsets = torch.arange(0, columns.numel() + 1, k, dtype=torch.int64, device=vectors.device)
@@ -112,7 +112,7 @@ def _put_self_in(near: Neighbours) -> None:
     near.index[missing, -1] = own[missing]
 
 
-def _exact_distances(vectors: VectorSet, columns: Tensor) -> Tensor:
+def _exact_distances(vectors: VectorSet, columns: Tensor, progress: Progress | None) -> Tensor:
     """Return the squared distances of every vector to some, int32 [N, K], as float64 [N, K]."""
     values = torch.empty(columns.shape, dtype=torch.float64, device=columns.device)
     count, k = columns.shape
@@ -122,6 +122,8 @@ def _exact_distances(vectors: VectorSet, columns: Tensor) -> Tensor:
         own = torch.arange(begin, begin + len(some), device=columns.device)
         pairs = vectors.exact_distances(own.repeat_interleave(k), some.reshape(-1))
         values[begin : begin + step] = pairs.view(some.shape)
+        if progress is not None:
+            progress("distances", begin + len(some), count)
     return values
 
 

@@ -166,8 +166,8 @@ def search(
         distances_of: Q: the distances of the first Q vectors to the others are wanted, too, where
             tiles give them at no cost; 0 for none.
         farthest: each vector's largest distance is wanted, too; else it may be NaN.
-        alone: no distance need have the bits that it has in a larger set: tiles fit the set, and
-            None certifies only where that is cheaper.
+        alone: no distance of float32 tiles need have the bits that it has in a larger set: tiles
+            fit the set.
         progress: called as (phase, done, total).
 
     Raises:
@@ -179,7 +179,6 @@ def search(
     certified = exact_order(vectors, exact) == "certified"
     if certified:
         tiles = cheapest_tiles(vectors, vectors, k, kept, farthest=farthest)
-        certified = not alone or exact is not None or tiles is not None
     distances = None
     if kept and tiles is None:
         distances = torch.empty(

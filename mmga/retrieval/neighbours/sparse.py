@@ -44,8 +44,8 @@ def to_scipy(matrix: Tensor, *, by_distance: bool = False) -> csr_matrix:
     Args:
         matrix: torch sparse CSR on the CPU, as `jaccard_distance` gives it.
         by_distance: order each row by distance, then column, in a copy: the order in which
-            scikit-learn's estimators take neighbour graphs without a warning. SciPy's arithmetic
-            may put the columns of its operands in ascending order again.
+            scikit-learn's estimators take neighbour graphs without a warning. Its HDBSCAN puts
+            columns in ascending order again, in place, and so does SciPy's `sort_indices`.
 
     Raises:
         UserError: it is no such matrix, or SciPy is not installed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from mmga.retrieval.neighbours.sparse import to_torch
 from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
 from mmga.retrieval.reranking.encode import encode
 from mmga.retrieval.reranking.settings import KReciprocal
-
-if TYPE_CHECKING:
-    pass
 
 _LOG = logging.getLogger(__name__)
 # The re-ranking rule of each clustering rule: 'cluster' has lists of k1 and weights softmax(-d).
@@ -75,9 +72,8 @@ def jaccard_distance(
         metric: "euclidean": d is the squared distance of the features as given; "cosine": of the
             normalised ones.
         progress: called as (phase, done, total).
-        exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic,
-            found through few coordinates or 8 bits; ``"float32"``: that of float32 tiles. None:
-            certified where that is cheaper, which large sets of wide features are.
+        exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic;
+            ``"float32"``: that of float32 tiles; None: certified where that can be (on the CPU).
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
 
     Returns:

@@ -56,7 +56,7 @@ def test_files_keep_integers_and_scale(tmp_path, name):
     gallery.save(tmp_path / name)
     read = mmga.load_features(tmp_path / name)
     assert read.rows.stored == torch.int8 and "int8" in repr(read) and "scale" not in read.columns
-    assert torch.equal(read.features, values.features)
+    assert torch.equal(read.features, values.features) and read.rows.nbytes == 4 * 70 * 24
     assert torch.equal(read.select([3, 1]).features, values.features[[3, 1]])
     mmga.retrieval.features.save_both(tmp_path / f"both{name}", gallery, gallery)
     side = mmga.load_features(tmp_path / f"both{name}", side="gallery")

@@ -236,3 +236,12 @@ def test_too_little_memory_says_how_much_is_enough(monkeypatch):
             jaccard_distance(x, memory=memory)
     least = str(error.value).rsplit(" ", 1)[1]
     assert torch.equal(jaccard_distance(x, memory=least).to_dense(), plain.to_dense())
+
+
+def test_near_ties_have_the_order_asked_for():
+    farther = np.float32(0.01)  # by less than float32 tells
+    nearer = np.nextafter(farther, np.float32(0))
+    x = np.array([[1, 0, 0], [1, farther, 0], [1, 0, nearer]], np.float32)
+    for exact, absent in ((None, 1), ("certified", 1), ("float32", 2)):
+        found = to_dense(jaccard_distance(x, 2, 1, exact=exact, metric="cosine"))
+        assert found[0, absent] == 1 and found[0, 3 - absent] < 1
