@@ -20,7 +20,7 @@ from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import TWO_SIDED, Features, joined
 
-_OWN = ("features", "pids", "camids", "paths", "parts", "visibility")
+_OWN: tuple[str, ...] = ("features", "pids", "camids", "paths", "parts", "visibility")
 SIDES = ("query", "gallery", "mquery")
 COLUMNS = "columns.csv"
 # Names of arrays that a message lists.
@@ -169,7 +169,11 @@ def _load_one(
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns), "
             "or --pattern to read them from paths"
         )
-    names = (*_OWN, "scale") if _is_int8(arrays) else _OWN
+    names = _OWN
+    if _is_int8(arrays):
+        names += ("scale",)
+    elif np.ndim(arrays.get("scale", ())) == 0:  # one number about the file is no column
+        del arrays["scale"]
     own = {name: arrays[name] for name in names if name in arrays}
     features = Features(
         **own,

@@ -77,6 +77,15 @@ def test_shards_and_one_scale_for_all(tmp_path):
     assert np.array_equal(found, mmga.nearest(expected[:5], expected, 10, "euclidean")[1])
 
 
+def test_a_plain_number_in_a_pt_file_is_a_scale(tmp_path):
+    numbers = torch.from_numpy(quantised()[0])
+    for name, rows in (("int8", numbers), ("float32", numbers.float())):
+        torch.save({"features": rows, "pids": torch.arange(70), "scale": 0.5}, tmp_path / "f.pt")
+        read = mmga.load_features(tmp_path / "f.pt")
+        expected = numbers.float() * (0.5 if name == "int8" else 1)
+        assert torch.equal(read.features, expected) and not read.columns
+
+
 def test_galleries_are_read_block_by_block(tmp_path, monkeypatch):
     gallery, values = both(9000)
     gallery.save(tmp_path / "folder")
