@@ -62,7 +62,7 @@ def kneighbors_graph(
         k: at least 1; at most N - 1, with `include_self` N.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         mode: "distance", or "connectivity" for ones in their place.
-        include_self: each vector is the first of its own k neighbours, at a stored zero.
+        include_self: each vector is one of its own k neighbours, at a stored zero.
         exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic,
             and so have distances; ``"float32"``: those of float32 tiles; None: certified where
             that can be (on the CPU).
@@ -70,7 +70,7 @@ def kneighbors_graph(
         progress: called as (phase, done, total).
 
     Returns:
-        [N, N] torch sparse CSR, float64, columns ascending; not symmetric.
+        [N, N] torch sparse CSR, float64, columns ascending, as torch wants them; not symmetric.
 
     Raises:
         UserError: an argument is out of its range, `memory` does not suffice, or a value is NaN
