@@ -26,6 +26,7 @@ _PUBLIC = {
     "to_dense": "mmga.retrieval.neighbours.sparse",
     "to_scipy": "mmga.retrieval.neighbours.sparse",
     "jaccard_distance": "mmga.retrieval.reranking.jaccard",
+    "kneighbors_graph": "mmga.retrieval.neighbours.graphs",
     "nearest": "mmga.retrieval.neighbours.knn",
     "neighbours_within": "mmga.retrieval.neighbours.graphs",
     "rerank": "mmga.retrieval.reranking.rerank",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from mmga.retrieval.features.features import Features as Features
     from mmga.retrieval.features.load import load_features as load_features
     from mmga.retrieval.metrics.report import Report as Report
+    from mmga.retrieval.neighbours.graphs import kneighbors_graph as kneighbors_graph
     from mmga.retrieval.neighbours.graphs import neighbours_within as neighbours_within
     from mmga.retrieval.neighbours.knn import nearest as nearest
     from mmga.retrieval.neighbours.query_expansion import augment_gallery as augment_gallery

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mmga.common import cli
 from mmga.common.errors import UserError
-from mmga.common.options import FeatureFile, FeatureFiles
+from mmga.common.options import FeatureFile, FeatureFiles, Size
 from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
@@ -61,6 +61,12 @@ class Options:
     """Gallery items for each query."""
     metric: Literal["cosine", "euclidean"] = "cosine"
     """Distance: cosine is 1 - cos, euclidean the Euclidean distance."""
+    exact: Literal["certified", "float32"] | None = None
+    """Whose order counts where distances nearly tie: float64 arithmetic's, on any machine, or that
+    of float32 tiles; by default certified where it can be."""
+    memory: Size = None
+    """Bytes that may be allocated beyond the features, such as 512M or 2G; by default there is
+    no bound."""
     rerank: bool = False
     """Re-rank by k-reciprocal encoding, all queries together."""
     k1: int = 20
@@ -85,14 +91,15 @@ class Options:
 
 def body(options: Options) -> int | None:
     """Search and write."""
+    from mmga.common import memory
     from mmga.common.progress import bar
     from mmga.retrieval.features import load_features
     from mmga.retrieval.reranking.index import GalleryIndex
-    from mmga.retrieval.reranking.ranked_lists import Expansion, search_features, search_index
+    from mmga.retrieval.reranking.ranked_lists import Search, search_features, search_index
 
     _check(options)
     rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
-    expansion = Expansion(options.expand, options.augment, options.alpha)
+    room = memory.parse(options.memory)
     with bar() as progress:
         if options.save_index is not None:
             _save_index(options, rule, progress)
@@ -107,9 +114,9 @@ def body(options: Options) -> int | None:
         else:
             gallery = _gallery(options)
             notes += gallery.notes
-            found = search_features(
-                query, gallery, options.topk, options.metric, chosen, expansion, progress
-            )
+            averages = options.expand, options.augment, options.alpha
+            search = Search(options.topk, options.metric, chosen, *averages, options.exact, room)
+            found = search_features(query, gallery, search, progress)
     if len(found.left_out):
         notes.append(
             f"{len(found.left_out)} of {len(query)} queries are junk (pid -1), take no part in "
@@ -122,7 +129,9 @@ def body(options: Options) -> int | None:
     else:
         metric, used = (options.metric, chosen) if index is None else (index.metric, index.rule)
         rerank = None if used is None else used.as_dict()
-        found.write(options.out, {"topk": options.topk, "metric": metric, "rerank": rerank})
+        settings = {"topk": options.topk, "metric": metric, "rerank": rerank}
+        with bar() as progress:
+            found.write(options.out, settings, progress)
     return None
 
 
@@ -140,7 +149,8 @@ def _check(options: Options) -> None:
             raise UserError(f"{cli.flag(name)} belongs to --rerank or --save-index: give one")
     if options.index is not None:
         given = ("gallery", "features", "gallery_columns", "save_index", "expand", "augment")
-        for name in cli.changed(options, *given, "rerank", "metric", *_RULE):
+        search = ("rerank", "metric", "exact", "memory", *_RULE)
+        for name in cli.changed(options, *given, *search):
             raise UserError(
                 f"--index stands for the gallery and its settings: leave out {cli.flag(name)}"
             )
@@ -181,7 +191,14 @@ def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> No
             "are of those left; results add gallery_row, their rows in the file",
             file=sys.stderr,
         )
-    index = GalleryIndex.build(gallery, rule, options.metric, progress=progress)
+    index = GalleryIndex.build(
+        gallery,
+        rule,
+        options.metric,
+        exact=options.exact,
+        memory=options.memory,
+        progress=progress,
+    )
     if junk:
         index.labels[ROW] = rows
     index.save(options.save_index or "")

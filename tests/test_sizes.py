@@ -12,7 +12,9 @@ LINES, PARAMETERS = 80, 7
 PUBLIC = {
     "mmga/compat.py": {"evaluate_rank", "fastreid_evaluate_rank"},
     "mmga/retrieval/evaluate.py": {"evaluate", "evaluate_distances"},
+    "mmga/retrieval/neighbours/graphs.py": {"kneighbors_graph"},
     "mmga/retrieval/reranking/jaccard.py": {"jaccard_distance"},
+    "mmga/retrieval/reranking/rerank.py": {"rerank"},
     "mmga/retrieval/features/features.py": {"Features.__init__"},
     "mmga/models/network.py": {"MMGA.__init__"},
     "mmga/data/synthetic/dataset.py": {"synthetic"},

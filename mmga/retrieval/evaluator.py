@@ -70,7 +70,7 @@ class Evaluator:
         if kept and (kept[0].camids is None) != (camids is None):
             raise UserError("camids: give them in every batch or in none")
         # Callers may write the next batch to the same memory.
-        batch.rows = ShardedMatrix([batch.rows.whole().cpu().clone()])
+        batch.rows = ShardedMatrix([batch.rows.numbers().cpu().clone()], batch.rows.scale)
         labels = copy.deepcopy((batch.pids, batch.camids, batch.visibility, batch.columns))
         batch.pids, batch.camids, batch.visibility, batch.columns = labels
         kept.append(batch)
@@ -89,5 +89,6 @@ class Evaluator:
 
     def _side(self, side: str) -> Features:
         whole = joined(self._batches[side])
-        whole.rows = ShardedMatrix([whole.rows.whole()])  # one piece is read faster than many
+        # One piece is read faster than many.
+        whole.rows = ShardedMatrix([whole.rows.numbers()], whole.rows.scale)
         return whole

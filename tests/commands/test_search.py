@@ -1,8 +1,10 @@
 """`python -m mmga.search` over feature files."""
 
 import csv
+import itertools
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -177,6 +179,9 @@ def test_ids_come_from_a_table(files, capsys):
         (["--query", "{q}", "--gallery", "{g}", "--k1", "7"], "--k1 belongs to --rerank"),
         (["--query", "{q}", "--index", "x.mmga-index", "--metric", "euclidean"], "out --metric"),
         (["--query", "{q}", "--index", "x.mmga-index", "--lambda-value", ".5"], "--lambda-value"),
+        (["--query", "{q}", "--index", "x.mmga-index", "--exact", "float32"], "leave out --exact"),
+        (["--query", "{q}", "--index", "x.mmga-index", "--memory", "2G"], "leave out --memory"),
+        (["--query", "{q}", "--gallery", "{g}", "--memory", "2X"], "expected a size such as 2G"),
     ],
 )
 def test_bad_input_is_one_sentence(files, words, message, capsys):
@@ -196,3 +201,54 @@ def test_results_say_the_metric_and_the_rule_of_the_index(files):
     search.main([*words, "--gallery", str(folder / "g.npz")])
     found = json.loads(out.read_text())
     assert (found["metric"], found["rerank"]) == ("cosine", None)
+
+
+@pytest.mark.parametrize(("words", "first"), [([], 1), (["--exact", "float32"], 0)])
+def test_near_ties_have_the_order_asked_for(tmp_path, words, first):
+    farther = np.float32(0.01)  # by less than float32 tells, and before the nearer one
+    gallery = np.array([[1, farther], [1, np.nextafter(farther, np.float32(0))]], np.float32)
+    mmga.Features(np.eye(1, 2, dtype=np.float32), [0]).save(tmp_path / "q.npz")
+    mmga.Features(gallery, [0, 0]).save(tmp_path / "g.npz")
+    run(tmp_path, "--topk", "1", "--out", str(tmp_path / "r.json"), *words)
+    assert json.loads((tmp_path / "r.json").read_text())["results"][0]["gallery"] == first
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--topk", "3"],
+        ["--topk", "3", "--rerank", "--k1", "7"],
+        ["--topk", "3", "--augment", "3"],
+        ["--topk", "3", "--expand", "3"],
+        ["--save-index", "{g}.mmga-index"],
+    ],
+)
+def test_too_little_memory_says_how_much_is_enough(files, words, capsys):
+    folder = files[0]
+    given = ["--query", str(folder / "q.npz"), "--gallery", str(folder / "g.npz")]
+    given += [word.format(g=folder / "g") for word in words] + ["--out", str(folder / "r.csv")]
+    memory = "4K"
+    for _ in range(3):  # averages may fit where the search after them does not
+        said = fails([*given, "--memory", memory], capsys)
+        assert "memory: " in said and not (folder / "r.csv").exists()
+        memory = re.search(r"give at least (\S+)\n", said).group(1)
+        try:
+            search.main([*given, "--memory", memory])
+        except SystemExit:
+            capsys.readouterr()
+            continue
+        break
+    assert (folder / "r.csv").exists()
+
+
+def test_what_lasts_is_told_with_the_time_left(files, monkeypatch, capsys):
+    folder, clock = files[0], itertools.count(0, 11)
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    run(folder, "--topk", "3", "--augment", "3", "--expand", "3", "--out", str(folder / "r.csv"))
+    said = capsys.readouterr().err
+    assert re.search(r"^results: 5/12, 44 s, ETA 62 s$", said, re.MULTILINE)
+    index = str(folder / "g.mmga-index")
+    search.main(["--gallery", str(folder / "g.npz"), "--save-index", index])
+    words = ["--query", str(folder / "q.npz"), "--index", index]
+    search.main([*words, "--topk", "3", "--out", str(folder / "r.csv")])
+    assert re.search(r"^re-ranking: 5/12, 44 s, ETA 62 s$", capsys.readouterr().err, re.MULTILINE)

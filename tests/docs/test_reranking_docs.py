@@ -46,7 +46,7 @@ def test_commands_run(names, tmp_path, monkeypatch, capsys):
         parts = (names[f"{prefix}_{name}"] for name in ("features", "pids", "camids"))
         mmga.Features(*parts).save(f"{prefix}.npz")
     lines = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         words = shlex.split(line)
         assert words[:3] == ["python", "-m", "mmga.search"]

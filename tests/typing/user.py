@@ -31,6 +31,7 @@ def neighbours(x: Tensor, y: np.ndarray) -> None:
     assert_type(mmga.pairwise_distance(x, x), Tensor)
     assert_type(mmga.expand_queries(x, y), Tensor)
     assert_type(mmga.augment_gallery(y), Tensor)
+    assert_type(mmga.kneighbors_graph(y, 3), Tensor)
 
 
 def reranking(x: Tensor, y: np.ndarray) -> None:

@@ -418,7 +418,9 @@ def _read_pt(path: Path) -> Arrays:
                 arrays[str(name)] = torch.stack(list(value))
             else:
                 arrays[str(name)] = np.asarray(value)
-        # A plain scalar (an epoch, a loss) describes the file, not its rows.
+        elif isinstance(value, float) and str(name).endswith("scale"):  # of all rows
+            arrays[str(name)] = np.asarray(value)
+        # Another plain scalar (an epoch, a loss) describes the file, not its rows.
     return arrays
 
 

@@ -49,7 +49,7 @@ class Features:
     """Features with their labels.
 
     Attributes:
-        rows: the feature rows [N, D] float16 or float32; None for part features.
+        rows: the feature rows [N, D], or part features [N, P, D].
         pids: identity of each row, int64 [N]; -1 is junk, UNKNOWN is not known.
         camids: camera of each row, int64 [N], UNKNOWN where not known; or None.
         paths: path of each image, unicode [N], or None.
@@ -72,20 +72,24 @@ class Features:
         columns: Mapping[str, Column] | None = None,
         parts: Matrix | Sequence[Matrix] | None = None,
         visibility: Matrix | None = None,
+        scale: Matrix | float | None = None,
         source: str = "",
     ) -> None:
         """Check and keep the given arrays; features are not copied.
 
         Args:
             features: [N, D] float16 or float32 tensor or array, or a list of such shards.
-                bfloat16 and the types of 8 bits are widened to float32 and float64 is rounded to
-                it, which `notes` says.
+                bfloat16 and floats of 8 bits are widened to float32 and float64 is rounded to it,
+                which `notes` says. int8 stays as it is, and stands for the product with `scale`.
             pids: [N] integers or strings; None, NaN and empty strings are unknown.
             camids: likewise, or None where no protocol with cameras is meant.
             paths: [N] strings.
             columns: further values [N] by name.
             parts: [N, P, D] part features, instead of `features`.
             visibility: [N, P] weights of the parts, ones if absent.
+            scale: of int8 features, [N] or one number, positive: values are the float32 products
+                with it, which are computed as they are read. Without it, features have directions
+                for the cosine and no lengths.
             source: name of the file, for messages.
 
         Raises:
@@ -104,6 +108,7 @@ class Features:
             2 if parts is None else 3,
         )
         count = len(self.rows)
+        self._set_scale(scale, count)
         if pids is None:
             raise UserError(f"{self._name('pids')} are missing: give one identity per row")
         self.pids: np.ndarray
@@ -119,7 +124,7 @@ class Features:
             self.paths = np.asarray([str(path) for path in values], dtype=np.str_)
         self.columns: dict[str, np.ndarray] = {}
         for name, column in (columns or {}).items():
-            if name in _RESERVED:
+            if name in (*_RESERVED, *(["scale"] if self.rows.stored == torch.int8 else [])):
                 raise UserError(
                     f"{self._name('columns')}: none can be called {name}, as files name other "
                     "values so; rename it"
@@ -139,11 +144,11 @@ class Features:
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.rows.shape))
         source = f", {self.source}" if self.source else ""
-        return f"Features({shape} {str(self.rows.dtype).removeprefix('torch.')}{source})"
+        return f"Features({shape} {str(self.rows.stored).removeprefix('torch.')}{source})"
 
     @property
     def features(self) -> Tensor:
-        """The rows as one tensor [N, D] (a copy where there are several shards)."""
+        """The rows as one tensor [N, D] (a copy of several shards, and of int8 in float32)."""
         if len(self.rows.shape) == 3:
             raise UserError("these are part features: they stand in .parts [N, P, D]")
         return self.rows.whole()
@@ -169,10 +174,9 @@ class Features:
     def select(self, indices: np.ndarray | Sequence[int] | slice) -> Features:
         """Return the given rows, in the given order, as new features (copied)."""
         at = np.arange(len(self))[indices]
-        taken = self.rows.whole().index_select(0, torch.from_numpy(at).to(self.rows.device))
         chosen = Features.__new__(Features)
         chosen.source, chosen.notes = self.source, list(self.notes)
-        chosen.rows = ShardedMatrix([taken])
+        chosen.rows = self.rows.select(torch.from_numpy(at).to(self.rows.device))
         chosen.pids, chosen.pid_names = self.pids[at], self.pid_names
         chosen.camids = None if self.camids is None else self.camids[at]
         chosen.camid_names = self.camid_names
@@ -186,7 +190,7 @@ class Features:
     def arrays(self, side: str | None = None) -> dict[str, Matrix]:
         """Return what a file holds, by the names it has there (layumi's for a `side`)."""
         kind = "features" if len(self.rows.shape) == 2 else "parts"
-        arrays: dict[str, Matrix] = {kind: self.rows.whole()}
+        arrays: dict[str, Matrix] = {kind: self.rows.numbers()}
         arrays.update(self.arrays_without_rows())
         if side is None:
             return arrays
@@ -202,6 +206,8 @@ class Features:
             arrays["paths"] = self.paths
         if self.visibility is not None:
             arrays["visibility"] = self.visibility
+        if self.rows.scale is not None:
+            arrays["scale"] = self.rows.scale.cpu()
         arrays.update(self.columns)
         return arrays
 
@@ -262,7 +268,9 @@ class Features:
                 )
         if len({shard.dtype for shard in shards}) > 1:
             raise UserError(
-                f"{self._name(argument)}: shards mix float16 and float32; write them in one dtype"
+                f"{self._name(argument)}: shards mix "
+                + " and ".join(sorted({str(one.dtype).removeprefix("torch.") for one in shards}))
+                + "; write them in one dtype"
             )
         rows = ShardedMatrix(shards)
         if not len(rows) or not all(rows.shape[1:]):
@@ -286,14 +294,39 @@ class Features:
             if note not in self.notes:
                 self.notes.append(note)
             tensor = tensor.to(torch.float32)
-        if tensor.dtype not in (torch.float16, torch.float32):
+        if tensor.dtype not in (torch.float16, torch.float32, torch.int8):
             raise UserError(
-                f"{self._name(argument)}: expected float16 or float32, found "
+                f"{self._name(argument)}: expected float16 or float32, or int8 with a scale, found "
                 f"{str(tensor.dtype).removeprefix('torch.')}; convert them to float32"
             )
         if tensor.stride(-1) != 1:
             tensor = tensor.contiguous()
         return tensor
+
+    def _set_scale(self, given: Any, count: int) -> None:
+        """Keep the scale of int8 rows, one for each."""
+        name = self._name("scale")
+        if self.rows.stored != torch.int8:
+            if given is not None:
+                found = str(self.rows.stored).removeprefix("torch.")
+                raise UserError(f"{name} belongs to int8 features, found features of {found}")
+            return
+        if given is None:
+            self.notes.append(f"{self._name('int8 features')} without a scale: directions alone")
+            return
+        scale = as_tensor(name, _flat(name, given)).to(self.rows.device, torch.float32)
+        if tuple(scale.shape) not in ((1,), (count,)):
+            raise UserError(
+                f"{name}: expected one number, or one for each of the {count} rows of features, "
+                f"found shape {list(scale.shape)}"
+            )
+        bad = torch.nonzero(~((scale > 0) & scale.isfinite())).flatten()
+        if len(bad):
+            raise UserError(
+                f"{name}: expected positive numbers, found {float(scale[bad[0]])} for row "
+                f"{int(bad[0])}"
+            )
+        self.rows.scale = scale.expand(count).contiguous()
 
     def _visibility(self, given: Any) -> Tensor:
         count, parts = self.rows.shape[:2]
@@ -452,9 +485,9 @@ def joined(loaded: Sequence[Features]) -> Features:
                 f"{other.source} holds {', '.join(sorted(held))}, but {first.source} "
                 f"{', '.join(sorted(wanted))}; all shards must hold the same"
             )
-        if other.rows.dtype != first.rows.dtype:
+        if other.rows.stored != first.rows.stored:
             raise UserError(
-                f"{other.source} is {other.rows.dtype}, {first.source} {first.rows.dtype}; "
+                f"{other.source} is {other.rows.stored}, {first.source} {first.rows.stored}; "
                 "write all shards in one dtype"
             )
     shards = [shard for one in loaded for shard in one.rows.shards]
@@ -466,7 +499,7 @@ def joined(loaded: Sequence[Features]) -> Features:
         coded = [one.pid_names if name == "pids" else one.camid_names for one in loaded]
         if name in joined and all(names is None for names in coded):
             joined[name] = np.concatenate([getattr(one, name) for one in loaded])
-    visibility = joined.pop("visibility", None)
+    visibility, scale = (joined.pop(name, None) for name in ("visibility", "scale"))
     names = ("pids", "camids", "paths")
     whole = Features(
         shards if len(first.rows.shape) == 2 else None,
@@ -474,6 +507,7 @@ def joined(loaded: Sequence[Features]) -> Features:
         columns={name: value for name, value in joined.items() if name not in names},
         parts=shards if len(first.rows.shape) == 3 else None,
         visibility=visibility,
+        scale=scale,
         source=f"{first.source} and {len(loaded) - 1} more",
     )
     whole.notes = [note for one in loaded for note in one.notes]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmga.common import ids
 from mmga.common.errors import UserError
@@ -19,7 +20,7 @@ from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import TWO_SIDED, Features, joined
 
-_OWN = ("features", "pids", "camids", "paths", "parts", "visibility")
+_OWN: tuple[str, ...] = ("features", "pids", "camids", "paths", "parts", "visibility")
 SIDES = ("query", "gallery", "mquery")
 COLUMNS = "columns.csv"
 # Names of arrays that a message lists.
@@ -168,14 +169,25 @@ def _load_one(
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns), "
             "or --pattern to read them from paths"
         )
-    own = {name: arrays[name] for name in _OWN if name in arrays}
+    names = _OWN
+    if _is_int8(arrays):
+        names += ("scale",)
+    elif np.ndim(arrays.get("scale", ())) == 0:  # one number about the file is no column
+        del arrays["scale"]
+    own = {name: arrays[name] for name in names if name in arrays}
     features = Features(
         **own,
-        columns={name: value for name, value in arrays.items() if name not in _OWN},
+        columns={name: value for name, value in arrays.items() if name not in names},
         source=str(path),
     )
     features.notes += notes
     return features
+
+
+def _is_int8(arrays: Mapping[str, Any]) -> bool:
+    """Return whether features are int8, which a scale belongs to; else it is a column."""
+    rows = arrays["parts" if "features" not in arrays else "features"]
+    return getattr(rows, "dtype", None) in (torch.int8, np.dtype(np.int8))
 
 
 def _read_names(arrays: dict[str, Any], pattern: str, source: str) -> str:

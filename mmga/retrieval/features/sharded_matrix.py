@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+_BLOCK = 4096  # rows of int8 that are widened together
 
 
 class ShardedMatrix:
@@ -14,13 +17,18 @@ class ShardedMatrix:
     Shards stay where they are (memory-mapped files are read block by block); only what `block` and
     `take` return is float32 in memory.
 
+    Rows of int8 are numbers that stand for the float32 products with their row's scale.
+
     Attributes:
         shards: tensors [n, D] (or [n, P, D] for parts) of one dtype and width.
         starts: index of the first row of each shard, and the number of all rows at the end.
+        scale: float32 [N] on the shards' device, of int8 rows; else None, and of int8 rows whose
+            lengths are not known.
     """
 
-    def __init__(self, shards: Sequence[Tensor]) -> None:
+    def __init__(self, shards: Sequence[Tensor], scale: Tensor | None = None) -> None:
         self.shards = list(shards)
+        self.scale = scale
         self.starts = [0]
         for shard in self.shards:
             self.starts.append(self.starts[-1] + len(shard))
@@ -34,9 +42,14 @@ class ShardedMatrix:
         return (len(self), *self.shards[0].shape[1:])
 
     @property
-    def dtype(self) -> torch.dtype:
-        """float16 or float32, as stored."""
+    def stored(self) -> torch.dtype:
+        """float16, float32 or int8."""
         return self.shards[0].dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the values: float16 or float32."""
+        return torch.float32 if self.stored == torch.int8 else self.stored
 
     @property
     def device(self) -> torch.device:
@@ -45,8 +58,8 @@ class ShardedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows as stored."""
-        return sum(shard.nbytes for shard in self.shards)
+        """Bytes of all rows where `to` puts them."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def to(self, device: torch.device) -> ShardedMatrix:
         """Return the rows on a device, as stored and in one piece, or these if they are there."""
@@ -56,8 +69,27 @@ class ShardedMatrix:
         return ShardedMatrix([self.block(0, len(self), near)])
 
     def whole(self) -> Tensor:
-        """All rows as one tensor; copies where there is more than one shard."""
+        """All rows as one tensor; a copy where there is more than one shard, or of int8 rows."""
+        if self.stored == torch.int8:
+            return self.block(0, len(self))
+        return self.numbers()
+
+    def numbers(self) -> Tensor:
+        """All rows as they are stored; a copy where there is more than one shard."""
         return self.shards[0] if len(self.shards) == 1 else torch.cat(self.shards)
+
+    def values(self) -> Iterator[Tensor]:
+        """Yield all rows as float16 or float32, shard by shard, of int8 some at a time."""
+        if self.stored != torch.int8:
+            yield from self.shards
+            return
+        for start in range(0, len(self), _BLOCK):
+            yield self.block(start, min(start + _BLOCK, len(self)))
+
+    def select(self, indices: Tensor) -> ShardedMatrix:
+        """Return some rows, int64 [K], as they are stored, in one piece."""
+        rows = self.numbers().index_select(0, indices)
+        return ShardedMatrix([rows], None if self.scale is None else self.scale[indices])
 
     def block(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """Return rows start to stop as float32.
@@ -71,14 +103,15 @@ class ShardedMatrix:
         """
         pieces = self._pieces(start, stop)
         if out is None:
-            if len(pieces) == 1 and pieces[0].dtype == torch.float32:
+            if len(pieces) == 1 and self.stored == torch.float32:
                 return pieces[0]
             out = torch.empty(
                 (stop - start, *self.shape[1:]), dtype=torch.float32, device=self.device
             )
         done = 0
         for piece in pieces:
-            out[done : done + len(piece)].copy_(piece)
+            here = slice(start + done, start + done + len(piece))
+            out[done : done + len(piece)].copy_(self._scaled(piece, here))
             done += len(piece)
         if done < len(out):
             out[done:].zero_()
@@ -97,10 +130,11 @@ class ShardedMatrix:
             )
         if len(self.shards) == 1:
             chosen = indices.to(self.device)
-            if self.dtype == out.dtype and out.device == self.device:
+            if self.stored == out.dtype and out.device == self.device:
                 torch.index_select(self.shards[0], 0, chosen, out=out[: len(indices)])
             else:
-                out[: len(indices)].copy_(self.shards[0].index_select(0, chosen))
+                rows = self.shards[0].index_select(0, chosen)
+                out[: len(indices)].copy_(self._scaled(rows, chosen))
         else:
             starts, indices = (
                 torch.tensor(self.starts[1:], dtype=torch.int64, device="cpu"),
@@ -112,10 +146,19 @@ class ShardedMatrix:
                 rows = self.shards[shard].index_select(
                     0, (indices[at] - self.starts[shard]).to(self.device)
                 )
-                out[at.to(out.device)] = rows.to(out)
+                out[at.to(out.device)] = self._scaled(rows, indices[at].to(self.device)).to(out)
         if len(indices) < len(out):
             out[len(indices) :].zero_()
         return out
+
+    def _scaled(self, rows: Tensor, which: slice | Tensor) -> Tensor:
+        """Return the values of rows as stored, given their places."""
+        if self.stored != torch.int8:
+            return rows
+        values = rows.to(torch.float32)
+        if self.scale is not None:
+            values *= self.scale[which].view(-1, *[1] * (rows.dim() - 1))
+        return values
 
     def _pieces(self, start: int, stop: int) -> list[Tensor]:
         pieces = []

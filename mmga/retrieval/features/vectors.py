@@ -51,7 +51,7 @@ class VectorSet:
         """Number the rows of `sides`.
 
         Args:
-            sides: feature rows of one shape, float16 or float32.
+            sides: feature rows of one shape.
             metric: "cosine" or "euclidean".
             chosen: for each side the rows that count, int64 in the order that counts, or None for
                 all.
@@ -59,9 +59,18 @@ class VectorSet:
             device: of the blocks that are returned; that of the first side if None.
 
         Raises:
-            UserError: shapes differ, a side has no rows, or a value is NaN or infinite.
+            UserError: shapes differ, a side has no rows, a value is NaN or infinite, or the metric
+                needs lengths that are not known.
         """
         self._sides = list(sides)
+        if metric == "euclidean" and any(
+            side.stored == torch.int8 and side.scale is None for side in sides
+        ):
+            raise UserError(
+                "features: int8 numbers without a scale have no lengths, which the metric "
+                "euclidean compares; store scale (one for each row, or one for all) beside them, "
+                "or use cosine"
+            )
         self.metric, self.shape = metric, self._sides[0].shape[1:]
         self.device = device or self._sides[0].device
         self._chosen: list[Tensor | None] = []
@@ -256,10 +265,12 @@ class VectorSet:
         return vectors if chosen is None else chosen[vectors.to(chosen.device)]
 
     @property
-    def _in_place(self) -> bool:
+    def in_place(self) -> bool:
         """Whether rows can be read in place: one contiguous float32 tensor for each side."""
         return self.near and all(
-            len(side.shards) == 1 and side.dtype == torch.float32 and side.shards[0].is_contiguous()
+            len(side.shards) == 1
+            and side.stored == torch.float32
+            and side.shards[0].is_contiguous()
             for side in self._sides
         )
 
@@ -292,6 +303,8 @@ def lifted(matrix: ShardedMatrix, norms: Tensor) -> tuple[ShardedMatrix, Tensor]
     odd = (norms > 0) & ((norms < LEAST_NORM**2) | (norms > LARGEST_NORM**2))
     if not bool(odd.any()):
         return matrix, norms
+    if matrix.stored == torch.int8:
+        matrix = ShardedMatrix([matrix.whole()])
     exponents = torch.where(odd, unit_exponents(norms), 0)
     ends = zip(matrix.starts[:-1], matrix.starts[1:], strict=True)
     shards = [
@@ -329,7 +342,7 @@ def exact_pair_keys(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -
 
 def _pair_sums(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Tensor:
     """Return `pair_sums` of pairs, float64 [P]; vectors are copied only if they must be."""
-    if not (x._in_place and y._in_place):
+    if not (x.in_place and y.in_place):
         places = torch.arange(len(rows), device=x.device)
         return pair_sums(x.take(rows), y.take(columns), places, places, x.metric)
     sums = torch.empty(len(rows), dtype=torch.float64, device=x.device)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError, whole_number
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
-from mmga.ops.distance import METRICS
+from mmga.ops.distance import METRICS, exact_sqrt
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import Features
@@ -25,11 +26,19 @@ from mmga.retrieval.neighbours.certified_knn import (
     exact_order,
 )
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
-from mmga.retrieval.neighbours.tile_sizes import tile_for, tile_on, upper_triangle
+from mmga.retrieval.neighbours.tile_sizes import (
+    check_memory,
+    search_bytes,
+    tile_for,
+    tile_on,
+    upper_triangle,
+)
 from mmga.retrieval.tiles.sources import tile_height
 
 ROUNDING = 2.0**-50
 """Cosine distances below are what rounding in float64 leaves of equal directions."""
+RESULT_BYTES = 12
+"""Of a distance, float32, and an index, int64."""
 ArrayLike = Tensor | np.ndarray | Features
 """A set of feature vectors as callers hold it: [N, D]."""
 
@@ -42,6 +51,7 @@ def nearest(
     metric: str = "cosine",
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -54,6 +64,7 @@ def nearest(
     metric: str = "cosine",
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -66,6 +77,7 @@ def nearest(
     metric: str = "cosine",
     *,
     exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return the k nearest gallery items of every query, in the order of (distance, index).
@@ -80,6 +92,7 @@ def nearest(
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         exact: ``"certified"``: distances that nearly tie have the order of float64 arithmetic;
             ``"float32"``: that of float32 tiles; None: certified where that can be (on the CPU).
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
 
     Returns:
@@ -87,24 +100,33 @@ def nearest(
         [Q, k]; arrays if `query` is an array.
 
     Raises:
-        UserError: k is out of range, widths differ, or a value is NaN or infinite.
+        UserError: k is out of range, `memory` does not suffice, widths differ, or a value is NaN
+            or infinite.
     """
+    bound = parse(memory)
     queries, items = vector_sets(query, gallery, metric)
     k = whole_number("k", k)
     if query is gallery:
         queries = items
     if not 1 <= k <= len(items):
         raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
+    needed = search_bytes(queries, items, k) + RESULT_BYTES * len(queries) * k
+    check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
     found = nearest_items(queries, items, k, exact=exact, progress=progress)
-    if metric == "cosine":
-        distances = found.distances / 2
-        distances[distances < ROUNDING] = 0
-    else:
-        distances = found.distances.sqrt()
+    distances = from_squared(found.distances, metric)
     index = found.index.long()
     if isinstance(query, np.ndarray):
         return distances.cpu().numpy(), index.cpu().numpy()
     return distances, index
+
+
+def from_squared(squared: Tensor, metric: str) -> Tensor:
+    """Return the distances that users see: 1 - cos, of equal directions 0, or the Euclidean."""
+    if metric == "euclidean":
+        return exact_sqrt(squared) if squared.dtype == torch.float64 else squared.sqrt()
+    distances = squared / 2
+    distances[distances < ROUNDING] = 0
+    return distances
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +166,8 @@ def search(
         distances_of: Q: the distances of the first Q vectors to the others are wanted, too, where
             tiles give them at no cost; 0 for none.
         farthest: each vector's largest distance is wanted, too; else it may be NaN.
-        alone: no distance need have the bits that it has in a larger set: tiles fit the set, and
-            None certifies only where that is cheaper.
+        alone: no distance of float32 tiles need have the bits that it has in a larger set: tiles
+            fit the set.
         progress: called as (phase, done, total).
 
     Raises:
@@ -157,7 +179,6 @@ def search(
     certified = exact_order(vectors, exact) == "certified"
     if certified:
         tiles = cheapest_tiles(vectors, vectors, k, kept, farthest=farthest)
-        certified = not alone or exact is not None or tiles is not None
     distances = None
     if kept and tiles is None:
         distances = torch.empty(
@@ -212,6 +233,20 @@ def nearest_items(
         if progress is not None:
             progress("neighbours", done, len(places))
     return lists.result()
+
+
+def without_self(found: Neighbours) -> Neighbours:
+    """Return the k - 1 nearest others of every vector of a set, given the k nearest with itself.
+
+    Itself is dropped where it stands: duplicates of a lower index may stand before it, and among
+    many of them it may be missing. Then the last goes instead.
+    """
+    own = found.index == torch.arange(len(found.index), device=found.index.device)[:, None]
+    own[:, -1] |= ~own.any(1)
+    shape = (len(own), own.shape[1] - 1)
+    return Neighbours(
+        found.index[~own].view(shape), found.distances[~own].view(shape), found.maxima
+    )
 
 
 def float32_neighbours(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError, real_number, whole_number
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops.distance import unit_rows
 from mmga.ops.neighbours import Neighbours
@@ -19,10 +20,15 @@ from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import (
     ArrayLike,
     feature_rows,
-    float32_neighbours,
     nearest_items,
+    search,
     vector_sets,
+    without_self,
 )
+from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
+
+# Numbers of neighbours that are copied together.
+_COPIED = 1 << 22
 
 
 @float32_products()
@@ -32,6 +38,8 @@ def expand_queries(
     neighbours: int = 10,
     alpha: float = 3.0,
     *,
+    exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return each query averaged with its nearest gallery items, weighted by cosine^alpha.
@@ -42,19 +50,23 @@ def expand_queries(
         neighbours: gallery items averaged with a query (which has weight 1); 0 leaves it alone.
         alpha: exponent of the cosine, at least 0; 0 is the plain average. Items with a cosine of
             0 or less have no weight.
+        exact: whose order counts where items nearly tie for the last place, see `mmga.nearest`.
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
 
     Returns:
         [Q, D] float32, normalised (a zero vector stays one).
 
     Raises:
-        UserError: an argument is out of its range, widths differ, or a value is not finite.
+        UserError: an argument is out of its range, widths differ, `memory` does not suffice, or a
+            value is not finite.
     """
     queries, items = vector_sets(query, gallery, "cosine")
     _check(neighbours, alpha, len(items), "neighbours of query expansion")
     if neighbours == 0:
         return unit_rows(queries.take(torch.arange(len(queries), device="cpu")))
-    found = nearest_items(queries, items, neighbours, progress=progress)
+    _check_room(memory, queries, items, neighbours)
+    found = nearest_items(queries, items, neighbours, exact=exact, progress=progress)
     return _averaged(queries, items, found, alpha)
 
 
@@ -64,6 +76,8 @@ def augment_gallery(
     neighbours: int = 10,
     alpha: float = 3.0,
     *,
+    exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Return each gallery item averaged with its nearest others, weighted by cosine^alpha.
@@ -72,6 +86,8 @@ def augment_gallery(
         gallery: `Features`, or a tensor or array [G, D].
         neighbours: others averaged with an item (which has weight 1); 0 leaves it alone.
         alpha: as in `expand_queries`.
+        exact: as in `expand_queries`.
+        memory: likewise.
         progress: called as (phase, done, total).
 
     Returns:
@@ -84,15 +100,9 @@ def augment_gallery(
     _check(neighbours, alpha, len(items) - 1, "neighbours of database-side augmentation")
     if neighbours == 0:
         return unit_rows(items.take(torch.arange(len(items), device="cpu")))
-    found = float32_neighbours(items, neighbours + 1, progress=progress)
-    # Self is dropped where it stands; a duplicate of a lower index may stand before it, and among
-    # many duplicates self may be missing: then the last goes instead.
-    own = found.index == torch.arange(len(items), device=found.index.device)[:, None]
-    own[:, -1] |= ~own.any(1)
-    shape = (len(items), neighbours)
-    others = Neighbours(
-        found.index[~own].view(shape), found.distances[~own].view(shape), found.maxima
-    )
+    _check_room(memory, items, items, neighbours + 1)
+    found = search(items, neighbours + 1, exact=exact, farthest=False, progress=progress)
+    others = without_self(found.neighbours)
     return _averaged(items, items, others, alpha)
 
 
@@ -101,7 +111,7 @@ def _averaged(own: VectorSet, items: VectorSet, found: Neighbours, alpha: float)
     weights = torch.where(cosine > 0, cosine**alpha, 0.0)
     result = own.take(torch.arange(len(own), device="cpu"))
     result *= own.terms[:, None]
-    step = max(1, (1 << 22) // items.dimension)  # neighbours whose rows are copied together
+    step = max(1, _COPIED // items.dimension)  # neighbours whose rows are copied together
     rows = max(1, step // found.index.shape[1])
     for begin in range(0, len(result), rows):
         near = found.index[begin : begin + rows].long()
@@ -116,3 +126,9 @@ def _check(neighbours: int, alpha: float, most: int, name: str) -> None:
         raise UserError(f"{name} must be from 0 to the {most} there are, got {neighbours}")
     if not real_number("alpha", alpha) >= 0:
         raise UserError(f"alpha must be at least 0, got {alpha}")
+
+
+def _check_room(memory: str | int | None, own: VectorSet, items: VectorSet, k: int) -> None:
+    averages = 8 * len(own) * own.dimension + 4 * _COPIED
+    needed = search_bytes(own, items, k) + averages
+    check_memory(parse(memory), needed, f"averages of {len(own)} features")

@@ -34,7 +34,7 @@ def to_torch(matrix: ops.CsrRows) -> Tensor:
         )
 
 
-def to_scipy(matrix: Tensor) -> csr_matrix:
+def to_scipy(matrix: Tensor, *, by_distance: bool = False) -> csr_matrix:
     """Return a torch sparse CSR matrix as SciPy's, which shares its memory.
 
     Stored zeros stay stored, columns ascend within a row. SciPy's arithmetic takes what is not
@@ -43,6 +43,9 @@ def to_scipy(matrix: Tensor) -> csr_matrix:
 
     Args:
         matrix: torch sparse CSR on the CPU, as `jaccard_distance` gives it.
+        by_distance: order each row by distance, then column, in a copy: the order in which
+            scikit-learn's estimators take neighbour graphs without a warning. Its HDBSCAN puts
+            columns in ascending order again, in place, and so does SciPy's `sort_indices`.
 
     Raises:
         UserError: it is no such matrix, or SciPy is not installed.
@@ -53,7 +56,12 @@ def to_scipy(matrix: Tensor) -> csr_matrix:
         raise UserError("SciPy is not installed: pip install 'mmga[mat]'") from error
     _check_sparse(matrix)
     parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
-    return csr_matrix(tuple(part.numpy() for part in parts), shape=tuple(matrix.shape))
+    values, columns, offsets = (part.numpy() for part in parts)
+    if by_distance:
+        rows = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        order = np.lexsort((values, rows))
+        values, columns = values[order], columns[order]
+    return csr_matrix((values, columns, offsets), shape=tuple(matrix.shape))
 
 
 def to_dense(matrix: Tensor, absent: float = 1.0) -> NDArray[np.float64]:

@@ -1,9 +1,12 @@
-"""Rows and columns of the square tiles of a neighbour search."""
+"""Rows and columns of the square tiles of a neighbour search, and the memory that it takes."""
 
 from __future__ import annotations
 
 import torch
 
+from mmga.common.errors import UserError
+from mmga.common.memory import spell
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.tiles import placement
 
 TILE = 512
@@ -51,3 +54,49 @@ def upper_triangle(count: int, size: int) -> list[tuple[int, int]]:
     starts = range(0, count, size)
     places = [(own, own) for own in starts]
     return places + [(own, other) for own in starts for other in range(own + size, count, size)]
+
+
+# Rows of a tile of the refinement, and bytes of a pair of it where all are refined.
+_TILE_ROWS, _PAIR_BYTES = 4 * TILE, 48
+# Pairs of lists whose distances are computed at once, and numbers of vectors copied for that.
+_LISTED, _COPIED = 1 << 20, 1 << 22
+# Vectors of which the undecided pairs are counted beforehand, and bytes of one of their pairs.
+_PILOT, _PILOT_PAIR = 48, 28
+
+
+def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
+    """Return the most bytes that a search takes beyond the features, its lists included.
+
+    An upper estimate, whatever the tiles: of approximations (at most a byte a number, twice while
+    they are put together), of candidates with what orders them, and of single tiles.
+
+    Args:
+        rows: vectors whose neighbours are wanted.
+        columns: vectors among which they are searched; perhaps `rows` itself.
+        k: neighbours wanted.
+    """
+    width, count = rows.dimension, len(columns)
+    vectors = len(rows) + (0 if rows is columns else count)
+    sides = vectors * (12 + 2 * (width + 24))
+    lists = len(rows) * (60 * (2 * k + 16) + 16 * k)
+    height, across = min(_TILE_ROWS, len(rows)), min(TILE, count)
+    sample = min(count, max(1024, 2 * k))
+    tiles = height * across * (4 + _PAIR_BYTES) + 6 * width * (height + across)
+    tiles += min(TILE, len(rows)) * sample * 4 + 4 * width * sample + 8 * TILE * width
+    listed = min(_LISTED, len(rows) * k)
+    pairs = 40 * listed + (0 if rows.in_place and columns.in_place else 8 * _COPIED)
+    return sides + lists + tiles + pairs + _PILOT_PAIR * min(_PILOT, len(rows)) * count
+
+
+def check_memory(memory: int | None, needed: int, what: str) -> None:
+    """Raise a `UserError` that says how much is needed, where a bound on memory is below it.
+
+    Args:
+        memory: bytes that may be allocated, or None.
+        needed: bytes that it takes.
+        what: takes them.
+    """
+    if memory is not None and memory < needed:
+        raise UserError(
+            f"memory: {spell(memory)} does not suffice for {what}; give at least {spell(needed)}"
+        )

@@ -97,7 +97,7 @@ def checked(
         if features.camids is not None:
             counts["cameras"] = len(np.setdiff1d(features.camids, UNKNOWN))
         shape = " x ".join(map(str, features.rows.shape))
-        kind = str(features.rows.dtype).removeprefix("torch.")
+        kind = str(features.rows.stored).removeprefix("torch.")
         lines.append(
             f"{side}: {shape} {kind}, "
             + ", ".join(f"{what}: {count}" for what, count in counts.items())
@@ -215,7 +215,7 @@ def _values(
     side: str, features: Features, metric: str | None
 ) -> tuple[list[Finding], torch.Tensor]:
     findings = []
-    norms = torch.cat([squared_norms(shard.flatten(1)).cpu() for shard in features.rows.shards])
+    norms = torch.cat([squared_norms(shard.flatten(1)).cpu() for shard in features.rows.values()])
     whole = norms
     if features.visibility is not None:
         unseen = torch.nonzero((features.visibility == 0).all(1)).squeeze(1)
@@ -229,7 +229,7 @@ def _values(
             )
         # What is normalised is each part; an unseen one may be any number.
         of_parts = torch.cat(
-            [squared_norms(shard.flatten(0, 1)).cpu() for shard in features.rows.shards]
+            [squared_norms(shard.flatten(0, 1)).cpu() for shard in features.rows.values()]
         )
         norms = of_parts.reshape(features.visibility.shape)
         anything = (features.visibility == 0) & torch.isfinite(norms)

@@ -20,6 +20,7 @@ from mmga.common import ids
 from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError, first_line
 from mmga.common.files import atomic_path, read_json_object
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.neighbours import squared_distances_
@@ -29,6 +30,7 @@ from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
 from mmga.retrieval.neighbours.certified_knn import exact_order
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows, search
+from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
 from mmga.retrieval.reranking.encode import (
     averaged,
     encoded_distances,
@@ -106,6 +108,8 @@ class GalleryIndex:
         rule: KReciprocal | None = None,
         metric: str = "cosine",
         *,
+        exact: str | None = None,
+        memory: str | int | None = None,
         progress: Progress | None = None,
     ) -> GalleryIndex:
         """Find and encode the neighbours of a gallery.
@@ -114,10 +118,14 @@ class GalleryIndex:
             gallery: `Features` without junk, or a tensor or array [G, D].
             rule: settings, `KReciprocal()` if None.
             metric: "cosine" or "euclidean".
+            exact: whose order neighbours that nearly tie have, see `mmga.nearest`; queries join
+                them in the order of float64 arithmetic wherever that can be.
+            memory: bound on what the search for neighbours allocates, such as ``"2G"``.
             progress: called as (phase, done, total).
 
         Raises:
-            UserError: the metric is unknown, a value is not finite, or the gallery holds junk.
+            UserError: the metric is unknown, a value is not finite, the gallery holds junk, or
+                `memory` does not suffice.
         """
         check_rule(rule)
         rule = rule or KReciprocal()
@@ -132,7 +140,9 @@ class GalleryIndex:
         vectors = VectorSet([rows], metric)
         # One more item will be there: the query.
         k = min(rule.neighbours_needed(len(rows) + 1), len(rows))
-        near = search(vectors, k, progress=progress).neighbours
+        needed = search_bytes(vectors, vectors, k)
+        check_memory(parse(memory), needed, f"the neighbours of {len(rows)} items")
+        near = search(vectors, k, exact=exact, progress=progress).neighbours
         sets = expanded_sets(near, rule)
         distances = set_distances(sets, near, vectors.pair_distances)
         encoded = ops.encode(sets, *encoded_distances(distances, near.maxima, rule))

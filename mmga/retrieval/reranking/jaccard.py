@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError, real_number
+from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops._library import has_kernel
@@ -17,11 +18,9 @@ from mmga.ops.precision import float32_products
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows, search
 from mmga.retrieval.neighbours.sparse import to_torch
+from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
 from mmga.retrieval.reranking.encode import encode
 from mmga.retrieval.reranking.settings import KReciprocal
-
-if TYPE_CHECKING:
-    pass
 
 _LOG = logging.getLogger(__name__)
 # The re-ranking rule of each clustering rule: 'cluster' has lists of k1 and weights softmax(-d).
@@ -34,6 +33,10 @@ _RULES: dict[str, Literal["fastreid", "zhong", "torchreid"]] = {
 _NEAR = 0.9
 # Distances below are what rounding leaves of a distance of zero.
 _ROUNDING = 2.0**-44
+# Of an entry of the encodings, by rows and by columns.
+_ENCODED_BYTES = 36
+# Of a stored distance while the matrix is put together: twice in rows, then in its mirror image.
+_STORED_BYTES = 48
 _ROWS = 8192  # between two calls of `progress`, and chances to interrupt
 
 
@@ -48,6 +51,7 @@ def jaccard_distance(
     metric: str = "euclidean",
     progress: Progress | None = None,
     exact: str | None = None,
+    memory: str | int | None = None,
 ) -> Tensor:
     """Return the k-reciprocal Jaccard distances of a set to itself as a sparse matrix.
 
@@ -68,15 +72,16 @@ def jaccard_distance(
         metric: "euclidean": d is the squared distance of the features as given; "cosine": of the
             normalised ones.
         progress: called as (phase, done, total).
-        exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic,
-            found through few coordinates or 8 bits; ``"float32"``: that of float32 tiles. None:
-            certified where that is cheaper, which large sets of wide features are.
+        exact: ``"certified"``: neighbours that nearly tie have the order of float64 arithmetic;
+            ``"float32"``: that of float32 tiles; None: certified where that can be (on the CPU).
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
 
     Returns:
         [N, N] torch sparse CSR, float64, int32 indices where these suffice.
 
     Raises:
-        UserError: an argument is out of its range, or a value is NaN or infinite.
+        UserError: an argument is out of its range, `memory` does not suffice, or a value is NaN
+            or infinite.
     """
     rule = _rule(k1, k2, variant)
     if max_distance is not None and not 0 <= real_number("max_distance", max_distance) < 1:
@@ -89,11 +94,13 @@ def jaccard_distance(
     vectors = VectorSet([feature_rows(features, "features")], metric)
     n = len(vectors)
     k, farthest = rule.neighbours_needed(n), rule.divides
+    bound, needed = parse(memory), search_bytes(vectors, vectors, k)
+    check_memory(bound, needed, f"the neighbours of {n} items")
     found = search(vectors, k, exact=exact, farthest=farthest, alone=True, progress=progress)
     searched = time.perf_counter()
     rows = encode(found.neighbours, rule, vectors.pair_distances)
     encoded = time.perf_counter()
-    matrix = _all_rows(rows, n, max_distance, progress)
+    matrix = _all_rows(rows, n, max_distance, bound, progress)
     seconds = searched - start, encoded - searched, time.perf_counter() - encoded
     _LOG.info(
         "Jaccard distances of %d items: neighbours %.2f s, encoding %.2f s, distances %.2f s, "
@@ -110,7 +117,11 @@ def _rule(k1: int, k2: int, variant: str) -> KReciprocal:
 
 
 def _all_rows(
-    rows: ops.CsrRows, n: int, max_distance: float | None, progress: Progress | None
+    rows: ops.CsrRows,
+    n: int,
+    max_distance: float | None,
+    memory: int | None,
+    progress: Progress | None,
 ) -> ops.CsrRows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
@@ -125,12 +136,16 @@ def _all_rows(
         def some(chosen: Tensor) -> ops.CsrRows:
             return ops.jaccard_rows(rows, inverted, chosen, max_distance, upper=upper)
 
-    pieces = []
+    pieces, needed = [], _ENCODED_BYTES * len(rows.values)
     for begin in range(0, n, _ROWS):
         chosen = torch.arange(begin, min(begin + _ROWS, n), device=rows.offsets.device)
         pieces.append(_holding_themselves(some(chosen), begin))
+        done = int(chosen[-1]) + 1
+        needed += _STORED_BYTES * len(pieces[-1].values)
+        if memory is not None and needed > memory:
+            check_memory(memory, needed * n // done, f"Jaccard distances of {n} items")
         if progress is not None:
-            progress("Jaccard distances", int(chosen[-1]) + 1, n)
+            progress("Jaccard distances", done, n)
     whole = pieces.pop() if len(pieces) == 1 else _joined(pieces)
     return ops.symmetrise(whole) if upper else whole
 

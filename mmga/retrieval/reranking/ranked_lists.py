@@ -26,18 +26,28 @@ from mmga.retrieval.reranking.settings import KReciprocal
 
 
 @dataclass(frozen=True, slots=True)
-class Expansion:
-    """Averaging of features with their neighbours before a search.
+class Search:
+    """What is searched for, and how.
 
     Attributes:
-        expand: nearest gallery items that each query is averaged with.
-        augment: nearest other items that each gallery item is averaged with.
-        alpha: weights are cosine to this power.
+        topk: items for each query.
+        metric: "cosine" or "euclidean".
+        rule: re-ranks all queries together; None ranks by the plain distance.
+        expand: nearest gallery items that each query is averaged with first.
+        augment: nearest other items that each gallery item is averaged with first.
+        alpha: weights of both are cosine to this power.
+        exact: whose order items that nearly tie have, see `mmga.nearest`.
+        memory: bytes that may be allocated beyond the features, or None.
     """
 
+    topk: int
+    metric: str
+    rule: KReciprocal | None = None
     expand: int = 0
     augment: int = 0
     alpha: float = 3.0
+    exact: str | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class RankedLists:
         """Queries without a list: junk, which re-ranking leaves out."""
         return np.flatnonzero(self.indices[:, 0] < 0)
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
         """Yield one record for each rank of each query but `left_out`."""
         own, left_out = row_labels(self.query), set(self.left_out.tolist())
         for number, pairs in enumerate(zip(self.distances, self.indices, strict=True)):
@@ -76,8 +86,10 @@ class RankedLists:
                 for name, values in self.labels.items():
                     record[f"gallery_{name}"] = ids.plain(values[item])
                 yield record
+            if progress is not None:
+                progress("results", number + 1, len(self.query))
 
-    def write(self, out: Path, settings: dict[str, Any]) -> None:
+    def write(self, out: Path, settings: dict[str, Any], progress: Progress | None = None) -> None:
         """Write all records as .csv or, with the settings of the search, as .json.
 
         Raises:
@@ -85,12 +97,12 @@ class RankedLists:
         """
         with atomic_path(out) as path, path.open("w", newline="") as file:
             if out.suffix == ".json":
-                content = {"schema": 1, **settings, "results": list(self.records())}
+                content = {"schema": 1, **settings, "results": list(self.records(progress))}
                 json.dump(content, file, indent=1)
                 file.write("\n")
                 return
             writer = None
-            for record in self.records():
+            for record in self.records(progress):
                 if writer is None:
                     writer = csv.DictWriter(file, list(record))
                     writer.writeheader()
@@ -98,45 +110,59 @@ class RankedLists:
 
 
 def search_features(
-    query: Features,
-    gallery: Features,
-    topk: int,
-    metric: str,
-    rule: KReciprocal | None = None,
-    expansion: Expansion | None = None,
-    progress: Progress | None = None,
+    query: Features, gallery: Features, search: Search, progress: Progress | None = None
 ) -> RankedLists:
     """Search a gallery for the nearest items of every query.
 
     Args:
         query: features of the queries.
         gallery: features of the gallery.
-        topk: items for each query.
-        metric: "cosine" or "euclidean".
-        rule: re-ranks all queries together; None ranks by the plain distance.
-        expansion: averages features first; None does not.
+        search: what is searched for.
         progress: called as (phase, done, total).
 
     Raises:
-        UserError: the sides do not fit each other, or `topk` exceeds the gallery.
+        UserError: the sides do not fit each other, `topk` exceeds the gallery, or the memory does
+            not suffice.
     """
-    expansion = expansion or Expansion()
     found: Any = query
     among: Any = gallery
-    if expansion.augment:
-        among = augment_gallery(gallery, expansion.augment, expansion.alpha, progress=progress)
-    if expansion.expand:
-        found = expand_queries(query, among, expansion.expand, expansion.alpha, progress=progress)
-    if rule is None:
-        near = nearest(found, among, topk, metric, progress=progress)
+    exact, left = search.exact, search.memory
+    if search.augment:
+        among = augment_gallery(
+            gallery, search.augment, search.alpha, exact=exact, memory=left, progress=progress
+        )
+        left = _left(left, among)
+    if search.expand:
+        found = expand_queries(
+            query, among, search.expand, search.alpha, exact=exact, memory=left, progress=progress
+        )
+        left = _left(left, found)
+    if search.rule is None:
+        near = nearest(
+            found, among, search.topk, search.metric, exact=exact, memory=left, progress=progress
+        )
     else:
         # Labels mark junk, which the neighbour graph leaves out.
         found, among = (
             side if isinstance(side, Features) else Features(side, original.pids)
             for side, original in ((found, query), (among, gallery))
         )
-        near = rerank(found, among, rule, metric=metric, topk=topk, progress=progress)
+        near = rerank(
+            found,
+            among,
+            search.rule,
+            metric=search.metric,
+            topk=search.topk,
+            exact=exact,
+            memory=left,
+            progress=progress,
+        )
     return RankedLists(query, row_labels(gallery), near[0].numpy(), near[1].numpy())
+
+
+def _left(memory: int | None, taken: torch.Tensor) -> int | None:
+    """Return what a tensor, which was allocated within it, leaves of the memory."""
+    return None if memory is None else max(1, memory - taken.nbytes)
 
 
 def search_index(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common import memory
+from mmga.common import memory as memory_sizes
 from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError, whole_number
 from mmga.common.progress import Progress
@@ -16,6 +16,7 @@ from mmga.ops.neighbours import Neighbours, nearest_in_rows
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import Features
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows
+from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
 from mmga.retrieval.reranking.distances import Reranking, graph_vectors
 from mmga.retrieval.reranking.encode import encode, jaccard, mix
 from mmga.retrieval.reranking.settings import KReciprocal, check_rule
@@ -75,6 +76,8 @@ def rerank(
     *,
     metric: str = "cosine",
     topk: None = None,
+    exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> np.ndarray: ...
 
@@ -87,6 +90,8 @@ def rerank(
     *,
     metric: str = "cosine",
     topk: int,
+    exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
@@ -99,6 +104,8 @@ def rerank(
     *,
     metric: str = "cosine",
     topk: None = None,
+    exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor: ...
 
@@ -111,6 +118,8 @@ def rerank(
     *,
     metric: str = "cosine",
     topk: int,
+    exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -123,6 +132,8 @@ def rerank(
     *,
     metric: str = "cosine",
     topk: int | None = None,
+    exact: str | None = None,
+    memory: str | int | None = None,
     progress: Progress | None = None,
 ) -> Tensor | np.ndarray | tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return re-ranked distances of queries to gallery from features.
@@ -134,6 +145,8 @@ def rerank(
         rerank: settings, `KReciprocal()` if None.
         metric: "cosine" or "euclidean".
         topk: give only the nearest so many of each query.
+        exact: whose order neighbours that nearly tie have, see `mmga.nearest`.
+        memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
 
     Returns:
@@ -141,14 +154,14 @@ def rerank(
         [Q, topk]), in the order of (distance, index). Arrays if `query` is an array.
 
     Raises:
-        UserError: the matrix does not fit the free memory, `topk` is out of range, widths differ,
-            or a value is NaN or infinite.
+        UserError: the matrix does not fit the free memory or `memory`, `topk` is out of range,
+            widths differ, or a value is NaN or infinite.
     """
     sides = feature_rows(query, "query"), feature_rows(gallery, "gallery")
     check_metric(metric)
     check_rule(rerank)
     topk = None if topk is None else whole_number("topk", topk)
-    chosen = _not_junk(query), _not_junk(gallery)
+    chosen, bound = (_not_junk(query), _not_junk(gallery)), memory_sizes.parse(memory)
     shape = len(sides[0]), len(sides[1])
     if topk is None:
         _check_room(*shape)
@@ -163,7 +176,13 @@ def rerank(
         )
     vectors = graph_vectors(*sides, metric, rows=chosen)
     queries = shape[0] if chosen[0] is None else len(chosen[0])
-    reranking = Reranking(vectors, queries, rerank or KReciprocal(), progress=progress)
+    rule = rerank or KReciprocal()
+    if bound is not None:
+        needed = 8 * shape[0] * shape[1] if topk is None else 16 * shape[0] * topk
+        needed += search_bytes(vectors, vectors, rule.neighbours_needed(len(vectors)))
+        check_memory(bound, needed, f"re-ranking {shape[0]} queries and {shape[1]} gallery items")
+        bound -= needed
+    reranking = Reranking(vectors, queries, rule, exact=exact, memory=bound, progress=progress)
     rows = (
         torch.arange(shape[0], device="cpu") if chosen[0] is None else torch.from_numpy(chosen[0])
     )
@@ -194,7 +213,7 @@ def _not_junk(value: ArrayLike) -> np.ndarray | None:
 
 def _check_room(queries: int, gallery: int) -> None:
     """Raise where a matrix of distances is larger than the memory that is free."""
-    needed, free = 8 * queries * gallery, memory.available()
+    needed, free = 8 * queries * gallery, memory_sizes.available()
     if free is not None and needed > free:  # elsewhere than on Linux the allocation itself tells
         raise UserError(
             f"a matrix of {queries} x {gallery} distances takes {needed / 2**30:.1f} GiB and "

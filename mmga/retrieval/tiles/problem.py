@@ -84,7 +84,7 @@ def checked(side: str, features: Features, metric: str) -> tuple[Features, Tenso
     norms = torch.cat(
         [
             distance.squared_norms(shard.flatten(0, -2)).cpu().reshape(shard.shape[:-1])
-            for shard in features.rows.shards
+            for shard in features.rows.values()
         ]
     )
     bad = torch.nonzero(~torch.isfinite(norms.view(len(norms), -1)).all(1)).squeeze(1)

@@ -62,6 +62,22 @@ def test_duplicates_average_to_themselves():
     np.testing.assert_allclose(augment_gallery(x, 3), unit(x.numpy()), atol=1e-6)
 
 
+def near_tie():
+    """A vector, then two of which the second is nearer by less than float32 tells."""
+    farther = np.float32(0.01)
+    nearer = np.nextafter(farther, np.float32(0))
+    return np.array([[1, 0, 0], [1, farther, 0], [1, 0, nearer]], np.float32)
+
+
+@pytest.mark.parametrize(("exact", "axis"), [(None, 2), ("certified", 2), ("float32", 1)])
+def test_near_ties_have_the_order_asked_for(exact, axis):
+    x = near_tie()
+    wider = augment_gallery(x, 1, exact=exact)
+    assert wider[0].nonzero().flatten().tolist() == [0, axis]
+    asked = expand_queries(x[:1], x[1:], 1, exact=exact)
+    assert asked[0].nonzero().flatten().tolist() == [0, axis]
+
+
 def test_bad_arguments_are_one_sentence(sides):
     x, y = sides
     with pytest.raises(mmga.UserError, match="from 0 to the 40 there are, got 41"):

@@ -165,3 +165,14 @@ def test_duplicates_and_near_ties_stand_where_the_full_computation_has_them(metr
         for one in (*query, gallery[36], gallery[50]):
             expected = mmga.rerank(one[None], gallery, rule, metric=metric)[0]
             np.testing.assert_allclose(index.rerank(one), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_near_ties_have_the_order_asked_for():
+    farther = np.float32(0.01)  # by less than float32 tells
+    nearer = np.nextafter(farther, np.float32(0))
+    x = np.array([[1, 0, 0], [1, farther, 0], [1, 0, nearer]], np.float32)
+    for exact, order in ((None, [0, 2, 1]), ("certified", [0, 2, 1]), ("float32", [0, 1, 2])):
+        index = GalleryIndex.build(x, exact=exact)
+        assert index.arrays["neighbours"][0].tolist() == order
+    with pytest.raises(mmga.UserError, match="the neighbours of 3 items; give at least"):
+        GalleryIndex.build(x, memory="1K")

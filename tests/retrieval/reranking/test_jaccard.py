@@ -12,6 +12,7 @@ from reranking_cases import grid, squared
 
 import mmga
 from mmga.retrieval.neighbours.sparse import to_dense, to_scipy
+from mmga.retrieval.reranking import jaccard
 from mmga.retrieval.reranking.jaccard import jaccard_distance
 
 CASES = settings(max_examples=40, deadline=None, derandomize=True)
@@ -224,3 +225,23 @@ def test_neighbours_and_clusters_of_precomputed_distances():
     search = neighbours.NearestNeighbors(n_neighbors=3, metric="precomputed").fit(ordered)
     found = search.kneighbors(ordered)[0]
     np.testing.assert_array_equal(found, np.sort(dense, axis=1)[:, :3])
+
+
+def test_too_little_memory_says_how_much_is_enough(monkeypatch):
+    monkeypatch.setattr(jaccard, "search_bytes", lambda rows, columns, k: 0)
+    x = crowd()
+    plain = jaccard_distance(x)
+    for memory in ("1K", "40K"):
+        with pytest.raises(mmga.UserError, match=f"of {len(x)} items; give at least") as error:
+            jaccard_distance(x, memory=memory)
+    least = str(error.value).rsplit(" ", 1)[1]
+    assert torch.equal(jaccard_distance(x, memory=least).to_dense(), plain.to_dense())
+
+
+def test_near_ties_have_the_order_asked_for():
+    farther = np.float32(0.01)  # by less than float32 tells
+    nearer = np.nextafter(farther, np.float32(0))
+    x = np.array([[1, 0, 0], [1, farther, 0], [1, 0, nearer]], np.float32)
+    for exact, absent in ((None, 1), ("certified", 1), ("float32", 2)):
+        found = to_dense(jaccard_distance(x, 2, 1, exact=exact, metric="cosine"))
+        assert found[0, absent] == 1 and found[0, 3 - absent] < 1

@@ -251,3 +251,13 @@ def test_a_matrix_that_does_not_fit_is_an_error():
     x = torch.zeros(1, 1).expand(3_000_000, 1)
     with pytest.raises(mmga.UserError, match="pass topk="):
         rerank(x, x)
+
+
+def test_too_little_memory_says_how_much_is_enough():
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+    words = {"topk": 5, "exact": "certified"}
+    with pytest.raises(mmga.UserError, match="10 queries and 50 gallery items; give") as error:
+        mmga.rerank(x[:10], x[10:], memory="4K", **words)
+    least = str(error.value).rsplit(" ", 1)[1]
+    found = mmga.rerank(x[:10], x[10:], memory=least, **words)
+    assert torch.equal(found[1], mmga.rerank(x[:10], x[10:], **words)[1])
