@@ -402,8 +402,9 @@ def checked(name: str, work: Work, index: np.ndarray, distance: np.ndarray, key:
         raise SystemExit("mmga's neighbours are not those of float64 arithmetic")
     apart = [0.0]
     for query, item in work.duplicates:
-        equal = (index[query] == item) | (work.own & (index[query] == query))
-        apart += np.abs(distance[query][equal]).tolist()
+        equal = (query, item) if work.own else (item,)
+        for one in equal if work.own else (query,):
+            apart += np.abs(distance[one][np.isin(index[one], equal)]).tolist()
     return {"differ": float(differs.mean()), "duplicates_apart": max(apart)}
 
 
