@@ -94,6 +94,21 @@ def test_wrong_neighbours_are_found(script, key):
     assert script.checked("some", work, index, distance, key)["duplicates_apart"] == 1e-3
 
 
+def test_a_long_call_is_not_repeated(script, monkeypatch):
+    calls = []
+    contender = script.Contender(lambda: calls.append(1), scale=0.5)
+    monkeypatch.setitem(script.CONTENDERS, "product int8", lambda work: contender)
+    monkeypatch.setattr(script, "LONG", 0.0)
+    row = script.Row(0, 60, 8, "flat", 3)
+    one = script.measure(row, ["product int8"], 5, 1)["contenders"]["product int8"]
+    assert (one["runs"], len(calls)) == (1, 1)
+    one = script.measure(row, ["product int8"], 1, 1)["contenders"]["product int8"]
+    assert (one["runs"], len(calls)) == (1, 2)
+    monkeypatch.setattr(script, "LONG", 60.0)
+    one = script.measure(row, ["product int8"], 5, 1)["contenders"]["product int8"]
+    assert (one["runs"], len(calls)) == (5, 8)
+
+
 def test_other_neighbours_without_8_bits_are_an_error(script, monkeypatch):
     found = iter(["one", "other"])
 
