@@ -9,7 +9,8 @@ Every row is a search of simulated, unit-length float32 features (benchmarks/sim
 of a person, or queries and a gallery with distractors; spectra flat and decaying), in a process of
 its own in which all are run in turn; seconds are medians of `--rounds` after one call to warm up.
 Of calls of more than 12 s there are as many as take 60 s, and of more than 30 s the first alone
-counts (the column `runs`). All rows take about an hour on two cores, most of it panorama and usearch.
+counts (the column `runs`). All rows take about an hour on two cores, most of it panorama's and
+usearch's.
 
 mmga        `mmga.nearest(x, x, k)`, cosine, in the order of float64 arithmetic
 faiss       `IndexFlatIP.search`; adding the rows is not counted
@@ -568,8 +569,9 @@ def main() -> None:
     if options.json is not None and options.json.exists():
         kept = json.loads(options.json.read_text())
     for row in options.chosen:
+        row = reduced(row) if options.quick else row
         print(row.name, file=sys.stderr, flush=True)
-        figures = measured(reduced(row) if options.quick else row, options)
+        figures = measured(row, options)
         print(table(row.name, figures), flush=True)
         if options.json is not None:  # after each row: a long run may be stopped
             kept[row.name] = figures
