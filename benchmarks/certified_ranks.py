@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measure import Figures, in_turn, machine
 from simulated import market_like, simulate
 from torch import Tensor
 
@@ -32,24 +30,8 @@ from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.certified_knn import certified_neighbours
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 
-Figures = dict[str, Any]
 SPECTRA = (("decaying", 0.0), ("flat", 0.5), ("flat", 0.05))
 NEIGHBOURS = 21
-
-
-def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> tuple[Figures, dict[str, Any]]:
-    """Return the median seconds of each call, all of them, and the last results."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    results = {}
-    for number in range(rounds):
-        for name, call in calls.items():
-            results.pop(name, None)
-            begun = time.perf_counter()
-            results[name] = call()
-            seconds[name].append(time.perf_counter() - begun)
-        print(f"  round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"seconds": medians, "all": seconds}, results
 
 
 def sides(
@@ -282,30 +264,6 @@ def main() -> None:
                 temporary.write_text(json.dumps(found, indent=1) + "\n")
     if options.figure is not None:
         draw(options.figure, found["grid"]["points"])
-
-
-def machine() -> Figures:
-    """Return what the seconds depend on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "backend": mmga.ops.backends()["cpu"],
-        "commit": commit.stdout.strip(),
-        "processor": processor(),
-    }
-
-
-def processor() -> str:
-    """Return the name of the processor, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/large_galleries.py --json large.json
     python benchmarks/large_galleries.py --only msmt17 --dimension 2048 --rounds 3
+    python benchmarks/large_galleries.py --only market500k --in-full --rounds 1
     python benchmarks/large_galleries.py --scale 20 --rounds 1          # a try that takes seconds
 
 Workloads, with simulated features (seeded, about 15 matches a query, normalised):
@@ -13,15 +14,18 @@ Workloads, with simulated features (seeded, about 15 matches a query, normalised
 
 Providers: `mmga` (mmga.evaluate, features to metrics), `tiles` (the same tiles without counting)
 and `product` (the bare product in blocks of rows; in blocks of the gallery where it lies on disk).
+With `--in-full` all items, queries first, are one set on disk (`--stored`), and the providers are
+`neighbours` (`mmga.nearest` of the set in itself, k = 30), `former` (`--slice` seconds of the pass
+by float32 tiles that computed them formerly, projected to the whole) and `reranked` (features to
+plain and re-ranked metrics).
 Each measurement is a process of its own, so that peaks of memory do not mix; a round measures all
 providers one after the other, and the table shows medians over rounds. `peak` is resident memory
 beyond torch itself, without clean pages of mapped files, as `Report.peak_memory_bytes`; `process`
-is the raw peak of the process. Features held in memory count in both.
+is the raw peak of the process. Features held in memory count in both, mapped files in the latter.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,11 +36,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from large_reranking import neighbour_slice
+from measure import machine
 
+from mmga import KReciprocal, nearest
 from mmga.common import memory
 from mmga.common.progress import bar
 from mmga.retrieval.evaluate import evaluate
 from mmga.retrieval.features import Features, load_features
+from mmga.retrieval.features.features import joined
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.metrics.rank import PAIR_LIMIT
 from mmga.retrieval.protocols.protocol import protocol_named
@@ -44,6 +52,8 @@ from mmga.retrieval.protocols.selection import Labels, select
 from mmga.retrieval.tiles.sources import feature_source
 
 PROVIDERS = ("mmga", "tiles", "product")
+IN_FULL = ("neighbours", "former", "reranked")
+NEIGHBOURS = 30
 CAMERAS = 6
 BLOCK = 1 << 15  # rows that are simulated at once
 OUTPUT_BYTES = 256 << 20  # what one block of the bare product writes
@@ -59,14 +69,14 @@ class Workload:
         items: G.
         known: gallery items of the queries' identities; the rest are distractors.
         dimension: D.
-        on_disk: float16, memory-mapped; else float32 in memory.
+        stored: float32 in memory, or the dtype of a memory-mapped file.
     """
 
     queries: int
     items: int
     known: int
     dimension: int
-    on_disk: bool = False
+    stored: str = "memory"
 
     @property
     def people(self) -> int:
@@ -78,7 +88,7 @@ WORKLOADS = {
     "market": Workload(3_368, 15_913, 13_115, 2048),
     "market500k": Workload(3_368, 515_913, 13_115, 512),
     "msmt17": Workload(11_659, 82_161, 82_161, 512),
-    "disk5m": Workload(3_368, 5_000_000, 13_115, 256, on_disk=True),
+    "disk5m": Workload(3_368, 5_000_000, 13_115, 256, "float16"),
 }
 
 
@@ -101,7 +111,7 @@ def simulate(folder: Path, work: Workload, progress) -> None:
         rows = np.lib.format.open_memmap(
             folder / side / "features.npy",
             "w+",
-            np.float16 if work.on_disk else np.float32,
+            np.float16 if work.stored == "float16" else np.float32,
             (count, work.dimension),
         )
         for start in range(0, count, BLOCK):
@@ -162,10 +172,25 @@ def run_product(query: Features, gallery: Features, peak: memory.Peak) -> None:
     print_result(time.perf_counter() - begun, peak)
 
 
-def run_mmga(query: Features, gallery: Features, bound: str | None) -> None:
+def run_neighbours(items: Features, peak: memory.Peak) -> None:
+    """Search a set in itself."""
+    begun = time.perf_counter()
+    nearest(items, items, NEIGHBOURS, progress=lambda *given: peak.sample())
+    print_result(time.perf_counter() - begun, peak)
+
+
+def run_former(items: Features, seconds: float, peak: memory.Peak) -> None:
+    """Search by float32 tiles for some seconds and project the whole."""
+    found = neighbour_slice(items.rows, NEIGHBOURS, seconds)
+    print_result(found.get("projected total seconds", found["seconds"]), peak, share=found["share"])
+
+
+def run_mmga(
+    query: Features, gallery: Features, bound: str | None, rerank: KReciprocal | None = None
+) -> None:
     """Evaluate."""
     begun = time.perf_counter()
-    report = evaluate(query, gallery, memory=bound)
+    report = evaluate(query, gallery, memory=bound, rerank=rerank)
     seconds = time.perf_counter() - begun
     result = {
         "seconds": seconds,
@@ -175,14 +200,16 @@ def run_mmga(query: Features, gallery: Features, bound: str | None) -> None:
         "mAP": report.mAP,
         "backend": report.backend,
     }
+    if report.reranked is not None:
+        result |= {"mAP_reranked": report.reranked.mAP, "by_stage": report.seconds}
     print(json.dumps(result))
 
 
-def print_result(seconds: float, peak: memory.Peak) -> None:
+def print_result(seconds: float, peak: memory.Peak, **more: float) -> None:
     """Tell the parent what was measured."""
     peak.sample()
     result = {"seconds": seconds, "peak_bytes": peak.bytes, "process_bytes": memory.process_peak()}
-    print(json.dumps(result))
+    print(json.dumps(result | more))
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -190,13 +217,20 @@ def measure(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     memory.baseline()
-    query, gallery = sides(options.folder, in_memory=options.memory is None)
+    query, gallery = sides(options.folder, in_memory=options.stored == "memory")
     if options.queries and options.queries < len(query):
         chosen = np.random.default_rng(0).permutation(len(query))[: options.queries]
         query = query.select(np.sort(chosen))
     peak = memory.Peak()
-    if options.measure == "mmga":
-        run_mmga(query, gallery, options.memory)
+    if options.measure in ("neighbours", "former"):
+        items = joined([query, gallery])
+        if options.measure == "neighbours":
+            run_neighbours(items, peak)
+        else:
+            run_former(items, options.slice, peak)
+    elif options.measure in ("mmga", "reranked"):
+        rerank = KReciprocal() if options.measure == "reranked" else None
+        run_mmga(query, gallery, options.memory, rerank)
     elif options.measure == "tiles":
         run_tiles(query, gallery, options.memory, peak)
     else:
@@ -207,7 +241,8 @@ def child(provider: str, folder: Path, work: Workload, options: argparse.Namespa
     """Measure one provider in a process of its own."""
     words = [sys.executable, __file__, "--measure", provider, "--folder", str(folder)]
     words += ["--threads", str(options.threads), "--queries", str(options.queries)]
-    if work.on_disk:
+    words += ["--stored", work.stored, "--slice", str(options.slice)]
+    if work.stored != "memory" and (options.memory or provider in PROVIDERS):
         words += ["--memory", options.memory or "1G"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -230,10 +265,10 @@ def table(name: str, work: Workload, queries: int, found: dict[str, dict]) -> st
     """Return the medians as text."""
     lines = [
         f"{name}: {queries} x {work.items:,}, D = {work.dimension}, "
-        f"{'float16 on disk' if work.on_disk else 'float32 in memory'}, {LABEL}",
+        f"{'float32 in memory' if work.stored == 'memory' else f'{work.stored} on disk'}, {LABEL}",
         f"{'':<10}{'seconds':>10}{'ratio':>8}{'peak MiB':>10}{'process MiB':>13}",
     ]
-    bare = found.get("product", {}).get("seconds")
+    bare = found.get("product", found.get("former", {})).get("seconds")
     for provider, one in found.items():
         ratio = f"{one['seconds'] / bare:.2f}" if bare else "-"
         lines.append(
@@ -243,46 +278,33 @@ def table(name: str, work: Workload, queries: int, found: dict[str, dict]) -> st
     return "\n".join(lines)
 
 
-def machine(options: argparse.Namespace) -> dict:
-    """Return what the figures hold for."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    return {
-        "command": " ".join(["python", "benchmarks/large_galleries.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip() or None,
-        "machine": f"{platform.machine()} {platform.system()}",
-        "torch": torch.__version__,
-        "threads": options.threads or torch.get_num_threads(),
-    }
-
-
 def parsed() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    every = (*PROVIDERS, *IN_FULL)
+    parser.add_argument("--providers", nargs="+", choices=every, help="of all, or of --in-full")
+    parser.add_argument("--in-full", action="store_true", help="neighbours and re-ranking of all")
+    parser.add_argument("--stored", choices=("memory", "float16", "float32"), help="features")
+    parser.add_argument("--slice", type=float, default=60.0, help="seconds of the former pass (60)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each provider")
     parser.add_argument("--queries", type=int, default=0, help="a sample of so many; 0 for all")
     parser.add_argument("--dimension", type=int, default=512, help="D of msmt17")
     parser.add_argument("--scale", type=int, default=1, help="divide both sides by this")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 for its choice")
-    parser.add_argument("--memory", default=None, help="bound of disk5m (1G)")
+    parser.add_argument("--memory", default=None, help="bound of what lies on disk (disk5m: 1G)")
     parser.add_argument("--folder", type=Path, default=None, help="where features are simulated")
     parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
-    parser.add_argument("--measure", choices=PROVIDERS, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=every, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not 0 <= options.threads <= 1024:
         parser.error(f"--threads: expected 0 to 1024, found {options.threads}")
     for name in ("rounds", "scale"):
         if getattr(options, name) < 1:
             parser.error(f"--{name}: expected at least 1")
+    options.providers = options.providers or list(IN_FULL if options.in_full else PROVIDERS)
     return options
 
 
@@ -300,7 +322,7 @@ def main() -> None:
             shape.items // options.scale,
             shape.known // options.scale,
             options.dimension if name == "msmt17" else shape.dimension,
-            shape.on_disk,
+            options.stored or ("float16" if options.in_full else shape.stored),
         )
         with (
             tempfile.TemporaryDirectory(dir=options.folder, prefix=f"{name}-") as made,
@@ -325,7 +347,8 @@ def main() -> None:
             "providers": medians,
         }
         if options.json is not None:  # after each workload: a long run may be stopped
-            values = {"schema": 1, "features": LABEL, **machine(options), "workloads": results}
+            values = {"schema": 1, "features": LABEL, **machine(), "workloads": results}
+            values["command"] = " ".join(["python", "benchmarks/large_galleries.py", *sys.argv[1:]])
             options.json.write_text(json.dumps(values, indent=1) + "\n")
 
 

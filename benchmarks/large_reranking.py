@@ -102,7 +102,7 @@ def market(options: argparse.Namespace) -> Figures:
     from mmga.ops import k_reciprocal as ops
     from mmga.retrieval.features.sharded_matrix import ShardedMatrix
     from mmga.retrieval.features.vectors import VectorSet
-    from mmga.retrieval.neighbours.knn import float32_neighbours
+    from mmga.retrieval.neighbours.knn import search
     from mmga.retrieval.neighbours.tile_sizes import TILE
     from mmga.retrieval.reranking.encode import encode
 
@@ -130,7 +130,7 @@ def market(options: argparse.Namespace) -> Figures:
         say(f"round {round_number + 1} of {options.repeats}")
         watches["half"].run(lambda: half @ x.t())
         watches["tiles"].run(lambda: products_by_tiles(x, TILE))
-        near = watches["neighbours"].run(lambda: float32_neighbours(feature_set, 21))
+        near = watches["neighbours"].run(lambda: search(feature_set, 21).neighbours)
         watches["sparse"].run(lambda found=near: sparse(found), warm=round_number == 0)
         watches["plain"].run(lambda: mmga.evaluate(query, gallery))
         report = watches["evaluate"].run(lambda: mmga.evaluate(query, gallery, rerank=rule))
@@ -291,13 +291,12 @@ def shown(limit: float | None = None) -> Callable[[str, int, int], None]:
     return progress
 
 
-def neighbour_slice(x: Tensor, k: int, seconds: float) -> Figures:
-    """Run the neighbour pass for some seconds and project its total."""
-    from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+def neighbour_slice(rows: Any, k: int, seconds: float) -> Figures:
+    """Run the neighbour pass over a `ShardedMatrix` for some seconds and project its total."""
     from mmga.retrieval.features.vectors import VectorSet
     from mmga.retrieval.neighbours.knn import float32_neighbours
 
-    items = VectorSet([ShardedMatrix([x])], "cosine")
+    items = VectorSet([rows], "cosine")
     begin = time.perf_counter()
     try:
         float32_neighbours(items, k, progress=shown(seconds))
@@ -346,13 +345,15 @@ def bucketed(items: int, dimension: int) -> tuple[Tensor, Any]:
 def graph(items: int, queries: int, options: argparse.Namespace) -> Figures:
     """The sparse part in full on given neighbours, and the neighbour pass on a slice (D = 512)."""
     items, queries = items // options.divide, queries // options.divide
+    from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+
     x, near = bucketed(items, 512)
     figures = {"items": items, "queries": queries, "dimension": 512}
     figures["sparse part"] = sparse_part(x, near, queries)
     figures["peak after the sparse part"] = peak_bytes()
     del near
     say("neighbour pass")
-    return figures | {"neighbour pass": neighbour_slice(x, 21, options.slice)}
+    return figures | {"neighbour pass": neighbour_slice(ShardedMatrix([x]), 21, options.slice)}
 
 
 def sparse_part(x: Tensor, near: Any, queries: int) -> Figures:

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.options import Device, Flag, Size
@@ -458,6 +456,8 @@ def load_config(path: Path | str, base: Config | None = None) -> Config:
         raise UserError(f"configuration {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"configuration {path} is not UTF-8 text: {error}") from error
+    import yaml
+
     try:
         values = yaml.safe_load(text)
         values = {} if values is None else values
@@ -564,4 +564,6 @@ def save_config(config: Config, path: Path | str) -> None:
 
 def to_yaml(config: Config) -> str:
     """Return the whole configuration as YAML text."""
+    import yaml
+
     return yaml.safe_dump(as_dict(config), sort_keys=False)

@@ -307,10 +307,11 @@ def body(options: Options) -> None:
     """Evaluate, print the table, write the files."""
     import time
 
-    from mmga.common import memory
-    from mmga.common.progress import bar
-    from mmga.retrieval.evaluate import evaluate
-    from mmga.retrieval.metrics.bootstrap import bootstrap, compare
+    with cli.imports():
+        from mmga.common import memory
+        from mmga.common.progress import bar
+        from mmga.retrieval.evaluate import evaluate
+        from mmga.retrieval.metrics.bootstrap import bootstrap, compare
 
     options = with_protocol(options)
     _check_outputs(options)

@@ -91,11 +91,12 @@ class Options:
 
 def body(options: Options) -> int | None:
     """Search and write."""
-    from mmga.common import memory
-    from mmga.common.progress import bar
-    from mmga.retrieval.features import load_features
-    from mmga.retrieval.reranking.index import GalleryIndex
-    from mmga.retrieval.reranking.ranked_lists import Search, search_features, search_index
+    with cli.imports():
+        from mmga.common import memory
+        from mmga.common.progress import bar
+        from mmga.retrieval.features import load_features
+        from mmga.retrieval.reranking.index import GalleryIndex
+        from mmga.retrieval.reranking.ranked_lists import Search, search_features, search_index
 
     _check(options)
     rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)

@@ -4,12 +4,14 @@ Exit codes: 0 done, 2 the user's input is wrong (one sentence on stderr), 130 Ct
 1 anything else, with its traceback.
 """
 
+import contextlib
 import dataclasses
+import gc
 import io
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from mmga.common import options as flags
@@ -97,6 +99,25 @@ def parse(
         return flags.parse(options_class, words, default)
     except UserError as error:
         _fail(verb, str(error))
+
+
+@contextlib.contextmanager
+def imports() -> Iterator[None]:
+    """Import torch, and what needs it, in two thirds of the time, and leave the process as fast.
+
+    Torch makes some 180,000 objects that live until the end, and Python looks through all of them
+    for garbage again and again, once more at its end. Inside, it looks at none, and later never
+    at these.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def wrapped(line: str, indent: int) -> str:

@@ -1,31 +1,27 @@
 """benchmarks/large_galleries.py measures what it says, at a size that takes a second."""
 
-import argparse
-import importlib.util
 import json
+import sys
 
+import numpy as np
 import pytest
 from paths import REPOSITORY
 
 from mmga.common import memory
 
-PATH = REPOSITORY / "benchmarks" / "large_galleries.py"
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import large_galleries
+
+    return large_galleries
 
 
-@pytest.fixture(scope="module")
-def script():
-    import sys
-
-    spec = importlib.util.spec_from_file_location("large_galleries", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("on_disk", [False, True])
-def test_providers_and_table(script, tmp_path, capsys, on_disk):
-    work = script.Workload(40, 900, 360, 64, on_disk)
+@pytest.mark.parametrize("stored", ["memory", "float16"])
+def test_providers_and_table(script, tmp_path, capsys, stored):
+    on_disk = stored != "memory"
+    work = script.Workload(40, 900, 360, 64, stored)
     script.simulate(tmp_path, work, lambda *given: None)
     query, gallery = script.sides(tmp_path, in_memory=not on_disk)
     assert (query.rows.shape, gallery.rows.shape) == ((40, 64), (900, 64))
@@ -47,13 +43,40 @@ def test_providers_and_table(script, tmp_path, capsys, on_disk):
 
 
 def test_options(script, capsys, monkeypatch):
-    assert script.machine(argparse.Namespace(threads=3))["threads"] == 3
-    monkeypatch.setattr("sys.argv", ["large_galleries.py", "--help"])
+    monkeypatch.setattr(sys, "argv", ["large_galleries.py", "--help"])
     with pytest.raises(SystemExit) as leave:
         script.main()
     assert leave.value.code == 0
     assert "disk5m" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["large_galleries.py", "--threads", "1000000"])
+    monkeypatch.setattr(sys, "argv", ["large_galleries.py", "--threads", "1000000"])
     with pytest.raises(SystemExit, match="2"):
         script.main()
     assert "--threads: expected 0 to 1024, found 1000000" in capsys.readouterr().err
+
+
+def test_a_set_on_disk_is_searched_and_reranked_in_full(script, tmp_path, monkeypatch, capsys):
+    table = tmp_path / "table.json"
+    words = ["--only", "market500k", "--in-full", "--scale", "500", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["large_galleries.py", *words, "--json", str(table)])
+    monkeypatch.setattr(script, "child", lambda provider, folder, work, options: measured(folder))
+    stored = []
+
+    def measured(folder):
+        stored.append(np.load(folder / "query" / "features.npy").dtype.name)
+        return {"seconds": 1.0, "peak_bytes": 1, "process_bytes": 1}
+
+    script.main()
+    providers = json.loads(table.read_text())["workloads"]["market500k"]["providers"]
+    assert [*providers] == ["neighbours", "former", "reranked"] and {*stored} == {"float16"}
+    capsys.readouterr()
+
+    work = script.Workload(40, 900, 360, 64, "float32")
+    script.simulate(tmp_path, work, lambda *given: None)
+    found = {}
+    for provider in providers:
+        words = ["--measure", provider, "--folder", str(tmp_path), "--stored", "float32"]
+        monkeypatch.setattr(sys, "argv", ["large_galleries.py", *words])
+        script.main()
+        found[provider] = json.loads(capsys.readouterr().out)
+    assert found["former"]["share"] == 1.0, "a slice that is long enough is the whole pass"
+    assert found["reranked"]["mAP_reranked"] > found["reranked"]["mAP"] > 0.5

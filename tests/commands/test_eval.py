@@ -128,15 +128,20 @@ def test_start_is_fast_and_light():
     assert time.monotonic() - begun < 5
 
 
-def test_the_evaluator_imports_neither_torchvision_nor_triton():
+def test_an_evaluation_loads_torch_and_numpy_alone(files):
+    """Nothing else is imported, and no garbage is looked for among what torch made."""
+    words = ["--query", str(files / "q.npz"), "--gallery", str(files / "g.npz")]
     script = (
-        "import sys, mmga.retrieval.evaluate, mmga.retrieval.features; "
-        "print([m for m in ('torchvision', 'triton', 'scipy', 'h5py') if m in sys.modules])"
+        f"import gc, sys; from mmga import eval as command; command.main({words})\n"
+        "heavy = 'torchvision triton scipy h5py safetensors matplotlib yaml PIL sklearn'\n"
+        "heavy += ' torch._dynamo torch._inductor sympy pandas'\n"
+        "print([one for one in heavy.split() if one in sys.modules])\n"
+        "print(gc.get_freeze_count() > 50_000, gc.isenabled())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-2:] == ["[]", "True True"], done.stdout
 
 
 def test_shards_one_by_one_and_two_files_to_compare(files, capsys):

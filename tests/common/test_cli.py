@@ -1,5 +1,6 @@
 """Exit codes and one-line errors of every command."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -187,3 +188,24 @@ def test_every_verb_has_help_and_starts_without_torch(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"usage: mmga {verb}" in done.stdout
+
+
+def test_imports_leave_a_process_with_torch_alone(monkeypatch):
+    """Whoever calls a command from a program keeps that program's garbage collection."""
+    before = gc.get_freeze_count()
+    monkeypatch.setitem(sys.modules, "torch", object())
+    with cli.imports():
+        assert gc.isenabled()
+    assert (gc.isenabled(), gc.get_freeze_count()) == (True, before)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_imports_restore_the_garbage_collection(monkeypatch, enabled):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(cli.gc, "isenabled", lambda: enabled)
+    steps = []
+    for name in ("disable", "enable", "freeze"):
+        monkeypatch.setattr(cli.gc, name, lambda name=name: steps.append(name))
+    with pytest.raises(UserError), cli.imports():
+        raise UserError("a package is missing")
+    assert steps == (["disable", "freeze", "enable"] if enabled else [])
