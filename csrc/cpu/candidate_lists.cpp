@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "args/certified.h"
@@ -28,6 +30,13 @@ struct Error {
   const T* slack;
 };
 
+// A candidate and the bounds of its key.
+struct Candidate {
+  int32_t item;
+  float low, high;
+};
+static_assert(sizeof(Candidate) == 3 * sizeof(int32_t));
+
 // Returns how many values are at most `limit`.
 MMGA_VECTOR_CLONES int64_t count_within(const float* values, int64_t count, float limit) {
   int32_t within = 0;
@@ -35,18 +44,30 @@ MMGA_VECTOR_CLONES int64_t count_within(const float* values, int64_t count, floa
   return within;
 }
 
-// Returns a value that at least k of the values do not exceed, near the k-th least: halving the
-// range of the values finds it sooner than sorting them.
-float upper_bound_of_kth(const float* values, int64_t count, int64_t k) {
+// Copies the upper bounds of candidates to `to` and returns the least and the largest.
+MMGA_VECTOR_CLONES std::pair<float, float> upper_bounds(const Candidate* from, int64_t count,
+                                                        float* to) {
+  float least = std::numeric_limits<float>::infinity(), most = -least;
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i].high;
+  for (int64_t i = 0; i < count; ++i) {
+    least = to[i] < least ? to[i] : least;
+    most = to[i] > most ? to[i] : most;
+  }
+  return {least, most};
+}
+
+// Returns a value that at least `rank` of some upper bounds do not exceed, near the `rank`-th
+// least: halving their range finds it sooner than sorting them.
+float limit_of(const Candidate* from, int64_t count, int64_t rank, std::vector<float>& scratch) {
   constexpr int kHalvings = 16;
-  const auto [least, most] = std::minmax_element(values, values + count);
-  float low = *least, high = *most;
-  for (int i = 0; i < kHalvings && low < high; ++i) {
+  scratch.resize(count);
+  auto [low, high] = upper_bounds(from, count, scratch.data());
+  for (int i = 0; i < kHalvings; ++i) {
     const float middle = low + (high - low) / 2;
-    if (!(middle < high)) break;
-    const int64_t within = count_within(values, count, middle);
-    (within < k ? low : high) = middle;
-    if (within == k) break;
+    if (!(low < middle && middle < high)) break;
+    const int64_t within = count_within(scratch.data(), count, middle);
+    (within < rank ? low : high) = middle;
+    if (within == rank) break;
   }
   return high;
 }
@@ -70,61 +91,55 @@ class KeptRanks {
   int64_t k_, total_;
 };
 
-// Lists of candidates, [rows, slots]: items, and bounds of their keys. Only what may be within a
-// row's limit is kept.
+// Lists of candidates, [lists, slots]. Only what may be within a list's limit is kept.
 class CandidateLists {
  public:
-  CandidateLists(const Arguments& args, const Tensor& index, const Tensor& low, const Tensor& high,
-                 const Tensor& counts, const Tensor& limits, int64_t k)
-      : index_(args.output<int32_t>(index, "index", {kAny, kAny})), slots_(index.size(1)) {
-    const int64_t lists = index.size(0);
-    low_ = args.output<float>(low, "low", {lists, slots_});
-    high_ = args.output<float>(high, "high", {lists, slots_});
-    counts_ = args.output<int32_t>(counts, "counts", {lists});
-    limits_ = args.output<float>(limits, "limits", {lists});
+  CandidateLists(const Arguments& args, const Tensor& candidates, const Tensor& counts,
+                 const Tensor& limits, int64_t k)
+      : candidates_(reinterpret_cast<Candidate*>(
+            args.output<int32_t>(candidates, "candidates", {kAny, kAny, 3}))),
+        counts_(args.output<int32_t>(counts, "counts", {candidates.size(0)})),
+        limits_(args.output<float>(limits, "limits", {candidates.size(0)})),
+        slots_(candidates.size(1)) {
     args.range("k", k, 1, slots_ - 1);
-    for (int64_t row = 0; row < lists; ++row) {
-      args.range("counts", counts_[row], kLost, slots_ - 1);
+    for (int64_t list = 0; list < candidates.size(0); ++list) {
+      args.range("counts", counts_[list], kLost, slots_ - 1);
     }
   }
 
   // The limit; below all keys where the list is lost.
-  float limit(int64_t row) const {
-    return counts_[row] == kLost ? -std::numeric_limits<float>::infinity() : limits_[row];
+  float limit(int64_t list) const {
+    return counts_[list] == kLost ? -std::numeric_limits<float>::infinity() : limits_[list];
   }
 
   // Appends a candidate if it is within the limit, of which the first `rank` are surely kept. A
   // list without room for all of them is lost.
-  void add(int64_t row, int64_t item, double least, double most, int64_t rank) {
+  void add(int64_t list, int64_t item, double least, double most, int64_t rank,
+           std::vector<float>& scratch) {
     constexpr double kRounding = 0x1p-22, kSmallest = 0x1p-126;  // of float32, generously
     const auto low = static_cast<float>(least - (std::abs(least) * kRounding + kSmallest));
-    if (!(low <= limit(row))) return;
-    const int64_t slot = row * slots_ + counts_[row]++;
-    index_[slot] = static_cast<int32_t>(item);
-    low_[slot] = low;
-    high_[slot] = static_cast<float>(most + (std::abs(most) * kRounding + kSmallest));
-    if (counts_[row] < std::min(slots_, rank + std::max(kLeastSpare, rank / 2))) return;
-    prune(row, rank);
-    if (counts_[row] == slots_) counts_[row] = kLost;
+    if (!(low <= limit(list))) return;
+    candidates_[list * slots_ + counts_[list]++] = {
+        static_cast<int32_t>(item), low,
+        static_cast<float>(most + (std::abs(most) * kRounding + kSmallest))};
+    if (counts_[list] < std::min(slots_, rank + std::max(kLeastSpare, rank / 2))) return;
+    prune(list, rank, scratch);
+    if (counts_[list] == slots_) counts_[list] = kLost;
   }
 
   // Lowers the limit to about the `rank`-th least upper bound and drops the candidates above it.
-  void prune(int64_t row, int64_t rank) {
-    const int64_t count = counts_[row];
+  void prune(int64_t list, int64_t rank, std::vector<float>& scratch) {
+    const int64_t count = counts_[list];
     if (count < rank) return;
-    int32_t* index = index_ + row * slots_;
-    float* low = low_ + row * slots_;
-    float* high = high_ + row * slots_;
-    const float limit = std::min(limits_[row], upper_bound_of_kth(high, count, rank));
-    limits_[row] = limit;
+    Candidate* candidates = candidates_ + list * slots_;
+    const float limit = std::min(limits_[list], limit_of(candidates, count, rank, scratch));
+    limits_[list] = limit;
     int64_t left = 0;
     for (int64_t s = 0; s < count; ++s) {
-      index[left] = index[s];
-      low[left] = low[s];
-      high[left] = high[s];
-      left += low[left] <= limit;
+      candidates[left] = candidates[s];
+      left += candidates[left].low <= limit;
     }
-    counts_[row] = static_cast<int32_t>(left);
+    counts_[list] = static_cast<int32_t>(left);
   }
 
  private:
@@ -132,9 +147,7 @@ class CandidateLists {
   static constexpr int64_t kLeastSpare = 8;  // candidates beyond the rank with which it is worth
                                              // while to prune
 
-  int32_t* index_;
-  float* low_;
-  float* high_;
+  Candidate* candidates_;
   int32_t* counts_;
   float* limits_;
   int64_t slots_;
@@ -312,13 +325,14 @@ struct AllLists {
   float far(int64_t list) const {
     return farthest ? -farthest->limit(list) : std::numeric_limits<float>::infinity();
   }
-  void add(int64_t list, int64_t item, double key, double width, int64_t rank) {
-    nearest.add(list, item, key - width, key + width, rank);
-    if (farthest) farthest->add(list, item, -key - width, width - key, 1);
+  void add(int64_t list, int64_t item, double key, double width, int64_t rank,
+           std::vector<float>& scratch) {
+    nearest.add(list, item, key - width, key + width, rank, scratch);
+    if (farthest) farthest->add(list, item, -key - width, width - key, 1, scratch);
   }
-  void prune(int64_t list, int64_t rank) {
-    nearest.prune(list, rank);
-    if (farthest) farthest->prune(list, 1);
+  void prune(int64_t list, int64_t rank, std::vector<float>& scratch) {
+    nearest.prune(list, rank, scratch);
+    if (farthest) farthest->prune(list, 1, scratch);
   }
 };
 
@@ -357,7 +371,8 @@ class Collector {
       }
       for (const auto& pair : pairs_) set_limits(pair.row, pair.row - begin);
     });
-    for (int64_t row = begin; row < end; ++row) lists_.prune(place_.first_row + row, rank_);
+    for (int64_t row = begin; row < end; ++row)
+      lists_.prune(place_.first_row + row, rank_, scratch_);
   }
 
  private:
@@ -426,7 +441,7 @@ class Collector {
       const double key = fine_.key(row, column, sums[p]);
       const double width = fine_.row_error.radius[row] * fine_.column_error.radius[column] +
                            (fine_.row_error.slack[row] + fine_.column_error.slack[column]);
-      lists_.add(list, other, key, width, rank_);
+      lists_.add(list, other, key, width, rank_, scratch_);
       if (place_.mirrored &&
           (key - width <= columns_.near[column] || key + width >= columns_.far[column])) {
         mirrored.push_back({row, column, key, width});
@@ -446,7 +461,8 @@ class Collector {
   float near_[kRowChunk], far_[kRowChunk], width_[kRowChunk];
   uint64_t wanted_[kRowChunk];
   std::vector<Pair> open_, pairs_;  // of a panel: as they are found, and by column
-  int32_t next_[kPanel + 1];        // counts of a panel's columns, then where their pairs go
+  std::vector<float> scratch_;
+  int32_t next_[kPanel + 1];  // counts of a panel's columns, then where their pairs go
 };
 
 // Adds pairs to the lists of a tile's columns, in the order of strips. `seen`: how many items the
@@ -466,21 +482,22 @@ void mirror(const std::vector<std::vector<Mirrored>>& strips, const Place& place
     for (const auto& pair : strip) ordered[next[pair.column / kColumns]++] = pair;
   }
   share(pieces, [&](const auto& next_piece) {
+    std::vector<float> scratch;
     for (int64_t piece = next_piece(); piece < pieces; piece = next_piece()) {
       for (int64_t p = starts[piece]; p < starts[piece + 1]; ++p) {
         const Mirrored& pair = ordered[p];
         lists.add(place.first_other + pair.column, place.first_row + pair.row, pair.key, pair.width,
-                  rank);
+                  rank, scratch);
       }
       const int64_t end = std::min(width, (piece + 1) * kColumns);
-      for (int64_t c = piece * kColumns; c < end; ++c) lists.prune(place.first_other + c, rank);
+      for (int64_t c = piece * kColumns; c < end; ++c)
+        lists.prune(place.first_other + c, rank, scratch);
     }
   });
 }
 
 void collect_candidates_(
-    Tensor index, Tensor low, Tensor high, Tensor counts, Tensor limits,
-    std::optional<Tensor> far_index, std::optional<Tensor> far_low, std::optional<Tensor> far_high,
+    Tensor candidates, Tensor counts, Tensor limits, std::optional<Tensor> far_candidates,
     std::optional<Tensor> far_counts, std::optional<Tensor> far_limits, int64_t k, const Tensor& x,
     const Tensor& y, const Tensor& row_unit, const Tensor& column_unit, const Tensor& row_term,
     const Tensor& column_term, const Tensor& row_radius, const Tensor& column_radius,
@@ -489,24 +506,23 @@ void collect_candidates_(
     const Tensor& fine_column_radius, const Tensor& fine_row_slack, const Tensor& fine_column_slack,
     int64_t metric, std::optional<Tensor> own, int64_t first_row, int64_t first_other,
     bool mirrored, int64_t seen, int64_t total) {
-  const Arguments args("collect_candidates_", index);
+  const Arguments args("collect_candidates_", candidates);
   const auto* bytes = args.input<int8_t>(x, "x", {kAny, kAny});
   const int64_t height = x.size(0), depth = x.size(1), width = y.size(0);
   args.range("columns of x", depth, 0, kWidestBytes);
   PackedColumns packed(args.input<int8_t>(y, "y", {width, depth}), width, depth);
-  args.range("first_row", first_row, 0, index.size(0) - height);
+  args.range("first_row", first_row, 0, candidates.size(0) - height);
   if (mirrored) {
-    args.range("first_other", first_other, first_row + height, index.size(0) - width);
+    args.range("first_other", first_other, first_row + height, candidates.size(0) - width);
   }
-  AllLists lists{CandidateLists(args, index, low, high, counts, limits, k), std::nullopt,
+  AllLists lists{CandidateLists(args, candidates, counts, limits, k), std::nullopt,
                  KeptRanks(k, total)};
-  if (far_index.has_value()) {
-    args.require(
-        far_low && far_high && far_counts && far_limits,
-        "far_index: expected with far_low, far_high, far_counts and far_limits, found some "
-        "without the others");
-    args.tensor(*far_index, "far_index", {ScalarType::Int}, {index.size(0), kAny});
-    lists.farthest.emplace(args, *far_index, *far_low, *far_high, *far_counts, *far_limits, 1);
+  if (far_candidates.has_value()) {
+    args.require(far_counts && far_limits,
+                 "far_candidates: expected with far_counts and far_limits, found it without");
+    args.tensor(*far_candidates, "far_candidates", {ScalarType::Int},
+                {candidates.size(0), kAny, 3});
+    lists.farthest.emplace(args, *far_candidates, *far_counts, *far_limits, 1);
   }
   const Rows rows{bytes,
                   args.input<float>(row_unit, "row_unit", {height}),
@@ -548,9 +564,38 @@ void collect_candidates_(
   if (mirrored) mirror(found, place, width, width + first_row + height, lists);
 }
 
+// Returns the first k candidates of each row by (distance, index).
+std::tuple<Tensor, Tensor> nearest_of(const Tensor& index, const Tensor& distance, int64_t k) {
+  const Arguments args("nearest_of", index);
+  const auto* items = args.input<int32_t>(index, "index", {kAny, kAny});
+  const int64_t rows = index.size(0), slots = index.size(1);
+  const auto* from = args.input<double>(distance, "distance", {rows, slots});
+  args.range("k", k, 0, slots);
+  const Tensor near = new_tensor<int32_t>(index, {rows, k});
+  const Tensor distances = new_tensor<double>(index, {rows, k});
+  auto* to_item = data_of<int32_t>(near);
+  auto* to = data_of<double>(distances);
+  torch::stable::parallel_for(0, rows, rows_per_thread(8 * slots), [&](int64_t begin, int64_t end) {
+    std::vector<std::pair<double, int32_t>> sorted(slots);
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t s = 0; s < slots; ++s) {
+        sorted[s] = {from[row * slots + s], items[row * slots + s]};
+      }
+      if (k < slots) std::nth_element(sorted.begin(), sorted.begin() + k, sorted.end());
+      std::sort(sorted.begin(), sorted.begin() + k);
+      for (int64_t s = 0; s < k; ++s) {
+        to[row * k + s] = sorted[s].first;
+        to_item[row * k + s] = sorted[s].second;
+      }
+    }
+  });
+  return {near, distances};
+}
+
 }  // namespace
 }  // namespace mmga
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("collect_candidates_", TORCH_BOX(&mmga::collect_candidates_));
+  m.impl("nearest_of", TORCH_BOX(&mmga::nearest_of));
 }

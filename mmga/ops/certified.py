@@ -397,7 +397,7 @@ class CandidateLists:
         *sides, metric, offset = tile
         _COLLECT_CANDIDATES(
             *self._nearest,
-            *(self._farthest or (None,) * 5),
+            *(self._farthest or (None,) * 3),
             self._k,
             *sides,
             *(part.to(torch.float32) for part in bound),
@@ -431,12 +431,9 @@ class CandidateLists:
 
 
 def _empty_lists(rows: int, slots: int) -> tuple[Tensor, ...]:
-    """Return the index, bounds, counts and limits of empty lists."""
-    shape = rows, slots
+    """Return the candidates, counts and limits of empty lists."""
     return (
-        torch.empty(shape, dtype=torch.int32, device="cpu"),
-        torch.empty(shape, dtype=torch.float32, device="cpu"),
-        torch.empty(shape, dtype=torch.float32, device="cpu"),
+        torch.empty((rows, slots, 3), dtype=torch.int32, device="cpu"),
         torch.zeros(rows, dtype=torch.int32, device="cpu"),
         torch.full((rows,), torch.inf, dtype=torch.float32, device="cpu"),
     )
@@ -444,16 +441,18 @@ def _empty_lists(rows: int, slots: int) -> tuple[Tensor, ...]:
 
 def _lost(lists: tuple[Tensor, ...], k: int) -> Tensor:
     """Return for which rows fewer than k candidates are surely within the limit, bool [R]."""
-    _, _, high, counts, limits = lists
-    used = torch.arange(high.shape[1], device=high.device) < counts[:, None]
+    candidates, counts, limits = lists
+    most = max(0, int(counts.max()))
+    high = candidates.view(torch.float32)[:, :most, 2]
+    used = torch.arange(most, device=counts.device) < counts[:, None]
     return ((high <= limits[:, None]) & used).sum(1) < k
 
 
 def _listed(lists: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    index, counts = lists[0], lists[3]
+    candidates, counts, _ = lists
     most = max(0, int(counts.max()))
-    used = torch.arange(most, device=index.device) < counts[:, None]
-    return index[:, :most], used
+    used = torch.arange(most, device=counts.device) < counts[:, None]
+    return candidates[:, :most, 0].contiguous(), used
 
 
 def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -464,9 +463,8 @@ def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]
         distance: float64 [N, S].
         k: candidates of each row that are returned.
     """
-    ordered, by_index = index.sort(dim=1)
-    distance, by_distance = distance.gather(1, by_index).sort(dim=1, stable=True)
-    return ordered.gather(1, by_distance[:, :k]), distance[:, :k].contiguous()
+    near: tuple[Tensor, Tensor] = _NEAREST_OF(index, distance, k)
+    return near
 
 
 def _fake_undecided(first: Tensor, *inputs: object) -> Tensor:
@@ -548,13 +546,18 @@ _INSERT_CANDIDATES = define(
     reference.insert_candidates,
 )
 _COLLECT_CANDIDATES = define(
-    "collect_candidates_(Tensor(a!) index, Tensor(b!) low, Tensor(c!) high, Tensor(d!) counts, "
-    "Tensor(e!) limits, Tensor(f!)? far_index, Tensor(g!)? far_low, Tensor(h!)? far_high, "
-    "Tensor(i!)? far_counts, Tensor(j!)? far_limits, int k, Tensor x, Tensor y, Tensor row_unit, "
+    "collect_candidates_(Tensor(a!) candidates, Tensor(b!) counts, Tensor(c!) limits, "
+    "Tensor(d!)? far_candidates, Tensor(e!)? far_counts, Tensor(f!)? far_limits, int k, "
+    "Tensor x, Tensor y, Tensor row_unit, "
     "Tensor column_unit, Tensor row_term, Tensor column_term, Tensor row_radius, "
     "Tensor column_radius, Tensor row_slack, Tensor column_slack, Tensor fine_x, Tensor fine_y, "
     "Tensor fine_row_term, Tensor fine_column_term, Tensor fine_row_radius, "
     "Tensor fine_column_radius, Tensor fine_row_slack, Tensor fine_column_slack, int metric, "
     "Tensor? own, int first_row, int first_other, bool mirrored, int seen, int total) -> ()",
     reference.collect_candidates_,
+)
+_NEAREST_OF = define(
+    "nearest_of(Tensor index, Tensor distance, int k) -> (Tensor, Tensor)",
+    reference.nearest_of,
+    lambda index, distance, k: (index.new_empty(len(index), k), distance.new_empty(len(index), k)),
 )

@@ -418,14 +418,10 @@ def insert_candidates(
 
 
 def collect_candidates_(
-    index: Tensor,
-    low: Tensor,
-    high: Tensor,
+    candidates: Tensor,
     counts: Tensor,
     limits: Tensor,
-    far_index: Tensor | None,
-    far_low: Tensor | None,
-    far_high: Tensor | None,
+    far_candidates: Tensor | None,
     far_counts: Tensor | None,
     far_limits: Tensor | None,
     k: int,
@@ -458,82 +454,95 @@ def collect_candidates_(
     """Add the columns of a tile that may be among each row's k nearest to the rows' lists.
 
     Keys of 8-bit rows leave out most columns, those of 16-bit rows bound the others. A row's limit
-    is the k-th least upper bound among its candidates: all columns whose exact key is at most the
-    limit are kept, in ascending order, and others only if their lower bound is within it. A list
-    that they do not fit, with one slot to spare, is lost: its count is -1.
+    is about the k-th least upper bound among its candidates, which are kept where their lower bound
+    is within it. A list that they do not fit, with one slot to spare, is lost: its count is -1.
+    Kernels may list less, but all of the k nearest. If `total` is given, they expect columns in
+    random order and keep fewer while few were seen: a list that in the end has fewer than k upper
+    bounds within its limit may lack some.
 
     Args:
-        index: int32 [R, S], S > k, the candidates of each row; the first `counts` are in use.
-        low: float64 [R, S], bounds of their keys, with `high`.
-        high: see `low`.
-        counts: int32 [R].
-        limits: float64 [R], lowered.
-        far_index: with `far_low`, `far_high`, `far_counts` and `far_limits` the same for the
-            farthest column, of keys times -1; None: not wanted.
-        far_low: see `far_index`.
-        far_high: see `far_index`.
-        far_counts: see `far_index`.
-        far_limits: see `far_index`.
-        x: int8 [R, D].
-        y: int8 [W, D].
-        row_unit: float32 [R], with `column_unit` [W]: see `int8_products_`.
-        column_unit: see `row_unit`.
-        row_term: float32 [R], with `column_term` [W]: of keys of 8-bit rows.
-        column_term: see `row_term`.
-        row_radius: float32 [R], with the others of its kind: the bound of keys of 8-bit rows.
-        fine_x: int16 [R, D], with `fine_y` [W, D] and the float64 terms and bounds of their keys.
-        own: int64 [R], the item that each row is, which is no candidate of it; None: rows are no
-            items.
+        candidates: int32 [L, S, 3], S > k: items, and bits of two float32, bounds of their keys.
+        counts: int32 [L], of candidates in use.
+        limits: float32 [L], lowered.
+        far_candidates: with the others of its kind, lists of the farthest, of keys times -1, or
+            None.
+        x: int8 [R, D], with y [W, D]; units, terms and bounds as those of `filter_int8_candidates`.
+        fine_x: int16 [R, D], with `fine_y` [W, D]; float64 terms and bounds of their keys.
+        own: int64 [R], the item that each row is and which is no candidate of it, or None.
+        first_row: list of the first row.
+        mirrored: columns have lists of the numbers of their items, which get their rows as items.
+        seen: columns that the rows have met before.
+        total: columns of all tiles, if these come in random order; else 0.
     """
     values = row_unit.new_empty(len(x), len(y))
     int8_products_(x, y, row_unit, column_unit, values)
-    columns = torch.arange(len(y), device=x.device)
+    lists = (candidates, counts, limits), (far_candidates, far_counts, far_limits)
+    items = torch.arange(len(y), device=x.device) + first_other
     for row in range(len(x)):
         keys = row_keys(row, values, row_term, column_term, metric)
         width = row_radius[row] * column_radius + (row_slack[row] + column_slack)
-        wanted = keys - width <= limits[row]
+        of_columns = items if mirrored else items[:0]
+        wanted = keys - width <= _loosest(limits, first_row + row, of_columns)
         if far_limits is not None:
-            wanted |= keys + width >= -far_limits[row]
+            wanted |= -keys - width <= _loosest(far_limits, first_row + row, of_columns)
         if own is not None:
-            wanted &= columns + first_other != own[row]
-        chosen = columns[wanted]
+            wanted &= items != own[row]
+        chosen = wanted.nonzero()[:, 0]
         mine = torch.full_like(chosen, row)
         fine = pair_keys(fine_x, fine_y, fine_row_term, fine_column_term, mine, chosen, metric)
-        error = fine_row_radius[row] * fine_column_radius[chosen] + (
-            fine_row_slack[row] + fine_column_slack[chosen]
-        )
-        found = chosen + first_other, fine - error, fine + error
-        _add_candidates(row, index, low, high, counts, limits, k, *found)
-        if far_index is not None:
-            assert far_low is not None and far_high is not None
-            assert far_counts is not None and far_limits is not None
-            far = found[0], -fine - error, error - fine
-            _add_candidates(row, far_index, far_low, far_high, far_counts, far_limits, 1, *far)
+        error = fine_row_slack[row] + fine_column_slack[chosen]
+        error += fine_row_radius[row] * fine_column_radius[chosen]
+        _add_candidates(first_row + row, items[chosen], fine, error, lists, k)
+        for c, column in enumerate(items[chosen].tolist() if mirrored else []):
+            other, at = items.new_tensor([first_row + row]), slice(c, c + 1)
+            _add_candidates(column, other, fine[at], error[at], lists, k)
+
+
+def _loosest(limits: Tensor, row: int, columns: Tensor) -> Tensor:
+    """Return the limit of a row, or that of each column where it is larger."""
+    return limits[columns].maximum(limits[row]) if len(columns) else limits[row]
+
+
+Lists = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _add_candidates(
-    row: int,
-    index: Tensor,
-    low: Tensor,
-    high: Tensor,
-    counts: Tensor,
-    limits: Tensor,
-    k: int,
-    items: Tensor,
-    lows: Tensor,
-    highs: Tensor,
+    row: int, items: Tensor, keys: Tensor, error: Tensor, lists: tuple[Lists, Lists], k: int
 ) -> None:
-    count = int(counts[row])
-    if count < 0:
-        return
-    items = torch.cat([index[row, :count], items.to(torch.int32)])
-    lows, highs = torch.cat([low[row, :count], lows]), torch.cat([high[row, :count], highs])
-    if len(items) >= k:
-        limits[row] = torch.minimum(limits[row], highs.kthvalue(k).values)
-    kept = lows <= limits[row]
-    count = int(kept.sum())
-    if count >= index.shape[1]:
-        counts[row] = -1
-        return
-    counts[row] = count
-    index[row, :count], low[row, :count], high[row, :count] = items[kept], lows[kept], highs[kept]
+    """Add items to the lists of a row: those of the nearest and, of keys times -1, the farthest."""
+    for (candidates, counts, limits), sign, kept in zip(lists, (1, -1), (k, 1), strict=True):
+        if candidates is None or counts is None or limits is None or int(counts[row]) < 0:
+            continue
+        bounds = [
+            _outward(sign * keys - error, -torch.inf),
+            _outward(sign * keys + error, torch.inf),
+        ]
+        found = torch.stack(
+            [items.to(torch.int32), *(bound.view(torch.int32) for bound in bounds)], 1
+        )
+        found = torch.cat([candidates[row, : counts[row]], found])
+        low, high = found[:, 1:].contiguous().view(torch.float32).unbind(1)
+        if len(found) >= kept:
+            limits[row] = torch.minimum(limits[row], high.kthvalue(kept).values)
+        found = found[low <= limits[row]]
+        counts[row] = len(found) if len(found) < candidates.shape[1] else -1
+        if len(found) < candidates.shape[1]:
+            candidates[row, : len(found)] = found
+
+
+def _outward(values: Tensor, end: float) -> Tensor:
+    """Return values as float32, none of them farther from `end`."""
+    rounded = values.to(torch.float32)
+    return rounded.nextafter(torch.full_like(rounded, end))
+
+
+def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the first k candidates of each row by (distance, index).
+
+    Args:
+        index: int32 [N, S].
+        distance: float64 [N, S].
+    """
+    ordered, by_index = index.sort(dim=1)
+    distance, by_distance = distance.gather(1, by_index).sort(dim=1, stable=True)
+    return ordered.gather(1, by_distance[:, :k]), distance[:, :k].contiguous()

@@ -17,6 +17,7 @@ from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS, exact_sqrt
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
+from mmga.retrieval.bounds.approximation import Int8
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
@@ -25,6 +26,7 @@ from mmga.retrieval.neighbours.certified_knn import (
     certified_neighbours,
     exact_order,
 )
+from mmga.retrieval.neighbours.one_look import MEMORY, Look
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.tile_sizes import (
     check_memory,
@@ -185,7 +187,10 @@ def search(
             distances_of, count - distances_of, dtype=torch.float32, device=vectors.device
         )
     size = tile_for(count) if alone and tiles is None else None
-    if certified:
+    if isinstance(tiles, Int8):
+        look = Look(vectors, vectors, k, farthest=farthest, own_at_zero=True, progress=progress)
+        neighbours = look.run()
+    elif certified:
         neighbours = certified_neighbours(
             vectors, k, tiles, kept=distances, tile=size, farthest=farthest, progress=progress
         )
@@ -200,6 +205,7 @@ def nearest_items(
     k: int,
     *,
     exact: str | None = None,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Neighbours:
     """Return the k nearest items of every query and their squared distances.
@@ -209,6 +215,7 @@ def nearest_items(
         items: the vectors that are searched.
         k: 1 to the number of items.
         exact: see `search`.
+        memory: bytes for what 8-bit tiles keep of queries.
         progress: called as (phase, done, total).
 
     Raises:
@@ -216,6 +223,8 @@ def nearest_items(
     """
     if exact_order(items, exact, queries) == "certified":
         tiles = cheapest_tiles(queries, items, k, farthest=False)
+        if isinstance(tiles, Int8):
+            return Look(queries, items, k, progress=progress).run(memory)
         return certified_nearest(queries, items, k, tiles, progress=progress)
     lists = NearestLists(len(queries), k, queries.device)
     height = width = tile_on(queries.device, max(len(queries), len(items)), items.dimension)

@@ -80,7 +80,7 @@ class Look:
         rows, k, most = self._rows, self._k, len(self._columns) + 1
         chosen = torch.arange(len(rows), dtype=torch.int64, device="cpu")
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
-        if rows is self._columns and rows._in_place and len(rows) >= _PARTS * _LEAST_TILE:
+        if rows is self._columns and rows.in_place and len(rows) >= _PARTS * _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
             needed = len(rows) * (3 * rows.dimension + _SLOT_BYTES * (slots + far))
             if needed <= max(memory, 4 * len(rows) * rows.dimension):
@@ -150,9 +150,39 @@ class Look:
     def _settle(
         self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: Tensor | None
     ) -> None:
-        """Compute the distances of all candidates and write what is nearest, but of lost rows."""
-        index, used = lists.nearest()
-        used[lost] = False
+        """Compute the distances of all candidates and write what is nearest, but of lost rows.
+
+        Args:
+            chosen: int64 [R], the rows.
+            lists: theirs.
+            lost: int64 [L], places of rows that must be found again.
+            order: the item that each candidate's number stands for; None: the number itself.
+        """
+        sure = torch.ones(len(chosen), dtype=torch.bool, device="cpu")
+        sure[lost] = False
+        chosen = chosen[sure]
+        if not len(chosen):
+            return
+        index, distances = self._exact(chosen, lists.nearest(), sure, order)
+        if self._own_at_zero:
+            index = torch.cat([chosen[:, None].to(torch.int32), index], 1)
+            distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
+        near, distances = nearest_of(index, distances, self._k)
+        self.found.index[chosen], self.found.distances[chosen] = near, distances.float()
+        if self._farthest:
+            _, distances = self._exact(chosen, lists.farthest(), sure, order)
+            distances[distances.isinf()] = 0  # of a set of one item
+            self.found.maxima[chosen] = distances.amax(1).float()
+
+    def _exact(
+        self,
+        chosen: Tensor,
+        candidates: tuple[Tensor, Tensor],
+        sure: Tensor,
+        order: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the candidates of rows and their distances, infinite where there is none."""
+        index, used = (part[sure] for part in candidates)
         row, slot = used.nonzero().unbind(1)
         item = index[row, slot].long()
         if order is not None:
@@ -160,20 +190,7 @@ class Look:
             index[row, slot] = item.to(torch.int32)
         distances = torch.full(index.shape, torch.inf, dtype=torch.float64, device="cpu")
         distances[row, slot] = self._distances(chosen[row], item)
-        if self._own_at_zero:
-            index = torch.cat([chosen[:, None].to(torch.int32), index], 1)
-            distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
-        near, distance = nearest_of(index, distances, self._k)
-        self.found.index[chosen], self.found.distances[chosen] = near, distance.float()
-        if self._farthest:
-            index, used = lists.farthest()
-            used[lost] = False
-            row, slot = used.nonzero().unbind(1)
-            far = torch.zeros(index.shape[0], dtype=torch.float64, device="cpu")
-            item = index[row, slot].long()
-            values = self._distances(chosen[row], item if order is None else order[item])
-            far.scatter_reduce_(0, row, values, "amax")
-            self.found.maxima[chosen] = far.float()
+        return index, distances
 
     def _distances(self, row: Tensor, column: Tensor) -> Tensor:
         keys = exact_pair_keys(self._rows, row, self._columns, column)

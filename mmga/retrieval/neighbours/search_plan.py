@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmga.retrieval.bounds.approximation import Approximator, bound_between, tile_products
+from mmga.retrieval.bounds.approximation import (
+    Approximator,
+    Int8,
+    bound_between,
+    tile_products,
+)
 from mmga.retrieval.bounds.planner import (
     COUNTING,
     INTEGERS,
@@ -18,8 +23,11 @@ from mmga.retrieval.bounds.planner import (
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.tile_sizes import TILE
 
-# Vectors of which the undecided pairs are counted beforehand.
-_PILOT = 48
+# Vectors of which the undecided pairs are counted beforehand, and others of which their nearest are
+# taken for that.
+_PILOT, _SAMPLE = 48, 8192
+# The share of all columns up to which lists are worth looking for by bounds.
+_LARGEST_SHARE = 0.25
 # Operations of all products below which there is nothing to save.
 _SMALL = 1e10
 
@@ -53,6 +61,8 @@ def cheapest_tiles(
     choices = candidates(columns, longest, 2 * pairs * width, seed)
     if not choices:
         return None
+    if len(choices) == 1 and isinstance(choices[0], Int8) and not kept:
+        return choices[0] if k <= _LARGEST_SHARE * len(columns) else None
     made = len(rows) + (0 if own else len(columns))
     costs = [
         product_cost(tiles, width)
@@ -74,20 +84,20 @@ def _undecided_shares(
     n, metric = len(columns), columns.metric
     chosen, others = spread(len(rows), _PILOT, 0.5), spread(n, 4 * TILE)
     features, norms = rows.take(chosen), rows.norms[chosen]
+    some = spread(n, _SAMPLE)
     # Products of float32: only the estimate depends on them.
-    exact = torch.cat(
-        [features @ columns.block(b, min(b + TILE, n)).T for b in range(0, n, TILE)], 1
-    ).double()
+    exact = (features @ columns.take(some).T).double()
     if metric == "cosine":
-        exact *= torch.where(norms > 0, norms.rsqrt(), 0.0)[:, None] * columns.terms
+        exact *= torch.where(norms > 0, norms.rsqrt(), 0.0)[:, None] * columns.terms[some]
 
     def keys(inner: Tensor, places: Tensor) -> Tensor:
         if metric == "cosine":
             return 1 - inner
         return norms[:, None] + columns.norms[places] - 2 * inner
 
-    exact = keys(exact, torch.arange(n, device="cpu"))
-    limit = exact.kthvalue(min(n, k), dim=1, keepdim=True).values
+    exact = keys(exact, some)
+    limit = exact.kthvalue(max(1, k * len(some) // n), dim=1, keepdim=True).values
+    farthest_key = exact.amax(1, keepdim=True)
     other_rows = columns.take(others)
     shares = []
     for tiles in choices:
@@ -99,12 +109,11 @@ def _undecided_shares(
             torch.empty(len(mine.rows), len(all_.rows), dtype=torch.float32, device="cpu"),
         ).double()
         guess = keys(inner, others)
-        far = others[guess.argmax(1, keepdim=True)]
         bound = bound_between(mine, all_, metric)
         width = bound.row_radius[:, None] * bound.column_radius + bound.row_slack[:, None]
         width = width + bound.column_slack
         wanted = guess - width <= limit
         if farthest:
-            wanted |= guess + width >= exact.gather(1, far)
+            wanted |= guess + width >= farthest_key
         shares.append(float(wanted.double().mean()))
     return shares

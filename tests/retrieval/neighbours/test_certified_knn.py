@@ -19,7 +19,7 @@ from mmga.retrieval.bounds import approximation, planner
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
 from mmga.retrieval.neighbours import certified_knn as searching
-from mmga.retrieval.neighbours import knn, search_plan
+from mmga.retrieval.neighbours import knn, one_look, search_plan
 from mmga.retrieval.neighbours.certified_knn import (
     certified_nearest,
     certified_neighbours,
@@ -54,6 +54,20 @@ def brute_force(items, k):
     return index.int(), all_.gather(1, index), all_.amax(1)
 
 
+def lists_of(items, k, tiles, farthest=True):
+    """The k nearest of every item of a set through these tiles."""
+    if isinstance(tiles, approximation.Int8):
+        return one_look.Look(items, items, k, farthest=farthest, own_at_zero=True).run()
+    return certified_neighbours(items, k, tiles=tiles, farthest=farthest)
+
+
+def patch_tiles_of_bytes(patch, tile):
+    """Make tiles of 8-bit rows this large, and let few of them do to meet each pair once."""
+    for name in ("_LEAST_TILE", "_LARGEST_TILE", "_PANEL"):
+        patch.setattr(one_look, name, tile)
+    patch.setattr(one_look, "_PARTS", 2)
+
+
 @pytest.mark.program_settings
 @settings(
     max_examples=100,
@@ -80,12 +94,13 @@ def test_lists_are_those_of_float64(
         patch.setattr(approximation, "BLOCK", block)
         patch.setattr(approximation, "FINE_BLOCK", block)
         patch.setattr(searching, "TILE", tile)
+        patch_tiles_of_bytes(patch, tile)
         chosen = None
         if directions == "bytes":
             chosen = bytes_of(items)
         elif directions != "none":
             chosen = some_subspace(directions, 24, dimensions, seed, items.block(0, 66))
-        found = certified_neighbours(items, k, tiles=chosen, farthest=farthest)
+        found = lists_of(items, k, chosen, farthest)
     index, distance, maxima = brute_force(items, k)
     assert torch.equal(found.index, index)
     assert torch.equal(found.distances, distance.float())
@@ -113,14 +128,14 @@ def test_lists_of_other_queries_are_those_of_float64(kind, seed, metric, tiles, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "TILE", tile)
         patch.setattr(searching, "_SAMPLE", sample)
+        patch_tiles_of_bytes(patch, tile)
         chosen = None
-        if tiles == "bytes":
-            chosen = approximation.Int8(
-                max(float(side.norms.max()) for side in (queries, items)) ** 0.5
-            )
-        elif tiles == "fitted":
+        if tiles == "fitted":
             chosen = some_subspace(tiles, 64, 8, seed, items.block(0, 60))
-        found = certified_nearest(queries, items, k, chosen)
+        if tiles == "bytes":
+            found = one_look.Look(queries, items, k).run()
+        else:
+            found = certified_nearest(queries, items, k, chosen)
     every = torch.arange(9).repeat_interleave(60), torch.arange(60).repeat(9)
     keys = exact_pair_keys(queries, every[0], items, every[1]).view(9, 60)
     index = keys.sort(dim=1, stable=True).indices[:, :k]
@@ -129,7 +144,7 @@ def test_lists_of_other_queries_are_those_of_float64(kind, seed, metric, tiles, 
     assert torch.equal(found.distances, expected)
 
 
-@pytest.mark.parametrize("planted", ["rounding", "radius", "integers", "bytes"])
+@pytest.mark.parametrize("planted", ["rounding", "radius", "integers", "bytes", "shorts"])
 def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     if planted == "rounding":
         monkeypatch.setattr(approximation, "gamma", lambda roundings: 0.0)
@@ -139,22 +154,29 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
             "radius": (approximation.Projection, "approximate"),
             "integers": (searching, "int16"),
             "bytes": (approximation.Int8, "of"),
+            "shorts": (one_look, "int16"),
         }[planted]
         original = getattr(owner, name)
 
         def too_sure(*given):
             found = original(*given)
-            return dataclasses.replace(found, radius=found.radius * 0.1, slack=found.slack * 0.1)
+            return dataclasses.replace(found, radius=found.radius * less, slack=found.slack * less)
+
+        less = 0.0 if planted in ("bytes", "shorts") else 0.1
 
         monkeypatch.setattr(owner, name, too_sure)
     caught = 0
     for seed in range(1, 30):
-        items = some_items("flat" if planted in ("radius", "bytes") else "last bits", seed)
-        chosen = bytes_of(items) if planted == "bytes" else None
+        kind = "flat" if planted in ("radius", "bytes") else "last bits"
+        items = some_items(kind, seed)
+        chosen = None
+        if planted in ("bytes", "shorts"):
+            items = some_items(kind, seed, count=400, width=64)
+            chosen = bytes_of(items)
         if planted in ("radius", "integers"):
             chosen = approximation.Projection.of_sample(items.block(0, 66), 8)
         try:
-            found = certified_neighbours(items, 4, tiles=chosen)
+            found = lists_of(items, 4, chosen)
         except RuntimeError as error:
             assert "a bound is too small" in str(error)
             caught += 1
