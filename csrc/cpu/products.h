@@ -22,7 +22,9 @@ constexpr int64_t kAccumulators = 8;
 // additions.
 constexpr int64_t kTogether = 4;
 
-typedef double Doubles __attribute__((vector_size(32)));
+// All accumulators: one register where there are such, else two or four.
+typedef double Doubles __attribute__((vector_size(kAccumulators * sizeof(double))));
+typedef float Singles __attribute__((vector_size(kAccumulators * sizeof(float))));
 
 // What is summed over the elements of two rows.
 struct Product {
@@ -34,35 +36,32 @@ struct SquaredDifference {
   }
 };
 
-// Adds the terms of eight values. Compilers turn the lists of four into one conversion.
+// Adds the terms of eight values.
 template <typename Term>
-MMGA_INLINE void add_terms(Doubles& low, Doubles& high, const double* x, const float* y) {
-  Doubles x_low, x_high;
-  std::memcpy(&x_low, x, sizeof x_low);
-  std::memcpy(&x_high, x + 4, sizeof x_high);
-  const Doubles y_low = {y[0], y[1], y[2], y[3]};
-  const Doubles y_high = {y[4], y[5], y[6], y[7]};
-  Term::add(low, x_low, y_low);
-  Term::add(high, x_high, y_high);
+MMGA_INLINE void add_terms(Doubles& sum, const double* x, const float* y) {
+  Doubles own;
+  Singles other;
+  std::memcpy(&own, x, sizeof own);
+  std::memcpy(&other, y, sizeof other);
+  Term::add(sum, own, __builtin_convertvector(other, Doubles));
 }
 
 template <typename Term, int kRows>
 MMGA_VECTOR_CLONES void sum_terms(const double* x, const float* const* y, int64_t width,
                                   double* sums) {
-  Doubles low[kRows] = {};
-  Doubles high[kRows] = {};
+  Doubles sum[kRows] = {};
   const int64_t whole = width / kAccumulators * kAccumulators;
   for (int64_t i = 0; i < whole; i += kAccumulators) {
-    for (int r = 0; r < kRows; ++r) add_terms<Term>(low[r], high[r], x + i, y[r] + i);
+    for (int r = 0; r < kRows; ++r) add_terms<Term>(sum[r], x + i, y[r] + i);
   }
   for (int r = 0; r < kRows; ++r) {
     if (whole < width) {
       float rest[kAccumulators] = {};
       std::memcpy(rest, y[r] + whole, (width - whole) * sizeof(float));
-      add_terms<Term>(low[r], high[r], x + whole, rest);
+      add_terms<Term>(sum[r], x + whole, rest);
     }
-    sums[r] = ((low[r][0] + low[r][1]) + (low[r][2] + low[r][3])) +
-              ((high[r][0] + high[r][1]) + (high[r][2] + high[r][3]));
+    const Doubles& s = sum[r];
+    sums[r] = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
   }
 }
 

@@ -7,6 +7,7 @@ exactly. Rows share nothing, so that any number of threads gives the same lists.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,12 +87,15 @@ class Look:
             if needed <= max(memory, 4 * len(rows) * rows.dimension):
                 chosen = self._find_symmetric(slots, far)
                 slots, far = _GROWTH * slots, _GROWTH * far
+        order = None
+        if len(chosen) == len(rows) and self._columns.in_place:
+            order = _random_order(len(self._columns))
         while len(chosen):
             slots, far = min(slots, max(most, k + 1)), min(far, most)
             row_bytes = 3 * rows.dimension + _SLOT_BYTES * (slots + far)
             parts = chosen.split(max(1, memory // row_bytes))
-            chosen = torch.cat([part[self._find(part, slots, far)] for part in parts])
-            slots, far = _GROWTH * slots, _GROWTH * far
+            chosen = torch.cat([part[self._find(part, slots, far, order)] for part in parts])
+            slots, far, order = _GROWTH * slots, _GROWTH * far, None
         return self.found
 
     def _find_symmetric(self, slots: int, far_slots: int) -> Tensor:
@@ -125,8 +129,18 @@ class Look:
         self._settle(order, lists, lost, order)
         return order[lost].sort().values
 
-    def _find(self, chosen: Tensor, slots: int, far_slots: int) -> Tensor:
-        """Find the nearest of some rows, ascending int64 [R]; return which must be found again."""
+    def _find(self, chosen: Tensor, slots: int, far_slots: int, order: Tensor | None) -> Tensor:
+        """Find the nearest of some rows among the columns in some order.
+
+        Args:
+            chosen: the rows, ascending int64 [R].
+            slots: of a row's list.
+            far_slots: likewise, of the farthest.
+            order: the columns in random order; None: as they are.
+
+        Returns:
+            Places of the rows that must be found again, int64 [L].
+        """
         rows, columns = self._rows, self._columns
         first, last = int(chosen[0]), int(chosen[-1]) + 1
         joined = last - first == len(chosen)
@@ -135,17 +149,31 @@ class Look:
         del features
         # Of a row that is at 0 from itself, only others are searched.
         lists = CandidateLists(len(chosen), max(1, self._k - self._own_at_zero), slots, far_slots)
-        own = chosen if self._own_at_zero else None
-        for begin, end, block in columns.sweep(self._tile):
-            block = block[: end - begin].contiguous()
-            theirs = _Side.of(block, columns.norms[begin:end], columns.metric, self._int8)
-            mine.collect(lists, theirs, rows.metric, begin, CandidatePlace(0, begin, False, 0), own)
+        own = None
+        if self._own_at_zero:
+            own = chosen if order is None else order.argsort()[chosen]
+        total = 0 if order is None else len(columns)
+        for begin, end, theirs in self._tiles(order):
+            place = CandidatePlace(0, begin, False, total)
+            mine.collect(lists, theirs, rows.metric, begin, place, own)
             if self._progress is not None:
                 seen = first * len(columns) + (last - first) * end
                 self._progress("neighbours", seen, len(rows) * len(columns))
         lost = lists.lost
-        self._settle(chosen, lists, lost, None)
+        self._settle(chosen, lists, lost, order)
         return lost
+
+    def _tiles(self, order: Tensor | None) -> Iterator[tuple[int, int, _Side]]:
+        """Yield the begin, the end and the columns of all tiles."""
+        columns = self._columns
+        for begin, end, block in columns.sweep(self._tile) if order is None else ():
+            block, norms = block[: end - begin].contiguous(), columns.norms[begin:end]
+            yield begin, end, _Side.of(block, norms, columns.metric, self._int8)
+        for begin in range(0, len(columns), self._tile) if order is not None else ():
+            assert order is not None
+            part = order[begin : begin + self._tile]
+            block, norms = columns.take(part), columns.norms[part]
+            yield begin, begin + len(part), _Side.of(block, norms, columns.metric, self._int8)
 
     def _settle(
         self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: Tensor | None
