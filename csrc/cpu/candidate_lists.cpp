@@ -564,6 +564,158 @@ void collect_candidates_(
   if (mirrored) mirror(found, place, width, width + first_row + height, lists);
 }
 
+// Vectors in one or two matrices, by the number of an item.
+class Vectors {
+ public:
+  Vectors(const Arguments& args, const Tensor& first, const std::optional<Tensor>& second,
+          const std::optional<Tensor>& place, const Tensor& term, const char* name)
+      : first_(args.input<float>(first, name, {kAny, kAny})),
+        second_(args.input<float>(second, name, {kAny, first.size(1)})),
+        place_(args.input<int64_t>(place, name, {term.size(0)})),
+        term_(args.input<double>(term, name, {kAny})),
+        split_(first.size(0)),
+        depth_(first.size(1)),
+        count_(term.size(0)) {
+    const int64_t rows = split_ + (second.has_value() ? second->size(0) : 0);
+    args.require(place_ != nullptr || count_ == rows, name, ": expected a term for each of the ",
+                 rows, " rows, found ", count_);
+    for (int64_t i = 0; place_ != nullptr && i < count_; ++i)
+      args.range(name, place_[i], 0, rows - 1);
+  }
+
+  int64_t count() const { return count_; }
+  int64_t depth() const { return depth_; }
+  double term(int64_t item) const { return term_[item]; }
+  const float* row(int64_t item) const {
+    const int64_t row = place_ == nullptr ? item : place_[item];
+    return row < split_ ? first_ + row * depth_ : second_ + (row - split_) * depth_;
+  }
+
+ private:
+  const float* first_;
+  const float* second_;   // null: there is one matrix
+  const int64_t* place_;  // row of an item; null: its number
+  const double* term_;
+  int64_t split_, depth_, count_;
+};
+
+typedef std::pair<double, int32_t> Neighbour;  // squared distance and item
+
+// Computes the squared distances of an item and of a list's candidates; one for each thread.
+class Settler {
+ public:
+  Settler(const Vectors& x, const Vectors& y, int64_t metric)
+      : x_(x), y_(y), metric_(metric), own_(x.depth()) {}
+
+  // Appends the candidates at their distances.
+  void distances(int64_t item, const Candidate* candidates, int64_t count, const int64_t* order,
+                 std::vector<Neighbour>& found) {
+    const auto other = [&](int64_t c) {
+      return order == nullptr ? candidates[c].item : order[candidates[c].item];
+    };
+    own_.set(x_.row(item));
+    const float* rows[kTogether];
+    double sums[kTogether];
+    for (int64_t c = 0; c < count; c += kTogether) {
+      const int64_t several = std::min(kTogether, count - c);
+      for (int64_t s = 0; s < kTogether; ++s) rows[s] = y_.row(other(c + std::min(s, several - 1)));
+      for (int64_t n = c + several; n < std::min(count, c + 2 * kTogether); ++n) {
+        prefetch(y_.row(other(n)), y_.depth());
+      }
+      if (metric_ == kEuclidean) {
+        sum_terms<SquaredDifference, kTogether>(own_.get(), rows, y_.depth(), sums);
+      } else {
+        sum_terms<Product, kTogether>(own_.get(), rows, y_.depth(), sums);
+      }
+      for (int64_t s = 0; s < several; ++s) {
+        const int64_t column = other(c + s);
+        found.emplace_back(squared_distance(item, column, sums[s]), static_cast<int32_t>(column));
+      }
+    }
+  }
+
+ private:
+  double squared_distance(int64_t row, int64_t column, double sum) const {
+    if (metric_ == kEuclidean) return sum;
+    const double norms = x_.term(row) * y_.term(column);
+    const double squared = 2 * (norms > 0 ? 1 - sum / norms : 1);
+    return squared > 0 ? squared : 0;
+  }
+
+  const Vectors& x_;
+  const Vectors& y_;
+  int64_t metric_;
+  CommonRow<float> own_;
+};
+
+// Orders neighbours by (distance, item), the farthest first where `farthest`, and writes k.
+void write_nearest(std::vector<Neighbour>& found, int64_t k, bool farthest, int32_t* items,
+                   double* distances) {
+  const auto before = [farthest](const Neighbour& one, const Neighbour& other) {
+    if (one.first != other.first) return farthest != (one.first < other.first);
+    return one.second < other.second;
+  };
+  if (k < static_cast<int64_t>(found.size())) {
+    std::nth_element(found.begin(), found.begin() + k, found.end(), before);
+  }
+  std::sort(found.begin(), found.begin() + k, before);
+  for (int64_t s = 0; s < k; ++s) {
+    distances[s] = found[s].first;
+    items[s] = found[s].second;
+  }
+}
+
+std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Tensor& counts,
+                                             const Tensor& lists, const Tensor& chosen,
+                                             std::optional<Tensor> order, const Tensor& x,
+                                             std::optional<Tensor> more_x,
+                                             std::optional<Tensor> place_x, const Tensor& term_x,
+                                             const Tensor& y, std::optional<Tensor> more_y,
+                                             std::optional<Tensor> place_y, const Tensor& term_y,
+                                             int64_t metric, int64_t k, bool own, bool farthest) {
+  const Arguments args("settle_candidates", candidates);
+  const int64_t all = candidates.size(0), count = lists.size(0), slots = candidates.size(1);
+  const auto* from = reinterpret_cast<const Candidate*>(
+      args.input<int32_t>(candidates, "candidates", {kAny, kAny, 3}));
+  const auto* used = args.input<int32_t>(counts, "counts", {all});
+  const auto* list = args.input<int64_t>(lists, "lists", {kAny});
+  const auto* item = args.input<int64_t>(chosen, "chosen", {count});
+  const Vectors rows(args, x, more_x, place_x, term_x, "x");
+  const Vectors columns(args, y, more_y, place_y, term_y, "y");
+  args.require(rows.depth() == columns.depth(), "y: expected rows of ", rows.depth(), ", found ",
+               columns.depth());
+  args.range("metric", metric, kCosine, kEuclidean);
+  const auto* numbers = args.input<int64_t>(order, "order", {columns.count()});
+  for (int64_t l = 0; l < count; ++l) {
+    args.range("lists", list[l], 0, all - 1);
+    args.range("chosen", item[l], 0, rows.count() - 1);
+    args.require(used[list[l]] + own >= k && used[list[l]] <= slots, "counts: expected ", k - own,
+                 " to ", slots, ", found ", used[list[l]], " at ", list[l]);
+    for (int64_t c = 0; c < used[list[l]]; ++c) {
+      const int64_t number = from[list[l] * slots + c].item;
+      args.range("candidates", number, 0, columns.count() - 1);
+    }
+  }
+  const Tensor near = new_tensor<int32_t>(candidates, {count, k});
+  const Tensor distances = new_tensor<double>(candidates, {count, k});
+  auto* to_items = data_of<int32_t>(near);
+  auto* to = data_of<double>(distances);
+  constexpr int64_t kLists = 16;  // that a thread takes at once
+  share((count + kLists - 1) / kLists, [&](const auto& next) {
+    Settler settler(rows, columns, metric);
+    std::vector<Neighbour> found;
+    for (int64_t begin = next() * kLists; begin < count; begin = next() * kLists) {
+      for (int64_t l = begin; l < std::min(count, begin + kLists); ++l) {
+        found.clear();
+        if (own) found.emplace_back(0.0, static_cast<int32_t>(item[l]));
+        settler.distances(item[l], from + list[l] * slots, used[list[l]], numbers, found);
+        write_nearest(found, k, farthest, to_items + l * k, to + l * k);
+      }
+    }
+  });
+  return {near, distances};
+}
+
 // Returns the first k candidates of each row by (distance, index).
 std::tuple<Tensor, Tensor> nearest_of(const Tensor& index, const Tensor& distance, int64_t k) {
   const Arguments args("nearest_of", index);
@@ -597,5 +749,6 @@ std::tuple<Tensor, Tensor> nearest_of(const Tensor& index, const Tensor& distanc
 
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("collect_candidates_", TORCH_BOX(&mmga::collect_candidates_));
+  m.impl("settle_candidates", TORCH_BOX(&mmga::settle_candidates));
   m.impl("nearest_of", TORCH_BOX(&mmga::nearest_of));
 }

@@ -338,6 +338,22 @@ class ExactLists:
         )
 
 
+class PlacedVectors(NamedTuple):
+    """Vectors where they are in memory, in one or two matrices.
+
+    Attributes:
+        first: float32 [M, D].
+        second: the rows after these, or None.
+        place: int64 [N], the row of each vector; None: its number.
+        term: float64 [N], norms (cosine) or squared norms (euclidean).
+    """
+
+    first: Tensor
+    second: Tensor | None
+    place: Tensor | None
+    term: Tensor
+
+
 class CandidatePlace(NamedTuple):
     """Where a tile is among those that candidates come from.
 
@@ -420,14 +436,46 @@ class CandidateLists:
             lost |= _lost(self._farthest, 1)
         return lost.nonzero()[:, 0]
 
-    def nearest(self) -> tuple[Tensor, Tensor]:
-        """Return the candidates of all rows: int32 [R, M], and bool [R, M] where there is one."""
-        return _listed(self._nearest)
+    def nearest(
+        self,
+        lists: Tensor,
+        chosen: Tensor,
+        order: Tensor | None,
+        sides: tuple[PlacedVectors, PlacedVectors],
+        metric: int,
+        *,
+        own: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the k nearest of some rows (`reference.settle_candidates`)."""
+        candidates, counts, _ = self._nearest
+        k = self._k + own
+        near: tuple[Tensor, Tensor] = _SETTLE_CANDIDATES(
+            candidates, counts, lists, chosen, order, *sides[0], *sides[1], metric, k, own, False
+        )
+        return near
 
-    def farthest(self) -> tuple[Tensor, Tensor]:
-        """Return likewise the candidates for the farthest."""
+    def farthest(
+        self,
+        lists: Tensor,
+        chosen: Tensor,
+        order: Tensor | None,
+        sides: tuple[PlacedVectors, PlacedVectors],
+        metric: int,
+    ) -> Tensor:
+        """Return likewise the largest distance of some rows, float64 [L]."""
         assert self._farthest is not None
-        return _listed(self._farthest)
+        candidates, counts, _ = self._farthest
+        distances: Tensor = _SETTLE_CANDIDATES(
+            candidates, counts, lists, chosen, order, *sides[0], *sides[1], metric, 1, False, True
+        )[1]
+        return distances[:, 0]
+
+    def listed(self, *, farthest: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the candidates of all rows: int32 [R, M], and bool [R, M] where there is one."""
+        candidates, counts, _ = (self._farthest if farthest else None) or self._nearest
+        most = max(0, int(counts.max()))
+        used = torch.arange(most, device=counts.device) < counts[:, None]
+        return candidates[:, :most, 0].contiguous(), used
 
 
 def _empty_lists(rows: int, slots: int) -> tuple[Tensor, ...]:
@@ -446,13 +494,6 @@ def _lost(lists: tuple[Tensor, ...], k: int) -> Tensor:
     high = candidates.view(torch.float32)[:, :most, 2]
     used = torch.arange(most, device=counts.device) < counts[:, None]
     return ((high <= limits[:, None]) & used).sum(1) < k
-
-
-def _listed(lists: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    candidates, counts, _ = lists
-    most = max(0, int(counts.max()))
-    used = torch.arange(most, device=counts.device) < counts[:, None]
-    return candidates[:, :most, 0].contiguous(), used
 
 
 def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -555,6 +596,17 @@ _COLLECT_CANDIDATES = define(
     "Tensor fine_column_radius, Tensor fine_row_slack, Tensor fine_column_slack, int metric, "
     "Tensor? own, int first_row, int first_other, bool mirrored, int seen, int total) -> ()",
     reference.collect_candidates_,
+)
+_SETTLE_CANDIDATES = define(
+    "settle_candidates(Tensor candidates, Tensor counts, Tensor lists, Tensor chosen, "
+    "Tensor? order, Tensor x, Tensor? more_x, Tensor? place_x, Tensor term_x, Tensor y, "
+    "Tensor? more_y, Tensor? place_y, Tensor term_y, int metric, int k, bool own, bool farthest) "
+    "-> (Tensor, Tensor)",
+    reference.settle_candidates,
+    lambda candidates, counts, lists, chosen, order, x, more_x, place_x, term_x, *others: (
+        candidates.new_empty(len(lists), others[5]),
+        term_x.new_empty(len(lists), others[5]),
+    ),
 )
 _NEAREST_OF = define(
     "nearest_of(Tensor index, Tensor distance, int k) -> (Tensor, Tensor)",

@@ -546,3 +546,62 @@ def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]
     ordered, by_index = index.sort(dim=1)
     distance, by_distance = distance.gather(1, by_index).sort(dim=1, stable=True)
     return ordered.gather(1, by_distance[:, :k]), distance[:, :k].contiguous()
+
+
+def settle_candidates(
+    candidates: Tensor,
+    counts: Tensor,
+    lists: Tensor,
+    chosen: Tensor,
+    order: Tensor | None,
+    x: Tensor,
+    more_x: Tensor | None,
+    place_x: Tensor | None,
+    term_x: Tensor,
+    y: Tensor,
+    more_y: Tensor | None,
+    place_y: Tensor | None,
+    term_y: Tensor,
+    metric: int,
+    k: int,
+    own: bool,
+    farthest: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the first k candidates of some lists by (squared distance in float64, item).
+
+    Args:
+        candidates: of `collect_candidates_`, with `counts`; at least k, or k - 1 if `own`.
+        lists: int64 [L], which lists.
+        chosen: int64 [L], the vector of each.
+        order: int64 [N], the item that each number of a candidate stands for; None: itself.
+        x: float32 [M, D], and after them `more_x`, if any: the vectors of lists.
+        place_x: int64 [N], the row of each vector; None: its number.
+        term_x: float64 [N], norms (cosine) or squared norms (euclidean) of the vectors.
+        y: likewise the items.
+        own: vectors are items, and each is at distance 0 from itself.
+        farthest: the farthest come first instead.
+
+    Returns:
+        int32 [L, k] and float64 [L, k].
+    """
+    sides = []
+    for first, more, place in ((x, more_x, place_x), (y, more_y, place_y)):
+        rows = first if more is None else torch.cat([first, more])
+        sides.append(rows if place is None else rows[place])
+    near, distances = [], []
+    for number, vector in zip(lists.tolist(), chosen.tolist(), strict=True):
+        items = candidates[number, : counts[number], 0].long()
+        items = items if order is None else order[items]
+        mine = torch.full_like(items, vector)
+        keys = pair_keys(sides[0], sides[1], term_x, term_y, mine, items, metric)
+        squared = keys if metric == METRICS.index("euclidean") else (2 * keys).clamp_min(0)
+        if own:
+            items = torch.cat([items.new_tensor([vector]), items])
+            squared = torch.cat([squared.new_zeros(1), squared])
+        by_item = items.argsort()
+        by_distance = squared[by_item].sort(stable=True, descending=farthest).indices[:k]
+        near.append(items[by_item][by_distance].to(torch.int32))
+        distances.append(squared[by_item][by_distance])
+    if not near:
+        return candidates.new_empty(0, k), term_x.new_empty(0, k)
+    return torch.stack(near), torch.stack(distances)

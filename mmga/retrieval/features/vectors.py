@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from mmga.common.errors import UserError
+from mmga.ops.certified import PlacedVectors
 from mmga.ops.distance import (
     LARGEST,
     LARGEST_NORM,
     LEAST_NORM,
     SMALLEST,
     exact_keys,
+    exact_term,
     key_terms,
     pair_sums,
     scaled_rows,
@@ -273,6 +275,24 @@ class VectorSet:
             and side.shards[0].is_contiguous()
             for side in self._sides
         )
+
+    def placed(self) -> PlacedVectors | None:
+        """Return where the vectors are in memory; None unless they are read in place."""
+        if not self.in_place or len(self._sides) > 2:
+            return None
+        first, *more = (side.shards[0] for side in self._sides)
+        place = None
+        if any(rows is not None for rows in self._chosen):
+            numbers = [
+                torch.arange(len(side), dtype=torch.int64, device=self.device)
+                if rows is None
+                else rows
+                for side, rows in zip(self._sides, self._chosen, strict=True)
+            ]
+            numbers[1:] = [rows + len(first) for rows in numbers[1:]]
+            place = torch.cat(numbers)
+        term = exact_term(self.norms, self.metric)
+        return PlacedVectors(first, more[0] if more else None, place, term)
 
 
 def check_scale(name: str, norms: Tensor) -> None:

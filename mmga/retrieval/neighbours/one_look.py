@@ -67,6 +67,9 @@ class Look:
         self._rows, self._columns, self._k = rows, columns, k
         self._farthest, self._own_at_zero = farthest, own_at_zero
         self._progress = progress
+        self._metric = metric_number(rows.metric)
+        placed = rows.placed(), columns.placed()
+        self._placed = None if placed[0] is None or placed[1] is None else (placed[0], placed[1])
         self._int8 = Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
         tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
         self._tile = min(max(tile, _LEAST_TILE), _LARGEST_TILE)
@@ -188,29 +191,41 @@ class Look:
         """
         sure = torch.ones(len(chosen), dtype=torch.bool, device="cpu")
         sure[lost] = False
-        chosen = chosen[sure]
+        numbers, chosen = sure.nonzero()[:, 0], chosen[sure]
         if not len(chosen):
             return
-        index, distances = self._exact(chosen, lists.nearest(), sure, order)
-        if self._own_at_zero:
-            index = torch.cat([chosen[:, None].to(torch.int32), index], 1)
-            distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
-        near, distances = nearest_of(index, distances, self._k)
-        self.found.index[chosen], self.found.distances[chosen] = near, distances.float()
-        if self._farthest:
-            _, distances = self._exact(chosen, lists.farthest(), sure, order)
-            distances[distances.isinf()] = 0  # of a set of one item
-            self.found.maxima[chosen] = distances.amax(1).float()
+        sides = self._placed
+        if sides is None:
+            near, distances = self._copied(chosen, *lists.listed(), numbers, order)
+            if self._own_at_zero:
+                near = torch.cat([chosen[:, None].to(torch.int32), near], 1)
+                distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
+            near, distances = nearest_of(near, distances, self._k)
+        else:
+            own = self._own_at_zero
+            near, distances = lists.nearest(numbers, chosen, order, sides, self._metric, own=own)
+        self.found.index[chosen] = near[:, : self._k]
+        self.found.distances[chosen] = distances[:, : self._k].float()
+        if self._farthest and sides is not None:
+            far = lists.farthest(numbers, chosen, order, sides, self._metric)
+            self.found.maxima[chosen] = far.float()
+        elif self._farthest:
+            far = self._copied(chosen, *lists.listed(farthest=True), numbers, order)[1]
+            self.found.maxima[chosen] = far.masked_fill_(far.isinf(), 0).amax(1).float()
 
-    def _exact(
-        self,
-        chosen: Tensor,
-        candidates: tuple[Tensor, Tensor],
-        sure: Tensor,
-        order: Tensor | None,
+    def _copied(
+        self, chosen: Tensor, index: Tensor, used: Tensor, numbers: Tensor, order: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the candidates of rows and their distances, infinite where there is none."""
-        index, used = (part[sure] for part in candidates)
+        """Return candidates and their distances, infinite where there is none, of copied vectors.
+
+        Args:
+            chosen: int64 [R], the rows.
+            index: int32 [L, M], the candidates of all lists, with `used` where there is one.
+            used: see `index`.
+            numbers: int64 [R], the rows' lists.
+            order: the item that each candidate's number stands for; None: the number itself.
+        """
+        index, used = index[numbers], used[numbers]
         row, slot = used.nonzero().unbind(1)
         item = index[row, slot].long()
         if order is not None:
