@@ -1,7 +1,9 @@
 """Backbones: ResNets, OSNet, `tiny` for machines without a GPU, all of timm and torchvision."""
 
+import dataclasses
 import difflib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from mmga.common.errors import UserError, first_line
 from mmga.common.files import patient
+from mmga.data.transforms import MEAN, STD
 from mmga.models import osnet, stages
 from mmga.models.pretrained import load_pretrained, read_state
 from mmga.models.stages import Stages
@@ -62,6 +65,28 @@ class IBN(nn.Module):
         return torch.cat((self.IN(first), self.BN(second)), dim=1)
 
 
+class Rescale(nn.Module):
+    """From images normalised by ImageNet's statistics to those that timm's weights were trained on.
+
+    Args:
+        mean: of red, green and blue that the weights expect.
+        std: likewise.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        pairs = list(zip(MEAN, STD, mean, std, strict=True))
+        scale = [ours / wanted for _, ours, _, wanted in pairs]
+        shift = [(ours - wanted) / deviation for ours, _, wanted, deviation in pairs]
+        # Kept in checkpoints: a later timm may have other weights by default.
+        self.scale = nn.Buffer(torch.tensor(scale)[:, None, None])
+        self.shift = nn.Buffer(torch.tensor(shift)[:, None, None])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return images [B, 3, H, W]."""
+        return images * self.scale + self.shift
+
+
 def build_backbone(
     name: str,
     weights: str | None = None,
@@ -94,7 +119,7 @@ def build_backbone(
         )
     if weights is not None and is_file(weights):
         weights, weights_file = None, weights
-    network = _network(name)
+    network = _network(name, weights)
     if weights is not None:
         state, source = _download(name, weights), f"{name} {weights}"
     elif weights_file is not None:
@@ -119,7 +144,11 @@ def stages_of(network: Any, name: str) -> Stages:
         UserError: it cannot be cut.
     """
     if not _is_resnet(network):
-        return stages.split(network, name)
+        cut = stages.split(network, name)
+        if not hasattr(network, "pretrained_cfg"):
+            return cut
+        rescale = Rescale(network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+        return dataclasses.replace(cut, stem=nn.Sequential(rescale, cut.stem))
     widths = [_out_channels(getattr(network, f"layer{number}")) for number in (1, 2, 3, 4)]
     first = network.layer4[0]
     for module in (first.conv1, first.conv2, first.downsample[0]):
@@ -164,10 +193,10 @@ def _basic_stage(channels: int, width: int, stride: int) -> nn.Sequential:
     return nn.Sequential(BasicBlock(channels, width, stride, shortcut), BasicBlock(width, width))
 
 
-def _network(name: str) -> Any:
+def _network(name: str, weights: str | None = None) -> Any:
     library, _, own = name.rpartition(":")
     if library == "timm":
-        return _timm_network(own)
+        return _timm_network(own, weights)
     if library and library not in _LIBRARIES:
         raise UserError(
             f"backbone {name!r} is of no known library; write {' or '.join(_LIBRARIES)}, "
@@ -202,7 +231,7 @@ def _with_ibn(resnet: Any) -> Any:
     return resnet
 
 
-def _timm_network(name: str, weights: str | None = None) -> Any:
+def _timm_network(name: str, tag: str | None = None, *, pretrained: bool = False) -> Any:
     try:
         import timm
     except ImportError as error:
@@ -214,12 +243,19 @@ def _timm_network(name: str, weights: str | None = None) -> Any:
         near = difflib.get_close_matches(name.partition(".")[0], names, n=1)
         hint = f"did you mean timm:{near[0]}?" if near else "timm.list_models() has their names"
         raise UserError(f"backbone timm:{name} is not known to timm {timm.__version__}; {hint}")
+    if tag is not None:
+        known = timm.list_pretrained(f"{name}.*")
+        tags = [one.partition(".")[2] for one in known if one.partition(".")[0] == name]
+        if tag not in tags:
+            raise UserError(
+                f"weights {tag!r} of timm:{name} are not known; choose none, a file, or of timm's "
+                f"{', '.join(tags) or 'there are none'}"
+            )
     # Position embeddings for images of any size, not for those of one pre-training alone.
     any_size = timm.models.is_model_in_modules(name, ["vision_transformer", "deit"])
     options = {"dynamic_img_size": True} if any_size else {}
-    if weights is None:
-        return timm.create_model(name, pretrained=False, **options)
-    return timm.create_model(f"{name}.{weights}", pretrained=True, **options)
+    whole = name if tag is None else f"{name}.{tag}"
+    return timm.create_model(whole, pretrained=pretrained, **options)
 
 
 def _download(name: str, weights: str) -> dict[str, torch.Tensor]:
@@ -252,19 +288,9 @@ def _download(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 
 def _download_of_timm(name: str, weights: str) -> dict[str, torch.Tensor]:
-    _timm_network(name)  # its errors first
-    import timm
-
-    known = timm.list_pretrained(f"{name}.*")
-    tags = [one.partition(".")[2] for one in known if one.partition(".")[0] == name]
-    if weights not in tags:
-        raise UserError(
-            f"weights {weights!r} of timm:{name} are not known; choose none, a file, or of timm's "
-            f"{', '.join(tags) or 'there are none'}"
-        )
     try:
         with patient():
-            return dict(_timm_network(name, weights).state_dict())
+            return dict(_timm_network(name, weights, pretrained=True).state_dict())
     except Exception as error:  # the hub's client raises many kinds
         raise UserError(
             f"weights {weights} of timm:{name} could not be downloaded ({first_line(error)}); "

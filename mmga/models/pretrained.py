@@ -122,10 +122,9 @@ def load_pretrained(
     fit = max(fits, key=lambda one: one.share)
     share = f"{source} fits {fit.share:.1%} of the parameters of backbone {name}"
     if fit.share == 0 or (fit.share < LEAST and not allow_partial):
-        ways = "name the backbone that the file was trained with"
         raise UserError(
-            f"{share}, at least {LEAST:.0%} is expected: {fit}; {ways}"
-            + (", or add --allow-partial-weights" if fit.share else "")
+            f"{share}, at least {LEAST:.0%} is expected: {fit}; name the backbone that the file was "
+            "trained with" + (", or add --allow-partial-weights" if fit.share else "")
         )
     network.load_state_dict(dict(fit.loaded), strict=False)
     if fit.absent or fit.other or fit.left:
@@ -143,7 +142,9 @@ def _mappings(
     if any(key.startswith("b1.1.") for key in state):
         renamed = {key: _of_mgn(key) for key in state}
         ways.append(({key: new for key, new in renamed.items() if new in own}, state))
-    converted = _by_timm(network, state)
+    named = next(iter(ways[0][0].items()), ("", ""))
+    prefix = named[0].removesuffix(named[1])
+    converted = _by_timm(network, {key.removeprefix(prefix): state[key] for key in state})
     if converted:
         ways.append((_by_name(own, converted, source), converted))
     ways.append((_by_order(own, state), state))
