@@ -217,7 +217,8 @@ def _network(name: str, weights: str | None = None) -> Any:
         near = difflib.get_close_matches(own, choices, n=1)
         hint = f"choose {'' if library else 'tiny or '}one of {', '.join(names)}"
         if near:
-            hint = f"did you mean {library + ':' if library else ''}{near[0]!r}?"
+            meant = f"{library}:{near[0]}" if library else near[0]
+            hint = f"did you mean {meant!r}?"
         elif not library:
             hint += f", {', '.join((*_IBN, *osnet.WIDTHS))}, torchvision:NAME, timm:NAME"
         raise UserError(f"backbone {name!r} is not known; {hint}")

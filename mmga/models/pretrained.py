@@ -123,7 +123,7 @@ def load_pretrained(
     share = f"{source} fits {fit.share:.1%} of the parameters of backbone {name}"
     if fit.share == 0 or (fit.share < LEAST and not allow_partial):
         raise UserError(
-            f"{share}, at least {LEAST:.0%} is expected: {fit}; name the backbone that the file was "
+            f"{share}, at least {LEAST:.0%} is expected: {fit}; name the backbone that it was "
             "trained with" + (", or add --allow-partial-weights" if fit.share else "")
         )
     network.load_state_dict(dict(fit.loaded), strict=False)
