@@ -191,7 +191,7 @@ def _by_name(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str
             f"{source} holds {len(prefixes)} networks that fit the backbone, below "
             f"{' and '.join(repr(prefix) for prefix in prefixes[:3])}; save one of them alone"
         )
-    return found[prefixes[0]] if prefixes else {}
+    return found[prefixes[0]] if best else {}
 
 
 def _of_mgn(key: str) -> str:
@@ -203,20 +203,41 @@ def _of_mgn(key: str) -> str:
 
 
 def _by_order(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return names by order, if all of the backbone's tensors follow one another in the file."""
-    wanted = [name for name in own if not name.endswith(_COUNTER)]
-    given = [key for key in state if not key.endswith(_COUNTER)]
+    """Return names by order, if all of the backbone's layers follow one another in the file.
 
-    def alike(key: str, name: str) -> bool:
-        kinds = {key.rpartition(".")[2], name.rpartition(".")[2]}
-        same = len(kinds) == 1 or not kinds.issubset(_KINDS)
-        return same and _shaped(state[key], own[name]) is not None
-
-    for start in range(len(given) - len(wanted) + 1):
-        pairs = list(zip(given[start:], wanted, strict=False))
-        if all(alike(key, name) for key, name in pairs):
-            return dict(pairs)
+    The order is the file's or, since .safetensors files keep none, that of its names and numbers.
+    """
+    wanted, given = _layers(own), _layers(state)
+    for layers in (given, sorted(given, key=lambda layer: _natural(layer[0]))):
+        for start in range(len(layers) - len(wanted) + 1):
+            pairs = list(zip(layers[start:], wanted, strict=False))
+            if all(_alike(one, other, state, own) for (_, one), (_, other) in pairs):
+                return {one[kind]: other[kind] for (_, one), (_, other) in pairs for kind in one}
     return {}
+
+
+def _layers(tensors: Mapping[str, Tensor]) -> list[tuple[str, dict[str, str]]]:
+    """Return the layers that hold tensors, and their tensors' names by kind."""
+    found: dict[str, dict[str, str]] = {}
+    for name in tensors:
+        layer, _, kind = name.rpartition(".")
+        if kind != _COUNTER:
+            kinds = found.setdefault(layer, {})
+            kinds[kind if kind in _KINDS else f"further {len(kinds)}"] = name
+    return list(found.items())
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _alike(
+    one: Mapping[str, str], other: Mapping[str, str], state: Mapping[str, Tensor], own: Any
+) -> bool:
+    """Return whether a layer of the file has the kinds and shapes of one of the backbone's."""
+    return one.keys() == other.keys() and all(
+        _shaped(state[one[kind]], own[other[kind]]) is not None for kind in one
+    )
 
 
 def _shaped(tensor: Tensor, like: Tensor) -> Tensor | None:
