@@ -3,8 +3,9 @@
 import dataclasses
 import difflib
 import os
+import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from mmga.models.stages import Stages
 _RESNET = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 """Names of a ResNet's stages in a state dict; everything else (the classifier) is left out."""
 _LIBRARIES = ("torchvision", "timm")
+Network = TypeVar("Network", bound=nn.Module)
 _IBN = tuple(f"resnet{depth}_ibn_a" for depth in (18, 34, 50, 101, 152))
 
 
@@ -161,6 +163,20 @@ def stages_of(network: Any, name: str) -> Stages:
         tail=nn.Sequential(network.layer3[1:], network.layer4),
         widths=(widths[0], widths[1], widths[2], widths[3]),
     )
+
+
+def with_synced_norms(network: Network) -> Network:
+    """Return a network whose batch normalisations are synchronised over processes.
+
+    Those of timm hold an activation, too, which torch's conversion would lose.
+    """
+    if "timm" in sys.modules:
+        from timm.layers import convert_sync_batchnorm
+
+        converted: Network = convert_sync_batchnorm(network)
+        return converted
+    same: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return same
 
 
 def _is_resnet(network: nn.Module) -> bool:

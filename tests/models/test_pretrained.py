@@ -306,10 +306,8 @@ def test_another_architecture_is_refused(tmp_path):
         MMGA(0, "resnet18", str(path))
     words = str(said.value)
     assert "w.pth fits 0.0% of the parameters of backbone resnet18, at least 90%" in words
-    assert re.search(
-        r" \d+ not in the file \(conv1\.weight, bn1\.weight, bn1\.bias, \.\.\.\)", words
-    )
-    assert re.search(r" \d{3} of the file alone \(module\.conv1|conv1\.conv\.weight, ", words)
+    assert " 100 not in the file (conv1.weight, bn1.weight, bn1.bias, ...)" in words
+    assert re.search(r" \d{3} of the file alone \(conv1\.conv\.weight, ", words)
     with pytest.raises(UserError, match=r"fits 0\.0% .* trained with$"):
         MMGA(0, "resnet18", str(path), allow_partial_weights=True)
 

@@ -10,7 +10,7 @@ from small_training import data, small
 
 from mmga.common.errors import UserError
 from mmga.models import MMGA, Pooled, load, stages
-from mmga.models.backbone import build_backbone, stages_of
+from mmga.models.backbone import build_backbone, stages_of, with_synced_norms
 from mmga.models.export import write_program
 from mmga.training.trainer import train
 
@@ -174,6 +174,17 @@ def test_images_are_rescaled_to_timms_statistics():
     torch.testing.assert_close(rescale(grey / deviation), torch.zeros(1, 3, 2, 2))
     torch.testing.assert_close(rescale(black / deviation), torch.full((1, 3, 2, 2), -1.0))
     assert "stem.0.scale" in MMGA(0, "timm:test_vit").state_dict()
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v3_small", timm("test_efficientnet")])
+def test_synchronised_norms_keep_their_activations(name):
+    network = spread(MMGA(0, name, branches="shared"))
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        expected = network(images)
+        synced = with_synced_norms(network)
+        assert [one for one in synced.modules() if isinstance(one, torch.nn.SyncBatchNorm)]
+        torch.testing.assert_close(synced(images), expected)
 
 
 def test_pooled_features_of_stripes():
