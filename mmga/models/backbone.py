@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -171,9 +172,8 @@ def with_synced_norms(network: Network) -> Network:
     Those of timm hold an activation, too, which torch's conversion would lose.
     """
     if "timm" in sys.modules:
-        from timm.layers import convert_sync_batchnorm
-
-        converted: Network = convert_sync_batchnorm(network)
+        layers: Any = importlib.import_module("timm.layers")
+        converted: Network = layers.convert_sync_batchnorm(network)
         return converted
     same: Network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return same
@@ -270,7 +270,7 @@ def _timm_network(name: str, tag: str | None = None, *, pretrained: bool = False
             )
     # Position embeddings for images of any size, not for those of one pre-training alone.
     any_size = timm.models.is_model_in_modules(name, ["vision_transformer", "deit"])
-    options = {"dynamic_img_size": True} if any_size else {}
+    options: dict[str, Any] = {"dynamic_img_size": True} if any_size else {}
     whole = name if tag is None else f"{name}.{tag}"
     return timm.create_model(whole, pretrained=pretrained, **options)
 

@@ -229,6 +229,13 @@ class MMGA(nn.Module):
         for name, branch in self.branches.items():
             features = layout.to_map(branch(x3), size)
             parts = self.parts if name == "shared" else (name,)
+            most = max(n for part in parts for n in self._stripes[part])
+            if features.shape[2] < most:
+                raise UserError(
+                    f"images of {size[0]} pixels give backbone {self.options['backbone']} "
+                    f"{features.shape[2]} rows of features, and heads 8 needs {most}; "
+                    "raise --height"
+                )
             for stripes in sorted({n for part in parts for n in self._stripes[part]}):
                 members = [part for part in parts if stripes in self._stripes[part]]
                 rows = self._pool(features, members, spatial, channel, stripes)
