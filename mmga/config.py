@@ -118,11 +118,15 @@ class ModelConfig:
     """The network (mmga.models.MMGA)."""
 
     backbone: Annotated[str, Flag(value="NAME")] = "resnet50"
-    """Any torchvision ResNet, or tiny."""
+    """Any torchvision ResNet, tiny, resnet50_ibn_a, osnet_x1_0, timm:NAME or torchvision:NAME."""
     weights: Annotated[str, Flag(value="NAME")] = "IMAGENET1K_V1"
-    """torchvision's weights of the backbone, or none for random ones."""
+    """torchvision's or timm's weights of the backbone, none for random ones, or a file of weights
+    (.pth, .pt, .safetensors) of torchvision, timm, torchreid, fast-reid or plain ImageNet
+    training."""
     backbone_weights: Annotated[Path | None, Flag(value="FILE")] = None
-    """File of backbone weights: a plain ResNet state dict (.pth or .safetensors)."""
+    """File of backbone weights, with --weights none."""
+    allow_partial_weights: bool = False
+    """Start from a file of weights although it fits less than 90% of the backbone's parameters."""
     attention: Literal["both", "first", "none", "auxiliary"] = "both"
     """Modules that are there; auxiliary computes the maps without multiplying them in."""
     combine: Literal["product", "residual"] = "product"

@@ -6,7 +6,7 @@ Legend: `B` images, `C` channels, `h w` feature map, `P` parts of one branch, `D
 import copy
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from mmga.common.errors import UserError
 from mmga.config import ModelConfig
 from mmga.models.attention import Attention
-from mmga.models.backbone import build_backbone
+from mmga.models.backbone import build_backbone, stages_of
 from mmga.models.head import Head, make_reduction
 from mmga.ops.attention import attention_multiply, attention_pool
 from mmga.ops.reference import stripe_rows
@@ -58,7 +58,7 @@ class Output(NamedTuple):
 
 
 class MMGA(nn.Module):
-    """A ResNet with mask guided whole-body and part attention at two scales.
+    """A backbone with mask guided whole-body and part attention at two scales.
 
     In training `forward` returns an `Output`; in evaluation it returns the L2-normalised vector
     [B, D of all heads] of the images as given (no mirror image). The default of every switch is
@@ -66,9 +66,14 @@ class MMGA(nn.Module):
 
     Args:
         num_classes: training identities; 0 builds no classifiers.
-        backbone: any torchvision ResNet, or `tiny` (ResNet-18's wiring at 16-32-64-128 channels).
-        weights: None or `none` for random weights, or torchvision's name, such as `IMAGENET1K_V1`.
-        backbone_weights: a file with a plain ResNet state dict, in place of `weights`.
+        backbone: any torchvision ResNet, `tiny` (ResNet-18's wiring at 16-32-64-128 channels),
+            `resnet50_ibn_a`, `osnet_x1_0` and their sizes, or `timm:NAME` or `torchvision:NAME`,
+            which are cut by the strides of their features (`mmga.models.stages`).
+        weights: None or `none` for random weights, a file as below, or torchvision's or timm's
+            name, such as `IMAGENET1K_V1` or `a1_in1k`.
+        backbone_weights: a file of weights, in place of `weights`; read by
+            `mmga.models.pretrained`.
+        allow_partial_weights: take a file that fits less than 90% of the backbone's parameters.
         attention: `both` modules, the `first` alone, or `none`; `auxiliary` computes the spatial
             maps of both but multiplies nothing (no channel attention is built), so that masks are
             an auxiliary task alone.
@@ -95,6 +100,7 @@ class MMGA(nn.Module):
         weights: str | None = None,
         *,
         backbone_weights: str | os.PathLike[str] | None = None,
+        allow_partial_weights: bool = False,
         attention: str = "both",
         combine: str = "product",
         branches: str = "copies",
@@ -130,15 +136,16 @@ class MMGA(nn.Module):
         self._stripes = {part: _STRIPES[heads][part] for part in self.parts}
         self.head_names = tuple(name for part in self.parts for name in self._heads_of(part))
 
-        resnet = build_backbone(backbone, weights, backbone_weights)
-        self.stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
-        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
-        self.layer3 = resnet.layer3[0]
-        tail = nn.Sequential(resnet.layer3[1:], resnet.layer4)
+        network = build_backbone(
+            backbone, weights, backbone_weights, allow_partial=allow_partial_weights
+        )
+        stages = stages_of(network, backbone)
+        self.stem, self.layer1, self.layer2 = stages.stem, stages.layer1, stages.layer2
+        self.layer3, self._layout, self._last = stages.layer3, stages.layout, stages.last
         names = ("shared",) if branches == "shared" else self.parts
-        self.branches = nn.ModuleDict({name: copy.deepcopy(tail) for name in names})
+        self.branches = nn.ModuleDict({name: copy.deepcopy(stages.tail) for name in names})
 
-        widths = [_out_channels(getattr(resnet, f"layer{number}")) for number in (1, 2, 3, 4)]
+        widths = stages.widths
         self._add_attention(widths)
         self.exponent = nn.Parameter(torch.tensor(3.0)) if pool == "gem" else None
         dim = widths[3] if embed_dim is None else embed_dim
@@ -152,7 +159,7 @@ class MMGA(nn.Module):
             {name: Head(dim, num_classes, neck, classifier) for name in self.head_names}
         )
 
-    def _add_attention(self, widths: list[int]) -> None:
+    def _add_attention(self, widths: Sequence[int]) -> None:
         """Add both attention modules, as far as the options ask for them.
 
         Args:
@@ -196,26 +203,39 @@ class MMGA(nn.Module):
     ) -> Output:
         """Return everything that the network computes, in training as in evaluation."""
         given = {name: torch.logit(m, eps=1e-4) for name, m in (maps or {}).items()}
+        size, layout = images.shape[2:], self._layout
         x1 = self.layer1(self.stem(images))
-        x2 = self.layer2(x1)  # [B, C, h, w]
+        x2 = self.layer2(x1)
+        map2 = layout.to_map(x2, size)  # [B, C, h, w]
         spatial: dict[str, torch.Tensor] = {}
         channel: dict[str, torch.Tensor | None] = {}
         if self.attention1 is not None:
-            size = (x2.shape[2], x2.shape[3])
-            logits, channels = self.attention1(x1 if self.read0 == "layer1" else x2, size)
+            read = layout.to_map(x1, size) if self.read0 == "layer1" else map2
+            logits, channels = self.attention1(read, (map2.shape[2], map2.shape[3]))
             spatial["whole0"] = given.get("whole0", logits)
             if channels is not None:
-                x2 = attention_multiply(x2, spatial["whole0"], channels, self.combine)
+                map2 = attention_multiply(map2, spatial["whole0"], channels, self.combine)
+                x2 = layout.with_map(x2, map2)
         x3 = self.layer3(x2)
+        map3 = layout.to_map(x3, size)
         if self.attention2 is not None:
+            # The maps fit the branches' last features: rounded up, where a stride is left.
+            last = (-(-map3.shape[2] // self._last), -(-map3.shape[3] // self._last))
             for part in self.parts:
-                logits, channel[part] = self.attention2[part](x3)
+                logits, channel[part] = self.attention2[part](map3, last)
                 spatial[part] = given.get(part, logits)
 
         pooled: dict[str, torch.Tensor] = {}  # per head [B, C]
         for name, branch in self.branches.items():
-            features = branch(x3)
+            features = layout.to_map(branch(x3), size)
             parts = self.parts if name == "shared" else (name,)
+            most = max(n for part in parts for n in self._stripes[part])
+            if features.shape[2] < most:
+                raise UserError(
+                    f"images of {size[0]} pixels give backbone {self.options['backbone']} "
+                    f"{features.shape[2]} rows of features, and heads 8 needs {most}; "
+                    "raise --height"
+                )
             for stripes in sorted({n for part in parts for n in self._stripes[part]}):
                 members = [part for part in parts if stripes in self._stripes[part]]
                 rows = self._pool(features, members, spatial, channel, stripes)
@@ -289,9 +309,3 @@ def _head_name(part: str, stripes: int, stripe: int) -> str:
 
 def _concatenate(output: Output) -> torch.Tensor:
     return torch.cat(list(output.features.values()), dim=1)
-
-
-def _out_channels(stage: nn.Module) -> int:
-    """Return the channels of a ResNet stage, read from its last batch normalisation."""
-    norms = [m for m in stage[-1].children() if isinstance(m, nn.BatchNorm2d)]  # type: ignore[index]
-    return norms[-1].num_features

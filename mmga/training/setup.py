@@ -24,6 +24,7 @@ from mmga.data.masks import LOSSLESS, mask_names
 from mmga.data.preflight import check_files
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
+from mmga.models.backbone import with_synced_norms
 from mmga.models.loading import build_network
 from mmga.retrieval.features import JUNK
 from mmga.retrieval.protocols.protocol import Protocol, protocol_named
@@ -240,7 +241,7 @@ class State:
                     torch.manual_seed(config.run.seed)
                     network = build_network(model, num_classes).to(device)
         if sync:
-            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = with_synced_norms(network)
         elif group.world > 1 and group.leads and config.run.norm == "auto":
             logger.info("batch normalisation is local to each process")
         if config.run.channels_last:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mmga.common.distributed import Group
@@ -99,7 +100,7 @@ def score_all(
 def setting(network: MMGA, config: Config) -> dict[str, Any]:
     """Return the setting that must be reported with a network's metrics."""
     model = config.model
-    weights = model.weights if model.backbone_weights is None else model.backbone_weights.name
+    weights = Path(model.backbone_weights or model.weights).name
     return {
         "trained_on": [config.data.data, *config.data.also],
         "ema": config.optimizer.ema,

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from paths import REPOSITORY
 from PIL import Image
 from small_run import write_run
 
 from mmga import config, export
 from mmga.common import cli
+from mmga.models.backbone import build_backbone
 
 DOCS = (REPOSITORY / "docs" / "training.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS, re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
-SMALL = (
-    "--backbone tiny --weights none --height 48 --width 16 --p 4 --k 2 --epochs 2 --pad 1 "
-    "--threads 1"
-)
+TINY = "--backbone tiny --weights none "
+SMALL = TINY + ("--height 48 --width 16 --p 4 --k 2 --epochs 2 --pad 1 --threads 1")
 RENAMED = {"--epochs 60": "", "--val-ids 50": "--val-ids 2", "--eval-every 10": "--eval-every 1"}
 
 
@@ -55,6 +55,7 @@ def folder(tmp_path_factory):
                     mask.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(random.integers(0, 3, (32, 16), dtype=np.uint8)).save(mask)
     pictures(root / "photographs", ["a.png", "b.png"], random)
+    torch.save({"state_dict": build_backbone("osnet_x0_25").state_dict()}, root / "osnet.pth")
     return root
 
 
@@ -67,7 +68,7 @@ def run(line):
     module = words[words.index("-m") + 1]
     words = [word for word in words[words.index(module) + 1 :] if word != "--"]
     if module == "mmga.train" and "--resume" not in words:
-        words += shlex.split(SMALL)
+        words += shlex.split(SMALL if "--backbone" not in words else SMALL.replace(TINY, ""))
     if module == "mmga.export":  # what it writes takes long, and test_export.py is about it
         options = cli.parse("export", export.Options, words)
         assert options.out.suffix == export.FORMATS[options.format][0]
@@ -84,7 +85,7 @@ def test_every_example_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for line in COMMANDS:
         run(line)
-    for name in ("market", "strong", "four", "changed", "both", "across"):
+    for name in ("market", "strong", "four", "changed", "both", "across", "osnet"):
         assert (folder / "runs" / name / "last.safetensors").is_file(), name
     assert config.load_config(folder / "runs" / "changed" / "config.yaml").recipe == "bot"
     assert (folder / "sheets" / "ranked.png").is_file()
