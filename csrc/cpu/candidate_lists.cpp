@@ -610,6 +610,7 @@ class Settler {
   // Appends the candidates at their distances.
   void distances(int64_t item, const Candidate* candidates, int64_t count, const int64_t* order,
                  std::vector<Neighbour>& found) {
+    if (count == 0) return;
     const auto other = [&](int64_t c) {
       return order == nullptr ? candidates[c].item : order[candidates[c].item];
     };
@@ -700,16 +701,33 @@ std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Ten
   const Tensor distances = new_tensor<double>(candidates, {count, k});
   auto* to_items = data_of<int32_t>(near);
   auto* to = data_of<double>(distances);
-  constexpr int64_t kLists = 16;  // that a thread takes at once
+  constexpr int64_t kLists = 64;  // that a thread takes at once
+  // Where lists are long, the candidates of one part of the columns come together: their vectors
+  // are then in the last cache.
+  constexpr int64_t kPart = 4 << 20;
+  const int64_t of_a_part = std::max<int64_t>(1, kPart / (sizeof(float) * columns.depth() + 1));
+  const int64_t part = k * kLists > 2 * columns.count() ? of_a_part : columns.count();
   share((count + kLists - 1) / kLists, [&](const auto& next) {
     Settler settler(rows, columns, metric);
-    std::vector<Neighbour> found;
-    for (int64_t begin = next() * kLists; begin < count; begin = next() * kLists) {
-      for (int64_t l = begin; l < std::min(count, begin + kLists); ++l) {
-        found.clear();
-        if (own) found.emplace_back(0.0, static_cast<int32_t>(item[l]));
-        settler.distances(item[l], from + list[l] * slots, used[list[l]], numbers, found);
-        write_nearest(found, k, farthest, to_items + l * k, to + l * k);
+    std::vector<std::vector<Neighbour>> found(kLists);
+    for (int64_t first = next() * kLists; first < count; first = next() * kLists) {
+      const int64_t lists_here = std::min(kLists, count - first);
+      int64_t done[kLists] = {};
+      for (int64_t begin = 0; begin < columns.count(); begin += part) {
+        const bool last = begin + part >= columns.count();
+        for (int64_t l = 0; l < lists_here; ++l) {
+          const Candidate* own_list = from + list[first + l] * slots;
+          int64_t end = done[l];
+          const int64_t all_of_it = used[list[first + l]];
+          while (end < all_of_it && (last || own_list[end].item < begin + part)) ++end;
+          settler.distances(item[first + l], own_list + done[l], end - done[l], numbers, found[l]);
+          done[l] = end;
+        }
+      }
+      for (int64_t l = 0; l < lists_here; ++l) {
+        if (own) found[l].emplace_back(0.0, static_cast<int32_t>(item[first + l]));
+        write_nearest(found[l], k, farthest, to_items + (first + l) * k, to + (first + l) * k);
+        found[l].clear();
       }
     }
   });
