@@ -136,8 +136,9 @@ class CandidateLists {
     limits_[list] = limit;
     int64_t left = 0;
     for (int64_t s = 0; s < count; ++s) {
-      candidates[left] = candidates[s];
-      left += candidates[left].low <= limit;
+      const Candidate candidate = candidates[s];
+      candidates[left] = candidate;
+      left += candidate.low <= limit;
     }
     counts_[list] = static_cast<int32_t>(left);
   }

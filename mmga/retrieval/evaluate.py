@@ -42,7 +42,8 @@ from mmga.retrieval.protocols.protocol import PROTOCOLS, protocol_named
 from mmga.retrieval.protocols.protocol import Protocol as Rules
 from mmga.retrieval.protocols.selection import Labels, Selection, select
 from mmga.retrieval.repeated import both_directions, drawn_galleries, evaluate_repeats, left_out
-from mmga.retrieval.reranking.distances import reranked_source
+from mmga.retrieval.reranking.certified_ranks import rank_reranked
+from mmga.retrieval.reranking.distances import RerankedSource, reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
@@ -373,13 +374,24 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
 
 def _rerank(report: Report, problem: RankingProblem, rule: KReciprocal | Reranker) -> None:
     """Add the figures of the re-ranked distances."""
+    monitor, selection, phase = problem.monitor, problem.selection, "re-ranked ranks"
+    # Without a share of the distances, what overlaps with nothing ties.
+    bounded = (
+        isinstance(rule, KReciprocal)
+        and rule.lambda_value > 0
+        and problem.device.type == "cpu"
+        and problem.gallery is not problem.query
+        and selection.labels.exclusion is None
+    )
     if isinstance(rule, KReciprocal):  # either adds its own seconds
-        source: Source = reranked_source(rule, problem)
+        source: Source = reranked_source(rule, problem, keep=not bounded)
     else:
         source = rule.source(problem)
-    monitor, selection = problem.monitor, problem.selection
     with monitor.timed("rank"):
-        scores = rank(source, selection, monitor, phase="re-ranked ranks")
+        if bounded and isinstance(source, RerankedSource) and source.reranking.exact == "certified":
+            scores = rank_reranked(source, selection, monitor, phase)
+        else:
+            scores = rank(source, selection, monitor, phase=phase)
     report.reranked = Figures.of(scores, _counted(selection), len(report.cmc))
     report.rerank = rule.as_dict()
     _note(report, caveats.of_reranking(selection))

@@ -29,7 +29,7 @@ _PILOT, _SAMPLE = 48, 8192
 # The share of all columns up to which lists are worth looking for by bounds.
 _LARGEST_SHARE = 0.25
 # Operations of all products below which there is nothing to save.
-_SMALL = 1e10
+_SMALL = 1e9
 
 
 def cheapest_tiles(

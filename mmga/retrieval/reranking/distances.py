@@ -43,6 +43,9 @@ class Reranking:
         queries: Q.
         gallery: G.
         device: where the distances are.
+        rule: the settings.
+        vectors: the queries, and after them the gallery.
+        maxima: float64 [Q], largest squared distance of each query to any vector.
         seconds: what the neighbour pass and the sparse stages took.
         exact: whose order the neighbours have: certified or float32.
     """
@@ -54,6 +57,7 @@ class Reranking:
         rule: KReciprocal,
         *,
         exact: str | None = None,
+        keep: bool = True,
         memory: int | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -64,20 +68,21 @@ class Reranking:
             queries: Q; None: one set against itself, of which N is that one set.
             rule: settings.
             exact: whose order neighbours that nearly tie have, see `neighbours.knn.search`.
+            keep: distances of queries to gallery are kept where they fit `memory`.
             memory: bytes that kept distances may take; None for `KEPT_BYTES`.
             progress: called as (phase, done, total).
 
         Raises:
             UserError: the order cannot be certified and shall be.
         """
-        self._rule, self._vectors, self.device = rule, vectors, vectors.device
+        self.rule, self.vectors, self.device = rule, vectors, vectors.device
         # Of one set against itself, item g of the gallery is item g of the graph.
         self._first = queries or 0
         self.queries = len(vectors) if queries is None else queries
         self.gallery = len(vectors) - self._first
         self._tile = tile_on(self.device, len(vectors), vectors.dimension)
         limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
-        keep = queries is not None and 4 * self.queries * self.gallery <= limit
+        keep = keep and queries is not None and 4 * self.queries * self.gallery <= limit
         start = time.perf_counter()
         found = search(
             vectors,
@@ -88,7 +93,7 @@ class Reranking:
             progress=progress,
         )
         self._kept, self.exact = found.distances, found.exact
-        self._maxima = found.neighbours.maxima[: self.queries].double()
+        self.maxima = found.neighbours.maxima[: self.queries].double()
         searched = time.perf_counter()
         self._rows = encode(found.neighbours, rule, vectors.pair_distances)
         self._inverted = ops.transpose_rows(self._rows, self._first)
@@ -115,8 +120,17 @@ class Reranking:
             for rows, block in self._group_blocks(part):
                 yield slice(begin + rows.start, begin + rows.stop), block
 
+    def overlaps(self, queries: Tensor) -> ops.CsrRows:
+        """Return the Jaccard distances below 1 of some queries, [R, N]; columns from `first` on."""
+        return ops.jaccard_rows(self._rows, self._inverted, queries)
+
+    @property
+    def first(self) -> int:
+        """Number of the gallery's first vector."""
+        return self._first
+
     def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        overlaps = ops.jaccard_rows(self._rows, self._inverted, queries)
+        overlaps = self.overlaps(queries)
         original = self._original(queries) if self._kept is None else None
         room = _BLOCK_BYTES if self.device.type == "cpu" else _GROUP_BYTES  # few launches
         rows = max(1, room // (8 * self.gallery))
@@ -131,14 +145,14 @@ class Reranking:
             yield slice(low, high), self._mixed(squared, part, _between(overlaps, low, high))
 
     def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.CsrRows) -> Tensor:
-        scale = 0.5 if self._vectors.metric == "cosine" else 1.0
-        maxima = self._maxima[queries]
-        return mix(squared, maxima, overlaps, self._first, self._rule, scale)
+        scale = 0.5 if self.vectors.metric == "cosine" else 1.0
+        maxima = self.maxima[queries]
+        return mix(squared, maxima, overlaps, self._first, self.rule, scale)
 
     def _original(self, queries: Tensor) -> Tensor:
         """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
         height, width = self.group, self._tile
-        vectors = self._vectors
+        vectors = self.vectors
         result = torch.empty((len(queries), self.gallery), dtype=torch.float32, device=self.device)
         tile = result.new_empty(height, width)
         own = vectors.take(queries, result.new_empty(height, vectors.dimension))
@@ -154,7 +168,13 @@ class Reranking:
 
 
 class RerankedSource:
-    """Re-ranked distances as tiles of whole rows, for the pass that counts ranks."""
+    """Re-ranked distances as tiles of whole rows, for the pass that counts ranks.
+
+    Attributes:
+        reranking: the graph.
+        queries: int64 [Q'], of the graph's queries those that are ranked.
+        columns: items that are ranked.
+    """
 
     dtype = torch.float64
 
@@ -166,21 +186,40 @@ class RerankedSource:
             queries: places in its queries, int64 [Q'].
             items: places in its gallery, ascending int64 [G'].
         """
-        self._reranking = reranking
-        self._queries = torch.from_numpy(queries)
+        self.reranking = reranking
+        self.queries = torch.from_numpy(queries)
         self.device = reranking.device
         whole = len(items) == reranking.gallery
         self._items = None if whole else torch.from_numpy(items).to(self.device)
         self.columns = len(items)
         self.max_rows = reranking.group
 
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Return the numbers of items, int64 [K], among the graph's vectors."""
+        return self.reranking.first + (items if self._items is None else self._items[items])
+
+    def overlaps(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows, items and Jaccard distances below 1 of some queries, [E] each, ascending."""
+        rows = self.reranking.overlaps(queries)
+        row = torch.arange(len(queries), device=self.device)
+        row = row.repeat_interleave(rows.offsets.diff())
+        item, known = rows.columns.long() - self.reranking.first, None
+        if self._items is not None and len(self._items):
+            place = torch.searchsorted(self._items, item).clamp_max(len(self._items) - 1)
+            item, known = place, self._items[place] == item
+        if known is None:
+            return row, item, rows.values
+        return row[known], item[known], rows.values[known]
+
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles of whole rows."""
-        for rows, final in self._reranking.blocks(self._queries[start:stop]):
+        for rows, final in self.reranking.blocks(self.queries[start:stop]):
             yield rows, Tile.of_keys(final if self._items is None else final[:, self._items])
 
 
-def reranked_source(rule: KReciprocal, problem: RankingProblem) -> RerankedSource:
+def reranked_source(
+    rule: KReciprocal, problem: RankingProblem, *, keep: bool = True
+) -> RerankedSource:
     """Return the re-ranked distances of a problem's queries and items.
 
     Junk takes no part in the neighbour graph, unless the protocol says so, nor what is unknown;
@@ -209,6 +248,7 @@ def reranked_source(rule: KReciprocal, problem: RankingProblem) -> RerankedSourc
         None if itself else len(query_rows),
         rule,
         exact=problem.exact,
+        keep=keep,
         memory=None if problem.placed.memory is None else problem.placed.memory // 2,
         progress=problem.monitor.step,
     )
