@@ -56,16 +56,14 @@ MMGA_VECTOR_CLONES std::pair<float, float> upper_bounds(const Candidate* from, i
   return {least, most};
 }
 
-// Returns a value that at least `rank` of some upper bounds do not exceed, near the `rank`-th
-// least: halving their range finds it sooner than sorting them.
-float limit_of(const Candidate* from, int64_t count, int64_t rank, std::vector<float>& scratch) {
+// Returns a value that at least `rank` of some values do not exceed, near the `rank`-th least,
+// given the least and the largest: halving their range finds it sooner than sorting them.
+float limit_of(const float* values, int64_t count, int64_t rank, float low, float high) {
   constexpr int kHalvings = 16;
-  scratch.resize(count);
-  auto [low, high] = upper_bounds(from, count, scratch.data());
   for (int i = 0; i < kHalvings; ++i) {
     const float middle = low + (high - low) / 2;
     if (!(low < middle && middle < high)) break;
-    const int64_t within = count_within(scratch.data(), count, middle);
+    const int64_t within = count_within(values, count, middle);
     (within < rank ? low : high) = middle;
     if (within == rank) break;
   }
@@ -127,13 +125,18 @@ class CandidateLists {
     if (counts_[list] == slots_) counts_[list] = kLost;
   }
 
+  // Lowers the limit to one that is at least the `rank`-th least key of some columns.
+  void lower(int64_t list, float limit) { limits_[list] = std::min(limits_[list], limit); }
+
   // Lowers the limit to about the `rank`-th least upper bound and drops the candidates above it.
   void prune(int64_t list, int64_t rank, std::vector<float>& scratch) {
     const int64_t count = counts_[list];
     if (count < rank) return;
     Candidate* candidates = candidates_ + list * slots_;
-    const float limit = std::min(limits_[list], limit_of(candidates, count, rank, scratch));
-    limits_[list] = limit;
+    scratch.resize(count);
+    const auto [least, most] = upper_bounds(candidates, count, scratch.data());
+    lower(list, limit_of(scratch.data(), count, rank, least, most));
+    const float limit = limits_[list];
     int64_t left = 0;
     for (int64_t s = 0; s < count; ++s) {
       const Candidate candidate = candidates[s];
@@ -247,6 +250,20 @@ __attribute__((target("avx512f"))) inline void find_wanted_512(const PanelRows& 
 }
 #endif
 
+// Writes the upper bounds of a row's keys in a panel, times `sign`.
+MMGA_VECTOR_CLONES void key_bounds(const PanelRows& rows, int64_t r, float sign, float* bounds) {
+  const int32_t* sums = rows.sums + r * kPanel;
+  const uint32_t excess = rows.excess[r];
+  const float unit = rows.unit[r], term = rows.term[r], error = rows.width[r];
+  for (int64_t c = 0; c < kPanel; ++c) {
+    const auto product = static_cast<int32_t>(static_cast<uint32_t>(sums[c]) - excess);
+    float key;
+    make_key<float, float>(rows.metric, term, rows.column_term[c],
+                           (static_cast<float>(product) * unit) * rows.column_unit[c], key);
+    bounds[c] = sign * key + error;
+  }
+}
+
 inline FindWanted find_wanted() {
 #if MMGA_X86_CLONES
   if (int8_instructions() == Int8Instructions::kAvx512Vnni) return find_wanted_512;
@@ -292,6 +309,11 @@ struct Refinement {
   int64_t depth;
   PairKeys key;
   Error<double> row_error, column_error;
+
+  double width(int64_t row, int64_t column) const {
+    return row_error.radius[row] * column_error.radius[column] +
+           (row_error.slack[row] + column_error.slack[column]);
+  }
 };
 
 // Computes inner products of four pairs of 16-bit rows. Rows are shorter than 2^15.5: no part of a
@@ -386,6 +408,39 @@ class Collector {
     far_[place] = lists_.far(place_.first_row + row);
   }
 
+  // Returns the largest error of keys of 16 bits of a row and some columns, rounded up.
+  float fine_width(int64_t row, int64_t first, int64_t width) const {
+    double largest = 0;
+    for (int64_t column = first; column < first + width; ++column) {
+      largest = std::max(largest, fine_.width(row, column));
+    }
+    return static_cast<float>(largest) * (1 + 0x1p-20F) + std::numeric_limits<float>::min();
+  }
+
+  // Gives a row that has no limits yet such by the products of a panel.
+  void begin_limits(const PanelRows& products, int64_t row, int64_t place, int64_t first) {
+    if (near_[place] < std::numeric_limits<float>::infinity()) return;
+    const int64_t width = std::min(kPanel, packed_.width() - first);
+    const int64_t itself = rows_.own == nullptr ? -1 : rows_.own[row] - place_.first_other - first;
+    const bool inside = 0 <= itself && itself < width;
+    const int64_t list = place_.first_row + row, count = width - inside;
+    if (count < rank_) return;
+    // What is surely within a limit of 8 bits should be so by 16 bits, too.
+    constexpr float kRounding = 0x1p-20F;
+    const float room = 2 * fine_width(row, first, width);
+    const auto limit = [&](float sign, int64_t rank) {
+      float bounds[kPanel];
+      key_bounds(products, place, sign, bounds);
+      if (inside) bounds[itself] = bounds[width - 1];
+      const auto [least, most] = std::minmax_element(bounds, bounds + count);
+      const float found = limit_of(bounds, count, rank, *least, *most);
+      return found + (room + std::abs(found) * kRounding);
+    };
+    lists_.nearest.lower(list, limit(1, rank_));
+    if (lists_.farthest) lists_.farthest->lower(list, limit(-1, 1));
+    set_limits(row, place);
+  }
+
   // Lists the pairs of some rows and of a panel that 8 bits leave open.
   void find(int64_t begin, int64_t end, int64_t panel) {
     const int64_t first = panel * kPanel, width = packed_.width() - first;
@@ -394,11 +449,21 @@ class Collector {
       width_[row - begin] =
           error.radius[row] * columns_.radius[panel] + (error.slack[row] + columns_.slack[panel]);
     }
-    find_wanted_(
-        {strip_.sums(0), strip_.excess(), end - begin, metric_, rows_.unit + begin,
-         rows_.term + begin, width_, near_, far_, columns_.unit.data() + first,
-         columns_.term.data() + first, columns_.near.data() + first, columns_.far.data() + first},
-        wanted_);
+    const PanelRows products{strip_.sums(0),
+                             strip_.excess(),
+                             end - begin,
+                             metric_,
+                             rows_.unit + begin,
+                             rows_.term + begin,
+                             width_,
+                             near_,
+                             far_,
+                             columns_.unit.data() + first,
+                             columns_.term.data() + first,
+                             columns_.near.data() + first,
+                             columns_.far.data() + first};
+    for (int64_t row = begin; row < end; ++row) begin_limits(products, row, row - begin, first);
+    find_wanted_(products, wanted_);
     for (int64_t row = begin; row < end; ++row) {
       uint64_t wanted = wanted_[row - begin];
       if (wanted == 0) continue;
@@ -440,8 +505,7 @@ class Collector {
       const auto& [row, column] = pairs[p];
       const int64_t list = place_.first_row + row, other = place_.first_other + column;
       const double key = fine_.key(row, column, sums[p]);
-      const double width = fine_.row_error.radius[row] * fine_.column_error.radius[column] +
-                           (fine_.row_error.slack[row] + fine_.column_error.slack[column]);
+      const double width = fine_.width(row, column);
       lists_.add(list, other, key, width, rank_, scratch_);
       if (place_.mirrored &&
           (key - width <= columns_.near[column] || key + width >= columns_.far[column])) {

@@ -98,6 +98,8 @@ class Look:
             row_bytes = 3 * rows.dimension + _SLOT_BYTES * (slots + far)
             parts = chosen.split(max(1, memory // row_bytes))
             chosen = torch.cat([part[self._find(part, slots, far, order)] for part in parts])
+            if len(chosen) and order is None and slots >= most and far in (0, most):
+                raise RuntimeError("a list of all items lacks a neighbour: a bound is too small")
             slots, far, order = _GROWTH * slots, _GROWTH * far, None
         return self.found
 

@@ -217,7 +217,9 @@ class _Run:
     def _count_overlaps(self, tile: Tile, bound: Bound) -> None:
         """Count the items of a tile that overlap with a row's query."""
         rows, items, overlaps = self._overlaps
-        ends = torch.tensor([tile.offset, tile.offset + tile.values.shape[1]], device="cpu")
+        ends = torch.tensor(
+            [tile.offset, tile.offset + tile.values.shape[1]], dtype=torch.int64, device="cpu"
+        )
         begin, end = torch.searchsorted(items, ends).tolist()
         step = max(1, _AT_ONCE // max(1, self._match_keys.shape[1]))
         for low in range(begin, end, step):

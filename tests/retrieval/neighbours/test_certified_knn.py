@@ -183,8 +183,10 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         except RuntimeError as error:
             assert "a bound is too small" in str(error)
             caught += 1
-            continue
+            break
         caught += not torch.equal(found.index, brute_force(items, 4)[0])
+        if caught:
+            break
     assert caught > 0
 
 
