@@ -10,6 +10,7 @@ number of threads. docs/parser.md describes the parser that comes with mmga.
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from torch.nn.functional import nll_loss, one_hot
 from mmga.bodyparts.ccp import Photo, read_photos
 from mmga.bodyparts.crops import Crops
 from mmga.bodyparts.network import LABELS, ParserNetwork
-from mmga.bodyparts.parser import INPUT, enlarged
+from mmga.bodyparts.parser import INPUT, Parser, enlarged
 from mmga.bodyparts.quality import PARTS, photo_quality
 from mmga.common import cli, memory
 from mmga.common.errors import UserError
@@ -73,8 +74,6 @@ def body(options: Options) -> int:
         save(network, options.out)
     print(f"parser of {len(training)} photographs: {options.out}")
     if test:
-        from mmga.bodyparts.parser import Parser
-
         quality = photo_quality(Parser(options.out), test)
         figures = ", ".join(f"{part} {quality[part]:.3f}" for part in PARTS)
         print(f"IoU on {len(test)} photographs held out: {figures}")
@@ -211,6 +210,8 @@ def _follow(average: ParserNetwork, network: ParserNetwork, decay: float) -> Non
 def _check(options: Options) -> None:
     if options.out.suffix != ".safetensors":
         raise UserError(f"--out must end in .safetensors, got {options.out}")
+    if not os.access(options.out.parent, os.W_OK):  # said now, and not after the training
+        raise UserError(f"--out {options.out}: {options.out.parent} is no folder to write to")
     for name, value, least in (
         ("held-out", options.held_out, 0),
         ("generated-persons", options.generated, 0),

@@ -129,6 +129,7 @@ def test_the_encoder_takes_the_published_names(tmp_path):
     [
         (["--out", "x.pth"], "--out must end in .safetensors"),
         (["--out", "x.safetensors", "--steps", "0"], "--steps must be at least 1"),
+        (["--out", "no/x.safetensors"], "--out no/x.safetensors: no is no folder to write to"),
     ],
 )
 def test_bad_options(words, sentence, capsys):
