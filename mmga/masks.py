@@ -1,6 +1,7 @@
-"""`python -m mmga.masks`: body-part masks of a data set, made by detectors or imported.
+"""`python -m mmga.masks`: body-part masks of a data set, made by a parser or imported.
 
     mmga masks --data market1501 --root DIR --out masks/
+    mmga masks --data market1501 --root DIR --out masks/ --by detectors --device cuda
     mmga masks --data market1501 --root DIR --out masks/ --from lip --source parsing/
     mmga masks --data market1501 --root DIR --out masks/ --from pose14 --source poses/
 
@@ -8,6 +9,7 @@ Writes one PNG an image, manifest.json and preview.png. An interrupted run goes 
 started again.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +24,14 @@ from mmga.config import DataConfig, DataName
 
 if TYPE_CHECKING:
     from mmga.bodyparts.detector import Detector
-    from mmga.bodyparts.mask_folder import MaskMaker
+    from mmga.bodyparts.importers import Importer
+    from mmga.bodyparts.mask_folder import Make, MaskMaker
     from mmga.data.dataset import ImageSet
 
 _OF_DATA = ("data", "root", "split", "boxes")  # options that choose the data set
+
+BATCHES = {"parser": 16, "detectors": 8}
+"""Images at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class Options:
     GROUPS: ClassVar = {
         "out": "output",
         "data": "data",
+        "by": "making of masks",
         "kind": "import of other masks",
         "splits": "data",
         "weights": "detectors",
@@ -49,8 +56,11 @@ class Options:
     """Data set."""
     root: Path | None = None
     """Folder of the data set, or of its parent; by default $MMGA_DATA; for csv the table itself."""
+    by: Literal["parser", "detectors"] | None = None
+    """Who makes the masks: the parser that comes with mmga, or torchvision's Mask and Keypoint
+    R-CNN; by default the parser, and the detectors where their weights are given."""
     kind: Annotated[Kind | None, Flag(name="from")] = None
-    """Kind of masks to import from --source, instead of detecting persons."""
+    """Kind of masks to import from --source, instead of making them."""
     source: Path | None = None
     """With --from: folder (or .mat file) to import."""
     skeletons: Path | None = None
@@ -65,8 +75,8 @@ class Options:
     """Shorter side in pixels to which crops are enlarged for the detectors."""
     score: float = 0.5
     """Least score of a person, 0 to 1."""
-    batch: Annotated[int, Flag(name="batch-size", former=("batch",))] = 8
-    """Images at a time in the network."""
+    batch: Annotated[int | None, Flag(name="batch-size", former=("batch",))] = None
+    """Images at a time in the network; by default 16 for the parser and 8 for the detectors."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     skip_broken: bool = False
@@ -84,13 +94,14 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
 
     Args:
         options: of the command.
-        detector: finds persons, in place of torchvision's.
+        detector: finds persons, in place of the parser and of torchvision's networks.
     """
+    if detector is not None and options.kind is None:
+        options = dataclasses.replace(options, by="detectors")
     _check(options)
-    from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, detected
-    from mmga.bodyparts.importers import imported, open_importer
+    from mmga.bodyparts.importers import open_importer
     from mmga.bodyparts.mask_folder import MaskMaker, projection
-    from mmga.common.device import resolve_device
+    from mmga.common import memory
     from mmga.common.progress import bar
     from mmga.data.dataset import joined
     from mmga.data.pictures import Notes, take_notes
@@ -100,6 +111,7 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     data.need(*options.splits)
     images = joined(*(getattr(data, split) for split in dict.fromkeys(options.splits)))
     broken: dict[str, str] = {}
+    by = _by(options)
 
     def announce(left: int, seconds: float) -> None:
         if left:
@@ -121,26 +133,18 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
             f"{options.out} to make their masks anew"
         )
     if places:
-        if importer is not None:
-            make = imported(images, importer)
-        else:
-            find = detector or TorchvisionDetector(
-                options.weights,
-                min_size=options.min_size,
-                device=resolve_device(options.device),
-                thresholds=Thresholds(score=options.score),
-            )
-            make = detected(images, find, broken if options.skip_broken else None)
+        memory.keep_freed()
+        make = _making(options, images, importer, detector, broken)
         try:
             with bar() as progress:
                 maker.make(
                     images.paths,
                     places,
                     make,
-                    batch_size=options.batch,
+                    batch_size=options.batch or BATCHES[by],
                     broken=broken,
                     progress=progress,
-                    projected=announce if importer is None else None,
+                    projected=announce if importer is None and by == "detectors" else None,
                 )
         except KeyboardInterrupt:
             print("mmga masks: interrupted; the same command goes on", file=sys.stderr)
@@ -150,6 +154,46 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
         notes.say()
     _finish(options, maker, images, sum(path in broken for path in images.paths))
     return 0
+
+
+def _making(
+    options: Options,
+    images: "ImageSet",
+    importer: "Importer | None",
+    detector: "Detector | None",
+    broken: dict[str, str],
+) -> "Make":
+    """Return the function that makes the masks of images, given their places in the set.
+
+    It fills `broken` with the message by path of each image that cannot be decoded, if such images
+    are to be skipped.
+    """
+    if importer is not None:
+        from mmga.bodyparts.importers import imported
+
+        return imported(images, importer)
+    from mmga.bodyparts.mask_folder import made_of_images
+    from mmga.common.device import resolve_device
+
+    skipped = broken if options.skip_broken else None
+    if _by(options) == "parser":
+        from mmga.bodyparts.parser import Parser
+
+        return made_of_images(images, Parser(device=resolve_device(options.device)), skipped)
+    from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, masks_of
+
+    find = detector or TorchvisionDetector(
+        options.weights,
+        min_size=options.min_size,
+        device=resolve_device(options.device),
+        thresholds=Thresholds(score=options.score),
+    )
+    return made_of_images(images, masks_of(find), skipped)
+
+
+def _by(options: Options) -> Literal["parser", "detectors"]:
+    """Return who makes the masks that are not imported."""
+    return options.by or ("detectors" if options.weights else "parser")
 
 
 def _finish(options: Options, maker: "MaskMaker", images: "ImageSet", broken: int) -> None:
@@ -192,12 +236,16 @@ def _check(options: Options) -> None:
         raise UserError(f"--source is missing: name the folder of {options.kind}'s files")
     if options.kind is not None and options.weights:
         raise UserError("--detector-weights are the detectors'; leave them out with --from")
+    if options.kind is not None and options.by is not None:
+        raise UserError("--by and --from exclude each other: masks are made or imported")
+    if options.by == "parser" and options.weights:
+        raise UserError("--detector-weights are the detectors'; leave them out with --by parser")
     for name, value, least in (
         ("min-size", options.min_size, 32),
         ("batch-size", options.batch, 1),
         ("preview", options.preview, 0),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
     if not options.splits:
         raise UserError("--splits must name train, query or gallery")
@@ -208,6 +256,10 @@ def _origin(options: Options) -> dict[str, object]:
     if options.kind is not None and options.source is not None:
         skeletons = options.skeletons is not None
         return {"from": options.kind, "source": options.source.name, "skeletons": skeletons}
+    if _by(options) == "parser":
+        from mmga.bodyparts.parser import version
+
+        return {"from": "parser", "parser": version()}
     return {
         "from": "torchvision",
         "weights": [path.name for path in options.weights],

@@ -5,7 +5,7 @@ The weights of both are COCO's and are downloaded, or read from files.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,7 +17,6 @@ from mmga.bodyparts.split import divide
 from mmga.common.errors import UserError, first_line
 from mmga.common.files import patient
 from mmga.common.weights import read_weights, unwrapped
-from mmga.data.dataset import ImageSet
 from mmga.data.masks import PartMask
 
 PERSON = 1
@@ -140,36 +139,22 @@ class TorchvisionDetector:
         ]
 
 
-def detected(
-    images: ImageSet, find: Detector, broken: dict[str, str] | None
-) -> Callable[[Sequence[int]], Iterator[PartMask | None]]:
-    """Return a function that makes the masks of images, given their places in the set.
+def masks_of(find: Detector) -> Callable[[Sequence[torch.Tensor]], list[PartMask | None]]:
+    """Return a function that makes the masks of a batch of images from the persons found in them.
 
     Args:
-        images: the set.
-        find: finds the persons of a batch.
-        broken: filled with the message by path of each image that cannot be decoded; None raises.
+        find: finds the persons.
     """
 
-    def make(places: Sequence[int]) -> Iterator[PartMask | None]:
-        decoded: list[torch.Tensor | None] = []
-        for place in places:
-            try:
-                decoded.append(images.image(place))
-            except UserError as error:
-                if broken is None:
-                    raise
-                broken[images.paths[place]] = str(error)
-                decoded.append(None)
-        persons = iter(find([image for image in decoded if image is not None]))
-        for image in decoded:
-            person = None if image is None else next(persons)
-            if person is None or not person.body.any():
-                yield None
-            else:
-                yield divide(person.body, person.skeleton)
+    def masks(images: Sequence[torch.Tensor]) -> list[PartMask | None]:
+        return [
+            None
+            if person is None or not person.body.any()
+            else divide(person.body, person.skeleton)
+            for person in find(images)
+        ]
 
-    return make
+    return masks
 
 
 def choose(

@@ -4,7 +4,8 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -134,7 +135,9 @@ class MaskMaker:
         progress: Progress | None = None,
         projected: Projected | None = None,
     ) -> None:
-        """Make and write masks, batch by batch; each file is written atomically.
+        """Make masks batch by batch, and write each batch while the next is made.
+
+        Each file is written atomically.
 
         Args:
             paths: of all images of the set.
@@ -150,22 +153,24 @@ class MaskMaker:
                 stay, and the same call makes the others.
         """
         done, begun = 0, time.perf_counter()
-        for start in range(0, len(places), batch_size):
-            batch = places[start : start + batch_size]
-            for place, mask in zip(batch, make(batch), strict=True):
-                path = paths[place]
-                if path in broken:
-                    continue
-                if mask is None:
-                    self._note_empty(path)
-                else:
-                    self._write_mask(path, mask)
-            done += len(batch)
-            if start == 0 and projected is not None:
-                seconds = time.perf_counter() - begun
-                projected(len(places) - done, seconds / done * (len(places) - done))
-            if progress is not None:
-                progress("masks", done, len(places))
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[None] | None = None
+            for start in range(0, len(places), batch_size):
+                batch = places[start : start + batch_size]
+                made = list(zip((paths[place] for place in batch), make(batch), strict=True))
+                if written is not None:
+                    written.result()
+                written = writer.submit(
+                    self._write_batch, [(path, mask) for path, mask in made if path not in broken]
+                )
+                done += len(batch)
+                if start == 0 and projected is not None:
+                    seconds = time.perf_counter() - begun
+                    projected(len(places) - done, seconds / done * (len(places) - done))
+                if progress is not None:
+                    progress("masks", done, len(places))
+            if written is not None:
+                written.result()
 
     def finish(self, images: ImageSet, broken: int = 0) -> dict[str, Any]:
         """Write and return the manifest: origin, label set, counts, areas by camera, version.
@@ -201,6 +206,13 @@ class MaskMaker:
     def _file(self, path: str) -> Path:
         return self.out / Path(path).with_suffix(".png")
 
+    def _write_batch(self, made: Sequence[tuple[str, PartMask | None]]) -> None:
+        for path, mask in made:
+            if mask is None:
+                self._note_empty(path)
+            else:
+                self._write_mask(path, mask)
+
     def _write_mask(self, path: str, mask: PartMask) -> None:
         try:
             write_mask(self._file(path), mask)
@@ -223,6 +235,36 @@ class MaskMaker:
     def _write(self, manifest: dict[str, Any]) -> None:
         with atomic_path(self.out / MANIFEST) as temporary:
             temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def made_of_images(
+    images: ImageSet,
+    masks: Callable[[Sequence[torch.Tensor]], Iterable[PartMask | None]],
+    broken: dict[str, str] | None,
+) -> Make:
+    """Return a function that makes the masks of images, given their places in the set.
+
+    Args:
+        images: the set.
+        masks: makes the masks of a batch of images, uint8 [3, H, W]; None where nobody is seen.
+        broken: filled with the message by path of each image that cannot be decoded; None raises.
+    """
+
+    def make(places: Sequence[int]) -> Iterator[PartMask | None]:
+        decoded: list[torch.Tensor | None] = []
+        for place in places:
+            try:
+                decoded.append(images.image(place))
+            except UserError as error:
+                if broken is None:
+                    raise
+                broken[images.paths[place]] = str(error)
+                decoded.append(None)
+        made = iter(masks([image for image in decoded if image is not None]))
+        for image in decoded:
+            yield None if image is None else next(made)
+
+    return make
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

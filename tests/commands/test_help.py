@@ -11,7 +11,8 @@ from mmga.__main__ import VERBS, main
 from mmga.common import options
 
 MODULES = {verb: f"mmga.{verb}" for verb in VERBS} | {
-    "data.synthetic": "mmga.data.synthetic.__main__"
+    "data.synthetic": "mmga.data.synthetic.__main__",
+    "bodyparts.train": "mmga.bodyparts.train",
 }
 
 

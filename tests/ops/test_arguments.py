@@ -63,11 +63,19 @@ def sparse(*, weighted: bool = True) -> tuple[Tensor, ...]:
     return (*rows, doubles(5)) if weighted else rows
 
 
+def candidates(lists: int, slots: int) -> tuple[Tensor, ...]:
+    """Empty lists of `collect_candidates_`."""
+    shape = lists, slots, 3
+    return torch.zeros(shape, dtype=torch.int32), ints(*[0] * lists), halves(lists)
+
+
 def valid() -> dict[str, tuple[object, ...]]:
     """Return a valid call of every operator, with every optional argument."""
     matches = longs(0, 2, 4), longs(0, 2, 0, 1)
     bound = doubles(2), doubles(3), doubles(2), doubles(3)
     limits = tuple(one.float() for one in bound)
+    narrow = doubles(2), doubles(1), doubles(2), doubles(1)
+    narrow_limits = tuple(one.float() for one in narrow)
     lists = ints(0, 1, 1, 2, 2, 0).view(3, 2)
     x, spatial, channel = torch.randn(2, 3, 4, 2), torch.randn(2, 2, 4, 2), torch.randn(2, 2, 3)
     places = torch.zeros((2, 2, 2, 3), dtype=torch.int32)
@@ -119,6 +127,19 @@ def valid() -> dict[str, tuple[object, ...]]:
             *(torch.ones((n, 5), dtype=torch.int8) for n in (2, 3)), halves(2), halves(3),
             *tile()[1:], *limits, *limits, 0, 0, False,
         ),
+        "collect_candidates_": (
+            *candidates(3, 6), *candidates(3, 4), 2,
+            *(torch.ones((n, 5), dtype=torch.int8) for n in (2, 1)), halves(2), halves(1),
+            halves(2), halves(1), *narrow_limits,
+            *(torch.ones((n, 5), dtype=torch.int16) for n in (2, 1)), doubles(2), doubles(1),
+            *narrow, 1, longs(0, 1), 0, 2, True, 0, 3,
+        ),
+        "settle_candidates": (
+            *candidates(3, 6)[:1], ints(2, 2, 2), longs(0, 2), longs(1, 0), longs(0, 1, 2),
+            halves(2, 3), halves(1, 3), longs(0, 1, 2), doubles(3),
+            halves(2, 3), halves(1, 3), longs(2, 1, 0), doubles(3), 1, 2, False, False,
+        ),
+        "nearest_of": (ints(0, 1, 2, 3, 4, 5).view(2, 3), doubles(2, 3), 2),
         "filter_candidates": (*tile(), *limits, *limits, 0, 0, False),
         "ordered_candidates": (zeros(2, 6) + torch.arange(6), ints(3, 4), 2),
         "pair_sums": (halves(2, 3), halves(3, 3), longs(0, 1), longs(0, 2), 1),
