@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -92,16 +93,17 @@ class KeptRanks {
 // Lists of candidates, [lists, slots]. Only what may be within a list's limit is kept.
 class CandidateLists {
  public:
-  CandidateLists(const Arguments& args, const Tensor& candidates, const Tensor& counts,
-                 const Tensor& limits, int64_t k)
+  // `prefix` is that of the arguments' names.
+  CandidateLists(const Arguments& args, const std::string& prefix, const Tensor& candidates,
+                 const Tensor& counts, const Tensor& limits, int64_t lists, int64_t k)
       : candidates_(reinterpret_cast<Candidate*>(
-            args.output<int32_t>(candidates, "candidates", {kAny, kAny, 3}))),
-        counts_(args.output<int32_t>(counts, "counts", {candidates.size(0)})),
-        limits_(args.output<float>(limits, "limits", {candidates.size(0)})),
+            args.output<int32_t>(candidates, (prefix + "candidates").c_str(), {lists, kAny, 3}))),
+        counts_(args.output<int32_t>(counts, (prefix + "counts").c_str(), {lists})),
+        limits_(args.output<float>(limits, (prefix + "limits").c_str(), {lists})),
         slots_(candidates.size(1)) {
     args.range("k", k, 1, slots_ - 1);
-    for (int64_t list = 0; list < candidates.size(0); ++list) {
-      args.range("counts", counts_[list], kLost, slots_ - 1);
+    for (int64_t list = 0; list < lists; ++list) {
+      args.range((prefix + "counts").c_str(), counts_[list], kLost, slots_ - 1);
     }
   }
 
@@ -576,18 +578,19 @@ void collect_candidates_(
   const int64_t height = x.size(0), depth = x.size(1), width = y.size(0);
   args.range("columns of x", depth, 0, kWidestBytes);
   PackedColumns packed(args.input<int8_t>(y, "y", {width, depth}), width, depth);
-  args.range("first_row", first_row, 0, candidates.size(0) - height);
+  args.range("metric", metric, kCosine, kEuclidean);
+  args.tensor(candidates, "candidates", {ScalarType::Int}, {kAny, kAny, 3});
+  const int64_t all = candidates.size(0);
+  args.range("first_row", first_row, 0, all - height);
   if (mirrored) {
-    args.range("first_other", first_other, first_row + height, candidates.size(0) - width);
+    args.range("first_other", first_other, first_row + height, all - width);
   }
-  AllLists lists{CandidateLists(args, candidates, counts, limits, k), std::nullopt,
+  AllLists lists{CandidateLists(args, "", candidates, counts, limits, all, k), std::nullopt,
                  KeptRanks(k, total)};
   if (far_candidates.has_value()) {
     args.require(far_counts && far_limits,
                  "far_candidates: expected with far_counts and far_limits, found it without");
-    args.tensor(*far_candidates, "far_candidates", {ScalarType::Int},
-                {candidates.size(0), kAny, 3});
-    lists.farthest.emplace(args, *far_candidates, *far_counts, *far_limits, 1);
+    lists.farthest.emplace(args, "far_", *far_candidates, *far_counts, *far_limits, all, 1);
   }
   const Rows rows{bytes,
                   args.input<float>(row_unit, "row_unit", {height}),
@@ -600,14 +603,16 @@ void collect_candidates_(
                   {args.input<float>(column_radius, "column_radius", {width}),
                    args.input<float>(column_slack, "column_slack", {width})},
                   width, packed.panels());
-  const Refinement fine{args.input<int16_t>(fine_x, "fine_x", {height, depth}),
-                        args.input<int16_t>(fine_y, "fine_y", {width, depth}),
-                        depth,
-                        pair_keys(args, fine_x, fine_y, fine_row_term, fine_column_term, metric),
-                        {args.input<double>(fine_row_radius, "fine_row_radius", {height}),
-                         args.input<double>(fine_row_slack, "fine_row_slack", {height})},
-                        {args.input<double>(fine_column_radius, "fine_column_radius", {width}),
-                         args.input<double>(fine_column_slack, "fine_column_slack", {width})}};
+  const Refinement fine{
+      args.input<int16_t>(fine_x, "fine_x", {height, depth}),
+      args.input<int16_t>(fine_y, "fine_y", {width, depth}),
+      depth,
+      {args.input<double>(fine_row_term, "fine_row_term", {height}),
+       args.input<double>(fine_column_term, "fine_column_term", {width}), metric, true},
+      {args.input<double>(fine_row_radius, "fine_row_radius", {height}),
+       args.input<double>(fine_row_slack, "fine_row_slack", {height})},
+      {args.input<double>(fine_column_radius, "fine_column_radius", {width}),
+       args.input<double>(fine_column_slack, "fine_column_slack", {width})}};
   const Place place{first_row, first_other, seen, mirrored};
   for (int64_t column = 0; mirrored && column < width; ++column) {
     columns.near[column] = lists.near(first_other + column);
@@ -632,20 +637,23 @@ void collect_candidates_(
 // Vectors in one or two matrices, by the number of an item.
 class Vectors {
  public:
-  Vectors(const Arguments& args, const Tensor& first, const std::optional<Tensor>& second,
-          const std::optional<Tensor>& place, const Tensor& term, const char* name)
-      : first_(args.input<float>(first, name, {kAny, kAny})),
-        second_(args.input<float>(second, name, {kAny, first.size(1)})),
-        place_(args.input<int64_t>(place, name, {term.size(0)})),
-        term_(args.input<double>(term, name, {kAny})),
+  // `name` is that of the first matrix among the arguments.
+  Vectors(const Arguments& args, const std::string& name, const Tensor& first,
+          const std::optional<Tensor>& second, const std::optional<Tensor>& place,
+          const Tensor& term, int64_t depth)
+      : first_(args.input<float>(first, name.c_str(), {kAny, depth})),
+        second_(args.input<float>(second, ("more_" + name).c_str(), {kAny, first.size(1)})),
+        term_(args.input<double>(term, ("term_" + name).c_str(), {kAny})),
         split_(first.size(0)),
         depth_(first.size(1)),
         count_(term.size(0)) {
+    place_ = args.input<int64_t>(place, ("place_" + name).c_str(), {count_});
     const int64_t rows = split_ + (second.has_value() ? second->size(0) : 0);
-    args.require(place_ != nullptr || count_ == rows, name, ": expected a term for each of the ",
-                 rows, " rows, found ", count_);
-    for (int64_t i = 0; place_ != nullptr && i < count_; ++i)
-      args.range(name, place_[i], 0, rows - 1);
+    args.require(place_ != nullptr || count_ == rows, "term_", name, ": expected ", rows,
+                 " values, found ", count_);
+    for (int64_t i = 0; place_ != nullptr && i < count_; ++i) {
+      args.range(("place_" + name).c_str(), place_[i], 0, rows - 1);
+    }
   }
 
   int64_t count() const { return count_; }
@@ -746,12 +754,13 @@ std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Ten
   const auto* used = args.input<int32_t>(counts, "counts", {all});
   const auto* list = args.input<int64_t>(lists, "lists", {kAny});
   const auto* item = args.input<int64_t>(chosen, "chosen", {count});
-  const Vectors rows(args, x, more_x, place_x, term_x, "x");
-  const Vectors columns(args, y, more_y, place_y, term_y, "y");
-  args.require(rows.depth() == columns.depth(), "y: expected rows of ", rows.depth(), ", found ",
-               columns.depth());
+  const Vectors rows(args, "x", x, more_x, place_x, term_x, kAny);
+  const Vectors columns(args, "y", y, more_y, place_y, term_y, rows.depth());
   args.range("metric", metric, kCosine, kEuclidean);
   const auto* numbers = args.input<int64_t>(order, "order", {columns.count()});
+  for (int64_t i = 0; numbers != nullptr && i < columns.count(); ++i) {
+    args.range("order", numbers[i], 0, columns.count() - 1);
+  }
   for (int64_t l = 0; l < count; ++l) {
     args.range("lists", list[l], 0, all - 1);
     args.range("chosen", item[l], 0, rows.count() - 1);

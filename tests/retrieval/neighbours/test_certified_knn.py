@@ -421,3 +421,45 @@ def test_a_set_and_its_copy_have_the_same_neighbours(metric):
         np.testing.assert_array_equal(found[0], again[0])
     first = [int(np.flatnonzero((x == row).all(1))[0]) for row in x]
     assert mmga.nearest(x, x, 1, metric)[1][:, 0].tolist() == first
+
+
+@pytest.mark.skipif(not KERNEL, reason="needs the kernels")
+@pytest.mark.parametrize("item", [-1, 4])
+def test_candidates_that_are_no_items_are_refused(item):
+    candidates = torch.zeros(1, 3, 3, dtype=torch.int32)
+    candidates[0, 1, 0] = item
+    features, term = torch.ones(4, 8), torch.ones(4, dtype=torch.float64)
+    side = ops.PlacedVectors(features, None, None, term)
+    lists = torch.zeros(1, dtype=torch.int64)
+    counts = torch.tensor([2], dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=f"candidates: expected 0 to 3, found {item}"):
+        torch.ops.mmga.settle_candidates(
+            candidates, counts, lists, lists, None, *side, *side, 1, 1, False, False
+        )
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(
+    kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
+    seed=st.integers(0, 10_000),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    k=st.sampled_from([1, 4, 21]),
+)
+def test_the_reference_collects_what_the_kernel_does(kind, seed, metric, k):
+    items = some_items(kind, seed, count=40, width=64, metric=metric)
+    found = lists_of(items, k, bytes_of(items))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_COLLECT_CANDIDATES", "_SETTLE_CANDIDATES", "_NEAREST_OF"):
+            function = {
+                "_COLLECT_CANDIDATES": reference.collect_candidates_,
+                "_SETTLE_CANDIDATES": reference.settle_candidates,
+                "_NEAREST_OF": reference.nearest_of,
+            }[name]
+            patch.setattr(ops, name, function)
+        expected = lists_of(items, k, bytes_of(items))
+        patch_tiles_of_bytes(patch, 16)
+        mirrored = lists_of(items, k, bytes_of(items))
+    for other in (expected, mirrored):
+        assert torch.equal(found.index, other.index)
+        assert torch.equal(found.distances, other.distances)
+        assert torch.equal(found.maxima, other.maxima)
