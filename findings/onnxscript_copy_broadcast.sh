@@ -1,16 +1,16 @@
 #!/bin/sh
-# torch.onnx.export(dynamo=True) of torch 2.14.1 with onnxscript 0.7.2 writes aten.copy as a cast of its
-# source, without broadcasting it to the target:
-# - y.copy_(row) of a target with more rows is a tensor of one row in the ONNX graph. ONNX Runtime 1.32.0
-#   gives an output of another shape than the model, or of the same shape with other values where a
-#   norm over the rows follows. Neither export nor onnx.checker complains. y[:] = row is right,
-#   since torch expands the row before it copies.
+# torch.onnx.export(dynamo=True) of torch 2.14.1 with onnxscript 0.7.2 writes aten.copy as a cast of
+# its source, without broadcasting it to the target:
+# - y.copy_(row) of a target with more rows is a tensor of one row in the ONNX graph. ONNX Runtime
+#   1.32.0 gives an output of another shape than the model, or of the same shape with other values
+#   where a norm over the rows follows. Neither export nor onnx.checker complains. y[:] = row is
+#   right, since torch expands the row before it copies.
 # - y[:, :2] = 0 is right if the module is exported, but is a copy of a scalar if the program ran
 #   run_decompositions(torch.export.default_decompositions()) before: ONNX Runtime does not load the
 #   file. torchvision's Swin, which numbers the windows of its mask so, is such a model.
 # A decomposition of aten.copy that expands the source makes both right.
 #
-# Fails if one of this changes. Needs python3 with venv, and 6 GB of disk where torch comes with CUDA.
+# Fails if one of this changes. Needs python3 with venv, and 6 GB of disk where torch has CUDA.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

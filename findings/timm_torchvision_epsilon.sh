@@ -1,16 +1,16 @@
 #!/bin/sh
-# Networks of one name in timm 1.0.31 and torchvision 0.29.1, or in timm under two names, whose tensors
-# fit one another in number, order and shape, and which compute something else: the epsilon of their
-# batch normalisations and the padding of their strided convolutions are in no state dict.
+# Networks of one name in timm 1.0.31 and torchvision 0.29.1, or in timm under two names, whose
+# tensors fit one another in number, order and shape, and which compute something else: the epsilon
+# of their batch normalisations and the padding of their strided convolutions are in no state dict.
 # - torchvision's MobileNetV3, EfficientNet b5 to b7 and EfficientNetV2 have an epsilon of 1e-3,
 #   timm's of those names 1e-5. Its EfficientNet b0 to b4 have 1e-5 as timm's.
 # - timm's tf_ networks have 1e-3 and TensorFlow's padding; load_state_dict takes the weights of the
 #   network without tf_, all names matched.
-# Depthwise convolutions have channels of small variance, for which 1e-3 is no small number: with
-# statistics of a network's own passes over pictures, logits have cosines below 0.9 to the original's.
-# timm.create_model(..., bn_eps=1e-3) makes those of equal padding equal.
+# Depthwise convolutions have channels of small variance, for which 1e-3 is no small number: where
+# statistics come from passes of a network of random weights over pictures, logits have cosines below
+# 0.9 to the original's. timm.create_model(..., bn_eps=1e-3) makes those of equal padding equal.
 #
-# Fails if one of this changes. Needs python3 with venv, and 6 GB of disk where torch comes with CUDA.
+# Fails if one of this changes. Needs python3 with venv, and 6 GB of disk where torch has CUDA.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

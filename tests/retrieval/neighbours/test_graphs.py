@@ -246,7 +246,7 @@ def test_estimators_that_want_symmetric_graphs(sklearn, points):
     assert np.array_equal(*labels) and len(set(labels[0])) > 2
 
 
-@pytest.mark.parametrize("at", [7, 40])  # zeros left as they are: a KeyError, 40 labels
+@pytest.mark.parametrize("at", [7, 40])  # with zeros a KeyError, or 40 labels
 def test_hdbscan_of_equal_vectors(at):
     """The remedy of docs/reranking.md for zeros that scikit-learn's spanning tree loses."""
     cluster = pytest.importorskip("sklearn.cluster")
