@@ -67,7 +67,16 @@ def trace(network: MMGA, size: tuple[int, int]) -> ExportedProgram:
     )
     table = torch.export.default_decompositions()
     table.update(decompositions())
+    table[torch.ops.aten.copy.default] = _copied
     return program.run_decompositions(table)
+
+
+def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """Return a copy in the target's shape, which the ONNX exporter does not give it by itself.
+
+    See `findings/onnxscript_copy_broadcast.sh`; Swin's masks are copies of scalars.
+    """
+    return source.to(target.dtype).expand(target.shape)
 
 
 def output_names(network: MMGA, size: tuple[int, int]) -> list[str]:

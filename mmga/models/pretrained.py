@@ -26,6 +26,7 @@ LEAST = 0.9
 """Share of a backbone's parameters below which weights are those of another network."""
 
 _SHOWN = 3
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 _KINDS = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"  # absent before PyTorch 0.4.1; the average does not use it
 # Layers after a backbone, in the words of torchvision, timm, torchreid, fast-reid and others.
@@ -131,6 +132,16 @@ def load_pretrained(
         logger.warning("warning: %s: %s", share, fit)
     else:
         logger.info("%s", share)
+    if fit is fits[-1]:
+        kept = sorted({one.eps for one in network.modules() if isinstance(one, _NORMS)})
+        logger.warning(
+            "note: %s names layers otherwise and is mapped by their order; weights hold neither "
+            "epsilons nor paddings, so that backbone %s keeps its own (epsilon %s); if another "
+            "library trained them, see Weights in docs/training.md for pairs that differ",
+            source,
+            name,
+            ", ".join(f"{epsilon:g}" for epsilon in kept),
+        )
     return fit
 
 

@@ -1,6 +1,7 @@
 """Exported graphs give what the network gives, for any batch, without this package."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +100,33 @@ def test_onnx_equals_the_network(run, capsys, traced_once):
     about = json.loads({p.key: p.value for p in model.metadata_props}["mmga"])
     assert about["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+
+
+class Masking(torch.nn.Module):
+    """A network that assigns a number to a part of its features, as Swin does to its masks."""
+
+    dim, head_names = 4, ("whole",)
+
+    def outputs(self, images):
+        features = images.flatten(1)[:, : self.dim].clone()
+        features[:, :2] = 1
+        return SimpleNamespace(features={"whole": features}, attention={})
+
+    def attention(self, images):
+        return {}
+
+
+def test_copies_have_the_shape_of_their_target():
+    program = graph.trace(Masking(), SIZE)
+    assert "aten.copy.default" not in operators(program), "written without its broadcast"
+    names = graph.output_names(Masking(), SIZE)
+    assert graph._compare(Masking(), SIZE, names, program.module()) < 1e-6
+
+
+def test_onnx_holds_assigned_numbers(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    assert graph.write_onnx(tmp_path / "network.onnx", Masking(), SIZE) < 1e-6
 
 
 def test_a_graph_that_differs_is_not_written(run, tmp_path, traced_once):

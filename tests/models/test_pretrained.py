@@ -225,6 +225,20 @@ def test_names_of_an_older_torchvision(name, suffix, tmp_path):
             assert torch.equal(loaded[own], tensors[old_torchvision(theirs)]), own
 
 
+@pytest.mark.parametrize("older", [True, False])
+def test_what_weights_by_order_do_not_hold(older, tmp_path, caplog):
+    """Epsilons and paddings are in no file: who maps by order is told which ones count."""
+    state = build_backbone("torchvision:mobilenet_v2").state_dict()
+    names = {name: old_torchvision(name) if older else name for name in state}
+    tensors = drawn({names[name]: tuple(one.shape) for name, one in state.items()})
+    path = written(tmp_path / "mobilenet.pth", tensors)
+    build_backbone("torchvision:mobilenet_v2", str(path))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == older
+    if older:
+        assert "mapped by their order" in said[0] and "keeps its own (epsilon 1e-05)" in said[0]
+
+
 def of_efficientnet_pytorch(name, places):
     """Name a layer of timm's EfficientNet as lukemelas/EfficientNet-PyTorch does."""
     name = name.replace("conv_head", "_conv_head").replace("classifier", "_fc")

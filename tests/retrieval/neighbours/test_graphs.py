@@ -246,6 +246,23 @@ def test_estimators_that_want_symmetric_graphs(sklearn, points):
     assert np.array_equal(*labels) and len(set(labels[0])) > 2
 
 
+@pytest.mark.parametrize("at", [7, 40])  # with zeros a KeyError, or 40 labels
+def test_hdbscan_of_equal_vectors(at):
+    """The remedy of docs/reranking.md for zeros that scikit-learn's spanning tree loses."""
+    cluster = pytest.importorskip("sklearn.cluster")
+    random = np.random.default_rng(0)
+    rows = np.concatenate([random.normal(0, 1, (20, 3)), random.normal(8, 1, (20, 3))])
+    rows = np.insert(rows, at, rows[0], axis=0).astype(np.float32)
+    near = mmga.to_scipy(mmga.neighbours_within(rows, 50.0, "euclidean"))
+    assert near.nnz == 41 * 41 and (near.data == 0).sum() == 41 + 2
+    model = cluster.HDBSCAN(min_cluster_size=5, min_samples=2, metric="precomputed", copy=True)
+    expected = model.fit_predict(near.toarray())
+    near.data[near.data == 0] = 1e-12
+    labels = model.fit_predict(near)
+    assert len(labels) == 41 and labels[at] == labels[0] >= 0
+    assert len(set(zip(labels, expected, strict=True))) == len(set(expected)) == 2
+
+
 def test_dbscan_takes_the_graph(recwarn):
     cluster = pytest.importorskip("sklearn.cluster")
     pytest.importorskip("scipy")
