@@ -69,6 +69,56 @@ def candidates(lists: int, slots: int) -> tuple[Tensor, ...]:
     return torch.zeros(shape, dtype=torch.int32), ints(*[0] * lists), halves(lists)
 
 
+def calls_of_lists(
+    bound: tuple[Tensor, ...], limits: tuple[Tensor, ...]
+) -> dict[str, tuple[object, ...]]:
+    """Return calls of the operators on candidate lists, given bounds in float64 and float32."""
+    return {
+        "collect_candidates_": (
+            *candidates(5, 6),
+            *candidates(5, 4),
+            2,
+            *(torch.ones((n, 5), dtype=torch.int8) for n in (2, 3)),
+            halves(2),
+            halves(3),
+            halves(2),
+            halves(3),
+            *limits,
+            *(torch.ones((n, 5), dtype=torch.int16) for n in (2, 3)),
+            doubles(2),
+            doubles(3),
+            *bound,
+            1,
+            longs(0, 1),
+            0,
+            2,
+            True,
+            0,
+            3,
+        ),
+        "settle_candidates": (
+            *candidates(3, 6)[:1],
+            ints(2, 2, 2),
+            longs(0, 2),
+            longs(1, 0),
+            longs(0, 1, 2),
+            halves(2, 3),
+            halves(1, 3),
+            longs(0, 1, 2),
+            doubles(3),
+            halves(2, 3),
+            halves(1, 3),
+            longs(2, 1, 0),
+            doubles(3),
+            1,
+            2,
+            False,
+            False,
+        ),
+        "nearest_of": (ints(0, 1, 2, 3, 4, 5).view(2, 3), doubles(2, 3), 2),
+    }
+
+
 def valid() -> dict[str, tuple[object, ...]]:
     """Return a valid call of every operator, with every optional argument."""
     matches = longs(0, 2, 4), longs(0, 2, 0, 1)
@@ -125,19 +175,7 @@ def valid() -> dict[str, tuple[object, ...]]:
             *(torch.ones((n, 5), dtype=torch.int8) for n in (2, 3)), halves(2), halves(3),
             *tile()[1:], *limits, *limits, 0, 0, False,
         ),
-        "collect_candidates_": (
-            *candidates(5, 6), *candidates(5, 4), 2,
-            *(torch.ones((n, 5), dtype=torch.int8) for n in (2, 3)), halves(2), halves(3),
-            halves(2), halves(3), *limits,
-            *(torch.ones((n, 5), dtype=torch.int16) for n in (2, 3)), doubles(2), doubles(3),
-            *bound, 1, longs(0, 1), 0, 2, True, 0, 3,
-        ),
-        "settle_candidates": (
-            *candidates(3, 6)[:1], ints(2, 2, 2), longs(0, 2), longs(1, 0), longs(0, 1, 2),
-            halves(2, 3), halves(1, 3), longs(0, 1, 2), doubles(3),
-            halves(2, 3), halves(1, 3), longs(2, 1, 0), doubles(3), 1, 2, False, False,
-        ),
-        "nearest_of": (ints(0, 1, 2, 3, 4, 5).view(2, 3), doubles(2, 3), 2),
+        **calls_of_lists(bound, limits),
         "filter_candidates": (*tile(), *limits, *limits, 0, 0, False),
         "ordered_candidates": (zeros(2, 6) + torch.arange(6), ints(3, 4), 2),
         "pair_sums": (halves(2, 3), halves(3, 3), longs(0, 1), longs(0, 2), 1),
