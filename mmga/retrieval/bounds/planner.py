@@ -50,9 +50,14 @@ def candidates(
     """
     width = vectors.dimension
     choices: list[Approximator] = list(_projections(vectors, operations, seed))
-    if _FEWEST_BYTES <= width <= WIDEST_BYTES and multiplies_int8():
+    if takes_int8(width):
         choices.append(Int8(longest))
     return choices
+
+
+def takes_int8(width: int) -> bool:
+    """Return whether products of 8 bits of features so wide are worth it on this machine."""
+    return _FEWEST_BYTES <= width <= WIDEST_BYTES and multiplies_int8()
 
 
 def product_cost(tiles: Approximator | None, width: int) -> float:

@@ -158,7 +158,8 @@ class Look:
         if self._own_at_zero:
             own = chosen if order is None else order.argsort()[chosen]
         total = 0 if order is None else len(columns)
-        for begin, end, theirs in self._tiles(order):
+        whole = rows is columns and len(chosen) == len(columns)
+        for begin, end, theirs in self._tiles(order, mine if whole else None):
             place = CandidatePlace(0, begin, False, total)
             mine.collect(lists, theirs, rows.metric, begin, place, own)
             if self._progress is not None:
@@ -168,17 +169,19 @@ class Look:
         self._settle(chosen, lists, lost, order)
         return lost
 
-    def _tiles(self, order: Tensor | None) -> Iterator[tuple[int, int, _Side]]:
-        """Yield the begin, the end and the columns of all tiles."""
-        columns = self._columns
+    def _tiles(self, order: Tensor | None, all_: _Side | None) -> Iterator[tuple[int, int, _Side]]:
+        """Yield the begin, the end and the columns of all tiles, of `all_` where they are known."""
+        columns, metric, end = self._columns, self._columns.metric, 0
         for begin, end, block in columns.sweep(self._tile) if order is None else ():
             block, norms = block[: end - begin].contiguous(), columns.norms[begin:end]
-            yield begin, end, _Side.of(block, norms, columns.metric, self._int8)
-        for begin in range(0, len(columns), self._tile) if order is not None else ():
-            assert order is not None
-            part = order[begin : begin + self._tile]
-            block, norms = columns.take(part), columns.norms[part]
-            yield begin, begin + len(part), _Side.of(block, norms, columns.metric, self._int8)
+            yield begin, end, _Side.of(block, norms, metric, self._int8)
+        for part in order.split(self._tile) if order is not None else ():
+            begin, end = end, end + len(part)
+            if all_ is not None:
+                yield begin, end, all_.cut(part)
+            else:
+                norms = columns.norms[part]
+                yield begin, end, _Side.of(columns.take(part), norms, metric, self._int8)
 
     def _settle(
         self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: Tensor | None

@@ -19,6 +19,7 @@ from mmga.retrieval.bounds.planner import (
     making_cost,
     product_cost,
     spread,
+    takes_int8,
 )
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.tile_sizes import TILE
@@ -29,7 +30,7 @@ _PILOT, _SAMPLE = 48, 8192
 # The share of all columns up to which lists are worth looking for by bounds.
 _LARGEST_SHARE = 0.25
 # Operations of all products below which there is nothing to save.
-_SMALL = 1e9
+_SMALL = 4e8
 
 
 def cheapest_tiles(
@@ -58,11 +59,11 @@ def cheapest_tiles(
     if 2 * pairs * width < _SMALL:
         return None
     longest = max(float(side.norms.max()) for side in (rows, columns)) ** 0.5
+    if takes_int8(width) and not kept:
+        return Int8(longest) if k <= _LARGEST_SHARE * len(columns) else None
     choices = candidates(columns, longest, 2 * pairs * width, seed)
     if not choices:
         return None
-    if len(choices) == 1 and isinstance(choices[0], Int8) and not kept:
-        return choices[0] if k <= _LARGEST_SHARE * len(columns) else None
     made = len(rows) + (0 if own else len(columns))
     costs = [
         product_cost(tiles, width)
