@@ -34,6 +34,21 @@ _PARTS, _PANEL = 10, 64
 _SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
 
 
+def look_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
+    """Return the most bytes that a `Look` takes beyond the features, its lists included."""
+    width, own = rows.dimension, rows is columns
+    slots = k + max(_SPARE, k // 2) + _SPARE
+    held = MEMORY
+    if own and rows.in_place:
+        held = max(held, 4 * len(rows) * width)
+    copied = 0 if rows.in_place else 4 * width
+    sides = min(held, len(rows) * (3 * width + _SLOT_BYTES * slots + copied))
+    tile = min(max(_LEAST_TILE, _TILE_BYTES // max(1, width)), _LARGEST_TILE, len(columns))
+    # Of a tile: features, both kinds of integers and the packed ones; and pairs that are passed on.
+    tiles = 8 * tile * width + 24 * tile * slots
+    return sides + tiles + 48 * (len(rows) + len(columns)) + 32 * k * len(rows)
+
+
 class Look:
     """One search of the k nearest columns of every row.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,12 @@ from mmga.retrieval.neighbours.tile_sizes import TILE
 _PILOT, _SAMPLE = 48, 8192
 # The share of all columns up to which lists are worth looking for by bounds.
 _LARGEST_SHARE = 0.25
+# Operations of all products from which on other tiles than those of 8 bits are tried.
+_LARGE = 2e12
+# Of one look: dimensions that it multiplies in the time of one of float32, and pairs of a row that
+# it compares by 16 bits: some, and some for each neighbour. Of a filter: vectors that limits come
+# from, and the cost of a dimension of an exact distance.
+_LOOK_RATE, _FEW, _OF_EACH, _SEEN, _EXACT = 7, 100, 8, 1024, 10
 # Operations of all products below which there is nothing to save.
 _SMALL = 4e8
 
@@ -60,15 +68,25 @@ def cheapest_tiles(
         return None
     longest = max(float(side.norms.max()) for side in (rows, columns)) ** 0.5
     if takes_int8(width) and not kept:
-        return Int8(longest) if k <= _LARGEST_SHARE * len(columns) else None
+        if k > _LARGEST_SHARE * len(columns):
+            return None
+        if 2 * pairs * width < _LARGE:
+            return Int8(longest)
     choices = candidates(columns, longest, 2 * pairs * width, seed)
     if not choices:
         return None
     made = len(rows) + (0 if own else len(columns))
+    sides, n = 2 if own else 1, len(columns)
+    # Distances that are computed as limits fall, and pairs that one look compares by 16 bits.
+    exact = min(1.0, sides * k * (1 + math.log(max(1.0, n / _SEEN))) / n)
+    looked = min(1.0, sides * (_FEW + _OF_EACH * k) / n)
     costs = [
-        product_cost(tiles, width)
+        width / _LOOK_RATE + COUNTING / 4 + looked * INTEGERS * width
+        if isinstance(tiles, Int8) and not kept
+        else product_cost(tiles, width)
         + COUNTING
-        + min(1.0, (2 if own else 1) * share) * INTEGERS * width
+        + min(1.0, sides * share) * INTEGERS * width
+        + exact * _EXACT * width
         + making_cost(tiles, width) * made / pairs
         + width * kept / pairs
         for tiles, share in zip(

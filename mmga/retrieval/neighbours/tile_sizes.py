@@ -6,7 +6,9 @@ import torch
 
 from mmga.common.errors import UserError
 from mmga.common.memory import spell
+from mmga.retrieval.bounds.planner import takes_int8
 from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.one_look import look_bytes
 from mmga.retrieval.tiles import placement
 
 TILE = 512
@@ -60,8 +62,9 @@ def upper_triangle(count: int, size: int) -> list[tuple[int, int]]:
 _TILE_ROWS, _PAIR_BYTES = 4 * TILE, 48
 # Pairs of lists whose distances are computed at once, and numbers of vectors copied for that.
 _LISTED, _COPIED = 1 << 20, 1 << 22
-# Vectors of which the undecided pairs are counted beforehand, and bytes of one of their pairs.
-_PILOT, _PILOT_PAIR = 48, 28
+# Vectors of which the undecided pairs are counted beforehand, vectors these are paired with, and
+# bytes of a pair.
+_PILOT, _OTHERS, _PILOT_PAIR = 48, 8192, 28
 
 
 def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
@@ -76,6 +79,8 @@ def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
         k: neighbours wanted.
     """
     width, count = rows.dimension, len(columns)
+    if takes_int8(width):
+        return look_bytes(rows, columns, k)
     vectors = len(rows) + (0 if rows is columns else count)
     sides = vectors * (12 + 2 * (width + 24))
     lists = len(rows) * (60 * (2 * k + 16) + 16 * k)
@@ -85,7 +90,9 @@ def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     tiles += min(TILE, len(rows)) * sample * 4 + 4 * width * sample + 8 * TILE * width
     listed = min(_LISTED, len(rows) * k)
     pairs = 40 * listed + (0 if rows.in_place and columns.in_place else 8 * _COPIED)
-    return sides + lists + tiles + pairs + _PILOT_PAIR * min(_PILOT, len(rows)) * count
+    return (
+        sides + lists + tiles + pairs + _PILOT_PAIR * min(_PILOT, len(rows)) * min(count, _OTHERS)
+    )
 
 
 def check_memory(memory: int | None, needed: int, what: str) -> None:

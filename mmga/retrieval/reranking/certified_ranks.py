@@ -62,13 +62,20 @@ def rank_reranked(
     done, total = 0, len(selection.queries) * source.columns
     for pairs in selection.pairs(PAIR_LIMIT, height):
         run = _Run(source, selection, pairs, stages)
-        if run.look(next(run.blocks())) > _UNDECIDED and stages.tiles is not None:
-            stages = Stages()
-        run = _Run(source, selection, pairs, stages)
-        for block in run.blocks():
-            run.look(block)
+        blocks = run.blocks()
+        for block in blocks:
+            share = run.look(block)
+            if share > _UNDECIDED and stages.tiles is not None:  # once more, without 8 bits
+                stages = Stages()
+                run = _Run(source, selection, pairs, stages)
+                blocks = run.blocks()
+                break
             done += pairs.count * len(block[1])
             monitor.step(phase, done, total)
+        for block in blocks:
+            run.look(block)
+            done += pairs.count * len(block[1])
+            monitor.step(phase, min(done, total), total)
         score(scores, selection, pairs, run.matches)
     return scores
 
