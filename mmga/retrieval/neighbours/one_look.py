@@ -28,7 +28,7 @@ MEMORY = 256 << 20
 _TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
 # Tiles along a side where each pair is met once, but for those of a tile on the diagonal; columns
 # that are multiplied together.
-_PARTS, _PANEL = 10, 64
+_PARTS, _PANEL = 8, 64
 # Slots of a list beyond k: when they are taken, the list is pruned. The factor by which they grow
 # for rows that have more candidates, and the bytes of one.
 _SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
