@@ -23,6 +23,8 @@ from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_
 
 MEMORY = 256 << 20
 """Bytes of the integers and lists of rows that are looked at together."""
+SET_MEMORY = 512 << 20
+"""Likewise of a set that meets each of its pairs once, if its features take no more."""
 # Bytes of a tile's 8-bit columns, which stay in the last cache while all rows pass by, and columns
 # of a tile.
 _TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
@@ -40,7 +42,7 @@ def look_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     slots = k + max(_SPARE, k // 2) + _SPARE
     held = MEMORY
     if own and rows.in_place:
-        held = max(held, 4 * len(rows) * width)
+        held = max(SET_MEMORY, 4 * len(rows) * width)
     copied = 0 if rows.in_place else 4 * width
     sides = min(held, len(rows) * (3 * width + _SLOT_BYTES * slots + copied))
     tile = min(max(_LEAST_TILE, _TILE_BYTES // max(1, width)), _LARGEST_TILE, len(columns))
@@ -102,7 +104,7 @@ class Look:
         if rows is self._columns and rows.in_place and len(rows) >= _PARTS * _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
             needed = len(rows) * (3 * rows.dimension + _SLOT_BYTES * (slots + far))
-            if needed <= max(memory, 4 * len(rows) * rows.dimension):
+            if needed <= max(SET_MEMORY, 4 * len(rows) * rows.dimension):
                 chosen = self._find_symmetric(slots, far)
                 slots, far = _GROWTH * slots, _GROWTH * far
         order = None
