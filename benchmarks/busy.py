@@ -60,9 +60,11 @@ def busy(count: int, settle: float = 0.5) -> Iterator[list[subprocess.Popen[byte
 def cases(divide: int) -> dict[str, Callable[[], Any]]:
     """Return what is timed."""
     labels = market_like(750 // divide, 3368 // divide, 15913 // divide, 2798 // divide)
+    pids, camids = (np.concatenate(labels[side::2]) for side in (0, 1))
+    features = simulate(pids, camids, 1024, "flat").features  # of one world, as matches are
+    parts = slice(0, len(labels[0])), slice(len(labels[0]), None)
     query, gallery = (
-        mmga.Features(simulate(pids, camids, 1024, "flat", seed=seed).features, pids, camids)
-        for seed, (pids, camids) in enumerate((labels[:2], labels[2:]))
+        mmga.Features(features[part].contiguous(), pids[part], camids[part]) for part in parts
     )
     x, y = query.features, gallery.features
     items, clustered = (
