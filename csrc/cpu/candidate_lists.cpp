@@ -820,17 +820,12 @@ std::tuple<Tensor, Tensor> nearest_of(const Tensor& index, const Tensor& distanc
   auto* to_item = data_of<int32_t>(near);
   auto* to = data_of<double>(distances);
   torch::stable::parallel_for(0, rows, rows_per_thread(8 * slots), [&](int64_t begin, int64_t end) {
-    std::vector<std::pair<double, int32_t>> sorted(slots);
+    std::vector<Neighbour> found;
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t s = 0; s < slots; ++s) {
-        sorted[s] = {from[row * slots + s], items[row * slots + s]};
-      }
-      if (k < slots) std::nth_element(sorted.begin(), sorted.begin() + k, sorted.end());
-      std::sort(sorted.begin(), sorted.begin() + k);
-      for (int64_t s = 0; s < k; ++s) {
-        to[row * k + s] = sorted[s].first;
-        to_item[row * k + s] = sorted[s].second;
-      }
+      found.clear();
+      for (int64_t s = row * slots; s < (row + 1) * slots; ++s)
+        found.emplace_back(from[s], items[s]);
+      write_nearest(found, k, false, to_item + row * k, to + row * k);
     }
   });
   return {near, distances};

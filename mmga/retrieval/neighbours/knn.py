@@ -26,7 +26,7 @@ from mmga.retrieval.neighbours.certified_knn import (
     certified_neighbours,
     exact_order,
 )
-from mmga.retrieval.neighbours.one_look import MEMORY, Look
+from mmga.retrieval.neighbours.one_look import Look
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
 from mmga.retrieval.neighbours.tile_sizes import (
     check_memory,
@@ -205,7 +205,6 @@ def nearest_items(
     k: int,
     *,
     exact: str | None = None,
-    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Neighbours:
     """Return the k nearest items of every query and their squared distances.
@@ -215,7 +214,6 @@ def nearest_items(
         items: the vectors that are searched.
         k: 1 to the number of items.
         exact: see `search`.
-        memory: bytes for what 8-bit tiles keep of queries.
         progress: called as (phase, done, total).
 
     Raises:
@@ -224,7 +222,7 @@ def nearest_items(
     if exact_order(items, exact, queries) == "certified":
         tiles = cheapest_tiles(queries, items, k, farthest=False)
         if isinstance(tiles, Int8):
-            return Look(queries, items, k, progress=progress).run(memory)
+            return Look(queries, items, k, progress=progress).run()
         return certified_nearest(queries, items, k, tiles, progress=progress)
     lists = NearestLists(len(queries), k, queries.device)
     height = width = tile_on(queries.device, max(len(queries), len(items)), items.dimension)

@@ -2,7 +2,7 @@
 
 Each row meets all items, tile by tile, and keeps a list of those that bounds do not exclude from
 its k nearest (`ops.certified.CandidateLists`): a few more than k, whose distances are then computed
-exactly. Rows share nothing, so that any number of threads gives the same lists.
+exactly. One thread at a time writes a list; the k nearest do not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_
 MEMORY = 256 << 20
 """Bytes of the integers and lists of rows that are looked at together."""
 SET_MEMORY = 512 << 20
-"""Likewise of a set that meets each of its pairs once, if its features take no more."""
+"""Likewise of a set that meets each pair once; as much as its features, if that is more."""
 # Bytes of a tile's 8-bit columns, which stay in the last cache while all rows pass by, and columns
 # of a tile.
 _TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
@@ -36,6 +36,11 @@ _PARTS, _PANEL = 8, 64
 _SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
 
 
+def _row_bytes(width: int, slots: int) -> int:
+    """Return the bytes of a row's integers, of 8 and of 16 bits, and of its lists."""
+    return 3 * width + _SLOT_BYTES * slots
+
+
 def look_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     """Return the most bytes that a `Look` takes beyond the features, its lists included."""
     width, own = rows.dimension, rows is columns
@@ -44,7 +49,7 @@ def look_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     if own and rows.in_place:
         held = max(SET_MEMORY, 4 * len(rows) * width)
     copied = 0 if rows.in_place else 4 * width
-    sides = min(held, len(rows) * (3 * width + _SLOT_BYTES * slots + copied))
+    sides = min(held, len(rows) * (_row_bytes(width, slots) + copied))
     tile = min(max(_LEAST_TILE, _TILE_BYTES // max(1, width)), _LARGEST_TILE, len(columns))
     # Of a tile: features, both kinds of integers and the packed ones; and pairs that are passed on.
     tiles = 8 * tile * width + 24 * tile * slots
@@ -96,14 +101,14 @@ class Look:
             torch.full((len(rows),), torch.nan, dtype=torch.float32, device="cpu"),
         )
 
-    def run(self, memory: int = MEMORY) -> Neighbours:
-        """Find the nearest of all rows, using so many bytes for their integers and lists."""
+    def run(self) -> Neighbours:
+        """Find the nearest of all rows."""
         rows, k, most = self._rows, self._k, len(self._columns) + 1
         chosen = torch.arange(len(rows), dtype=torch.int64, device="cpu")
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
         if rows is self._columns and rows.in_place and len(rows) >= _PARTS * _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
-            needed = len(rows) * (3 * rows.dimension + _SLOT_BYTES * (slots + far))
+            needed = len(rows) * _row_bytes(rows.dimension, slots + far)
             if needed <= max(SET_MEMORY, 4 * len(rows) * rows.dimension):
                 chosen = self._find_symmetric(slots, far)
                 slots, far = _GROWTH * slots, _GROWTH * far
@@ -112,8 +117,8 @@ class Look:
             order = _random_order(len(self._columns))
         while len(chosen):
             slots, far = min(slots, max(most, k + 1)), min(far, most)
-            row_bytes = 3 * rows.dimension + _SLOT_BYTES * (slots + far)
-            parts = chosen.split(max(1, memory // row_bytes))
+            row_bytes = _row_bytes(rows.dimension, slots + far)
+            parts = chosen.split(max(1, MEMORY // row_bytes))
             chosen = torch.cat([part[self._find(part, slots, far, order)] for part in parts])
             if len(chosen) and order is None and slots >= most and far in (0, most):
                 raise RuntimeError("a list of all items lacks a neighbour: a bound is too small")
