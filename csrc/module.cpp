@@ -5,6 +5,7 @@
 
 #include "common/dispatch.h"
 #include "common/float_modes.h"
+#include "common/kernel_threads.h"
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of mmga; loading it registers them with torch's dispatcher.";
@@ -17,5 +18,8 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "exchange_float_modes", &mmga::exchange_float_modes,
       "Let the threads of the caller's pool keep subnormal numbers, or restore their words.");
+  module.def("hold_threads", &mmga::hold_threads,
+             "Give the threads of the calling thread to the kernels; torch's functions take one.");
+  module.def("release_threads", &mmga::release_threads, "Undo hold_threads().");
   module.attr("compiler") = __VERSION__;
 }

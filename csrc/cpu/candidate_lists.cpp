@@ -620,7 +620,7 @@ void collect_candidates_(
   }
   packed.fill();
   // Strips are lower where there would be too few for all threads.
-  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t threads = kernel_threads();
   const int64_t even = (height + 2 * threads - 1) / (2 * threads);
   const int64_t strip = std::min(kRowChunk, (even + kBlock - 1) / kBlock * kBlock);
   const int64_t strips = height == 0 ? 0 : (height + strip - 1) / strip;
@@ -819,7 +819,7 @@ std::tuple<Tensor, Tensor> nearest_of(const Tensor& index, const Tensor& distanc
   const Tensor distances = new_tensor<double>(index, {rows, k});
   auto* to_item = data_of<int32_t>(near);
   auto* to = data_of<double>(distances);
-  torch::stable::parallel_for(0, rows, rows_per_thread(8 * slots), [&](int64_t begin, int64_t end) {
+  share_ranges(rows, rows_per_thread(8 * slots), [&](int64_t begin, int64_t end) {
     std::vector<Neighbour> found;
     for (int64_t row = begin; row < end; ++row) {
       found.clear();

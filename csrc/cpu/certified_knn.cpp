@@ -14,6 +14,7 @@
 #include "cpu/int8_products.h"
 #include "cpu/keys.h"
 #include "cpu/pairs.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -291,13 +292,19 @@ void insert_candidates(Tensor index, Tensor distance, Tensor counts, Tensor maxi
     check_room(item);
     if (both) check_room(other);
   }
-  // Every thread reads all pairs and inserts those of its own items.
-  torch::stable::parallel_for(0, items, kGrain / 8, [&](int64_t begin, int64_t end) {
+  // Each part of the items reads all pairs and inserts its own.
+  const int64_t threads = kernel_threads();
+  const int64_t part = std::max((items + threads - 1) / threads, kGrain / 8);
+  const int64_t parts = (items + part - 1) / part;
+  share(parts, [&](const auto& next) {
     std::vector<std::pair<double, int32_t>> sorted;
-    for (int64_t p = 0; p < count; ++p) {
-      const int64_t item = first_item + pair[p].row, other = first_other + pair[p].column;
-      if (item >= begin && item < end) lists.insert(item, other, value[p], sorted);
-      if (both && other >= begin && other < end) lists.insert(other, item, value[p], sorted);
+    for (int64_t begin = next() * part; begin < items; begin = next() * part) {
+      const int64_t end = begin + part;
+      for (int64_t p = 0; p < count; ++p) {
+        const int64_t item = first_item + pair[p].row, other = first_other + pair[p].column;
+        if (item >= begin && item < end) lists.insert(item, other, value[p], sorted);
+        if (both && other >= begin && other < end) lists.insert(other, item, value[p], sorted);
+      }
     }
   });
 }

@@ -6,13 +6,12 @@
 #include <sys/mman.h>
 #endif
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "common/checks.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 
@@ -70,14 +69,12 @@ class ChunkedRows {
         values_(columns_.size()) {}
 
   // Makes all rows: append(scratch, row, columns, values) adds a row's entries to the vectors, with
-  // the thread's own make_scratch(). A thread takes chunks from both ends in turn: where rows are
-  // of upper halves, threads then have equal shares.
+  // the thread's own make_scratch().
   template <typename MakeScratch, typename Append>
   void fill(const MakeScratch& make_scratch, const Append& append) {
-    torch::stable::parallel_for(0, chunks(), 1, [&](int64_t begin, int64_t end) {
+    share(chunks(), [&](const auto& next) {
       auto scratch = make_scratch();
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t c = task % 2 == 0 ? task / 2 : chunks() - 1 - task / 2;
+      for (int64_t c = next(); c < chunks(); c = next()) {
         for (int64_t row = first_row(c); row < first_row(c + 1); ++row) {
           const size_t before = columns_[c].size();
           append(scratch, row, columns_[c], values_[c]);
@@ -108,7 +105,7 @@ class ChunkedRows {
   Tensor joined(std::vector<std::vector<T>>& parts, const Tensor& like) {
     const Tensor result = new_tensor<T>(like, {starts_.back()});
     T* out = data_of<T>(result);
-    torch::stable::parallel_for(0, chunks(), 16, [&](int64_t begin, int64_t end) {
+    share_ranges(chunks(), 16, [&](int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; ++c) {
         std::copy(parts[c].begin(), parts[c].end(), out + starts_[c]);
         std::vector<T>().swap(parts[c]);

@@ -10,6 +10,7 @@
 
 #include "common/dispatch.h"
 #include "cpu/products.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -39,17 +40,16 @@ MMGA_VECTOR_CLONES double squared_norm(const T* row, int64_t width) {
 struct Cpu {
   template <typename T>
   static void squared_norms(const Tensor&, const MatrixView<T>& x, double* norms) {
-    torch::stable::parallel_for(0, x.rows, rows_per_thread(x.width),
-                                [&](int64_t first, int64_t last) {
-                                  for (int64_t row = first; row < last; ++row) {
-                                    norms[row] = squared_norm(x.row(row), x.width);
-                                  }
-                                });
+    share_ranges(x.rows, rows_per_thread(x.width), [&](int64_t first, int64_t last) {
+      for (int64_t row = first; row < last; ++row) {
+        norms[row] = squared_norm(x.row(row), x.width);
+      }
+    });
   }
 
   static void pair_sums(const Tensor&, const PairSums& pairs, double* sums) {
     const auto run = [&](auto term) {
-      torch::stable::parallel_for(0, pairs.count, 64, [&](int64_t begin, int64_t end) {
+      share_ranges(pairs.count, 64, [&](int64_t begin, int64_t end) {
         sum_pairs<decltype(term)>(
             pairs.x, pairs.y, pairs.width, begin, end, [&](int64_t p) { return pairs.rows[p]; },
             [&](int64_t p) { return pairs.columns[p]; },

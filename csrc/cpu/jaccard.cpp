@@ -14,6 +14,7 @@
 
 #include "common/dispatch.h"
 #include "cpu/csr.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -321,17 +322,21 @@ struct Cpu {
   static SparseRows jaccard_rows(const Tensor& like, const Csr& v, const Csr& inverted,
                                  const JaccardRows& wanted) {
     const auto each_row = [&](const auto& take) {
-      torch::stable::parallel_for(0, wanted.count, kRowsPerTask, [&](int64_t begin, int64_t end) {
+      const int64_t tasks = (wanted.count + kRowsPerTask - 1) / kRowsPerTask;
+      share(tasks, [&](const auto& next) {
         Overlaps overlaps(v.rows);
-        for (int64_t r = begin; r < end; ++r) {
-          const int64_t i = wanted.chosen[r];
-          for (int64_t e = v.offsets[i]; e < v.offsets[i + 1]; ++e) {
-            const int64_t first = inverted.offsets[v.columns[e]];
-            const int64_t count = inverted.offsets[v.columns[e] + 1] - first;
-            overlaps.add_minima(v.values[e], inverted.columns + first, inverted.values + first,
-                                count, wanted.upper ? i : 0);
+        for (int64_t task = next(); task < tasks; task = next()) {
+          const int64_t end = std::min(wanted.count, (task + 1) * kRowsPerTask);
+          for (int64_t r = task * kRowsPerTask; r < end; ++r) {
+            const int64_t i = wanted.chosen[r];
+            for (int64_t e = v.offsets[i]; e < v.offsets[i + 1]; ++e) {
+              const int64_t first = inverted.offsets[v.columns[e]];
+              const int64_t count = inverted.offsets[v.columns[e] + 1] - first;
+              overlaps.add_minima(v.values[e], inverted.columns + first, inverted.values + first,
+                                  count, wanted.upper ? i : 0);
+            }
+            take(r, overlaps);
           }
-          take(r, overlaps);
         }
       });
     };
@@ -362,7 +367,7 @@ struct Cpu {
     const int64_t grain = rows_per_thread(squared.width, kGrain / 2);
     constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
     std::atomic<int64_t> outside{kNone};  // an item that is not of the gallery
-    torch::stable::parallel_for(0, squared.rows, grain, [&](int64_t begin, int64_t end) {
+    share_ranges(squared.rows, grain, [&](int64_t begin, int64_t end) {
       const auto [maxima, first, lambda, power, scale] = mix;  // local: results might alias them
       for (int64_t r = begin; r < end; ++r) {
         // No maximum: d is scaled. A maximum of 0: all d are 0, and so are the results.

@@ -13,6 +13,7 @@
 
 #include "common/dispatch.h"
 #include "cpu/csr.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -117,7 +118,7 @@ struct Cpu {
   template <typename T>
   static void listed_distances(const Tensor&, const Csr& sets, const NeighbourLists& lists,
                                const T* distances, double* result) {
-    torch::stable::parallel_for(0, sets.rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+    share_ranges(sets.rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> places;
       for (int64_t first = begin; first < end; first += kRowsPerChunk) {
         const int64_t last = std::min(end, first + kRowsPerChunk);
@@ -133,7 +134,7 @@ struct Cpu {
 
   static void encode(const Tensor&, const Csr& rows, const double* maxima, double* weights) {
     const double* d = rows.values;
-    torch::stable::parallel_for(0, rows.rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+    share_ranges(rows.rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = rows.offsets[i], last = rows.offsets[i + 1];
         double least = 0.0, total = 0.0;
@@ -181,13 +182,13 @@ struct Cpu {
     auto* begin_of = data_of<int64_t>(offsets);
     auto* out_rows = data_of<int32_t>(rows);
     auto* out_values = data_of<double>(weights);
-    const int64_t threads = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, 8);
+    const int64_t threads = std::clamp<int64_t>(kernel_threads(), 1, 8);
     const int64_t parts = std::clamp<int64_t>(total / (kGrain / 2), 1, threads);
     const int64_t span = (n - first + parts - 1) / parts;
     std::vector<std::vector<int64_t>> next(parts, std::vector<int64_t>(n, 0));
     const auto each_part = [&](const auto& take) {
-      torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p) {
+      share(parts, [&](const auto& next_part) {
+        for (int64_t p = next_part(); p < parts; p = next_part()) {
           take(next[p], std::min(first + p * span, n), std::min(first + (p + 1) * span, n));
         }
       });

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "common/dispatch.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -290,10 +291,10 @@ void insert_square(const TileUpdate& u) {
   const int64_t size = u.items;
   buffer.resize(size * size);
   float* square = buffer.data();
-  torch::stable::parallel_for(0, size, kBlock, [&](int64_t begin, int64_t end) {
+  share_ranges(size, kBlock, [&](int64_t begin, int64_t end) {
     distances_above_diagonal(u, begin, end, square);
   });
-  torch::stable::parallel_for(0, size, kBlock, [&](int64_t begin, int64_t end) {
+  share_ranges(size, kBlock, [&](int64_t begin, int64_t end) {
     constexpr int64_t kLine = 16;  // entries of one cache line
     for (int64_t low = begin; low < end; low += kLine) {
       for (int64_t left = 0; left < std::min(low + kLine, end); left += kLine) {
@@ -305,9 +306,8 @@ void insert_square(const TileUpdate& u) {
       }
     }
   });
-  torch::stable::parallel_for(0, size, kBlock, [&](int64_t begin, int64_t end) {
-    insert_square_rows(u, begin, end, square);
-  });
+  share_ranges(size, kBlock,
+               [&](int64_t begin, int64_t end) { insert_square_rows(u, begin, end, square); });
 }
 
 // Candidates up to which comparing each with each, by vectors, beats sorting.
@@ -353,9 +353,8 @@ bool nearest_of_row(const T* row, int64_t n, int64_t k, std::vector<std::pair<T,
 
 struct Cpu {
   static void squared_distances_(const Tensor&, const ProductTile& tile) {
-    torch::stable::parallel_for(0, tile.rows, kBlock, [&](int64_t begin, int64_t end) {
-      squared_distance_rows(tile, begin, end);
-    });
+    share_ranges(tile.rows, kBlock,
+                 [&](int64_t begin, int64_t end) { squared_distance_rows(tile, begin, end); });
   }
 
   static void select_neighbours(const Tensor&, const TileUpdate& u) {
@@ -364,7 +363,7 @@ struct Cpu {
       return;
     }
     const int64_t rows = u.items, columns = u.others;
-    const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+    const int64_t threads = kernel_threads();
     // Parts of the tile, one a thread at a time. A symmetric tile is cut both ways, and the parts
     // of one turn share neither rows nor columns, so that no list has two writers. (A tile across
     // the diagonal has items on both sides: one thread takes it.)
@@ -375,8 +374,8 @@ struct Cpu {
     const int64_t height = (rows + cuts - 1) / cuts;
     const int64_t width = ((columns + turns - 1) / turns + kBlock - 1) / kBlock * kBlock;
     for (int64_t turn = 0; turn < turns; ++turn) {
-      torch::stable::parallel_for(0, cuts, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) {
+      share(cuts, [&](const auto& next) {
+        for (int64_t part = next(); part < cuts; part = next()) {
           const int64_t column = (part + turn) % turns * width;
           insert_block(u, std::min(part * height, rows), std::min((part + 1) * height, rows),
                        std::min(column, columns), std::min(column + width, columns));
@@ -389,7 +388,7 @@ struct Cpu {
                                  int32_t* index, float* distances) {
     const int64_t slots = lists.slots;
     std::atomic<int64_t> wrong{k};  // a count that is not from k to the slots
-    torch::stable::parallel_for(0, lists.items, kBlock, [&](int64_t begin, int64_t end) {
+    share_ranges(lists.items, kBlock, [&](int64_t begin, int64_t end) {
       std::vector<int64_t> sorted(slots);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t* list = lists.candidates + i * slots;
@@ -420,7 +419,7 @@ struct Cpu {
   static void nearest_in_rows(const Tensor&, const MatrixView<T>& distances, int64_t k, T* nearest,
                               int32_t* index) {
     std::atomic<bool> numbers{true};
-    torch::stable::parallel_for(0, distances.rows, 8, [&](int64_t begin, int64_t end) {
+    share_ranges(distances.rows, 8, [&](int64_t begin, int64_t end) {
       std::vector<std::pair<T, int32_t>> list;
       for (int64_t i = begin; i < end; ++i) {
         const bool found = nearest_of_row(distances.row(i), distances.width, k, list,

@@ -26,7 +26,7 @@ class OrderedChunks {
   // Calls list(begin, end, found) for ranges of [0, count), by several threads.
   template <typename List>
   void fill(int64_t count, int64_t grain, const List& list) {
-    torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    share_ranges(count, grain, [&](int64_t begin, int64_t end) {
       std::vector<Found> found;
       list(begin, end, found);
       const std::lock_guard<std::mutex> lock(mutex_);

@@ -14,6 +14,7 @@
 #include "common/checks.h"
 #include "common/dispatch.h"
 #include "common/knn.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -76,7 +77,7 @@ void part_keys(const Tensor& products, const Tensor& row_term, const Tensor& col
   const auto column_weights = matrix(column_weight, "column_weight", width);
   auto* out = args.output<float>(keys, "keys", {rows, width}, Gaps::kBetweenRows);
   const int64_t out_row = keys.stride(0), grain = rows_per_thread(parts * width);
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+  share_ranges(rows, grain, [&](int64_t first, int64_t last) {
     alignas(64) float numerator[kSegment];
     alignas(64) float denominator[kSegment];
     for (int64_t row = first; row < last; ++row) {

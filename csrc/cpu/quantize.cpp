@@ -13,6 +13,7 @@
 #include "common/certified.h"
 #include "common/checks.h"
 #include "common/dispatch.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -146,7 +147,7 @@ std::tuple<Tensor, Tensor> int16_rows(const Tensor& x, const Tensor& norms) {
   const Tensor error = new_tensor<double>(x, {rows});
   auto* to = data_of<int16_t>(numbers);
   auto* left = data_of<double>(error);
-  torch::stable::parallel_for(0, rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
+  share_ranges(rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const double scale = squared[row] > 0 ? 1 / (kIntegerUnit * std::sqrt(squared[row])) : 0;
       left[row] = std::sqrt(
@@ -169,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x) {
   const int64_t count = mixed_entries(width);
   const std::vector<float> signs = mixing_signs(width);
   const float shrink = 1 / std::sqrt(static_cast<float>(count));  // a power of two
-  torch::stable::parallel_for(0, rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
+  share_ranges(rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
     std::vector<float> mixed(width);
     for (int64_t row = begin; row < end; ++row) {
       mix(from + row * width, signs.data(), width, count, mixed.data());

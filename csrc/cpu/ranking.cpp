@@ -19,6 +19,7 @@
 
 #include "common/dispatch.h"
 #include "cpu/keys.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -216,7 +217,7 @@ struct Cpu {
       return ranks_before(one.first, one.second, other.first, other.second);
     };
     const bool given = tile.metric == kGiven;
-    torch::stable::parallel_for(0, tile.rows, kRowGrain, [&](int64_t first, int64_t last) {
+    share_ranges(tile.rows, kRowGrain, [&](int64_t first, int64_t last) {
       std::vector<Match> sorted;
       for (int64_t row = first; row < last; ++row) {
         sorted.clear();
@@ -242,7 +243,7 @@ struct Cpu {
   template <typename T>
   static void count_preceding(const Tensor&, const TileView<T>& tile, const RankCounts<T>& counts) {
     const int64_t grain = rows_per_thread(tile.width);
-    torch::stable::parallel_for(0, tile.rows, grain, [&](int64_t first, int64_t last) {
+    share_ranges(tile.rows, grain, [&](int64_t first, int64_t last) {
       RowCounter<T> counter(tile, counts);
       for (int64_t row = first; row < last; ++row) counter.count(row);
     });

@@ -17,6 +17,7 @@
 
 #include "common/dispatch.h"
 #include "cpu/keys.h"
+#include "cpu/shares.h"
 
 namespace mmga {
 namespace {
@@ -143,9 +144,13 @@ struct Cpu {
   static void count_impostors(const Tensor&, const TileView<T>& tile, const Histogram& histogram) {
     const int64_t grain = rows_per_thread(tile.width, kHistogramGrain);
     std::mutex mutex;
-    torch::stable::parallel_for(0, tile.rows, grain, [&](int64_t first, int64_t last) {
+    const int64_t pieces = (tile.rows + grain - 1) / grain;
+    share(pieces, [&](const auto& next) {
       Counter<T> counter(tile, histogram);
-      for (int64_t row = first; row < last; ++row) counter.count(row);
+      for (int64_t piece = next(); piece < pieces; piece = next()) {
+        const int64_t last = std::min(tile.rows, (piece + 1) * grain);
+        for (int64_t row = piece * grain; row < last; ++row) counter.count(row);
+      }
       const std::lock_guard<std::mutex> lock(mutex);
       counter.add_to(histogram.counts);
     });

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops.certified import UNIT, Bound, gamma, int8_products_, int8_rows, int16_rows
-from mmga.ops.distance import LARGEST_NORM, LEAST_NORM, squared_norms
+from mmga.ops.distance import LARGEST_NORM, LEAST_NORM, exact_sqrt, squared_norms
 from mmga.ops.reference import INTEGER_LENGTH
 
 EXACT = ("certified", "float32")
@@ -156,7 +156,7 @@ def int16(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
     # m is about e and f.
     usual = (rows.shape[1] / 12) ** 0.5 / INTEGER_LENGTH
     return Approximation(
-        numbers, norms.sqrt() * (usual + away) / usual**0.5 * _OUTWARD, other * norms
+        numbers, exact_sqrt(norms) * (usual + away) / usual**0.5 * _OUTWARD, other * norms
     )
 
 
@@ -182,7 +182,7 @@ class Int8:
             metric: cosine or euclidean.
         """
         numbers, unit, error = int8_rows(rows)
-        length = norms.sqrt()
+        length = exact_sqrt(norms)
         # Where features of norm 1 are e and f away from their approximations, inner products are
         # off by at most e + f + e f.
         away = error * (1 + gamma(rows.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)

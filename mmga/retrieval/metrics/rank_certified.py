@@ -8,6 +8,7 @@ threads, stages and machine.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -18,8 +19,9 @@ from torch import Tensor
 from mmga.common.monitor import Monitor
 from mmga.ops.certified import Bound, PairVectors, count_certain, refine_pairs, thresholds
 from mmga.ops.distance import metric_number
+from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.ranking import Masks, Tile
-from mmga.retrieval.bounds.approximation import Approximator
+from mmga.retrieval.bounds.approximation import Approximator, Int8
 from mmga.retrieval.bounds.planner import (
     COUNTING,
     INTEGERS,
@@ -42,7 +44,7 @@ from mmga.retrieval.protocols.selection import Pairs, Selection
 from mmga.retrieval.tiles.sources import rows_within, tile_height
 
 # Queries x items of one product: after one of few coordinates the features of its items should stay
-# in the cache for exact products; one of whole features is the BLAS', which wants larger ones.
+# in the cache for exact products; one of whole features, or of these in 8 bits, is better large.
 NARROW_TILE, TILE = (2048, 512), (3456, 1024)
 # Rows and columns down to which tiles shrink where memory is short.
 SMALLEST = 64
@@ -81,7 +83,7 @@ class CertifiedPass:
         self._selection, self._stages = selection, stages
         self.columns = len(items)
         row_bytes = stages.row_bytes(items.dimension) + 64
-        height, width = tile or (TILE if stages.tiles is None else NARROW_TILE)
+        height, width = tile or (NARROW_TILE if stages.dimensions else TILE)
         height = min(tile_height(len(queries), height), len(queries))
         width = min(width, len(items))
 
@@ -105,6 +107,12 @@ class CertifiedPass:
 
     def rank(self, monitor: Monitor, phase: str = "ranks") -> PerQuery:
         """Rank the matches of all selected queries and return the scores of each query."""
+        # Tiles of other kinds are products of torch's.
+        own_tiles = isinstance(self._stages.tiles, Int8)
+        with kernels_alone() if own_tiles else contextlib.nullcontext():
+            return self._rank(monitor, phase)
+
+    def _rank(self, monitor: Monitor, phase: str) -> PerQuery:
         selection = self._selection
         scores = PerQuery.empty(selection.num_matches)
         cameras = selection.cameras(self._items.device)
@@ -184,6 +192,7 @@ class _Run:
             undecided = still
 
 
+@kernels_alone()
 def plan(queries: VectorSet, items: VectorSet, selection: Selection, seed: int = 0) -> Stages:
     """Choose the stages that counts of a few pairs say are cheapest.
 

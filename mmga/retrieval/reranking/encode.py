@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmga.ops import k_reciprocal as ops
 from mmga.ops.k_reciprocal import CsrRows
+from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.neighbours import Neighbours
 from mmga.retrieval.reranking.settings import KReciprocal
 
@@ -16,6 +17,7 @@ PairDistances = Callable[[Tensor, Tensor], Tensor]
 """Squared distances, float64 [P], of pairs of items given as two int64 [P]."""
 
 
+@kernels_alone()
 def encode(neighbours: Neighbours, rule: KReciprocal, distance_of: PairDistances) -> CsrRows:
     """Return V after the k2-mean: steps 2 to 5 of Zhong et al.
 
@@ -34,12 +36,14 @@ def encode(neighbours: Neighbours, rule: KReciprocal, distance_of: PairDistances
     return averaged(rows, neighbours, rule)
 
 
+@kernels_alone()
 def expanded_sets(neighbours: Neighbours, rule: KReciprocal) -> tuple[Tensor, Tensor]:
     """Return every item's expanded k-reciprocal set: CSR offsets and columns."""
     n = len(neighbours.index)
     return ops.expanded_sets(neighbours.index, min(rule.list_length, n), min(rule.half_length, n))
 
 
+@kernels_alone()
 def set_distances(
     sets: tuple[Tensor, Tensor], neighbours: Neighbours, distance_of: PairDistances
 ) -> Tensor:
@@ -63,6 +67,7 @@ def encoded_distances(
     return distances, maxima.double()
 
 
+@kernels_alone()
 def averaged(rows: CsrRows, neighbours: Neighbours, rule: KReciprocal) -> CsrRows:
     """Return V after the k2-mean."""
     k2 = min(rule.k2, len(neighbours.index))

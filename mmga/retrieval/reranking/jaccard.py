@@ -14,6 +14,7 @@ from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
 from mmga.ops._library import has_kernel
+from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows, search
@@ -116,6 +117,7 @@ def _rule(k1: int, k2: int, variant: str) -> KReciprocal:
     return KReciprocal(k1, k2, variant=_RULES[variant])
 
 
+@kernels_alone()
 def _all_rows(
     rows: ops.CsrRows,
     n: int,
