@@ -618,7 +618,6 @@ void collect_candidates_(
     columns.near[column] = lists.near(first_other + column);
     columns.far[column] = lists.far(first_other + column);
   }
-  packed.fill();
   // Strips are lower where there would be too few for all threads.
   const int64_t threads = kernel_threads();
   const int64_t even = (height + 2 * threads - 1) / (2 * threads);

@@ -180,7 +180,6 @@ Tensor filter_int8_candidates(const Tensor& x, const Tensor& y, const Tensor& ro
   tile.metric = metric;
   const auto limits = limits_of<float>(args, height, width, row_radius, column_radius, row_slack,
                                        column_slack, near_row, near_column, far_row, far_column);
-  packed.fill();
   const auto first_wanted = [&](int64_t row) {
     return symmetric ? std::max<int64_t>(0, first_item + row + 1 - first_other) : 0;
   };

@@ -25,7 +25,6 @@ void int8_products_(const Tensor& x, const Tensor& y, const Tensor& row_unit,
   auto* to = args.output<float>(out, "out", {height, width}, Gaps::kBetweenRows);
   const int64_t stride = out.stride(0);
   PackedColumns packed(columns, width, depth);
-  packed.fill();
   const int64_t chunks = (height + kRowChunk - 1) / kRowChunk;
   share(chunks, [&](const auto& next) {
     StripOfProducts strip(packed);

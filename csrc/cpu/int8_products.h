@@ -9,10 +9,13 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <thread>
+#include <vector>
 
 #include "common/dispatch.h"
 #include "cpu/shares.h"
@@ -162,7 +165,7 @@ inline MultiplyBlock multiply_block() {
   return multiply_block_plain;
 }
 
-// The columns of a tile, [width, depth], packed in panels.
+// The columns of a tile, [width, depth], packed in panels, each by the thread that needs it first.
 class PackedColumns {
  public:
   PackedColumns(const int8_t* y, int64_t width, int64_t depth)
@@ -170,7 +173,8 @@ class PackedColumns {
         width_(width),
         depth_(depth),
         quads_((depth + kQuad - 1) / kQuad),
-        panels_(panels() * quads_ * kQuad * kPanel) {}
+        panels_(panels() * quads_ * kQuad * kPanel),
+        state_(panels()) {}
 
   int64_t width() const { return width_; }
   int64_t depth() const { return depth_; }
@@ -180,17 +184,28 @@ class PackedColumns {
     return panels_.get() + (panel * quads_ + quad) * kPanel * kQuad;
   }
 
-  // Packs the columns, by several threads.
-  void fill() {
-    share(panels(), [&](const auto& next) {
-      for (int64_t panel = next(); panel < panels(); panel = next()) fill(panel);
-    });
+  // Makes sure that a panel is packed. While another thread does it, packs the next ones.
+  void prepare(int64_t panel) const {
+    int64_t mine = panel;
+    while (state_[panel].load(std::memory_order_acquire) != kPacked) {
+      uint8_t free = kFree;
+      if (mine == panels()) {
+        std::this_thread::yield();
+      } else if (state_[mine].compare_exchange_strong(free, kTaken)) {
+        fill(mine);
+        state_[mine].store(kPacked, std::memory_order_release);
+      } else {
+        ++mine;
+      }
+    }
   }
 
  private:
+  static constexpr uint8_t kFree = 0, kTaken = 1, kPacked = 2;
+
   // Packs one of the panels. Bytes that no row has are 0, so that what they are multiplied with
   // does not matter.
-  void fill(int64_t panel) {
+  void fill(int64_t panel) const {
     constexpr int64_t kAtOnce = kLine / kQuad;  // quads of a cache line of a column
     const int64_t first = panel * kPanel, count = std::min(kPanel, width_ - first);
     uint8_t* to = panels_.get() + panel * quads_ * kPanel * kQuad;
@@ -218,6 +233,7 @@ class PackedColumns {
   const int8_t* y_;
   int64_t width_, depth_, quads_;
   Lines<uint8_t> panels_;
+  mutable std::vector<std::atomic<uint8_t>> state_;  // of each panel
 };
 
 // Returns what the sums of a row with unsigned columns are too large by.
@@ -262,6 +278,7 @@ class StripOfProducts {
     }
     if (depth == 0) std::fill(sums_.get(), sums_.get() + kRowChunk * kPanel, 0);
     for (int64_t panel = first_panel; panel < columns_.panels(); ++panel) {
+      columns_.prepare(panel);
       for (int64_t q = 0; q < whole; q += kQuads) {
         multiply(x + q * kQuad, depth, count, panel, q, std::min(kQuads, whole - q));
       }
