@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -98,11 +98,15 @@ def need_matplotlib() -> None:
         ) from error
 
 
-def _style() -> AbstractContextManager[None]:
+@contextmanager
+def _style() -> Iterator[None]:
     need_matplotlib()
     import matplotlib.style
 
-    return matplotlib.style.context(["default", _RC])
+    with matplotlib.style.context(["default", _RC]), warnings.catch_warnings():
+        # Letters that the font lacks are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
 
 
 def new_figure(width: float, height: float, *, constrained: bool = True) -> Figure:
@@ -125,9 +129,7 @@ def save(figure: Figure, path: str | Path) -> None:
     if kind not in FORMATS:
         raise UserError(f"{path}: expected a name that ends in .png, .svg or .pdf")
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with _style(), warnings.catch_warnings(), atomic_path(path) as temporary:
-        # Boxes stand for letters that the font lacks; the names are in the tables, too.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with _style(), atomic_path(path) as temporary:
         figure.savefig(temporary, metadata=dates.get(kind))
 
 

@@ -197,7 +197,7 @@ def test_what_features_do_not_allow_is_said_once_or_refused(sides, tmp_path, dra
     for side in ("query", "gallery"):
         found = mmga.load_features(tmp_path / f"{side}.npz")
         mmga.Features(found.features, found.pids).save(tmp_path / f"{side}.npz")
-    words = [*sides, "--protocol", "no-camera", "--out", tmp_path / "out"]
+    words = [*sides, "--protocol", "no-camera", "--rows", 1, "--topk", 2, "--out", tmp_path / "out"]
     visualize.main([str(word) for word in words])
     assert "cameras" not in drawn and len(drawn) == len(ALL) - 1
     said = capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_what_features_do_not_allow_is_said_once_or_refused(sides, tmp_path, dra
 def test_images_that_are_missing_are_counted(sides, tmp_path, drawn, capsys):
     for path in (tmp_path / "gallery").iterdir():
         path.unlink()
-    words = [*sides, "--plots", "ranked", "--out", tmp_path / "out", "--images"]
+    words = [*sides, "--rows", 2, "--plots", "ranked", "--out", tmp_path / "out", "--images"]
     visualize.main([str(word) for word in (*words, tmp_path)])
     assert "images are not in" in capsys.readouterr().err
     assert "none of the" in fails(capsys, *words, tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 from paths import REPOSITORY
@@ -64,6 +65,13 @@ def test_text_is_shortened_to_its_room_and_never_read_as_a_formula(tmp_path):
         return figure
 
     plots.save(draw(), tmp_path / "a.png")
+
+
+def test_letters_that_the_font_lacks_are_boxes_without_a_warning(tmp_path):
+    runs = {name: [{"kind": "train", "step": 1, "loss": 2.0}] for name in ("走る人", "🏃")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.save(plots.training_curves(runs), tmp_path / "a.png")
 
 
 def test_without_matplotlib_one_sentence_says_what_to_install(monkeypatch):
