@@ -268,7 +268,8 @@ def _of_features(options: Options, sheets: _Sheets) -> None:
     with bar() as progress:
         drawn = _Drawn(options, sheets, query, gallery, pictures, progress)
         figures = drawn.figures()
-    _say_missing(options, pictures)
+    if {"ranked", "hardest", "easiest"} & set(figures):
+        _say_missing(options, pictures)
     for name, (figure, what) in figures.items():
         sheets.write(name, figure, what)
 
@@ -325,7 +326,7 @@ class _Drawn:
             "roc": (lambda: plots.roc(counted, **width), "ROC"),
             "det": (lambda: plots.det(counted, **width), "DET"),
             "distances": (lambda: plots.distances(counted, **width), "distances of pairs"),
-            "map": (lambda: plots.embedding_map(self.gallery, **width), "map of the gallery"),
+            "map": (self._map, "map of the features"),
         }
         figures = {}
         for name in dict.fromkeys(names):
@@ -337,6 +338,12 @@ class _Drawn:
                     raise
                 print(f"mmga visualize: note: no picture {name}: {error}", file=sys.stderr)
         return figures
+
+    def _map(self) -> "Figure":
+        from mmga import plots
+
+        others = None if self.gallery is self.query else self.gallery
+        return plots.embedding_map(self.query, others, **self.sheets.width)
 
     def _lists(self, rows: "np.ndarray") -> "Figure":
         from mmga import plots

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST = 24
 """Cameras of a side that are compared; of more, those with the most rows."""
+_CELL = 13.0
+"""Height of a cell and, about, its width, in mm at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +127,15 @@ def cameras(pairs: CameraPairs, *, width: float = PAGE) -> Figure:
 
     Args:
         pairs: of `camera_pairs`.
-        width: of the figure, in mm.
+        width: of the figure at most, in mm.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     rows, columns = pairs.rank1.shape
+    width = min(width, 2 * _CELL * max(columns, 3) + 44)
     cell = (width / 2 - 22) / max(columns, 3)
-    figure = new_figure(width, min(max(rows * min(cell, 14), 25), 2 * width) + 22)
+    figure = new_figure(width, min(max(rows * min(cell, _CELL), 25), 2 * width) + 22)
     both = figure.subplots(1, 2, sharey=True)
     blank = bool(np.isnan(pairs.rank1).any())
     size = min(7.0, 1.15 * cell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from mmga.plots.style import (
     styled,
 )
 from mmga.retrieval.features import JUNK, UNKNOWN, Features
+from mmga.retrieval.features.features import common_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +34,12 @@ _NAMED = 7
 
 @styled
 def embedding_map(
-    features: Features, *, points: int = 3000, seed: int = 0, width: float = PAGE
+    features: Features,
+    others: Features | None = None,
+    *,
+    points: int = 3000,
+    seed: int = 0,
+    width: float = PAGE,
 ) -> Figure:
     """Draw features at their first two principal components, by identity and by camera.
 
@@ -40,24 +47,28 @@ def embedding_map(
     of equal identity should stand together, those of equal camera should not.
 
     Args:
-        features: at least three rows; junk is left out. Each is normalised to length 1.
+        features: each row is normalised to length 1; junk is left out.
+        others: further rows of the same kind, such as the gallery beside the queries.
         points: rows that are drawn at most, by the seed.
         seed: of which rows these are.
         width: of the figure, in mm.
 
     Raises:
-        UserError: there are too few rows, or matplotlib is not installed.
+        UserError: there are fewer than three rows, the sides do not fit each other, or matplotlib
+            is not installed.
     """
-    rows = np.flatnonzero(features.pids != JUNK)
+    sides = [features] if others is None else [features, others]
+    pids, pid_names = _common("pids", sides)
+    rows = np.flatnonzero(pids != JUNK)
     if whole_number("points", points) < 3 or len(rows) < 3:
         raise UserError(f"points: expected three rows at least, found {min(points, len(rows))}")
     if len(rows) > points:
         rows = np.sort(np.random.default_rng(seed).choice(rows, points, replace=False))
-    chosen = features.select(rows)
-    places, shares = principal_components(chosen.rows.whole())
-    panels = [("identity", chosen.pids, chosen.pid_names)]
-    if chosen.camids is not None:
-        panels.append(("camera", chosen.camids, chosen.camid_names))
+    places, shares = principal_components(_rows(sides, rows))
+    panels = [("identity", pids[rows], pid_names)]
+    if all(side.camids is not None for side in sides):
+        camids, camid_names = _common("camids", sides)
+        panels.append(("camera", camids[rows], camid_names))
     figure = new_figure(width if len(panels) > 1 else width / 2, width / 2 + 16)
     drawn = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (name, codes, names) in zip(drawn, panels, strict=True):
@@ -78,6 +89,26 @@ def embedding_map(
         )
     drawn[0].set_ylabel(f"second component ({shares[1]:.1%} of the variance)")
     return figure
+
+
+def _common(name: str, sides: Sequence[Features]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return pids or camids of all rows in one numbering, and their names."""
+    names = f"{name.removesuffix('s')}_names"
+    one, other, words = common_labels(
+        name,
+        *(getattr(side, key) for side in (sides[0], sides[-1]) for key in (name, names)),
+    )
+    return np.concatenate((one, other)[: len(sides)]), words
+
+
+def _rows(sides: Sequence[Features], rows: np.ndarray) -> Tensor:
+    """Return rows of all sides as they are numbered one after the other, float32."""
+    own = len(sides[0])
+    if len({tuple(side.rows.shape[1:]) for side in sides}) > 1:
+        raise UserError(f"others: expected rows of {sides[0].dimension} values, as the first has")
+    taken = [sides[0].rows.take(torch.from_numpy(rows[rows < own]))]
+    taken += [side.rows.take(torch.from_numpy(rows[rows >= own] - own)) for side in sides[1:]]
+    return torch.cat([found.float().cpu() for found in taken])
 
 
 def _scatter(axes: Axes, places: np.ndarray, codes: np.ndarray, names: np.ndarray | None) -> None:

@@ -183,7 +183,7 @@ def test_feature_files_alone_give_lists_and_figures(sides, tmp_path, drawn, caps
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])
-def test_pictures_are_chosen_by_name_format_and_width(kind, sides, tmp_path, drawn):
+def test_pictures_are_chosen_by_name_format_and_width(kind, sides, tmp_path, drawn, capsys):
     words = [*sides, "--plots", "map", "cmc", "--format", kind, "--sheet-width", "column"]
     visualize.main([str(word) for word in (*words, "--out", tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -191,6 +191,7 @@ def test_pictures_are_chosen_by_name_format_and_width(kind, sides, tmp_path, dra
         f"map.{kind}",
     ]
     assert [round(figure.get_figwidth() * 25.4) for figure in drawn.values()] == [88, 88]
+    assert "note" not in capsys.readouterr().err
 
 
 def test_what_features_do_not_allow_is_said_once_or_refused(sides, tmp_path, drawn, capsys):

@@ -51,6 +51,21 @@ def test_every_row_but_junk_stands_on_the_map_by_identity_and_by_camera():
     assert len(alone.axes) == 1 and len(points(alone.axes[0])) == 10
 
 
+def test_identities_of_two_sides_are_one_numbering():
+    generator = np.random.default_rng(0)
+    rows = generator.standard_normal((9, 4)).astype(np.float32)
+    query = mmga.Features(rows[:4], ["7", "ann", "bob", "-1"], ["a", "b", "a", "b"])
+    gallery = mmga.Features(rows[4:], ["bob", "ann", "ann", "eve", "7"], ["b", "c", "c", "c", "c"])
+    figure = plots.embedding_map(query, gallery)
+    shown = [
+        {group.get_label(): len(group.get_offsets()) for group in axes.collections}
+        for axes in figure.axes
+    ]
+    assert shown == [{"7": 2, "ann": 3, "bob": 2, "eve": 1}, {"a": 2, "b": 2, "c": 4}]
+    with pytest.raises(mmga.UserError, match="others: expected rows of 4 values"):
+        plots.embedding_map(query, mmga.Features(rows[:, :3].copy(), np.arange(9), np.arange(9)))
+
+
 def test_too_few_rows_are_refused_in_a_sentence():
     with pytest.raises(mmga.UserError, match="expected three rows at least, found 2"):
         plots.embedding_map(mmga.Features(np.eye(2, dtype=np.float32), [1, 2]))
