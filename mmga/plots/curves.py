@@ -36,6 +36,7 @@ _POINTS = 2000
 """Points that a curve is drawn with."""
 _SHOWN = 0.95
 """Largest rate of a DET curve."""
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @styled
@@ -131,14 +132,13 @@ def det(reports: Reports, *, width: float = COLUMN) -> Figure:
         axes.plot(false[inside], 1 - true[inside], **style, label=label)
         if inside.any():
             least = [
-                max(min(least[0], false[inside].min()), 1e-6),
-                max(min(least[1], (1 - true[inside]).min()), 1e-6),
+                max(min(least[0], false[inside].min()), 1e-5),
+                max(min(least[1], (1 - true[inside]).min()), 1e-5),
             ]
     axes.set_xscale("function", functions=(_deviate, _share))
     axes.set_yscale("function", functions=(_deviate, _share))
     for axis, low in zip((axes.xaxis, axes.yaxis), least, strict=True):
-        ticks = (*_tens(low), 0.05, 0.2, 0.4, 0.6, 0.8, _SHOWN)
-        axis.set_ticks(sorted(tick for tick in ticks if low <= tick < 1))
+        axis.set_ticks(_spread(low))
         axis.set_ticks([], minor=True)
         axis.set_major_formatter(percent)
     axes.set(xlim=(least[0], _SHOWN), ylim=(least[1], _SHOWN))
@@ -260,13 +260,24 @@ def _counted(reports: Reports) -> Iterator[tuple[str, Report, Counts]]:
 
 
 def _decades(axes: Axes, low: float) -> None:
-    axes.set_xticks(_tens(low))
-    axes.xaxis.set_major_formatter(percent)
+    """Mark powers of ten from `low` to 1 below axes, eight at most."""
+    powers = range(round(np.log10(low)), 1)
+    shown = [power for power in powers if power % -(-len(powers) // 8) == 0]
+    names = [f"10{str(power).translate(_RAISED)}" if power else "1" for power in shown]
+    axes.set_xticks([10.0**power for power in shown], names)
     axes.xaxis.set_minor_formatter("")
 
 
-def _tens(low: float) -> list[float]:
-    return [10.0**power for power in range(int(np.floor(np.log10(low) + 1e-9)), 1)]
+def _spread(low: float) -> list[float]:
+    """Return rates from `low` up for an axis of deviates, those that have room for their text."""
+    rates = [10.0**power for power in range(int(np.ceil(np.log10(low) - 1e-9)), 0)]
+    rates = sorted([*rates, 0.05, 0.2, 0.4, 0.6, 0.8, _SHOWN])
+    places = _deviate(np.array(rates))
+    kept = [len(rates) - 1]
+    for at in range(len(rates) - 2, -1, -1):
+        if places[kept[-1]] - places[at] >= 0.075 * (places[-1] - places[0]):
+            kept.append(at)
+    return [rates[at] for at in reversed(kept)]
 
 
 def _deviate(share: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def embedding_map(
     features: Features,
     others: Features | None = None,
     *,
-    points: int = 3000,
+    points: int = 2000,
     seed: int = 0,
     width: float = PAGE,
 ) -> Figure:
@@ -85,6 +85,7 @@ def embedding_map(
             bbox_to_anchor=(0.5, 1),
             ncols=4,
             handletextpad=0.1,
+            markerscale=1.4,
             columnspacing=0.8,
         )
     drawn[0].set_ylabel(f"second component ({shares[1]:.1%} of the variance)")
@@ -116,19 +117,20 @@ def _scatter(axes: Axes, places: np.ndarray, codes: np.ndarray, names: np.ndarra
     found, counts = np.unique(codes[codes != UNKNOWN], return_counts=True)
     named = np.sort(found[np.argsort(-counts, kind="stable")[:_NAMED]])
     others = ~np.isin(codes, named)
+    size = float(np.clip(9000 / max(1, len(codes)), 6, 14))
     if others.any():
         x, y = places[others].T
-        axes.scatter(x, y, s=5, c="#C4C4C4", linewidths=0, label="others", zorder=1)
+        axes.scatter(x, y, s=0.4 * size, c="#C4C4C4", linewidths=0, label="others", zorder=1)
     words = [str(ids.plain(word)) for word in ids.written(named, names)]
     for place, (code, word) in enumerate(zip(named, words, strict=True)):
         x, y = places[codes == code].T
         axes.scatter(
             x,
             y,
-            s=13,
+            s=size,
             c=LINES[place]["color"],
             marker=MARKERS[place],
-            linewidths=0.3,
+            linewidths=0.02 * size,
             edgecolors="white",
             label=word,
             zorder=2,
