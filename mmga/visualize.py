@@ -45,6 +45,7 @@ UNGUIDED = "these maps were never guided: the run was trained without masks"
 PlotName = Literal[
     "ranked", "hardest", "easiest", "cameras", "cmc", "roc", "det", "distances", "map"
 ]
+_OF_LISTS: tuple[PlotName, ...] = ("ranked", "hardest", "easiest")
 Format = Literal["png", "svg", "pdf"]
 _WIDTHS = {"column": 88.0, "page": 180.0}
 
@@ -142,16 +143,24 @@ def body(options: Options) -> int:
     check_ranges(options)
     kind = _kind(options)
     _check(options, kind)
-    from mmga.plots.style import need_matplotlib
+    sheets = _Sheets(options)
+    with cli.imports():
+        from mmga.plots.sheets import check_room
+        from mmga.plots.style import need_matplotlib
 
     need_matplotlib()
+    if "top" in _ALLOWED[kind] and (not options.plots or set(_OF_LISTS) & set(options.plots)):
+        try:
+            check_room(1 + options.top, **sheets.width)
+        except UserError as error:
+            raise UserError(f"--topk {options.top}: {error}") from error
     draw = {
         "--metrics": _of_metrics,
         "feature files": _of_features,
         "photographs": _of_photographs,
         "a run's test split": _of_run,
     }[kind]
-    draw(options, _Sheets(options))
+    draw(options, sheets)
     return 0
 
 
@@ -241,11 +250,10 @@ def _run_name(path: Path) -> str:
 
 def _of_features(options: Options, sheets: _Sheets) -> None:
     """Draw the lists and figures of feature files."""
-    with cli.imports():
-        from mmga.common import memory
-        from mmga.common.progress import bar
-        from mmga.eval import Inputs, load, rules_of, with_protocol
-        from mmga.plots import FolderPictures
+    from mmga.common import memory
+    from mmga.common.progress import bar
+    from mmga.eval import Inputs, load, rules_of, with_protocol
+    from mmga.plots import FolderPictures
 
     for folder in options.images:
         if not folder.is_dir():
@@ -268,7 +276,7 @@ def _of_features(options: Options, sheets: _Sheets) -> None:
     with bar() as progress:
         drawn = _Drawn(options, sheets, query, gallery, pictures, progress)
         figures = drawn.figures()
-    if {"ranked", "hardest", "easiest"} & set(figures):
+    if set(_OF_LISTS) & set(figures):
         _say_missing(options, pictures)
     for name, (figure, what) in figures.items():
         sheets.write(name, figure, what)

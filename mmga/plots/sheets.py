@@ -359,11 +359,7 @@ def _grid(
         side = max(1, min(blocks, int((room + _BETWEEN) / block)))
     gaps = side * (columns - 1) * _GAP + (side - 1) * _BETWEEN
     each = min((room - gaps) / (side * columns), _MOST)
-    if each < _LEAST:
-        raise UserError(
-            f"width: {columns} pictures in a row of {width:g} mm would be {max(each, 0):.1f} mm "
-            f"wide, less than {_LEAST:g}; ask for fewer, or for a wider sheet"
-        )
+    check_room(columns, width)
     ratios = [one.shape[-2] / one.shape[-1] for one in shapes if one is not None]
     height = each * min(max(ratios, default=2.0), 4.0)
     rows = -(-blocks // side)
@@ -372,6 +368,20 @@ def _grid(
     figure = new_figure(width, whole, constrained=False)
     footer.draw(figure)
     return _Grid(figure, columns, side, (each, height), lines)
+
+
+def check_room(pictures: int, width: float = PAGE) -> None:
+    """Refuse a row of pictures that would be too small.
+
+    Raises:
+        UserError: they are, on a sheet of a width in mm.
+    """
+    room = int((width - 2 * _MARGIN + _GAP) / (_LEAST + _GAP))
+    if pictures > room:
+        raise UserError(
+            f"{pictures} pictures in a row do not fit a width of {width:g} mm, which has room for "
+            f"{room}; ask for fewer, or for a wider sheet"
+        )
 
 
 def _pixels(image: Tensor) -> np.ndarray:

@@ -24,10 +24,12 @@ COLUMN, PAGE = 88.0, 180.0
 """Widths in mm of a column and of a page of a paper."""
 INCH, POINT = 25.4, 25.4 / 72
 """Lengths in mm."""
+_HIGHEST = 7000
+"""Height in mm that a PNG can have."""
 FORMATS = ("png", "svg", "pdf")
 
 BLACK, GREY = "#000000", "#767676"
-ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 0.6)), (0, (8, 2)))
 LINES: list[dict[str, Any]] = [
@@ -113,8 +115,12 @@ def new_figure(width: float, height: float, *, constrained: bool = True) -> Figu
     """Return an empty figure of a size in mm; matplotlib places its axes where `constrained`."""
     from matplotlib.figure import Figure
 
-    if not 20 <= width <= 2000:
-        raise UserError(f"width: expected from 20 to 2000 mm, found {width:g}")
+    if not 20 <= width <= 1000:
+        raise UserError(f"width: expected from 20 to 1000 mm, found {width:g}")
+    if height > _HIGHEST:
+        raise UserError(
+            f"the picture would be {height:.0f} mm high, more than {_HIGHEST}; ask for fewer rows"
+        )
     size = width / INCH, height / INCH
     return Figure(figsize=size, layout="constrained" if constrained else None)
 

@@ -127,7 +127,7 @@ def test_wrong_arguments_are_refused_in_a_sentence(report):
         plots.distances(report, bins=-3)
     with pytest.raises(mmga.UserError, match="reports: expected at least one"):
         plots.cmc({})
-    with pytest.raises(mmga.UserError, match="width: expected from 20 to 2000 mm, found 3"):
+    with pytest.raises(mmga.UserError, match="width: expected from 20 to 1000 mm, found 3"):
         plots.cmc(report, width=3)
 
 

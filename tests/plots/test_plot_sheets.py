@@ -121,7 +121,10 @@ def test_masks_stand_beside_their_images_and_alone_without():
 
 def test_sheets_that_cannot_be_drawn_are_refused_in_a_sentence():
     hits = [[plots.Hit(None, "wrong", "")] * 20]
-    with pytest.raises(mmga.UserError, match=r"21 pictures in a row of 88 mm would be 2\.7 mm"):
+    with pytest.raises(mmga.UserError, match=r"21 pictures .* 88 mm, which has room for 10;"):
         plots.ranked_sheet([None], hits, [""], width=plots.COLUMN)
+    plots.ranked_sheet([None], [hits[0][:9]], [""], width=plots.COLUMN)
+    with pytest.raises(mmga.UserError, match="mm high, more than 7000; ask for fewer rows"):
+        plots.ranked_sheet([None] * 500, [[]] * 500, [""] * 500)
     with pytest.raises(mmga.UserError, match="images: expected at least one, found none"):
         plots.attention_sheet([], {})

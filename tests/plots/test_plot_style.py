@@ -1,5 +1,6 @@
 """Style and files of plots."""
 
+import inspect
 import subprocess
 import sys
 import warnings
@@ -35,6 +36,19 @@ assert "matplotlib.pyplot" not in sys.modules
     words = [sys.executable, "-c", code, str(tmp_path / "a.png")]
     subprocess.run(words, check=True, cwd=REPOSITORY)
     assert (tmp_path / "a.png").is_file()
+
+
+def test_signatures_are_complete_and_every_plot_returns_a_figure():
+    found = {name: one for name, one in vars(plots).items() if inspect.isfunction(one)}
+    assert len(found) > 14
+    for name, one in found.items():
+        signature = inspect.signature(one)
+        for part in (*signature.parameters.values(), signature.return_annotation):
+            assert part is not inspect.Signature.empty and "Any" not in str(part), name
+            if isinstance(part, inspect.Parameter):
+                assert part.annotation is not inspect.Parameter.empty, name
+        if "width" in signature.parameters:
+            assert signature.return_annotation == "Figure", name
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
