@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmga import plots
 from mmga.bodyparts import ccp
 from mmga.bodyparts.detector import Detector, TorchvisionDetector
 from mmga.bodyparts.parser import INPUT, WEIGHTS, Parser, resized
@@ -35,7 +36,6 @@ from mmga.bodyparts.quality import iou, photo_quality
 from mmga.bodyparts.skeleton import from_points
 from mmga.bodyparts.train import HEIGHT, HELD_OUT, hold_out
 from mmga.common import memory
-from mmga.common.plots import mask_sheet
 from mmga.data.masks import BOTTOM, UPPER, PartMask, read_mask, write_mask
 from mmga.data.pictures import read_image
 from mmga.data.readers.viper import read_silhouettes
@@ -316,7 +316,8 @@ def draw(path: Path, network: Parser, images: Sequence[torch.Tensor]) -> None:
     chosen = [images[place] for place in places]
     masks = in_batches(network, chosen)
     labels = [None if mask is None else mask.labels for mask in masks]
-    mask_sheet(path, chosen, labels, [str(place) for place in places], columns=10)
+    sheet = plots.mask_sheet(chosen, labels, [str(place) for place in places], width=400)
+    plots.save(sheet, path)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _PUBLIC = {
     "rerank": "mmga.retrieval.reranking.rerank",
     "rerank_distances": "mmga.retrieval.reranking.rerank",
 }
-_PACKAGES = ("ops", "models", "retrieval", "data", "compat")
+_PACKAGES = ("ops", "models", "retrieval", "data", "compat", "plots")
 
 __all__ = ["__version__", *_PUBLIC]
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mmga import data as data
     from mmga import models as models
     from mmga import ops as ops
+    from mmga import plots as plots
     from mmga import retrieval as retrieval
     from mmga.common.errors import UserError as UserError
     from mmga.ops.distance import pairwise_distance as pairwise_distance

@@ -57,12 +57,12 @@ def body(options: Options) -> int:
         ["--query", query, "--gallery", gallery, "--rerank", "--json", str(folder / "eval.json")]
     )
     print("4/4 drawing", flush=True)
-    visualize.body(visualize.Options(run=folder, gallery=folder / "gallery.npz"))
+    visualize.body(visualize.Options(run=folder, gallery=(str(folder / "gallery.npz"),)))
     _print_attention(folder)
     print(f"done in {time.monotonic() - started:.0f} s; look at:")
     for name, what in {
         "attention.png": "attention maps beside true masks",
-        "ranked.png": "whom the network finds, right in green, wrong in red",
+        "ranked.png": "whom the network finds: right ones ticked, wrong ones crossed",
         "eval.json": "all metrics",
         "metrics.jsonl": "losses and metrics by step; tensorboard --logdir shows the same",
         "config.yaml": "everything that was set",

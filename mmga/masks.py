@@ -23,6 +23,8 @@ from mmga.common.options import Device, Flag
 from mmga.config import DataConfig, DataName
 
 if TYPE_CHECKING:
+    import torch
+
     from mmga.bodyparts.detector import Detector
     from mmga.bodyparts.importers import Importer
     from mmga.bodyparts.mask_folder import Make, MaskMaker
@@ -198,7 +200,7 @@ def _by(options: Options) -> Literal["parser", "detectors"]:
 
 def _finish(options: Options, maker: "MaskMaker", images: "ImageSet", broken: int) -> None:
     """Write the manifest, print the coverage and what is missing, and draw the preview."""
-    from mmga.bodyparts.mask_folder import draw_preview, summary, warn_of_areas
+    from mmga.bodyparts.mask_folder import summary, warn_of_areas
 
     manifest = maker.finish(images, broken)
     print(summary(manifest))
@@ -208,8 +210,34 @@ def _finish(options: Options, maker: "MaskMaker", images: "ImageSet", broken: in
         print(f"{broken} images cannot be decoded and were left out")
     if options.preview:
         sheet = options.out / "preview.png"
-        draw_preview(sheet, images, options.out, options.preview)
+        _draw_preview(sheet, images, options.out, options.preview)
         print(f"images beside their masks: {sheet}")
+
+
+def _draw_preview(path: Path, images: "ImageSet", masks: Path, count: int) -> None:
+    """Draw `count` images beside their masks, spread evenly over the set."""
+    import numpy as np
+
+    from mmga import plots
+    from mmga.common import ids
+    from mmga.data.dataset import label_columns
+    from mmga.data.masks import MaskFolder
+
+    folder = MaskFolder(masks)
+    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
+    drawn: list[torch.Tensor | None] = []
+    labels, titles = [], []
+    for place in chosen:
+        mask = folder(images.paths[place])
+        labels.append(None if mask is None else mask.labels)
+        try:
+            drawn.append(images.image(place))
+        except UserError:  # names alone are enough for some imports
+            drawn.append(None)
+        names = label_columns(images, np.array([place]))
+        person, camera = (ids.plain(names[name][0]) for name in ("pids", "camids"))
+        titles.append(f"id {person}, c{camera}")
+    plots.save(plots.mask_sheet(drawn, labels, titles), path)
 
 
 def _say_missing(options: Options, paths: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ PUBLIC = {
     "mmga/retrieval/reranking/jaccard.py": {"jaccard_distance"},
     "mmga/retrieval/reranking/rerank.py": {"rerank"},
     "mmga/retrieval/features/features.py": {"Features.__init__"},
+    "mmga/plots/lists.py": {"ranked_lists"},
     "mmga/models/network.py": {"MMGA.__init__"},
     "mmga/data/synthetic/dataset.py": {"synthetic"},
 }

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from mmga.bodyparts.importers import is_silhouette
-from mmga.common import ids, plots
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
@@ -375,26 +374,3 @@ def warn_of_areas(manifest: dict[str, Any]) -> None:
             "masks inverted, or pictures without a background?",
             100 * MOST,
         )
-
-
-def draw_preview(path: Path, images: ImageSet, masks: Path, count: int) -> None:
-    """Draw `count` images beside their masks to a PNG, spread evenly over the set.
-
-    Raises:
-        UserError: matplotlib is not installed, or the file cannot be written.
-    """
-    folder = MaskFolder(masks)
-    chosen = np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)).tolist()
-    drawn: list[Any] = []
-    labels, titles = [], []
-    for place in chosen:
-        mask = folder(images.paths[place])
-        labels.append(None if mask is None else mask.labels)
-        try:
-            drawn.append(images.image(place))
-        except UserError:  # names alone are enough for some imports
-            drawn.append(None)
-        names = label_columns(images, np.array([place]))
-        person, camera = (ids.plain(names[name][0]) for name in ("pids", "camids"))
-        titles.append(plots.titled(f"id {person}", f"c{camera}"))
-    plots.mask_sheet(path, drawn, labels, titles)

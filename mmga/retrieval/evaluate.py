@@ -250,7 +250,8 @@ def _ranked(
     _describe_features(report, problem)
     if counter is not None:
         wanted = TARGETS if options.fpr is None else tuple(sorted({*TARGETS, options.fpr}))
-        report.extra["verification"] = figures(counter.counts(), wanted)
+        report.pair_counts = counter.counts()
+        report.extra["verification"] = figures(report.pair_counts, wanted)
     if rules.single_shot:
         with monitor.timed("rank"):
             _draw(report, problem.source(), selection, options.trials, options.seed, monitor)

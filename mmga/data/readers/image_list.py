@@ -1,5 +1,6 @@
 """Images that belong to no data set: a folder, or a CSV table of paths."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import numpy as np
 from mmga.common import ids, tables
 from mmga.common.errors import UserError
 from mmga.common.paths import from_names
-from mmga.data.dataset import ImageFiles
+from mmga.data.dataset import ImageFiles, ImageSet, joined
+from mmga.data.masks import FindMask
 from mmga.data.readers.folders import IMAGE_SUFFIXES, check_encoding
 
 
@@ -90,3 +92,24 @@ def _labelled(
     images.columns = {name: np.asarray(cells, np.str_) for name, cells in read.items()}
     images.notes = tuple(notes)
     return images
+
+
+def read_photographs(paths: Sequence[Path], masks: FindMask | None = None) -> ImageSet:
+    """Return the images of files, folders and tables as one set, of unknown identities.
+
+    Args:
+        paths: files, folders with everything below them, and CSV tables of paths.
+        masks: from a path below its folder (of a file, from its name) to its mask.
+
+    Raises:
+        UserError: there is nothing of the kind, or no image in it.
+    """
+    sets = []
+    for path in paths:
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            images = ImageFiles(path.parent, [path.name], [ids.UNKNOWN], [ids.UNKNOWN])
+        else:
+            images = read_images(path)
+        images.masks = masks
+        sets.append(images)
+    return sets[0] if len(sets) == 1 else joined(*sets)

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from mmga.common import ids
 from mmga.common.files import atomic_path
 from mmga.common.version import __version__
 from mmga.retrieval.metrics.rank import PerQuery
+
+if TYPE_CHECKING:
+    from mmga.retrieval.metrics.verification import Counts
 
 _EXCLUDED = {
     "junk": "gallery items with pid -1 (junk)",
@@ -107,6 +110,7 @@ class Report:
         pids: pid of each query, as it was given.
         camids: likewise, or None.
         counted: rows of the queries that enter the averages, or None.
+        pair_counts: pairs by distance, from which ROC curves are drawn; None without verification.
         extra: figures of single protocols and options, by name.
         notes: what else should be known, one sentence each.
     """
@@ -136,6 +140,7 @@ class Report:
     pids: np.ndarray | None = None
     camids: np.ndarray | None = None
     counted: np.ndarray | None = None
+    pair_counts: Counts | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
