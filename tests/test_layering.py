@@ -31,6 +31,7 @@ RANKS = {
     "mmga.bodyparts": 6,
     "mmga.models": 6,
     "mmga.extraction": 10,
+    "mmga.pages": 10,
     "mmga.training": 11,
     "mmga": 12,  # the commands
 }

@@ -79,12 +79,13 @@ def attention_sheet(
 def ranked_sheet(
     path: Path,
     queries: Sequence[torch.Tensor],
-    hits: Sequence[Sequence[tuple[torch.Tensor, bool, str]]],
+    hits: Sequence[Sequence[tuple[torch.Tensor, bool | None, str]]],
     titles: Sequence[str],
 ) -> None:
     """Draw one row a query: the query, then its nearest gallery images framed green or red.
 
-    The hits of a query are in order: image, whether it is a true match, a short line.
+    The hits of a query are in order: image, whether it is a true match (None where that is not
+    known), a short line.
     """
     from matplotlib.patches import Patch
 
@@ -99,7 +100,7 @@ def ranked_sheet(
             axis.axis("off")
         _show(axes[row][0], query.permute(1, 2, 0).numpy(), titles[row], frame=QUERY)
         for column, (image, right, line) in enumerate(found, start=1):
-            colour = RIGHT if right else WRONG
+            colour = None if right is None else RIGHT if right else WRONG
             _show(axes[row][column], image.permute(1, 2, 0).numpy(), line, frame=colour)
     named = (("query", QUERY), ("same identity", RIGHT), ("another identity", WRONG))
     patches = [Patch(facecolor="none", edgecolor=c, linewidth=3, label=n) for n, c in named]
