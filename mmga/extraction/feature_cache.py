@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections import Counter
@@ -337,7 +338,7 @@ class _Shards:
         """Write a shard; return whether it could be."""
         if self._folder is None:
             return False
-        file = self._folder / f"{time.time_ns():020d}-{os.getpid()}.npz"
+        file = self._folder / f"{secrets.token_hex(8)}.npz"  # no other process uses that
         sums = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
         try:
             with atomic_path(file) as temporary:

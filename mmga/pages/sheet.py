@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -72,6 +73,7 @@ class Sheet:
     total: int
     settings: Mapping[str, str]
     unreadable: list[str] = field(default_factory=list)
+    _sizes: list[tuple[int, int]] = field(default_factory=list)  # width and height of each drawn
 
     @classmethod
     def of(
@@ -121,8 +123,7 @@ class Sheet:
             settings=self.settings,
             judged=bool(used & {"right", "wrong"}),
             version=__version__,
-            width=_THUMBNAIL[0],
-            height=_THUMBNAIL[1],
+            aspect=self._aspect(),
         )
         with atomic_path(out) as temporary:
             # Names of files may hold halves of characters, which UTF-8 has no bytes for.
@@ -134,18 +135,26 @@ class Sheet:
         return {
             "image": None if image is None else _data_uri(image),
             "name": item.name,
+            "pieces": re.split(r"(?<=[/_-])", item.name),  # between which lines may break
             "labels": item.labels,
             "distance": None if item.distance is None else f"{item.distance:.4f}",
             "verdict": item.verdict,
             "own": item.own,
         }
 
+    def _aspect(self) -> float:
+        """Return the width of the photographs by their height, their median."""
+        found = sorted(width / height for width, height in self._sizes)
+        return round(min(max(found[len(found) // 2], 0.3), 2.0), 3) if found else 0.5
+
     def _read(self, item: Item) -> torch.Tensor | None:
         try:
-            return read_image(item.file)
+            image = read_image(item.file)
         except UserError:
             self.unreadable.append(str(item.file))
             return None
+        self._sizes.append((image.shape[2], image.shape[1]))
+        return image
 
     def _draw(self, out: Path, progress: Progress | None) -> None:
         known: dict[Verdict, bool | None] = {"right": True, "wrong": False, "unknown": None}
@@ -170,13 +179,13 @@ class Sheet:
 def _item(file: Path, labels: Mapping[str, np.ndarray], row: int) -> Item:
     values = {name: ids.plain(column[row]) for name, column in labels.items()}
     name = str(values.pop("path", None) or file)
-    shown = {"pid": "identity", "camid": "camera"}
+    shown = {"pid": "id", "camid": "camera"}
     known = {shown[k]: v for k, v in values.items() if k in shown and v is not None}
     return Item(file, name, known)
 
 
 def _verdict(query: Item, item: Item) -> Verdict:
-    labels = [one.labels.get("identity") for one in (query, item)]
+    labels = [one.labels.get("id") for one in (query, item)]
     if None in labels:
         return "unknown"
     own, other = (ids.key(str(label)) for label in labels)
@@ -184,8 +193,7 @@ def _verdict(query: Item, item: Item) -> Verdict:
 
 
 def _title(item: Item) -> str:
-    short = {"identity": "id", "camera": "camera"}
-    parts = [f"{short[name]} {value}" for name, value in item.labels.items()]
+    parts = [f"{name} {value}" for name, value in item.labels.items()]
     return plots.titled(*(parts or [Path(item.name).name]))
 
 
