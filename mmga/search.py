@@ -50,9 +50,9 @@ class Options:
     }
 
     query: FeatureFiles = ()
-    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
-    several shards, or a pattern in quotes, which is read in natural order; with --run or --model
-    also images and folders of images."""
+    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .parquet, .npy or a folder of
+    .npy files; several shards, or a pattern in quotes, which is read in natural order; with --run
+    or --model also images and folders of images."""
     gallery: FeatureFiles = ()
     """Features of the gallery, in the same formats; with --run or --model also a folder of images,
     or a CSV table with the columns path and, optionally, pid and camid."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmga.common import ids
 from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
+from mmga.common.tables import PATHS, are_paths
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
@@ -215,13 +216,34 @@ class Features:
         """Write everything to a file; the suffix names the container.
 
         Args:
-            path: .npz, .safetensors, .mat, .h5, .pt, or no suffix for a folder of .npy files, which
-                is what can be memory-mapped.
+            path: .npz, .safetensors, .mat, .h5, .pt, .parquet, or no suffix for a folder of .npy
+                files, which is what can be memory-mapped.
 
         Raises:
             UserError: the suffix is unknown, or the file cannot be written.
         """
         containers.write(path, self.arrays())
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet table: a row for each item, `features` a list of fixed length.
+
+        Further columns are `pid`, `camid` and `path`, as far as they are known (null where one is
+        not), `scale` of int8 features, `visibility` of parts, and what `columns` hold.
+
+        Raises:
+            UserError: pyarrow is not installed, or the file cannot be written.
+        """
+        containers.write(path, self.arrays(), ".parquet")
+
+    @classmethod
+    @float32_products()
+    def from_parquet(cls, path: str | os.PathLike[str]) -> Features:
+        """Read a Parquet table as `to_parquet` writes it, or as pandas writes lists of numbers.
+
+        Raises:
+            UserError: pyarrow is not installed, or the table does not hold what is expected.
+        """
+        return of_arrays(with_paths(containers.read(path, ".parquet")), os.fspath(path))
 
     def _name(self, argument: str) -> str:
         return f"{self.source}: {argument}" if self.source else argument
@@ -385,6 +407,33 @@ class Features:
         if not missing.any():  # there is no NaN but among floats
             self.notes.append(f"{self._name(argument)}: stored as {values.dtype}, read as int64")
         return np.where(missing, UNKNOWN, known.astype(np.int64))
+
+
+def of_arrays(arrays: dict[str, Any], source: str) -> Features:
+    """Return the features that a file holds, given its arrays; what has no meaning is a column.
+
+    Raises:
+        UserError: a length, shape or type does not fit.
+    """
+    names: tuple[str, ...] = _RESERVED
+    rows = arrays.get("features", arrays.get("parts"))
+    if getattr(rows, "dtype", None) in (torch.int8, np.dtype(np.int8)):
+        names += ("scale",)
+    elif np.ndim(arrays.get("scale", ())) == 0:  # one number about the file is no column
+        del arrays["scale"]
+    own = {name: arrays[name] for name in names if name in arrays}
+    columns = {name: value for name, value in arrays.items() if name not in names}
+    return Features(**own, columns=columns, source=source)
+
+
+def with_paths(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return arrays with those that hold paths under the name of paths."""
+    if "paths" in arrays:
+        return arrays
+    for name in PATHS:
+        if name in arrays and are_paths(name, np.asarray(arrays[name]).squeeze()):
+            return {"paths" if one == name else one: value for one, value in arrays.items()}
+    return arrays
 
 
 def _flat(name: str, values: Any) -> np.ndarray:
