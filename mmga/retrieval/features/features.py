@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common import ids
+from mmga.common import ids, notebooks
 from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
 from mmga.common.tables import PATHS, are_paths
@@ -143,9 +143,24 @@ class Features:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.rows.shape))
         source = f", {self.source}" if self.source else ""
-        return f"Features({shape} {str(self.rows.stored).removeprefix('torch.')}{source})"
+        return f"Features({self._shape()}{source})"
+
+    def _repr_html_(self) -> str:
+        """Return what there is of each item as HTML for a notebook."""
+        rows = [["features" if len(self.rows.shape) == 2 else "parts", self._shape()]]
+        for name, codes in (("identities", self.pids), ("cameras", self.camids)):
+            if codes is not None:
+                rows.append([name, _counted(codes, junk=name == "identities")])
+        others = {} if self.paths is None else {"path": self.paths}
+        for name, values in (others | self.columns).items():
+            rows.append([name, f"{values[0]} ... {values[-1]}"])
+        table = notebooks.rows(["", f"{len(self)} items"], rows)
+        return notebooks.block(f"mmga.Features {self.source}".strip(), table, self.notes)
+
+    def _shape(self) -> str:
+        kind = str(self.rows.stored).removeprefix("torch.")
+        return f"{' x '.join(map(str, self.rows.shape))} {kind}"
 
     @property
     def features(self) -> Tensor:
@@ -434,6 +449,18 @@ def with_paths(arrays: dict[str, Any]) -> dict[str, Any]:
         if name in arrays and are_paths(name, np.asarray(arrays[name]).squeeze()):
             return {"paths" if one == name else one: value for one, value in arrays.items()}
     return arrays
+
+
+def _counted(codes: np.ndarray, *, junk: bool) -> str:
+    """Return how many labels there are, and how many items have none."""
+    known = codes[(codes != UNKNOWN) & ~(junk & (codes == JUNK))]
+    text = str(len(np.unique(known)))
+    for name, count in (
+        ("junk", int((codes == JUNK).sum()) if junk else 0),
+        ("unknown", int((codes == UNKNOWN).sum())),
+    ):
+        text += f", {count} items {name}" if count else ""
+    return text
 
 
 def _flat(name: str, values: Any) -> np.ndarray:
