@@ -182,7 +182,9 @@ def cached_features(
     held = np.asarray([place for place, one in enumerate(digests) if one in kept.rows], np.int64)
     extracted = Counter(why[place] for place in missing if digests[place] in kept.rows)
     if not len(held):
-        raise UserError(f"none of the {len(images)} images in {images.root} can be decoded")
+        raise UserError(
+            f"none of {len(images)} images can be decoded, the first: {next(iter(broken.values()))}"
+        )
     seen.write()
     kept.finish({digests[place] for place in held})
     return CachedFeatures(

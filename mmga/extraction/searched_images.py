@@ -57,7 +57,7 @@ def query_images(
         batch_size=loading.batch_size,
         workers=loading.workers,
         skip_broken=loading.skip_broken,
-        progress=progress,
+        progress=_of(progress, "query"),
     )
     return _side(images, found, loading, "--query")
 
@@ -84,7 +84,7 @@ def gallery_images(
         batch_size=loading.batch_size,
         workers=loading.workers,
         skip_broken=loading.skip_broken,
-        progress=progress,
+        progress=_of(progress, "gallery"),
     )
     side = _side(images, found, loading, "--gallery")
     return SearchSide(
@@ -104,6 +104,13 @@ def _side(images: ImageFiles, found: CachedFeatures, loading: Loading, flag: str
             f"the first as {next(iter(found.broken.values()))}"
         )
     return SearchSide(found.features, found.files, notes)
+
+
+def _of(progress: Progress | None, side: str) -> Progress | None:
+    """Return a progress whose phases are those of one side."""
+    if progress is None:
+        return None
+    return lambda phase, done, total: progress(f"{side}: {phase}", done, total)
 
 
 def _fits(pattern: str, paths: Sequence[str]) -> bool:
