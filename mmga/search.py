@@ -142,6 +142,10 @@ def body(options: Options) -> int | None:
     _check(options)
     rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
     room = memory.parse(options.memory)
+    if options.out is not None and options.out.suffix in _SHEETS:
+        from mmga.pages.sheet import check_packages
+
+        check_packages(options.out)
     with bar() as progress:
         network = _network(options)
         if options.save_index is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import os
 import re
@@ -105,7 +106,7 @@ class Sheet:
         """Write the sheet as .html or .png.
 
         Raises:
-            UserError: the file cannot be written, or Jinja2 or matplotlib is not installed.
+            UserError: the file cannot be written.
         """
         if out.suffix.lower() == ".png":
             self._draw(out, progress)
@@ -208,11 +209,24 @@ def _data_uri(image: torch.Tensor) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _template() -> Template:
+def check_packages(out: Path) -> None:
+    """Import what a sheet needs, before anything else is done.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    module, extra = ("jinja2", "report") if out.suffix == ".html" else ("matplotlib", "train")
     try:
-        from jinja2 import Environment, StrictUndefined
+        importlib.import_module(module)
     except ImportError as error:
-        raise UserError("--out sheet.html needs Jinja2; pip install 'mmga[report]'") from error
+        raise UserError(
+            f"--out {out} needs {module}, which is not installed; pip install 'mmga[{extra}]'"
+        ) from error
+
+
+def _template() -> Template:
+    from jinja2 import Environment, StrictUndefined
+
     source = resources.files("mmga.pages") / "templates" / "sheet.html.j2"
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

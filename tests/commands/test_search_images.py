@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -173,6 +174,21 @@ def test_a_picture_holds_the_photographs(run, folder):
     words = ["--run", str(run), "--query", "0003_c9s1_00.png", "--gallery", "gallery"]
     search.main([*words, "--out", "s.png"])
     assert Image.open(folder / "s.png").size[0] > 300
+
+
+@pytest.mark.parametrize(("out", "module"), [("s.html", "jinja2"), ("s.png", "matplotlib")])
+def test_a_package_that_is_missing_is_said_at_once(run, folder, capsys, monkeypatch, out, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    words = ("--run", run, "--query", "photo.png", "--gallery", "gallery", "--out", out)
+    assert f"--out {out} needs {module}, which is not installed" in fails(capsys, *words)
+    assert not (folder / "gallery.mmga-features").exists()
+
+
+def test_re_ranking_a_small_gallery(run, folder, capsys):
+    rows, _ = found(
+        capsys, "--run", run, "--query", "photo.png", "--gallery", "gallery", "--rerank"
+    )
+    assert rows[0]["gallery_path"] == "1/0003_c0s1_00.png" and len(rows) == 5
 
 
 def test_a_sheet_of_feature_files(run, folder, capsys):

@@ -1,6 +1,8 @@
 """The sheet of a search as a page: strangers' text stays text, nothing is loaded."""
 
+import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -114,3 +116,49 @@ def test_shapes_follow_the_photographs(folder):
     for name in HOSTILE:
         Image.new("RGB", (30, 20)).save(folder / name)
     assert "aspect-ratio: 1.5;" in page_of(folder, [0, 1], [0] * 6)[0]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window, which may load files alone."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in found:
+        pytest.skip("there is no chromium with chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = found[0]
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(found[1]))
+    yield driver
+    driver.quit()
+
+
+def test_the_page_in_a_browser(folder, browser):
+    """In both schemes no layout breaks, nothing is asked for, nothing of a name runs."""
+    page_of(folder, ["y" * 150, "b"], ["y" * 150] * 6, {"gallery": "z" * 300})
+    backgrounds = set()
+    for width in (1440, 768, 380):
+        for scheme in ("light", "dark"):
+            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+            browser.get((folder / "sheet.html").as_uri())
+            root = "document.documentElement"
+            assert browser.execute_script("return innerWidth") == width
+            assert browser.execute_script(f"return {root}.scrollWidth") <= width
+            style = "return getComputedStyle(document.body).backgroundColor"
+            backgrounds.add(browser.execute_script(style))
+    sizes = browser.execute_script("return [...document.images].map(i => i.naturalWidth)")
+    assert len(sizes) == 10 and min(sizes) > 0
+    assert browser.execute_script("return window.hit") is None and len(backgrounds) == 2
+    assert browser.get_log("browser") == []
+    sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {
+        one["params"]["request"]["url"].partition(":")[0]
+        for one in sent
+        if one["method"] == "Network.requestWillBeSent"
+    }
+    assert asked <= {"file", "data"}
