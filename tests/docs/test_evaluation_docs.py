@@ -79,14 +79,20 @@ def fiftyone(monkeypatch):
         def add_samples(self, samples):
             given.samples += samples
 
-    def keep(kind):
-        return lambda dataset, **more: given.brain.update({kind: more})
+    # Their parameters in fiftyone-brain 0.27.
+    def compute_visualization(samples, *, embeddings, brain_key, num_dims=2, method=None):
+        assert method in ("umap", "tsne", "pca")
+        given.brain[brain_key] = embeddings
+
+    def compute_similarity(samples, *, embeddings, brain_key, backend=None):
+        given.brain[brain_key] = embeddings
 
     package, brain = types.ModuleType("fiftyone"), types.ModuleType("fiftyone.brain")
     package.Dataset, package.brain = Dataset, brain
     package.Sample = package.Classification = types.SimpleNamespace
     package.launch_app = lambda dataset: None
-    brain.compute_visualization, brain.compute_similarity = keep("map"), keep("similar")
+    brain.compute_visualization = compute_visualization
+    brain.compute_similarity = compute_similarity
     monkeypatch.setitem(sys.modules, "fiftyone", package)
     monkeypatch.setitem(sys.modules, "fiftyone.brain", brain)
     return given
@@ -101,7 +107,7 @@ def test_fiftyone_is_given_images_labels_and_features(names, fiftyone):
     assert [int(one.identity.label) for one in fiftyone.samples] == gallery.pids.tolist()
     assert [int(one.camera.label) for one in fiftyone.samples] == gallery.camids.tolist()
     for found in fiftyone.brain.values():
-        np.testing.assert_array_equal(found["embeddings"], gallery.features)
+        np.testing.assert_array_equal(found, gallery.features)
     assert set(fiftyone.brain) == {"map", "similar"}
 
 
