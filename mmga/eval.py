@@ -47,8 +47,8 @@ class Inputs:
     }
 
     query: FeatureFiles = ()
-    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
-    several shards, or a pattern in quotes, which is read in natural order."""
+    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .parquet, .npy or a folder of
+    .npy files; several shards, or a pattern in quotes, which is read in natural order."""
     gallery: FeatureFiles = ()
     """Features of the gallery, in the same formats."""
     features: FeatureFile = None

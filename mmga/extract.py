@@ -46,7 +46,7 @@ class Options:
     become columns. By default names are read as Market-1501's, 0002_c1s1_000451_03.jpg."""
     out: Path | None = None
     """Folder for query.npz and gallery.npz, by default the run's own; with --images the file, .npz,
-    .safetensors, .mat, .h5, .pt or a folder of .npy files."""
+    .safetensors, .mat, .h5, .pt, .parquet or a folder of .npy files."""
     parts: bool = False
     """With --images: the features of each part and their visibility, in place of the whole."""
     flip: Annotated[bool, Flag(name="flip-test", former=("flip",))] = True

@@ -1,28 +1,38 @@
-"""`python -m mmga.search`: the nearest gallery items of every query, from feature files.
+"""`python -m mmga.search`: the nearest gallery items of every query, from features or images.
 
+mmga search --run runs/x --query photo.jpg --gallery DIR --out sheet.html
+mmga search --model timm.models:resnet50 --query photo.jpg --gallery DIR --out sheet.png
 mmga search --query q.npz --gallery g.npz --topk 20 --out results.csv
 mmga search --query q.npz --gallery g.npz --rerank
 mmga search --gallery g.npz --save-index gallery.mmga-index
 mmga search --query q.npz --index gallery.mmga-index
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from mmga.common import cli
 from mmga.common.errors import UserError
-from mmga.common.options import FeatureFile, FeatureFiles, Size
+from mmga.common.options import Device, FeatureFile, FeatureFiles, Flag, Size
+from mmga.config import check_ranges
 from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mmga.common.progress import Progress
-    from mmga.retrieval.features import Features
+    from mmga.extraction.embedder import Embedder
+    from mmga.retrieval.reranking.ranked_lists import RankedLists, SearchSide
 
 _RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
 _SHOWN = 20  # queries in the table; files hold all
+_SHEETS = (".html", ".png")
+_NETWORK = ("model_arguments", "model_weights", "height", "width")  # of --model
+_IMAGES = ("flip", "batch_size", "skip_broken", "workers", "device", "cache_folder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +40,8 @@ class Options:
     """Find the nearest gallery items of every query, exactly."""
 
     GROUPS: ClassVar = {
-        "query": "features",
+        "query": "features or images",
+        "run": "a network, for images in place of features",
         "index": "a saved index in place of a gallery",
         "topk": "search",
         "rerank": "re-ranking",
@@ -39,10 +50,12 @@ class Options:
     }
 
     query: FeatureFiles = ()
-    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .npy or a folder of .npy files;
-    several shards, or a pattern in quotes, which is read in natural order."""
+    """Features of the queries: .npz, .safetensors, .mat, .h5, .pt, .parquet, .npy or a folder of
+    .npy files; several shards, or a pattern in quotes, which is read in natural order; with --run
+    or --model also images and folders of images."""
     gallery: FeatureFiles = ()
-    """Features of the gallery, in the same formats."""
+    """Features of the gallery, in the same formats; with --run or --model also a folder of images,
+    or a CSV table with the columns path and, optionally, pid and camid."""
     features: FeatureFile = None
     """One file that holds both sides."""
     query_columns: Path | None = None
@@ -53,6 +66,31 @@ class Options:
     pattern: str | None = None
     """Regular expression whose groups pid and camid are read from paths where they are not known
     otherwise, such as "(?P<pid>[^/]+)/cam(?P<camid>[0-9]+)_"."""
+    run: Path | None = None
+    """Folder of a run, or one of its checkpoints, that extracts the features of images."""
+    model: Annotated[str | None, Flag(value="PACKAGE:CALLABLE")] = None
+    """Any torch.nn.Module that returns features [B, D], such as timm.models:resnet50."""
+    model_arguments: Annotated[str, Flag(value="JSON")] = "{}"
+    """Keyword arguments for --model."""
+    model_weights: Annotated[Path | None, Flag(value="FILE")] = None
+    """File of weights for --model: a plain state dict (.pth, .pt, .safetensors)."""
+    height: int = 256
+    """Image height in pixels; with --model."""
+    width: int = 128
+    """Image width in pixels; with --model."""
+    flip: Annotated[bool, Flag(name="flip-test")] = True
+    """Sum the features of an image and of its mirror image."""
+    cache_folder: Path | None = None
+    """Parent of the folder in which the features of the gallery's images are kept; by default they
+    are kept beside the images, in <gallery>.mmga-features."""
+    skip_broken: bool = False
+    """Leave out and count images that cannot be decoded, instead of stopping."""
+    batch_size: int = 64
+    """Images at a time in the network."""
+    workers: int = 0
+    """Processes that load images; 0 loads in the process itself."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N; of the network."""
     index: Path | None = None
     """Folder that --save-index wrote: each query is re-ranked by itself."""
     save_index: Path | None = None
@@ -86,7 +124,10 @@ class Options:
     alpha: float = 3.0
     """Weights of --expand and --augment are cosine to this power."""
     out: Path | None = None
-    """File for the results, .csv or .json; by default a table is printed."""
+    """File for the results, .csv or .json, or a sheet of the images, .html or .png; by default a
+    table is printed."""
+    images: Path | None = None
+    """Folder of the images that the paths in files of features are relative to, for a sheet."""
 
 
 def body(options: Options) -> int | None:
@@ -94,51 +135,70 @@ def body(options: Options) -> int | None:
     with cli.imports():
         from mmga.common import memory
         from mmga.common.progress import bar
-        from mmga.retrieval.features import load_features
         from mmga.retrieval.reranking.index import GalleryIndex
         from mmga.retrieval.reranking.ranked_lists import Search, search_features, search_index
 
+    check_ranges(options)
     _check(options)
     rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
     room = memory.parse(options.memory)
+    if options.out is not None and options.out.suffix in _SHEETS:
+        from mmga.pages.sheet import check_packages
+
+        check_packages(options.out)
     with bar() as progress:
+        network = _network(options)
         if options.save_index is not None:
-            _save_index(options, rule, progress)
+            _save_index(options, rule, network, progress)
             if not options.query and options.features is None:
                 return None
-        query = load_features(*_side(options, "query"), options.query_columns, options.pattern)
-        notes: list[str] = []
-        index, chosen = None, rule if options.rerank else None
+        query = _side(options, "query", network, progress)
+        index, gallery, chosen = None, None, rule if options.rerank else None
         if options.index is not None:
             index = GalleryIndex.load(options.index)
-            found = search_index(query, index, options.topk, progress)
+            files = _files(options, index.labels.get("path"), str(options.index))
+            found = search_index(query.features, index, options.topk, progress)
         else:
-            gallery = _gallery(options)
-            notes += gallery.notes
+            gallery = _side(options, "gallery", network, progress)
+            files = gallery.files
             averages = options.expand, options.augment, options.alpha
-            search = Search(options.topk, options.metric, chosen, *averages, options.exact, room)
-            found = search_features(query, gallery, search, progress)
+            topk = _topk(options, gallery)
+            search = Search(topk, options.metric, chosen, *averages, options.exact, room)
+            found = search_features(query.features, gallery.features, search, progress)
+    notes = [*query.notes, *([] if gallery is None else gallery.notes)]
     if len(found.left_out):
         notes.append(
-            f"{len(found.left_out)} of {len(query)} queries are junk (pid -1), take no part in "
-            "re-ranking and have no list"
+            f"{len(found.left_out)} of {len(query.features)} queries are junk (pid -1), take no "
+            "part in re-ranking and have no list"
         )
-    for note in (*query.notes, *notes):
+    for note in notes:
         print(f"mmga search: note: {note}", file=sys.stderr)
     if options.out is None:
-        _print(found.records(), options.topk, len(query))
-    else:
-        metric, used = (options.metric, chosen) if index is None else (index.metric, index.rule)
-        rerank = None if used is None else used.as_dict()
-        settings = {"topk": options.topk, "metric": metric, "rerank": rerank}
-        with bar() as progress:
+        _print(found.records(), found.indices.shape[1], len(query.features))
+        return None
+    metric, used = (options.metric, chosen) if index is None else (index.metric, index.rule)
+    rerank = None if used is None else used.as_dict()
+    settings = {"topk": found.indices.shape[1], "metric": metric, "rerank": rerank}
+    with bar() as progress:
+        if options.out.suffix in _SHEETS:
+            assert query.files is not None and files is not None  # as _files has made sure
+            _write_sheet(options, found, (query.files, files), settings, progress)
+        else:
             found.write(options.out, settings, progress)
     return None
 
 
 def _check(options: Options) -> None:
-    if options.out is not None and options.out.suffix not in (".csv", ".json"):
-        raise UserError(f"--out must end in .csv or .json, got {options.out}")
+    if options.out is not None and options.out.suffix not in (".csv", ".json", *_SHEETS):
+        raise UserError(f"--out must end in .csv, .json, .html or .png, got {options.out}")
+    if options.run is not None and options.model is not None:
+        raise UserError("--run and --model are two networks; give one of them")
+    if options.model is None:
+        for name in cli.changed(options, *_NETWORK):
+            raise UserError(f"{cli.flag(name)} belongs to --model: give one")
+        for name in cli.changed(options, *_IMAGES) if options.run is None else ():
+            flag = "--no-flip-test" if name == "flip" else cli.flag(name)
+            raise UserError(f"{flag} belongs to images: name their network by --run or --model")
     if options.metric == "euclidean" and (options.expand or options.augment):
         raise UserError("--expand and --augment average normalised features: use --metric cosine")
     if not (options.expand or options.augment) and cli.changed(options, "alpha"):
@@ -163,26 +223,145 @@ def _check(options: Options) -> None:
                 raise UserError(f"--{name} is missing: give a file of features, or --features")
 
 
-def _side(options: Options, side: str) -> tuple[str | tuple[str, ...], str | None]:
-    """Return the files of a side, and the side's name where the file holds both."""
-    if options.features is not None:
-        return options.features, side
-    return getattr(options, side), None
+def _network(options: Options) -> "Embedder | None":
+    """Return the network that extracts the features of images, if one is named.
+
+    Raises:
+        UserError: it cannot be loaded, or no side names images; or one does, without a network.
+    """
+    from mmga.data.readers.image_list import are_images
+
+    sides = {name: getattr(options, name) for name in ("query", "gallery")}
+    images = [name for name, words in sides.items() if are_images(words)]
+    if options.run is None and options.model is None:
+        for name in images:
+            raise UserError(
+                f"--{name} {sides[name][0]} is no file of features: where it names images, give "
+                "their network by --run or --model"
+            )
+        return None
+    if not images:
+        raise UserError(
+            "--run and --model extract the features of images, and neither --query nor --gallery "
+            "names any; leave them out"
+        )
+    from mmga.common import memory
+    from mmga.extraction.embedder import embedder_of_model
+    from mmga.extraction.of_run import embedder_of_run
+
+    memory.keep_freed()
+    if options.run is not None:
+        return embedder_of_run(options.run, device=options.device, flip=options.flip, parts=False)
+    return embedder_of_model(
+        options.model or "",
+        options.model_arguments,
+        options.model_weights,
+        (options.height, options.width),
+        options.device,
+        options.flip,
+    )
 
 
-def _gallery(options: Options) -> "Features":
+def _side(
+    options: Options, side: str, network: "Embedder | None", progress: "Progress"
+) -> "SearchSide":
+    """Return queries or gallery, from images where they name some."""
+    from mmga.data.readers.image_list import are_images
     from mmga.retrieval.features import load_features
+    from mmga.retrieval.reranking.ranked_lists import SearchSide
 
-    return load_features(*_side(options, "gallery"), options.gallery_columns, options.pattern)
+    words = getattr(options, side)
+    if network is not None and are_images(words):
+        from mmga.extraction import searched_images as images
+
+        if getattr(options, f"{side}_columns") is not None:
+            raise UserError(f"--{side}-columns belongs to files of features, not to images")
+        loading = images.Loading(
+            options.pattern,
+            options.cache_folder,
+            options.batch_size,
+            options.workers,
+            options.skip_broken,
+        )
+        read = images.query_images if side == "query" else images.gallery_images
+        return read(words, network, loading, progress)
+    columns = getattr(options, f"{side}_columns")
+    if options.features is not None:
+        features = load_features(options.features, side, columns, options.pattern)
+    else:
+        features = load_features(words, None, columns, options.pattern)
+    files = _files(options, features.paths, f"--{side} {features.source}")
+    return SearchSide(features, files, features.notes)
 
 
-def _save_index(options: Options, rule: KReciprocal, progress: "Progress") -> None:
+def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Path] | None:
+    """Return the images of items whose features came from a file, None where no sheet is drawn.
+
+    Raises:
+        UserError: a sheet is to be drawn, and they are not known.
+    """
+    if options.out is None or options.out.suffix not in _SHEETS:
+        return None
+    if paths is None:
+        raise UserError(f"--out {options.out}: {title} holds no paths of images to draw")
+    if options.images is None:
+        raise UserError(
+            f"--out {options.out}: name the folder that the paths of {title} are relative to by "
+            "--images"
+        )
+    return [options.images / str(path) for path in paths]
+
+
+def _topk(options: Options, gallery: "SearchSide") -> int:
+    """Return the length of the lists; by default a small folder of images is listed whole."""
+    if gallery.files is None or cli.changed(options, "topk"):
+        return options.topk
+    return min(options.topk, len(gallery.features))
+
+
+def _write_sheet(
+    options: Options,
+    found: "RankedLists",
+    files: tuple[list[Path], list[Path]],
+    settings: dict[str, Any],
+    progress: "Progress",
+) -> None:
+    """Write the lists as a sheet of images, and say what it does not show."""
+    from mmga.pages.sheet import MOST, Sheet
+
+    out = options.out or Path()
+    shown = {"network": str(options.run or options.model or "")}
+    shown["gallery"] = " ".join(options.gallery) or str(options.features or options.index)
+    shown["gallery images"] = str(len(files[1]))
+    shown["distance"] = settings["metric"]
+    rule = settings["rerank"] or {}
+    shown["re-ranked by"] = ", ".join(f"{name} {value}" for name, value in rule.items())
+    about = {name: value for name, value in shown.items() if value}
+    sheet = Sheet.of(found, files, about, MOST[out.suffix])
+    sheet.write(out, progress)
+    if len(sheet.rows) < sheet.total - len(found.left_out):
+        print(
+            f"mmga search: note: {out} shows the first {len(sheet.rows)} of {sheet.total} queries; "
+            "a .csv or .json file holds all",
+            file=sys.stderr,
+        )
+    if sheet.unreadable:
+        print(
+            f"mmga search: note: {len(sheet.unreadable)} images of {out} cannot be read, the first "
+            f"is {sheet.unreadable[0]}",
+            file=sys.stderr,
+        )
+
+
+def _save_index(
+    options: Options, rule: KReciprocal, network: "Embedder | None", progress: "Progress"
+) -> None:
     import numpy as np
 
     from mmga.retrieval.features import JUNK
     from mmga.retrieval.reranking.index import ROW, GalleryIndex
 
-    gallery = _gallery(options)
+    gallery = _side(options, "gallery", network, progress).features
     rows = np.flatnonzero(gallery.pids != JUNK)
     junk = len(gallery) - len(rows)
     if junk:
@@ -210,9 +389,10 @@ def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:
 
     Paths stand last and are not cut, so that the numbers stay in their columns on any terminal.
     """
-    for number, row in enumerate(rows):
-        if number == _SHOWN * topk:
-            break
+    shown = list(itertools.islice(rows, _SHOWN * topk))
+    known = {name for row in shown for name, value in row.items() if value is not None}
+    for number, whole in enumerate(shown):
+        row = {name: value for name, value in whole.items() if name in known}
         if row["rank"] == 1:
             own = [
                 f"{name[6:]} {value}" for name, value in row.items() if name.startswith("query_")

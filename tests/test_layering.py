@@ -32,6 +32,7 @@ RANKS = {
     "mmga.models": 6,
     "mmga.extraction": 10,
     "mmga.plots": 10,
+    "mmga.pages": 11,
     "mmga.training": 11,
     "mmga": 12,  # the commands
 }

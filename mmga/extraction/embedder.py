@@ -40,6 +40,8 @@ class Embedder:
         embed: from normalised images [B, 3, H, W] to embeddings, not normalised, of one view.
         device: where images are put.
         flip: sum the features of an image and of its mirror image.
+        network: the network, by whose weights features are kept; None keeps none.
+        settings: what features depend on besides weights and images.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Embedder:
     embed: Callable[[Tensor], Embeddings]
     device: torch.device
     flip: bool = True
+    network: nn.Module | None = None
+    settings: str = ""
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Embeddings:
@@ -244,7 +248,8 @@ def embedder_of_model(
     if weights is not None:
         title += f", written {weights.stat().st_mtime_ns}"
     transform = EvalTransform(size=size)
-    return Embedder(title, transform, whole_embeddings(network, name), target, flip)
+    embed = whole_embeddings(network, name)
+    return Embedder(title, transform, embed, target, flip, network, f"{name} {arguments}")
 
 
 def foreign_network(name: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module:

@@ -34,7 +34,15 @@ def embedder_of(
     """
     embed = part_embeddings(network) if parts else whole_embeddings(network, name)
     device = next(network.parameters()).device
-    return Embedder(name, eval_transform(config), embed, device, config.run.flip_test)
+    return Embedder(
+        name,
+        eval_transform(config),
+        embed,
+        device,
+        config.run.flip_test,
+        network,
+        f"{'parts' if parts else 'whole'} {config.model}",
+    )
 
 
 def extract(

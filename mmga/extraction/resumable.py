@@ -23,7 +23,7 @@ from mmga.data.preflight import image_files
 from mmga.extraction.embedder import Embedder, embed_images
 from mmga.retrieval.features import Features, containers
 
-CONTAINERS = (".npz", ".safetensors", ".mat", ".h5", ".pt")
+CONTAINERS = (".npz", ".safetensors", ".mat", ".h5", ".pt", ".parquet")
 """Suffixes of files of features; without one, a folder of .npy files is written."""
 
 logger = logging.getLogger(__name__)

@@ -165,7 +165,10 @@ def test_ids_come_from_a_table(files, capsys):
     [
         ([], "--query is missing"),
         (["--query", "{q}"], "--gallery is missing"),
-        (["--query", "{q}", "--gallery", "{q}", "--out", "r.txt"], "must end in .csv or .json"),
+        (
+            ["--query", "{q}", "--gallery", "{q}", "--out", "r.txt"],
+            "end in .csv, .json, .html",
+        ),
         (["--query", "{q}", "--gallery", "{g}", "--topk", "61"], "k must be from 1 to the 60"),
         (["--features", "{q}", "--query", "{q}"], "leave out --query"),
         (["--query", "{q}", "--gallery", "{q}", "--alpha", "2"], "--alpha belongs to --expand"),

@@ -6,12 +6,16 @@ import shlex
 import numpy as np
 import pytest
 from paths import REPOSITORY
+from PIL import Image
+from small_run import write_run
 
 import mmga
 from mmga import search
 
 DOCS = REPOSITORY / "docs" / "reranking.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+LINES = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 
 @pytest.fixture
@@ -45,12 +49,26 @@ def test_commands_run(names, tmp_path, monkeypatch, capsys):
     for prefix in ("query", "gallery"):
         parts = (names[f"{prefix}_{name}"] for name in ("features", "pids", "camids"))
         mmga.Features(*parts).save(f"{prefix}.npz")
-    lines = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
-    assert len(lines) == 5
-    for line in lines:
+    assert len(LINES) == 7
+    for line in LINES[:5]:
         words = shlex.split(line)
         assert words[:3] == ["python", "-m", "mmga.search"]
         with pytest.raises(SystemExit) as leave:
             raise SystemExit(search.main(words[3:]) or 0)
         assert leave.value.code == 0
         assert ("distance" in capsys.readouterr().out) == ("--query" in words)
+
+
+def test_searches_by_photograph_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs" / "x")
+    for index, name in enumerate(
+        ("photo.jpg", "more/a.jpg", "photographs/b.jpg", "photographs/c.jpg")
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (16, 48), (40 * index, 90, 20)).save(tmp_path / name)
+    for line, said in zip(LINES[5:], ("2 images were extracted", "all 2 images"), strict=True):
+        search.main(shlex.split(line)[3:])
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "sheet.html").exists() and (tmp_path / "sheet.png").exists()
+    assert (tmp_path / "photographs.mmga-features").is_dir()

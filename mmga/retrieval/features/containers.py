@@ -29,8 +29,12 @@ _MAP_BYTES = 1 << 20
 _LONGEST_REASON = 200  # characters of a parser's message
 
 
-def read(path: str | os.PathLike[str]) -> Arrays:
+def read(path: str | os.PathLike[str], suffix: str | None = None) -> Arrays:
     """Return the arrays of a file or folder, by name.
+
+    Args:
+        path: the file.
+        suffix: of the container; by default the path's own.
 
     Raises:
         UserError: it is absent, of an unknown kind, damaged, or needs an extra to be installed.
@@ -40,11 +44,12 @@ def read(path: str | os.PathLike[str]) -> Arrays:
         raise UserError(f"{source}: no such file or folder")
     if source.is_dir():
         return _read_folder(source)
-    reader = _READERS.get(source.suffix.lower())
+    suffix = source.suffix.lower() if suffix is None else suffix
+    reader = _READERS.get(suffix)
     if reader is None:
         raise UserError(
             f"{source}: expected {', '.join(_READERS)} or a folder of .npy files, "
-            f"found {source.suffix or 'a file without suffix'}"
+            f"found {suffix or 'a file without suffix'}"
         )
     try:
         return reader(source)
@@ -53,18 +58,26 @@ def read(path: str | os.PathLike[str]) -> Arrays:
     except MemoryError as error:
         raise UserError(f"{source}: {error or 'it does not fit into memory'}") from error
     except Exception as error:  # damaged bytes end in whatever a parser trips over
-        _damaged(source, f"a {source.suffix.lower()} file", error)
+        _damaged(source, f"a {suffix} file", error)
 
 
-def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+def write(
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], suffix: str | None = None
+) -> None:
     """Write arrays to `path` under a temporary name and rename it when it is whole.
+
+    Args:
+        path: the file.
+        arrays: by name.
+        suffix: of the container; by default the path's own, without one a folder of .npy files.
 
     Raises:
         UserError: the suffix is unknown, or the file cannot be written.
     """
     target = Path(path)
-    suffix = target.suffix.lower()
-    writer = _write_folder if not suffix or target.is_dir() else _WRITERS.get(suffix)
+    folder = suffix is None and target.is_dir()
+    suffix = target.suffix.lower() if suffix is None else suffix
+    writer = _write_folder if not suffix or folder else _WRITERS.get(suffix)
     if writer is None:
         raise UserError(
             f"{target}: expected {', '.join(_WRITERS)} or no suffix for a folder of .npy files, "
@@ -72,7 +85,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
         )
     for name, value in arrays.items():
         if (
-            suffix not in ("", ".npz")
+            suffix not in ("", ".npz", ".parquet")
             and isinstance(value, np.ndarray)
             and value.dtype.kind in "mM"
         ):
@@ -437,6 +450,29 @@ def _write_pt(path: Path, arrays: Mapping[str, Any]) -> None:
         torch.save(out, file)
 
 
+# Parquet
+
+
+def _read_parquet(path: Path) -> Arrays:
+    from mmga.retrieval.features import parquet
+
+    return parquet.read(path, _pyarrow(path))
+
+
+def _write_parquet(path: Path, arrays: Mapping[str, Any]) -> None:
+    from mmga.retrieval.features import parquet
+
+    parquet.write(path, arrays, _pyarrow(path))
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        _extra(path, "pyarrow", "parquet")
+    return pyarrow
+
+
 _READERS: dict[str, Callable[[Path], Arrays]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
@@ -446,6 +482,7 @@ _READERS: dict[str, Callable[[Path], Arrays]] = {
     ".pt": _read_pt,
     ".pth": _read_pt,
     ".npy": _read_npy,
+    ".parquet": _read_parquet,
 }
 _WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
     ".npz": _write_npz,
@@ -455,4 +492,5 @@ _WRITERS: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
     ".hdf5": _write_h5,
     ".pt": _write_pt,
     ".pth": _write_pt,
+    ".parquet": _write_parquet,
 }

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common import ids
+from mmga.common import ids, notebooks
 from mmga.common.arrays import as_array, as_tensor
 from mmga.common.errors import UserError
+from mmga.common.tables import PATHS, are_paths
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
@@ -142,9 +143,24 @@ class Features:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.rows.shape))
         source = f", {self.source}" if self.source else ""
-        return f"Features({shape} {str(self.rows.stored).removeprefix('torch.')}{source})"
+        return f"Features({self._shape()}{source})"
+
+    def _repr_html_(self) -> str:
+        """Return what there is of each item as HTML for a notebook."""
+        rows = [["features" if len(self.rows.shape) == 2 else "parts", self._shape()]]
+        for name, codes in (("identities", self.pids), ("cameras", self.camids)):
+            if codes is not None:
+                rows.append([name, _counted(codes, junk=name == "identities")])
+        others = {} if self.paths is None else {"path": self.paths}
+        for name, values in (others | self.columns).items():
+            rows.append([name, f"{values[0]} ... {values[-1]}"])
+        table = notebooks.rows(["", f"{len(self)} items"], rows)
+        return notebooks.block(f"mmga.Features {self.source}".strip(), table, self.notes)
+
+    def _shape(self) -> str:
+        kind = str(self.rows.stored).removeprefix("torch.")
+        return f"{' x '.join(map(str, self.rows.shape))} {kind}"
 
     @property
     def features(self) -> Tensor:
@@ -215,13 +231,34 @@ class Features:
         """Write everything to a file; the suffix names the container.
 
         Args:
-            path: .npz, .safetensors, .mat, .h5, .pt, or no suffix for a folder of .npy files, which
-                is what can be memory-mapped.
+            path: .npz, .safetensors, .mat, .h5, .pt, .parquet, or no suffix for a folder of .npy
+                files, which is what can be memory-mapped.
 
         Raises:
             UserError: the suffix is unknown, or the file cannot be written.
         """
         containers.write(path, self.arrays())
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet table: a row for each item, `features` a list of fixed length.
+
+        Further columns are `pid`, `camid` and `path`, as far as they are known (null where one is
+        not), `scale` of int8 features, `visibility` of parts, and what `columns` hold.
+
+        Raises:
+            UserError: pyarrow is not installed, or the file cannot be written.
+        """
+        containers.write(path, self.arrays(), ".parquet")
+
+    @classmethod
+    @float32_products()
+    def from_parquet(cls, path: str | os.PathLike[str]) -> Features:
+        """Read a Parquet table as `to_parquet` writes it, or as pandas writes lists of numbers.
+
+        Raises:
+            UserError: pyarrow is not installed, or the table does not hold what is expected.
+        """
+        return of_arrays(with_paths(containers.read(path, ".parquet")), os.fspath(path))
 
     def _name(self, argument: str) -> str:
         return f"{self.source}: {argument}" if self.source else argument
@@ -385,6 +422,45 @@ class Features:
         if not missing.any():  # there is no NaN but among floats
             self.notes.append(f"{self._name(argument)}: stored as {values.dtype}, read as int64")
         return np.where(missing, UNKNOWN, known.astype(np.int64))
+
+
+def of_arrays(arrays: dict[str, Any], source: str) -> Features:
+    """Return the features that a file holds, given its arrays; what has no meaning is a column.
+
+    Raises:
+        UserError: a length, shape or type does not fit.
+    """
+    names: tuple[str, ...] = _RESERVED
+    rows = arrays.get("features", arrays.get("parts"))
+    if getattr(rows, "dtype", None) in (torch.int8, np.dtype(np.int8)):
+        names += ("scale",)
+    elif np.ndim(arrays.get("scale", ())) == 0:  # one number about the file is no column
+        del arrays["scale"]
+    own = {name: arrays[name] for name in names if name in arrays}
+    columns = {name: value for name, value in arrays.items() if name not in names}
+    return Features(**own, columns=columns, source=source)
+
+
+def with_paths(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return arrays with those that hold paths under the name of paths."""
+    if "paths" in arrays:
+        return arrays
+    for name in PATHS:
+        if name in arrays and are_paths(name, np.asarray(arrays[name]).squeeze()):
+            return {"paths" if one == name else one: value for one, value in arrays.items()}
+    return arrays
+
+
+def _counted(codes: np.ndarray, *, junk: bool) -> str:
+    """Return how many labels there are, and how many items have none."""
+    known = codes[(codes != UNKNOWN) & ~(junk & (codes == JUNK))]
+    text = str(len(np.unique(known)))
+    for name, count in (
+        ("junk", int((codes == JUNK).sum()) if junk else 0),
+        ("unknown", int((codes == UNKNOWN).sum())),
+    ):
+        text += f", {count} items {name}" if count else ""
+    return text
 
 
 def _flat(name: str, values: Any) -> np.ndarray:

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.common.paths import from_names
-from mmga.common.tables import PATHS, are_paths
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
-from mmga.retrieval.features.features import TWO_SIDED, Features, joined
+from mmga.retrieval.features.features import (
+    TWO_SIDED,
+    Features,
+    joined,
+    of_arrays,
+    with_paths,
+)
 
-_OWN: tuple[str, ...] = ("features", "pids", "camids", "paths", "parts", "visibility")
 SIDES = ("query", "gallery", "mquery")
 COLUMNS = "columns.csv"
 # Names of arrays that a message lists.
@@ -37,10 +40,11 @@ def load_features(
     """Read features from a file, a folder of .npy files, or several shards.
 
     Args:
-        path: .npz, .safetensors, .mat, .h5, .pt, or a folder of .npy files (memory-mapped), or one
-            .npy file of features or parts alone, whose pids come from `columns`. A
-            pattern such as ``shard-*.npz`` is expanded in natural order (2 before 10); a list keeps
-            its order. Row i of the whole is row i of the shards one after the other.
+        path: .npz, .safetensors, .mat, .h5, .pt, .parquet, or a folder of .npy files
+            (memory-mapped), or one .npy file of features or parts alone, whose pids come from
+            `columns`. A pattern such as ``shard-*.npz`` is expanded in natural order (2 before
+            10); a list keeps its order. Row i of the whole is row i of the shards one after the
+            other.
         side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
             ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
         columns: a CSV table of further columns, and of pid, camid and path where the file has none;
@@ -157,7 +161,7 @@ def _load_one(
             f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
             f"gallery_label; found {_listed(arrays)}"
         )
-    arrays = _with_paths(arrays)
+    arrays = with_paths(arrays)
     if columns is not None:
         arrays, found = csv_columns.merged(arrays, columns, str(path))
         notes += found
@@ -169,25 +173,9 @@ def _load_one(
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns), "
             "or --pattern to read them from paths"
         )
-    names = _OWN
-    if _is_int8(arrays):
-        names += ("scale",)
-    elif np.ndim(arrays.get("scale", ())) == 0:  # one number about the file is no column
-        del arrays["scale"]
-    own = {name: arrays[name] for name in names if name in arrays}
-    features = Features(
-        **own,
-        columns={name: value for name, value in arrays.items() if name not in names},
-        source=str(path),
-    )
+    features = of_arrays(arrays, str(path))
     features.notes += notes
     return features
-
-
-def _is_int8(arrays: Mapping[str, Any]) -> bool:
-    """Return whether features are int8, which a scale belongs to; else it is a column."""
-    rows = arrays["parts" if "features" not in arrays else "features"]
-    return getattr(rows, "dtype", None) in (torch.int8, np.dtype(np.int8))
 
 
 def _read_names(arrays: dict[str, Any], pattern: str, source: str) -> str:
@@ -205,16 +193,6 @@ def _read_names(arrays: dict[str, Any], pattern: str, source: str) -> str:
         else:
             arrays[column] = ids.of_text(cells)
     return note
-
-
-def _with_paths(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Return arrays with those that hold paths under the name of paths."""
-    if "paths" in arrays:
-        return arrays
-    for name in PATHS:
-        if name in arrays and are_paths(name, np.asarray(arrays[name]).squeeze()):
-            return {"paths" if one == name else one: value for one, value in arrays.items()}
-    return arrays
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -6,16 +6,19 @@ import csv
 import json
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mmga.common import ids
+from mmga.common import ids, notebooks
+from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.version import __version__
 from mmga.retrieval.metrics.rank import PerQuery
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from mmga.retrieval.metrics.verification import Counts
 
 _EXCLUDED = {
@@ -224,27 +227,73 @@ class Report:
         Raises:
             UserError: the file cannot be written, or this protocol has no per-query figures.
         """
-        from mmga.common.errors import UserError
-
-        if self.per_query is None:
-            raise UserError(f"per_query: protocol {self.protocol} has no figures of single queries")
+        columns = self._queries()
         with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
-            names = ["query", "pid", "camid"]
-            plain = ["matches", "AP", "INP", "first_rank", "ties"]
-            again = ["reranked_AP", "reranked_INP", "reranked_first_rank"]
-            redone = None if self.reranked is None else self.reranked.per_query
-            writer.writerow(names + plain + (again if redone else []))
-            for row in range(len(self.per_query.num_matches)):
-                line: list[object] = [
-                    row,
-                    None if self.pids is None else ids.plain(self.pids[row]),
-                    None if self.camids is None else ids.plain(self.camids[row]),
-                    self.per_query.num_matches[row],
-                    *_cells(self.per_query, row),
-                    self.per_query.tied[row],
-                ]
-                writer.writerow(line + (_cells(redone, row) if redone else []))
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+
+    def to_pandas(self, table: Literal["queries", "figures", "cmc"] = "queries") -> DataFrame:
+        """Return a table of the report; what was not computed is missing.
+
+        Args:
+            table: ``"queries"``, a row for each query with the columns of `to_csv`;
+                ``"figures"``, a row for each ranking (plain, re-ranked) with mAP, mINP and rank1,
+                rank5, rank10; or ``"cmc"``, in long form: ranking, rank, cmc.
+
+        Raises:
+            UserError: pandas is not installed, there is no such table, or this protocol has no
+                per-query figures.
+        """
+        if table not in ("queries", "figures", "cmc"):
+            raise UserError(f"table: expected queries, figures or cmc, found {table!r}")
+        try:
+            import pandas
+        except ImportError:
+            raise UserError(
+                "to_pandas needs pandas, which is not installed; pip install 'mmga[pandas]'"
+            ) from None
+        if table == "queries":
+            frame = pandas.DataFrame(self._queries())
+            whole = [name for name in frame if name.endswith("first_rank")]
+            for name in ("pid", "camid"):  # whole numbers and None are no floats
+                if all(value is None or isinstance(value, int) for value in frame[name]):
+                    whole.append(name)
+            floats = [name for name in frame if name.endswith(("AP", "INP"))]
+            return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(floats, "float64"))
+        rankings = {"plain": self.figures, "re-ranked": self.reranked}
+        found = {name: figures for name, figures in rankings.items() if figures is not None}
+        if table == "figures":
+            lines = {name: figures.as_dict() for name, figures in found.items()}
+            frame = pandas.DataFrame.from_dict(lines, orient="index").drop(columns="cmc")
+            return frame.astype("float64").rename_axis("ranking")
+        parts = [
+            pandas.DataFrame(
+                {"ranking": name, "rank": range(1, len(figures.cmc) + 1), "cmc": figures.cmc}
+            )
+            for name, figures in found.items()
+        ]
+        return pandas.concat(parts, ignore_index=True)
+
+    def _queries(self) -> dict[str, list[object]]:
+        """Return the columns of the per-query table.
+
+        Raises:
+            UserError: this protocol has no per-query figures.
+        """
+        if self.per_query is None:
+            raise UserError(f"per_query: protocol {self.protocol} has no figures of single queries")
+        count = len(self.per_query.num_matches)
+        columns: dict[str, list[object]] = {"query": list(range(count))}
+        for name, labels in (("pid", self.pids), ("camid", self.camids)):
+            columns[name] = [None] * count if labels is None else [ids.plain(one) for one in labels]
+        columns["matches"] = self.per_query.num_matches.tolist()
+        columns |= _columns(self.per_query)
+        columns["ties"] = self.per_query.tied.tolist()
+        redone = None if self.reranked is None else self.reranked.per_query
+        if redone is not None:
+            columns |= {f"reranked_{name}": cells for name, cells in _columns(redone).items()}
+        return columns
 
     def table(self, verbose: bool = False) -> str:
         """Return the figures and what they are of as text for a terminal.
@@ -252,14 +301,37 @@ class Report:
         Args:
             verbose: add what computed the ranks, and how many pairs each level decided.
         """
-        lines = [f"{'':<12}{'mAP':>8}{'mINP':>8}{'rank-1':>8}{'rank-5':>8}{'rank-10':>8}"]
+        head, *body = self._figures_table()
+        lines = [f"{head[0]:<12}" + "".join(f"{cell:>8}" for cell in head[1:])]
+        lines += [f"{row[0]:<12}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in body]
+        lines += ["", *self._remarks()]
+        spent = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
+        lines.append(f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
+        if verbose:
+            if "certified" in self.extra:
+                lines.append(f"certified: {_stages_text(self.extra['certified'])}")
+            by = self.backend + (f", {self.precision} products" if self.precision else "")
+            lines.append(f"order {self.exact}; {by}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the figures and what they are of as HTML for a notebook."""
+        head, *body = self._figures_table()
+        return notebooks.block("mmga.Report", notebooks.rows(head, body), self._remarks())
+
+    def _figures_table(self) -> list[list[str]]:
+        """Return the figures as cells, a row for each ranking below the names."""
+        rows = [["", "mAP", "mINP", "rank-1", "rank-5", "rank-10"]]
         for name, figures in (("plain", self.figures), ("re-ranked", self.reranked)):
             if figures is None:
                 continue
             values = [figures.mAP, figures.mINP, *(figures.rank(r) for r in (1, 5, 10))]
-            cells = "".join(f"{'-' if v is None else f'{v:.2%}':>8}" for v in values)
-            lines.append(f"{name:<12}{cells}")
-        lines += ["", self._rules(), *self._sets()]
+            rows.append([name, *("-" if v is None else f"{v:.2%}" for v in values)])
+        return rows
+
+    def _remarks(self) -> list[str]:
+        """Return what the figures are of, one line each."""
+        lines = [self._rules(), *self._sets()]
         for name, count in self.excluded.items():
             if count:
                 lines.append(f"left out: {count} {_EXCLUDED.get(name, name)}")
@@ -272,14 +344,7 @@ class Report:
             lines.append(f"{what}: {self.zero_vectors}, at cosine distance 1 from all")
         lines += _extra_lines(self.extra)
         lines += [f"note: {note}" for note in self.notes]
-        spent = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
-        lines.append(f"{spent}; peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
-        if verbose:
-            if "certified" in self.extra:
-                lines.append(f"certified: {_stages_text(self.extra['certified'])}")
-            by = self.backend + (f", {self.precision} products" if self.precision else "")
-            lines.append(f"order {self.exact}; {by}")
-        return "\n".join(lines)
+        return lines
 
     def _rules(self) -> str:
         """Return how the figures were made, in words."""
@@ -374,11 +439,15 @@ def _reached(row: dict[str, Any], rate: str) -> str:
     return row["note"] or f"{row[rate]:.2%}, accept distances up to {row['threshold']:.5g}"
 
 
-def _cells(scores: PerQuery, row: int) -> list[object]:
-    if not scores.first_rank[row]:
-        return ["", "", ""]
-    return [
-        repr(float(scores.average_precision[row])),
-        repr(float(scores.inverse_negative_penalty[row])),
-        scores.first_rank[row],
-    ]
+def _columns(scores: PerQuery) -> dict[str, list[object]]:
+    """Return the scores of queries by name, None where a query was not ranked."""
+    columns = {
+        "AP": scores.average_precision,
+        "INP": scores.inverse_negative_penalty,
+        "first_rank": scores.first_rank,
+    }
+    ranked = (scores.first_rank > 0).tolist()
+    return {
+        name: [cell if known else None for cell, known in zip(cells.tolist(), ranked, strict=True)]
+        for name, cells in columns.items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ class Search:
     alpha: float = 3.0
     exact: str | None = None
     memory: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSide:
+    """Queries or gallery of a search.
+
+    Attributes:
+        features: of the items.
+        files: the image of each; None where it is not known.
+        notes: what should be known of them, one sentence each.
+    """
+
+    features: Features
+    files: list[Path] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
