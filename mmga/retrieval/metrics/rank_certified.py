@@ -107,33 +107,30 @@ class CertifiedPass:
 
     def rank(self, monitor: Monitor, phase: str = "ranks") -> PerQuery:
         """Rank the matches of all selected queries and return the scores of each query."""
-        # Tiles of other kinds are products of torch's.
-        own_tiles = isinstance(self._stages.tiles, Int8)
-        with kernels_alone() if own_tiles else contextlib.nullcontext():
-            return self._rank(monitor, phase)
-
-    def _rank(self, monitor: Monitor, phase: str) -> PerQuery:
         selection = self._selection
         scores = PerQuery.empty(selection.num_matches)
         cameras = selection.cameras(self._items.device)
         done, total = 0, len(selection.queries) * self.columns
-        for pairs in selection.pairs(PAIR_LIMIT, self.max_rows):
-            run = _Run(self._queries, self._items, pairs, self._stages)
-            for left, items in self._blocks():
-                for top in range(0, pairs.count, self._height):
-                    rows = slice(top, min(top + self._height, pairs.count))
-                    whole, bound = run.queries.cut(rows).tile(items, left, self._values)
-                    of_rows = slice(pairs.start + rows.start, pairs.start + rows.stop)
-                    for tile, masks in masked(whole, selection, of_rows, cameras):
-                        columns = slice(
-                            tile.offset - left, tile.offset - left + tile.values.shape[1]
-                        )
-                        part = bound.tile(slice(None), columns)
-                        undecided = run.count(rows, tile, part, masks)
-                        run.refine(rows, items.cut(columns), tile.offset, undecided)
-                    done += whole.values.numel()
-                    monitor.step(phase, done, total)
-            score(scores, selection, pairs, run.matches)
+        with contextlib.ExitStack() as stack:
+            if isinstance(self._stages.tiles, Int8):  # others are products of torch's
+                stack.enter_context(kernels_alone())
+            for pairs in selection.pairs(PAIR_LIMIT, self.max_rows):
+                run = _Run(self._queries, self._items, pairs, self._stages)
+                for left, items in self._blocks():
+                    for top in range(0, pairs.count, self._height):
+                        rows = slice(top, min(top + self._height, pairs.count))
+                        whole, bound = run.queries.cut(rows).tile(items, left, self._values)
+                        of_rows = slice(pairs.start + rows.start, pairs.start + rows.stop)
+                        for tile, masks in masked(whole, selection, of_rows, cameras):
+                            columns = slice(
+                                tile.offset - left, tile.offset - left + tile.values.shape[1]
+                            )
+                            part = bound.tile(slice(None), columns)
+                            undecided = run.count(rows, tile, part, masks)
+                            run.refine(rows, items.cut(columns), tile.offset, undecided)
+                        done += whole.values.numel()
+                        monitor.step(phase, done, total)
+                score(scores, selection, pairs, run.matches)
         return scores
 
     def _blocks(self) -> Iterator[tuple[int, StagedRows]]:
