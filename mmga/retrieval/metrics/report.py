@@ -15,7 +15,7 @@ from mmga.common.files import atomic_path
 from mmga.common.version import __version__
 from mmga.retrieval.metrics.rank import PerQuery
 
-_EXCLUDED = {
+EXCLUDED = {
     "junk": "gallery items with pid -1 (junk)",
     "junk_queries": "queries with pid -1 (junk)",
     "unknown": "gallery items of unknown pid or camid",
@@ -257,7 +257,7 @@ class Report:
         lines += ["", self._rules(), *self._sets()]
         for name, count in self.excluded.items():
             if count:
-                lines.append(f"left out: {count} {_EXCLUDED.get(name, name)}")
+                lines.append(f"left out: {count} {EXCLUDED.get(name, name)}")
         if self.ties:
             lines.append(f"ties: {self.ties} queries have a match as far away as another item")
         if self.duplicates:
