@@ -100,7 +100,6 @@ def roc(found: Thresholds, title: str) -> dict[str, Any]:
         x_axis_type="log",
         y_axis_type="log" if det else "linear",
     )
-    # Markers without values stand aside until the slider moves.
     plot.line(false[keep].tolist(), values[keep].tolist(), line_color=SERIES[0], line_width=2)
     _percent_axis(plot.yaxis, "0.[00]%" if det else "0%")
     _percent_axis(plot.xaxis, "0.[0000]%")
@@ -164,13 +163,14 @@ def scatter(found: FeatureMap, groups: np.ndarray, names: Sequence[str]) -> dict
         names: of the groups.
     """
     plot = _figure("First direction", "Second direction", 460)
-    plot.xaxis.ticker = plot.yaxis.ticker = []
+    for axis in plot.axis:  # lengths along the directions mean nothing
+        axis.major_label_text_font_size, axis.major_tick_line_color = "0px", None
     others = groups < 0
     if others.any():
         plot.scatter(
             found.place[others, 0].tolist(), found.place[others, 1].tolist(), size=4,
-            marker="dot" if len(names) else "circle", fill_color=QUIET, line_color=QUIET,
-            fill_alpha=0.35, line_alpha=0.35, legend_label="others",
+            marker="circle", fill_color=QUIET, line_color=None, fill_alpha=0.4,
+            legend_label="others",
         )  # fmt: skip
     for number, name in enumerate(names):
         for side, size in ((1, 7), (0, 11)):

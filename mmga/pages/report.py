@@ -60,9 +60,10 @@ class Compared:
                 f"--compare: {path} cannot be read as a report ({error}); name a file that "
                 "mmga eval --json wrote"
             ) from error
-        own = [cls(path, found)]
+        name = Path(path).stem
+        own = [cls(name, found)]
         if found.get("reranked") is not None:
-            own.append(cls(f"{path}, re-ranked", found["reranked"]))
+            own.append(cls(f"{name}, re-ranked", found["reranked"]))
         for one in own:
             figures = one.figures if isinstance(one.figures, dict) else {}
             curve = figures.get("cmc")

@@ -464,7 +464,8 @@
       head,
       element("div", { class: "frame" }, data.pictures ? picture("items", item) : noPicture(item)),
       spoken,
-      element("bdi", { class: "name" }, `${data.items.pid[item]}${camera("items", item)}`),
+      element("bdi", { class: "name" }, data.items.pid[item]),
+      element("bdi", { class: "where" }, data.items.camera.length ? `cam. ${data.items.camera[item]}` : ""),
       element("div", {}, list.distance[place].toFixed(3)),
     );
     if (!rank) made.append(element("div", {}, meaning.replace("left out: ", "")));
@@ -478,7 +479,7 @@
   }
 
   function moved(other, rank, name) {
-    if (name === "plain") return element("div", {}, other ? `then ${other}` : "then lower");
+    if (name === "plain") return element("div", {}, other ? `after: ${other}` : "after: lower");
     if (!other) return element("div", { class: "moved" }, "▲ from below");
     if (other === rank) return element("div", {}, "= stays");
     const arrow = other > rank ? "▲" : "▼";
