@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mmga.common import ids, memory
 from mmga.common.device import resolve_device
@@ -78,6 +77,8 @@ class Content:
         rows: the listed queries, rows of `query`, by ascending average precision, int64 [L].
         plain: their lists in that order.
         reranked: likewise, or None.
+        first_item: nearest match of each listed query, a row of the gallery or -1, int64 [L].
+        first_distance: its distance, NaN if there is none, float64 [L].
         thresholds: exact counts, or None.
         verification: figures of the pairs, see `mmga.retrieval.metrics.verification.figures`.
         genuine: sample pairs.
@@ -92,6 +93,8 @@ class Content:
     rows: np.ndarray
     plain: Lists
     reranked: Lists | None
+    first_item: np.ndarray
+    first_distance: np.ndarray
     thresholds: Thresholds | None
     verification: dict[str, object]
     genuine: Samples
@@ -130,6 +133,7 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
     rank(source, selection, problem.monitor, observer=sampler, phase="pairs")
     plain, again = ranked_lists(problem, evaluated.rule)
     genuine, impostor = sampler.samples(plain)
+    first_item, first_distance = sampler.first_matches()
     counts = sampler.counts()
     order = _hardest_first(scores, selection.queries)
     rows = selection.queries[order]
@@ -139,6 +143,8 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
         rows,
         plain.reordered(order),
         None if again is None else again.reordered(order),
+        first_item[order],
+        first_distance[order],
         thresholds(counts),
         figures(counts),
         genuine,
@@ -173,10 +179,14 @@ def _columns(query: Features, rows: np.ndarray) -> dict[str, list[str]]:
         distinct = np.unique(values)
         if 2 <= len(distinct) <= _VALUES:
             found[name] = [str(value) for value in values.tolist()]
-        elif len(distinct) > _VALUES and values.dtype.kind in "iuf":
-            if any(word in name.lower() for word in _GRADED) and np.isfinite(values).all():
-                found[name] = _quarters(values)
+        elif len(distinct) > _VALUES and _is_graded(name, values):
+            found[name] = _quarters(values)
     return found
+
+
+def _is_graded(name: str, values: np.ndarray) -> bool:
+    named = any(word in name.lower() for word in _GRADED)
+    return named and values.dtype.kind in "iuf" and bool(np.isfinite(values).all())
 
 
 def _quarters(values: np.ndarray) -> list[str]:

@@ -64,7 +64,9 @@ def feature_map(problem: RankingProblem, hardest: np.ndarray) -> FeatureMap:
         [_vectors(problem, side, chosen) for side, chosen in enumerate(rows) if len(chosen)]
     )
     place, share = _principal(vectors)
-    both = np.concatenate([side_pids[chosen] for (_, side_pids), chosen in zip(sets, rows, strict=True)])
+    both = np.concatenate(
+        [side_pids[chosen] for (_, side_pids), chosen in zip(sets, rows, strict=True)]
+    )
     identity = np.full(len(both), -1)
     for number, pid in enumerate(people.tolist()):
         identity[both == pid] = number

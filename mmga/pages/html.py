@@ -108,4 +108,4 @@ def _environment() -> Environment:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}%"
+    return "\u2013" if value is None else f"{100 * value:.{digits}f}%"

@@ -81,9 +81,7 @@ class _Ranking:
     rank: np.ndarray
 
 
-def ranked_lists(
-    problem: RankingProblem, rule: KReciprocal | None
-) -> tuple[Lists, Lists | None]:
+def ranked_lists(problem: RankingProblem, rule: KReciprocal | None) -> tuple[Lists, Lists | None]:
     """Return the lists of all queries of a problem in the order of its selection.
 
     Plain lists are of the whole gallery, so that they show what the protocol leaves out; part
@@ -186,8 +184,7 @@ def _marked(problem: RankingProblem, item: np.ndarray, distance: np.ndarray) -> 
 def _shown(ranking: _Ranking, other: _Ranking | None) -> Lists:
     """Return the first kept items of each query, with what is left out between them."""
     kept = ranking.rank > 0
-    before = np.cumsum(kept, 1) - kept
-    shown = before < SHOWN
+    shown = np.less(np.cumsum(kept, 1) - kept, SHOWN)
     elsewhere = np.zeros(ranking.item.shape, np.uint8)
     for row in range(len(elsewhere)) if other is not None else ():
         assert other is not None

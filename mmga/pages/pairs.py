@@ -67,6 +67,8 @@ class PairSampler:
         self._selection, self._counter, self._squared = selection, counter, squared
         self._share = _DRAWN / (max(1, len(selection.queries)) * columns)
         self._random = np.random.default_rng(seed)
+        self._first_item = np.full(len(selection.queries), -1)
+        self._first_distance = np.full(len(selection.queries), np.nan)
         self._genuine: list[tuple[np.ndarray, ...]] = []
         self._impostor: list[tuple[np.ndarray, ...]] = []
 
@@ -89,18 +91,34 @@ class PairSampler:
             kept &= ~removed.cpu().numpy()[row, column]
         device = tile.values.device
         keys = tile.at(torch.from_numpy(row).to(device), torch.from_numpy(item).to(device))
-        self._impostor.append((query[kept], gallery[kept], keys.cpu().double().numpy()[kept]))
+        distance = self._distance(keys.cpu().double().numpy())
+        self._impostor.append((query[kept], gallery[kept], distance[kept]))
 
     def matches(self, pairs: Pairs, matches: Matches) -> None:
         """Count the matches of a run of queries, and draw from them."""
         self._counter.matches(pairs, matches)
         keys = matches.match_key.cpu().double().numpy()
+        matched = np.diff(pairs.match_start) > 0
+        first, queries = pairs.match_start[:-1][matched], pairs.start + np.flatnonzero(matched)
+        items = self._selection.gallery[matches.match_item.cpu().numpy()]
+        self._first_item[queries] = items[first]
+        self._first_distance[queries] = self._distance(keys[first])
         order = np.argsort(keys)
         at = order[np.unique(np.linspace(0, len(order) - 1, _DRAWN).astype(np.int64))]
         if len(order):
             query = self._selection.queries[pairs.start + pairs.match_row[at]]
-            item = self._selection.gallery[matches.match_item.cpu().numpy()[at]]
-            self._genuine.append((query, item, keys[at]))
+            self._genuine.append((query, items[at], self._distance(keys[at])))
+
+    def first_matches(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return row and distance of the nearest match of each selected query, -1 and NaN if none.
+
+        Returns:
+            int64 [Q'] and float64 [Q'].
+        """
+        return self._first_item, self._first_distance
+
+    def _distance(self, keys: np.ndarray) -> np.ndarray:
+        return np.sqrt(keys) if self._squared else keys
 
     def counts(self) -> Counts:
         """Return what was counted."""
@@ -112,10 +130,7 @@ class PairSampler:
         found = []
         for drawn, mark in ((self._genuine, RIGHT), (self._impostor, WRONG)):
             listed = lists.mark == mark
-            parts = [
-                (one, other, np.sqrt(keys) if self._squared else keys) for one, other, keys in drawn
-            ]
-            parts.append((query[listed], lists.item[listed], lists.distance[listed]))
+            parts = [*drawn, (query[listed], lists.item[listed], lists.distance[listed])]
             joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
             pairs, first = np.unique(np.stack(joined[:2]), axis=1, return_index=True)
             found.append(Samples.spread(pairs[0], pairs[1], joined[2][first]))

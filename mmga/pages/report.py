@@ -15,8 +15,8 @@ from mmga.common.files import read_json_object
 from mmga.common.progress import Progress
 from mmga.pages import charts, html
 from mmga.pages.content import Content, Evaluated, collect, names_of
-from mmga.pages.lists import MARKS, Lists
-from mmga.pages.manifest import Manifest, manifest
+from mmga.pages.lists import LOOKED_AT, MARKS, Lists
+from mmga.pages.manifest import manifest
 from mmga.pages.pairs import Samples, Thresholds
 from mmga.pages.thumbnails import Thumbnails, thumbnails
 from mmga.retrieval.features import Features
@@ -107,7 +107,9 @@ def check_target(path: str | os.PathLike[str]) -> None:
         raise UserError(f"--report: {path} is a folder; name a file in it")
     above = next((one for one in target.absolute().parents if one.exists()), None)
     if above is not None and not (above.is_dir() and os.access(above, os.W_OK)):
-        raise UserError(f"--report: {path} cannot be written, {above} is no folder one may write to")
+        raise UserError(
+            f"--report: {path} cannot be written, {above} is no folder one may write to"
+        )
     html.check_packages(*PACKAGES)
 
 
@@ -166,6 +168,7 @@ def write_report(
         "notes": [*report.notes, *notes],
         "manifest": made,
         "pictures": page.images is not None,
+        "looked_at": LOOKED_AT,
         "data": data,
         "charts": drawn,
     }
@@ -222,8 +225,11 @@ def _intervals(report: Report, figures: Figures) -> dict[str, tuple[float, float
 def _items(content: Content) -> np.ndarray:
     """Return the gallery rows that the page names, the most important first: int64 [I]."""
     lists = [one for one in (content.plain, content.reranked) if one is not None]
-    rank = [np.arange(len(one.item)) - np.repeat(one.start[:-1], np.diff(one.start)) for one in lists]
-    sampled = [content.genuine.item, content.impostor.item]
+    rank = [
+        np.arange(len(one.item)) - np.repeat(one.start[:-1], np.diff(one.start)) for one in lists
+    ]
+    first = content.first_item[content.first_item >= 0]
+    sampled = [content.genuine.item, content.impostor.item, first]
     rows = np.concatenate([*sampled, *(one.item for one in lists)])
     order = np.concatenate([*(np.zeros(len(one)) for one in sampled), *rank])
     rows = rows[np.argsort(order, kind="stable")]
@@ -266,6 +272,12 @@ def _lists_data(
         ]
         queries[f"first{name}"] = scores.first_rank[content.rows].tolist()
         queries["matches"] = scores.num_matches[content.rows].tolist()
+    queries["firstItem"] = [
+        int(places[row]) if row >= 0 else -1 for row in content.first_item.tolist()
+    ]
+    queries["firstDistance"] = [
+        None if np.isnan(one) else float(f"{one:.6g}") for one in content.first_distance.tolist()
+    ]
     queries["columns"] = [
         {"name": name, "values": values} for name, values in content.columns.items()
     ]
@@ -368,7 +380,10 @@ def _excluded(report: Report) -> list[tuple[int, str]]:
     """Return what was left out or is odd, each with its count."""
     found = [(count, EXCLUDED.get(name, name)) for name, count in report.excluded.items()]
     found += [
-        (report.distractors, "gallery items whose identity no query has (distractors, which count)"),
+        (
+            report.distractors,
+            "gallery items whose identity no query has (distractors, which count)",
+        ),
         (report.ties, "queries with a match at exactly the distance of another item (they count)"),
         (report.duplicates or 0, "gallery items whose features equal a query's (they count)"),
         (report.zero_vectors, "rows that are zero, at cosine distance 1 from all (they count)"),

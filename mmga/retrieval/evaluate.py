@@ -322,7 +322,9 @@ def plain_ranks(
         raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
     with problem.monitor.timed("rank"):
         if options.exact == "float32" or obstacle is not None:
-            return rank(problem.source(), problem.selection, problem.monitor, observer=counter), None
+            return rank(
+                problem.source(), problem.selection, problem.monitor, observer=counter
+            ), None
         return _certify(problem, options.seed)
 
 

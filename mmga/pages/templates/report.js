@@ -244,11 +244,11 @@
     const form = byId("filters");
     form.addEventListener("submit", (event) => event.preventDefault());
     const sorts = [
-      ["hardest", "hardest first (AP)"],
-      ["easiest", "easiest first (AP)"],
+      ["hardest", "hardest first"],
+      ["easiest", "easiest first"],
     ];
     if (data.reranked) {
-      sorts.push(["gained", "most gained by re-ranking"], ["lost", "most lost by re-ranking"]);
+      sorts.push(["gained", "most gained"], ["lost", "most lost"]);
     }
     choice("sort", "Order", sorts);
     const ranks = [["", "all"], ["right", "✓ right at rank 1"], ["wrong", "✗ wrong at rank 1"]];
@@ -441,14 +441,26 @@
       if (kept) rank += 1;
       made.append(card(list, place, kept ? rank : 0, name));
     }
+    if (name === "plain" && queries.first[at] > rank) made.append(firstRight(at));
     const id = `list-${name}`;
     made.setAttribute("aria-labelledby", id);
     return element("div", {}, element("h4", { id }, title), made);
   }
 
   function card(list, place, rank, name) {
-    const item = list.item[place];
-    const mark = list.mark[place];
+    const made = plainCard(list.item[place], list.mark[place], rank, list.distance[place]);
+    if (rank && data.reranked) made.append(moved(list.elsewhere[place], rank, name));
+    return made;
+  }
+
+  // The first right item of a query whose list shows none.
+  function firstRight(at) {
+    const made = plainCard(queries.firstItem[at], 1, queries.first[at], queries.firstDistance[at]);
+    made.classList.add("later");
+    return made;
+  }
+
+  function plainCard(item, mark, rank, distance) {
     const kind = ["wrong", "right"][mark] || "out";
     const meaning = data.marks[mark];
     const head = element(
@@ -466,10 +478,9 @@
       spoken,
       element("bdi", { class: "name" }, data.items.pid[item]),
       element("bdi", { class: "where" }, data.items.camera.length ? `cam. ${data.items.camera[item]}` : ""),
-      element("div", {}, list.distance[place].toFixed(3)),
+      element("div", {}, distance.toFixed(3)),
     );
     if (!rank) made.append(element("div", {}, meaning.replace("left out: ", "")));
-    else if (data.reranked) made.append(moved(list.elsewhere[place], rank, name));
     return made;
   }
 
@@ -480,7 +491,7 @@
 
   function moved(other, rank, name) {
     if (name === "plain") return element("div", {}, other ? `after: ${other}` : "after: lower");
-    if (!other) return element("div", { class: "moved" }, "▲ from below");
+    if (!other) return element("div", { class: "moved" }, "▲ new");
     if (other === rank) return element("div", {}, "= stays");
     const arrow = other > rank ? "▲" : "▼";
     return element("div", { class: "moved" }, `${arrow} was ${other}`);
