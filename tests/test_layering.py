@@ -23,6 +23,7 @@ RANKS = {
     "mmga.retrieval.reranking": 8,
     "mmga.retrieval": 9,
     "mmga.compat": 10,
+    "mmga.pages": 10,
     "mmga.data": 4,
     "mmga.data.readers": 5,
     "mmga.data.synthetic": 5,

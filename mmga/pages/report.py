@@ -276,7 +276,7 @@ def _lists_data(
         int(places[row]) if row >= 0 else -1 for row in content.first_item.tolist()
     ]
     queries["firstDistance"] = [
-        None if np.isnan(one) else float(f"{one:.6g}") for one in content.first_distance.tolist()
+        float(f"{one:.6g}") if np.isfinite(one) else None for one in content.first_distance.tolist()
     ]
     queries["columns"] = [
         {"name": name, "values": values} for name, values in content.columns.items()

@@ -5,6 +5,7 @@
   const read = (id) => JSON.parse(byId(id).textContent);
   const data = read("data");
   const percent = (value, digits = 1) => (value === null ? "–" : `${(100 * value).toFixed(digits)}%`);
+  const length = (value) => (Number.isFinite(value) ? value.toFixed(3) : "∞");
   const plural = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 
   function element(tag, attributes = {}, ...children) {
@@ -65,7 +66,16 @@
     const target = element("div");
     container.append(target);
     const views = await window.Bokeh.embed.embed_item(coloured(name), target);
+    leaveOut(target);
     drawn.set(container, { name, views, model: window.Bokeh.documents.at(-1) });
+  }
+
+  // Charts have their values as text: the keyboard need not stop in them.
+  function leaveOut(root) {
+    for (const one of root.querySelectorAll("*")) {
+      if (one.hasAttribute("tabindex")) one.setAttribute("tabindex", "-1");
+      if (one.shadowRoot) leaveOut(one.shadowRoot);
+    }
   }
 
   // One after the other: which document is whose is told by order.
@@ -478,7 +488,7 @@
       spoken,
       element("bdi", { class: "name" }, data.items.pid[item]),
       element("bdi", { class: "where" }, data.items.camera.length ? `cam. ${data.items.camera[item]}` : ""),
-      element("div", {}, distance.toFixed(3)),
+      element("div", {}, length(distance)),
     );
     if (!rank) made.append(element("div", {}, meaning.replace("left out: ", "")));
     return made;
