@@ -28,6 +28,8 @@ from mmga.retrieval.protocols.protocol import Protocol, protocol_named
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles.parts import visible
 
+LISTED = 12_000
+"""Queries that a page lists."""
 _VALUES = 24  # most distinct values of a column that becomes a filter
 _GRADED = ("visib", "occlu")  # columns of more values that become one in quarters
 
@@ -74,6 +76,7 @@ class Content:
     Attributes:
         query: the ranked queries; of a protocol that pools, the pooled ones.
         gallery: the gallery.
+        ranked: number of queries that were ranked.
         rows: the listed queries, rows of `query`, by ascending average precision, int64 [L].
         plain: their lists in that order.
         reranked: likewise, or None.
@@ -90,6 +93,7 @@ class Content:
 
     query: Features
     gallery: Features
+    ranked: int
     rows: np.ndarray
     plain: Lists
     reranked: Lists | None
@@ -132,14 +136,15 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
     )
     rank(source, selection, problem.monitor, observer=sampler, phase="pairs")
     plain, again = ranked_lists(problem, evaluated.rule)
-    genuine, impostor = sampler.samples(plain)
     first_item, first_distance = sampler.first_matches()
     counts = sampler.counts()
     order = _hardest_first(scores, selection.queries)
     rows = selection.queries[order]
+    genuine, impostor = sampler.samples(plain, rows)
     return Content(
         query,
         gallery,
+        len(selection.queries),
         rows,
         plain.reordered(order),
         None if again is None else again.reordered(order),
@@ -156,8 +161,16 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
 
 
 def _hardest_first(scores: PerQuery, queries: np.ndarray) -> np.ndarray:
-    """Return the order of queries by average precision; those without a match stand last."""
-    return np.lexsort((queries, np.nan_to_num(scores.average_precision[queries], nan=2.0)))
+    """Return the order of queries by average precision; those without a match stand last.
+
+    Of more than `LISTED` these are the hardest half of it and an even sample of the others.
+    """
+    order = np.lexsort((queries, np.nan_to_num(scores.average_precision[queries], nan=2.0)))
+    if len(order) > LISTED:
+        half = LISTED // 2
+        others = np.linspace(half, len(order) - 1, LISTED - half).astype(np.int64)
+        order = np.concatenate([order[:half], order[others]])
+    return order
 
 
 def names_of(values: np.ndarray | None, names: np.ndarray | None, rows: np.ndarray) -> list[str]:

@@ -124,16 +124,23 @@ class PairSampler:
         """Return what was counted."""
         return self._counter.counts()
 
-    def samples(self, lists: Lists) -> tuple[Samples, Samples]:
-        """Return genuine and impostor pairs; those of the lists, which are nearest, among them."""
-        query = np.repeat(self._selection.queries, np.diff(lists.start))
+    def samples(self, lists: Lists, rows: np.ndarray) -> tuple[Samples, Samples]:
+        """Return genuine and impostor pairs; those of the lists, which are nearest, among them.
+
+        Args:
+            lists: of all selected queries.
+            rows: the queries that pairs may be of, int64.
+        """
+        of_list = np.repeat(self._selection.queries, np.diff(lists.start))
         found = []
         for drawn, mark in ((self._genuine, RIGHT), (self._impostor, WRONG)):
             listed = lists.mark == mark
-            parts = [*drawn, (query[listed], lists.item[listed], lists.distance[listed])]
+            parts = [*drawn, (of_list[listed], lists.item[listed], lists.distance[listed])]
             joined = [np.concatenate(column) for column in zip(*parts, strict=True)]
             pairs, first = np.unique(np.stack(joined[:2]), axis=1, return_index=True)
-            found.append(Samples.spread(pairs[0], pairs[1], joined[2][first]))
+            known = np.isin(pairs[0], rows)
+            query, item = pairs[:, known]
+            found.append(Samples.spread(query, item, joined[2][first][known]))
         return found[0], found[1]
 
 

@@ -61,19 +61,24 @@ class Compared:
                 "mmga eval --json wrote"
             ) from error
         name = Path(path).stem
-        own = [cls(name, found)]
+        own = [cls._of_values(name, path, found)]
         if found.get("reranked") is not None:
-            own.append(cls(f"{name}, re-ranked", found["reranked"]))
-        for one in own:
-            figures = one.figures if isinstance(one.figures, dict) else {}
-            curve = figures.get("cmc")
-            values = [figures.get("mAP"), *(curve if isinstance(curve, list) else [None])]
-            if not all(type(value) in (int, float) and 0 <= value <= 1 for value in values):
-                raise UserError(
-                    f"--compare: {path} holds no mAP and cmc from 0 to 1; name a file that "
-                    "mmga eval --json wrote"
-                )
+            own.append(cls._of_values(f"{name}, re-ranked", path, found["reranked"]))
         return own
+
+    @classmethod
+    def _of_values(cls, name: str, path: str, found: object) -> Compared:
+        figures = found if isinstance(found, dict) else {}
+        curve = figures.get("cmc")
+        curve = curve if isinstance(curve, list) else []
+        values = [figures.get("mAP"), *(curve or [None])]
+        if not all(type(value) in (int, float) and 0 <= value <= 1 for value in values):
+            raise UserError(
+                f"--compare: {path} holds no mAP and cmc from 0 to 1; name a file that "
+                "mmga eval --json wrote"
+            )
+        ranks = {f"rank{rank}": curve[rank - 1] for rank in (1, 5, 10) if rank <= len(curve)}
+        return cls(name, {"mAP": figures["mAP"], "cmc": curve, **ranks})
 
 
 @dataclass(frozen=True, slots=True)

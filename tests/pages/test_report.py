@@ -112,6 +112,18 @@ def test_lists_are_those_of_the_protocol(files, capsys):
             assert item not in plain or before == plain.index(item) + 1
 
 
+def test_many_queries_are_sampled(files, capsys, monkeypatch):
+    monkeypatch.setattr("mmga.pages.content.LISTED", 8)
+    page = written(files, capsys)
+    queries = page.data()["queries"]
+    query, gallery = sides()
+    precision = np.sort(evaluate(query, gallery).per_query.average_precision)
+    assert np.allclose(queries["ap"][:4], precision[:4], atol=1e-4) and len(queries["ap"]) == 8
+    assert queries["ap"][-1] == round(precision[-1], 4)
+    assert "Of 20 queries the 8 listed ones" in page.words
+    assert max(page.data()["pairs"]["genuine"]["query"]) < 8
+
+
 def test_thresholds_count_every_kept_pair(files, capsys):
     data = written(files, capsys).data()
     query, gallery = sides()
@@ -147,7 +159,7 @@ def test_a_cell_of_cameras_searches_one_camera(files, capsys):
     cells = re.findall(r"<t[dh][^>]*>(?:<bdi>)?([^<]*)", table.split("<tbody>")[1])
     rows = [[cell.strip() for cell in cells[start : start + 4]] for start in (0, 4, 8)]
     assert rows[0][0] == "1" and rows[0][2] == share
-    assert [rows[at][at + 1] for at in range(3)] == ["–"] * 3  # the query's own camera
+    assert [rows[at][at + 1] for at in range(3)] == ["\u2013"] * 3  # the query's own camera
 
 
 def test_text_of_strangers_stays_text(tmp_path, capsys):
