@@ -150,7 +150,7 @@ class Options(Inputs):
     """Write a page for the browser to this .html file: curves, thresholds, cameras, ranked lists,
     one file that loads nothing."""
     images: Path | None = None
-    """Folder that the paths of the features begin at: --report shows small pictures from it."""
+    """Folder of the images, at which the paths of the features begin: --report shows them small."""
     verbose: bool = False
     """Print what computed the ranks, too, and how many pairs each level of precision decided."""
 

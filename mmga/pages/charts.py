@@ -102,6 +102,12 @@ def roc(found: Thresholds, title: str) -> dict[str, Any]:
     plot.line(false[keep].tolist(), values[keep].tolist(), line_color=SERIES[0], line_width=2)
     if not det:
         _percent_axis(plot.yaxis)
+    from bokeh.models import FixedTicker
+
+    lowest = int(np.floor(np.log10(false[seen][0])))
+    plot.xaxis.ticker = FixedTicker(
+        ticks=[10.0**power for power in range(0, lowest - 1, -1 if lowest > -5 else -2)]
+    )
     at = found.balanced
     place = [float(false[at])] if keep[at] else [], [float(values[at])] if keep[at] else []
     point = _source(title.lower(), *place)
@@ -149,6 +155,10 @@ def histogram(found: Thresholds) -> dict[str, Any]:
         )
     )
     plot.y_range.start = 0
+    # The legend stands above all bars.
+    plot.y_range.end = 1.3 * max(
+        (found.genuine / found.genuines).max(), (found.impostor / found.impostors).max()
+    )
     _percent_axis(plot.yaxis, "0.[0]%")
     _legend(plot, "top_left")
     return _item(plot)

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 _ESCAPES = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
 
 
-def check_packages(*names: str) -> None:
-    """Import the packages that pages need.
+def check_packages(what: str, *names: str) -> None:
+    """Import the packages that a page needs.
+
+    Args:
+        what: asks for the page, such as a flag, for the message.
+        names: of the modules.
 
     Raises:
         UserError: one is not installed.
@@ -35,7 +39,7 @@ def check_packages(*names: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"--report needs {name}; pip install 'mmga[report]'") from error
+            raise UserError(f"{what} needs {name}; pip install 'mmga[report]'") from error
 
 
 def write_page(

@@ -115,7 +115,7 @@ def check_target(path: str | os.PathLike[str]) -> None:
         raise UserError(
             f"--report: {path} cannot be written, {above} is no folder one may write to"
         )
-    html.check_packages(*PACKAGES)
+    html.check_packages("--report", *PACKAGES)
 
 
 def write_report(

@@ -138,6 +138,8 @@ def _jpeg(file: Path, width: int, height: int) -> bytes:
 def _share_header(made: Thumbnails, contents: Sequence[bytes]) -> None:
     present = [content for content in contents if content]
     common = len(os.path.commonprefix([min(present), max(present)])) if present else 0
+    # Pictures may be equal, and none may be empty without its header.
+    common = min([common, *(len(content) - 3 for content in present)])
     common -= common % 3  # of whole groups of base64, which can be joined as text
     made.header = base64.b64encode(present[0][:common]).decode("ascii") if present else ""
     made.bodies = [base64.b64encode(content[common:]).decode("ascii") for content in contents]

@@ -172,7 +172,7 @@
   }
 
   const camera = (side, index) =>
-    data[side].camera.length ? ` (cam. ${data[side].camera[index]})` : "";
+    data[side].camera.length ? ` (cam.\u00a0${data[side].camera[index]})` : "";
 
   function moveThreshold() {
     const at = Number(slider.value);
@@ -466,7 +466,7 @@
   // The first right item of a query whose list shows none.
   function firstRight(at) {
     const made = plainCard(queries.firstItem[at], 1, queries.first[at], queries.firstDistance[at]);
-    made.classList.add("later");
+    made.append(element("div", { class: "moved" }, "first right"));
     return made;
   }
 
