@@ -32,7 +32,9 @@ from mmga.retrieval.protocols.protocol import (
 from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
+    from mmga.pages.content import Evaluated
     from mmga.retrieval.features import Features
+    from mmga.retrieval.metrics.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +138,26 @@ class Options(Inputs):
     """Draws of a bootstrap by identity for intervals of mAP and rank-1; 0 for none."""
     compare: FeatureFiles = ()
     """Features of the same images by another network, one file with both sides or query and
-    gallery: test whether it differs, paired by identity."""
+    gallery: test whether it differs, paired by identity. With --report also .json files that --json
+    wrote, whose curves stand beside these."""
     explain: tuple[ProtocolName, ProtocolName] | None = None
     """Two protocols: say what each rule that differs contributes to the difference."""
     json: OutputFile = None
     """Write the report to this .json file."""
     per_query: OutputFile = None
     """Write one line for each query to this .csv file."""
+    report: OutputFile = None
+    """Write a page for the browser to this .html file: curves, thresholds, cameras, ranked lists,
+    one file that loads nothing."""
+    images: Path | None = None
+    """Folder of the images, at which the paths of the features begin: --report shows them small."""
     verbose: bool = False
     """Print what computed the ranks, too, and how many pairs each level of precision decided."""
 
 
 _NOT_EXPLAINED = (
     *("rerank", "ap", "max_rank", "trials", "seed", "verification", "cross_camera", "fpr"),
-    *("strangers", "bootstrap", "compare", "per_query"),
+    *("strangers", "bootstrap", "compare", "per_query", "report"),
 )
 Given = TypeVar("Given", bound=Inputs)
 
@@ -295,6 +303,16 @@ def _check_outputs(options: Options) -> None:
         raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
     if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
         raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
+    if options.report is None and options.images is not None:
+        raise UserError("--images: pictures stand in the page of --report; give it, too")
+    if options.report is not None:
+        from mmga.pages.report import check_target
+
+        check_target(options.report)
+        if options.images is not None and not options.images.is_dir():
+            raise UserError(
+                f"--images: {options.images} is no folder; name the one that paths begin at"
+            )
     if rules_of(options).splits is not None:
         for name in cli.changed(options, "per_query", "bootstrap", "compare"):
             raise UserError(
@@ -313,7 +331,8 @@ def body(options: Options) -> None:
         from mmga.retrieval.evaluate import evaluate
         from mmga.retrieval.metrics.bootstrap import bootstrap, compare
 
-    options = with_protocol(options)
+    given = options = with_protocol(options)
+    options, others = _without_reports(options)
     _check_outputs(options)
     rule = reranker(options)
     memory.baseline()
@@ -323,39 +342,25 @@ def body(options: Options) -> None:
     other = load_other(options) if options.compare else None
     settings = passed_on(options)
     if options.explain is not None:
-        from mmga.retrieval.explain import explain, table
-        from mmga.retrieval.metrics.report import write_json
-
-        if gallery is None:
-            raise UserError("--explain needs a query and a gallery")
-        for name in cli.changed(options, *_NOT_EXPLAINED):
-            raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
-        names = ("metric", "exact", "device", "memory", "exclude")
-        passed = {name: settings[name] for name in names}
-        with bar() as progress:
-            steps = explain(query, gallery, *options.explain, progress=progress, **passed)
-        if options.json is not None:
-            write_json(options.json, {"schema": 1, "explain": steps})
-        print(table(steps))
-        for note in (*query.notes, *gallery.notes):
-            print(cli.wrapped(f"note: {note}", 2))
+        _explain(options, query, gallery, settings)
         return
     with bar() as progress:
         report = evaluate(query, gallery, rerank=rule, progress=progress, **settings)
         if other is not None:
             off = {"verification": False, "cross_camera": False, "fpr": None, "strangers": None}
-            settings |= off
             try:
-                compared = evaluate(*other, progress=progress, **settings)
+                compared = evaluate(*other, progress=progress, **(settings | off))
             except UserError as error:
                 raise UserError(f"--compare: {error}") from error
             draws = options.bootstrap or 1000
+            name = " and ".join(options.compare)
             report.extra["compare"] = {
-                "with": " and ".join(options.compare),
+                "with": name,
                 "mAP": compared.mAP,
                 "rank1": compared.rank1,
                 "difference": compare(report, compared, draws, options.seed),
             }
+            others = {name: compared, **others}
         if options.bootstrap:
             intervals = bootstrap(report, options.bootstrap, options.seed)
             report.extra["bootstrap"] = {
@@ -368,6 +373,98 @@ def body(options: Options) -> None:
     if options.per_query is not None:
         report.to_csv(options.per_query)
     print("\n".join(cli.wrapped(line, 2) for line in report.table(options.verbose).split("\n")))
+    if options.report is not None:
+        from mmga.pages.content import Evaluated
+
+        _write_page(given, Evaluated(report, query, gallery, settings, rule), others)
+
+
+def _explain(
+    options: Options, query: "Features", gallery: "Features | None", settings: dict[str, Any]
+) -> None:
+    """Say what each rule that differs between two protocols contributes."""
+    from mmga.common.progress import bar
+    from mmga.retrieval.explain import explain, table
+    from mmga.retrieval.metrics.report import write_json
+
+    assert options.explain is not None
+    if gallery is None:
+        raise UserError("--explain needs a query and a gallery")
+    for name in cli.changed(options, *_NOT_EXPLAINED):
+        raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
+    names = ("metric", "exact", "device", "memory", "exclude")
+    passed = {name: settings[name] for name in names}
+    with bar() as progress:
+        steps = explain(query, gallery, *options.explain, progress=progress, **passed)
+    if options.json is not None:
+        write_json(options.json, {"schema": 1, "explain": steps})
+    print(table(steps))
+    for note in (*query.notes, *gallery.notes):
+        print(cli.wrapped(f"note: {note}", 2))
+
+
+def _without_reports(options: Options) -> "tuple[Options, dict[str, Report | str]]":
+    """Return the options without the reports that --compare names, and these reports."""
+    reports = [path for path in options.compare if path.lower().endswith(".json")]
+    if reports and options.report is None:
+        raise UserError(
+            f"--compare: {reports[0]} is a report, whose curves a page shows: give --report, too, "
+            "or name features"
+        )
+    features = tuple(path for path in options.compare if path not in reports)
+    return dataclasses.replace(options, compare=features), {path: path for path in reports}
+
+
+def _write_page(
+    options: Options, evaluated: "Evaluated", others: "dict[str, Report | str]"
+) -> None:
+    """Write the page of an evaluation, and print what should be known of it."""
+    from mmga.common.progress import bar
+    from mmga.pages.report import Compared, Page, write_report
+
+    assert options.report is not None
+    compared: list[Compared] = []
+    for name, one in others.items():
+        if isinstance(one, str):
+            compared += Compared.of_file(one)
+        else:
+            compared.append(Compared.of_report(name, one))
+    page = Page(compared, options.images, _inputs(options), _command(options))
+    with bar() as progress:
+        notes = write_report(options.report, evaluated, page, progress)
+    for note in notes:
+        print(f"mmga eval: note: {note}", file=sys.stderr)
+
+
+def _inputs(options: Options) -> list[tuple[str, Path]]:
+    """Return the files that were read, each with what it was given as."""
+    from mmga.retrieval.features.load import expanded
+
+    found: list[tuple[str, Path]] = []
+    for name in ("query", "gallery", "features", "query_columns", "gallery_columns", "compare"):
+        value = getattr(options, name)
+        found += [(name, path) for path in (expanded(value) if value else ())]
+    if options.run is not None:
+        checkpoint = options.run / "last.safetensors" if options.run.is_dir() else options.run
+        found.append(("run", checkpoint))
+    return found
+
+
+def _command(options: Options) -> str:
+    """Return the command line that spells options."""
+    import shlex
+
+    from mmga.common.option_fields import options_of
+
+    words = ["mmga", "eval"]
+    for option, before in zip(options_of(options), options_of(Options()), strict=True):
+        value = option.default
+        if value == before.default:
+            continue
+        words.append(option.flag)
+        if not isinstance(value, bool):
+            words += map(str, value if isinstance(value, tuple) else [value])
+    return shlex.join(words)
 
 
 def main(argv: list[str] | None = None) -> None:

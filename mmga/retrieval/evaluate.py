@@ -229,18 +229,10 @@ def _ranked(
     monitor: Monitor,
 ) -> Report:
     """Rank plainly and re-ranked, and report, as checked options ask."""
-    problem = _problem(query, gallery, options, device, monitor)
+    problem = ranking_problem(query, gallery, options, device, monitor)
     selection, rules = problem.selection, options.protocol
-    counter = _pair_counter(problem, options) if options.verification else None
-    obstacle = _obstacle(problem, options)
-    if options.exact == "certified" and obstacle is not None:
-        raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
-    stages = None
-    with monitor.timed("rank"):
-        if options.exact == "float32" or obstacle is not None:
-            scores = rank(problem.source(), selection, monitor, observer=counter)
-        else:
-            scores, stages = _certify(problem, options.seed)
+    counter = pair_counter(problem, options) if options.verification else None
+    scores, stages = plain_ranks(problem, options, counter)
     report = _report(selection, scores, options.max_rank, (query, gallery), device)
     report.seconds = monitor.seconds
     report.metric, report.precision, report.exact = options.metric, "ieee", "float32"
@@ -260,7 +252,7 @@ def _ranked(
     return report
 
 
-def _problem(
+def ranking_problem(
     query: Features,
     gallery: Features,
     options: EvaluationOptions,
@@ -318,6 +310,25 @@ def _obstacle(problem: RankingProblem, options: EvaluationOptions) -> str | None
     return next((why for side in sides if (why := beyond_bounds(*side))), None)
 
 
+def plain_ranks(
+    problem: RankingProblem, options: EvaluationOptions, counter: PairCounter | None = None
+) -> tuple[PerQuery, Stages | None]:
+    """Rank the matches, certified where that is asked for or can be; then the stages stand beside.
+
+    Raises:
+        UserError: certified ranks are asked for and cannot be made, or a key is NaN.
+    """
+    obstacle = _obstacle(problem, options)
+    if options.exact == "certified" and obstacle is not None:
+        raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
+    with problem.monitor.timed("rank"):
+        if options.exact == "float32" or obstacle is not None:
+            return rank(
+                problem.source(), problem.selection, problem.monitor, observer=counter
+            ), None
+        return _certify(problem, options.seed)
+
+
 def _certify(problem: RankingProblem, seed: int) -> tuple[PerQuery, Stages]:
     """Rank by exact keys, through the stages that counts of a pilot say are cheapest."""
     sides = problem.queries, problem.items, problem.selection
@@ -330,7 +341,7 @@ def _certify(problem: RankingProblem, seed: int) -> tuple[PerQuery, Stages]:
     return ranking.rank(problem.monitor), stages
 
 
-def _pair_counter(problem: RankingProblem, options: EvaluationOptions) -> PairCounter:
+def pair_counter(problem: RankingProblem, options: EvaluationOptions) -> PairCounter:
     """Return an observer that counts pairs by distance while they are ranked."""
     # Cosine distances end at 2, Euclidean ones at the sum of the longest vectors.
     largest = 2.0

@@ -60,7 +60,7 @@ def load_features(
     """
     if side is not None and side not in SIDES:
         raise UserError(f"side: expected query or gallery, found {side!r}")
-    paths = _expand(path)
+    paths = expanded(path)
     if columns is not None and len(paths) > 1:
         raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
     _check_twice(paths)
@@ -89,11 +89,16 @@ def save_both(path: str | os.PathLike[str], query: Features, gallery: Features) 
     containers.write(path, {**query.arrays("query"), **gallery.arrays("gallery")})
 
 
-def _expand(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+def expanded(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Return the files that a path, a pattern or several of them name, in the order of rows.
+
+    Raises:
+        UserError: no file matches a pattern, or the list is empty.
+    """
     if not isinstance(path, str | os.PathLike):
         if not len(path):
             raise UserError("features: the list of shards is empty")
-        return [found for one in path for found in _expand(one)]
+        return [found for one in path for found in expanded(one)]
     text = os.fspath(path)
     if os.path.exists(text) or not glob.has_magic(text):
         return [Path(text)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mmga.retrieval.metrics.verification import Counts
 
-_EXCLUDED = {
+EXCLUDED = {
     "junk": "gallery items with pid -1 (junk)",
     "junk_queries": "queries with pid -1 (junk)",
     "unknown": "gallery items of unknown pid or camid",
@@ -334,7 +334,7 @@ class Report:
         lines = [self._rules(), *self._sets()]
         for name, count in self.excluded.items():
             if count:
-                lines.append(f"left out: {count} {_EXCLUDED.get(name, name)}")
+                lines.append(f"left out: {count} {EXCLUDED.get(name, name)}")
         if self.ties:
             lines.append(f"ties: {self.ties} queries have a match as far away as another item")
         if self.duplicates:

@@ -1,0 +1,103 @@
+"""Features in two dimensions: the directions in which they differ most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mmga.ops.distance import unit_rows
+from mmga.retrieval.tiles.parts import visible
+from mmga.retrieval.tiles.problem import RankingProblem
+
+POINTS = 2400
+"""Items that are drawn."""
+PEOPLE = 8
+"""Identities that are told apart."""
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMap:
+    """Some items in two dimensions.
+
+    Attributes:
+        place: float32 [M, 2].
+        side: 0 for queries, 1 for items of the gallery, int64 [M].
+        row: of their set, int64 [M].
+        people: identities with the lowest average precision, codes of the problem's labels.
+        identity: place in `people`, -1 for others, int64 [M].
+        share: of the variance that the two directions hold.
+    """
+
+    place: np.ndarray
+    side: np.ndarray
+    row: np.ndarray
+    people: np.ndarray
+    identity: np.ndarray
+    share: float
+
+
+def feature_map(problem: RankingProblem, hardest: np.ndarray) -> FeatureMap:
+    """Project the images of the hardest identities and a sample of all others by PCA.
+
+    Args:
+        problem: queries, gallery and labels.
+        hardest: rows of queries, by ascending average precision.
+    """
+    selection, labels = problem.selection, problem.selection.labels
+    pids = labels.query_pids[hardest]
+    people = pids[np.sort(np.unique(pids, return_index=True)[1])][:PEOPLE]
+    random = np.random.default_rng(_SEED)
+    sides, rows = [], []
+    sets = [(selection.queries, labels.query_pids)]
+    if problem.gallery is not problem.query:
+        sets.append((selection.gallery, labels.gallery_pids))
+    total = sum(len(kept) for kept, _ in sets)
+    for side, (kept, side_pids) in enumerate(sets):
+        drawn = random.random(len(kept)) < POINTS / total
+        chosen = kept[drawn | np.isin(side_pids[kept], people)]
+        sides.append(np.full(len(chosen), side))
+        rows.append(chosen)
+    vectors = torch.cat(
+        [_vectors(problem, side, chosen) for side, chosen in enumerate(rows) if len(chosen)]
+    )
+    place, share = _principal(vectors)
+    both = np.concatenate(
+        [side_pids[chosen] for (_, side_pids), chosen in zip(sets, rows, strict=True)]
+    )
+    identity = np.full(len(both), -1)
+    for number, pid in enumerate(people.tolist()):
+        identity[both == pid] = number
+    return FeatureMap(place, np.concatenate(sides), np.concatenate(rows), people, identity, share)
+
+
+def _vectors(problem: RankingProblem, side: int, rows: np.ndarray) -> torch.Tensor:
+    features = (problem.query, problem.gallery)[side]
+    chosen = features.rows.select(torch.from_numpy(rows).to(features.rows.device))
+    vectors = chosen.block(0, len(rows)).to(torch.float32).cpu()
+    if problem.metric == "cosine":
+        vectors = unit_rows(vectors)
+    if features.visibility is not None:
+        vectors = vectors * visible(features.visibility[torch.from_numpy(rows)])[..., None]
+    return vectors.flatten(1)
+
+
+def _principal(vectors: torch.Tensor) -> tuple[np.ndarray, float]:
+    """Return the two principal components of each vector, and their share of the variance."""
+    centred = vectors - vectors.mean(0)
+    total = float(centred.double().square().sum())
+    rank = min(2, *centred.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        _, sizes, directions = torch.pca_lowrank(
+            centred, q=min(6, *centred.shape), center=False, niter=4
+        )
+    directions = directions[:, :rank]
+    # The sign of a direction means nothing: its largest entry is positive.
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    place = torch.zeros(len(vectors), 2, dtype=torch.float32, device="cpu")
+    place[:, :rank] = centred @ (directions * largest.sign())
+    share = float(sizes[:rank].double().square().sum()) / total if total else 0.0
+    return place.numpy(), min(1.0, share)
