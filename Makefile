@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test ablation lint dist bench gpu-check clean
+.PHONY: demo test ablation lint docs dist bench gpu-check clean
 
 # torch comes first: the isolated build of the kernels then finds its headers and downloads nothing
 # a second time.
@@ -33,6 +33,10 @@ lint: $(VENV)/mmga.done
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cuda_emulation/*')
+
+# The documentation site in site/; a broken link or an unknown name is an error.
+docs: $(VENV)/mmga.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
 
 # The sdist and the manylinux wheel in dist/, installed and run in fresh environments.
 dist: $(VENV)/mmga.done
