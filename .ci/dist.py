@@ -72,8 +72,7 @@ def check_contents(sdist: Path, wheel: Path) -> None:
     tracked = run("git", "-C", ROOT, "ls-files").splitlines()
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    skipped = ("benchmarks/results/", ".")
-    missing = [name for name in tracked if name not in inside and not name.startswith(skipped)]
+    missing = [name for name in tracked if name not in inside and not name.startswith(".")]
     assert not missing, f"{sdist.name} lacks {missing}"
     names = set(zipfile.ZipFile(wheel).namelist())
     missing = [name for name in tracked if name.startswith("mmga/") and name not in names]

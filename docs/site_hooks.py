@@ -34,13 +34,14 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the root, and the raw data with a list of each of its folders."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
-    for path in sorted((ROOT / RAW).rglob("*")):
+    for path in (ROOT / RAW, *sorted((ROOT / RAW).rglob("*"))):
         name = path.relative_to(ROOT).as_posix()
         if path.is_file():
             file = File.generated(config, name, abs_src_path=str(path))
         else:
-            listed = "".join(f"- [{one.name}]({one.name})\n" for one in sorted(path.iterdir()))
-            file = File.generated(config, f"{name}/index.md", content=f"# {name}\n\n{listed}")
+            links = [one.name + "/index.md" * one.is_dir() for one in sorted(path.iterdir())]
+            listed = "\n".join(f"- [{link.removesuffix('/index.md')}]({link})" for link in links)
+            file = File.generated(config, f"{name}/index.md", content=f"# {name}\n\n{listed}\n")
         file.inclusion = InclusionLevel.NOT_IN_NAV
         files.append(file)
     return files

@@ -46,7 +46,7 @@ def sources(*folders):
 
 
 def test_the_sdist_is_complete(in_sdist):
-    wanted = sources("mmga", "csrc", "tests", "docs", "findings")
+    wanted = sources("mmga", "csrc", "tests", "docs", "benchmarks", "findings")
     wanted |= {"setup.py", "pyproject.toml", "CMakeLists.txt", "Makefile", "README.md", "LICENSE"}
     wanted |= {path.name for path in REPOSITORY.glob("*.md")}
     assert wanted - in_sdist == set()
