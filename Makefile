@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test ablation lint bench gpu-check clean
+.PHONY: demo test ablation lint docs dist bench gpu-check clean
 
 # torch comes first: the isolated build of the kernels then finds its headers and downloads nothing
 # a second time.
@@ -34,6 +34,14 @@ lint: $(VENV)/mmga.done
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/cuda_emulation/*')
 
+# The documentation site in site/; a broken link or an unknown name is an error.
+docs: $(VENV)/mmga.done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir site
+
+# The sdist and the manylinux wheel in dist/, installed and run in fresh environments.
+dist: $(VENV)/mmga.done
+	$(BIN)/python .ci/dist.py
+
 bench: $(VENV)/mmga.done
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 
@@ -42,4 +50,4 @@ gpu-check:
 	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check
 
 clean:
-	rm -rf $(VENV) build mmga/_C*.so mmga/_build_info.json
+	rm -rf $(VENV) build dist site mmga/_C*.so mmga/_build_info.json

@@ -284,7 +284,10 @@ def foreign_network(name: str, arguments: str = "{}", weights: Path | None = Non
         for part in attribute.split("."):
             make = getattr(make, part)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"--model {name} cannot be imported ({error}); check the name") from error
+        package = module_name.partition(".")[0]
+        absent = getattr(error, "name", None) == package
+        hint = f"install {package}, or check the name" if absent else "check the name"
+        raise UserError(f"--model {name} cannot be imported ({error}); {hint}") from error
     try:
         network = make if isinstance(make, nn.Module) else make(**given)
     except Exception as error:  # foreign code may raise anything

@@ -246,8 +246,9 @@ def test_any_network(images, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--model", "torch.nn:Flattn"), "--model torch.nn:Flattn cannot be imported"),
-        (("--model", "nowhere.at:all"), "--model nowhere.at:all cannot be imported"),
+        (("--model", "torch.nn:Flattn"), "has no attribute 'Flattn'); check the name"),
+        (("--model", "nowhere.at:all"), "named 'nowhere'); install nowhere, or check the name"),
+        (("--model", "torch.nowhere:all"), "named 'torch.nowhere'); check the name"),
         (("--model", "torch"), "--model must be package:callable"),
         (("--model", "torch.nn:Linear"), "could not be called with {} (TypeError"),
         (
