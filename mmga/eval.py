@@ -283,7 +283,7 @@ def passed_on(options: Options) -> dict[str, Any]:
 
     parameters = inspect.signature(evaluate).parameters.values()
     names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    others = ("rerank", "progress", "protocol")
+    others = ("rerank", "progress", "protocol", "group")
     passed = {name: getattr(options, name) for name in names if name not in others}
     return passed | {"protocol": rules_of(options)}
 

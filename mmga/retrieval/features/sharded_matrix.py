@@ -83,8 +83,13 @@ class ShardedMatrix:
         if self.stored != torch.int8:
             yield from self.shards
             return
-        for start in range(0, len(self), _BLOCK):
+        for start in range(0, max(1, len(self)), _BLOCK):
             yield self.block(start, min(start + _BLOCK, len(self)))
+
+    def cut(self, start: int, stop: int) -> ShardedMatrix:
+        """Return rows start to stop, without a copy; none have the shape of the others."""
+        pieces = self._pieces(start, stop) or [self.shards[0][:0]]
+        return ShardedMatrix(pieces, None if self.scale is None else self.scale[start:stop])
 
     def select(self, indices: Tensor) -> ShardedMatrix:
         """Return some rows, int64 [K], as they are stored, in one piece."""
