@@ -204,9 +204,10 @@ def body(options: Options) -> int:
     with bar() as progress:
         query, gallery = features_of_run(
             options.run,
-            DataChoice(options.data, options.root, options.split, options.splits_file),
+            DataChoice(
+                options.data, options.root, options.split, options.splits_file, options.workers
+            ),
             device=options.device,
-            workers=options.workers,
             flip=options.flip,
             multi_query=options.multi_query,
             progress=progress,

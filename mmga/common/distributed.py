@@ -21,8 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from mmga.common.device import resolve_device
 from mmga.common.errors import PeerError, UserError
-from mmga.common.watch import Watch
+from mmga.common.watch import Watch, told
 
 PATIENCE = datetime.timedelta(hours=2)
 """Longest time that a process waits for the others, such as while the first one evaluates."""
@@ -50,8 +51,21 @@ def environment() -> tuple[int, int, int]:
     return int(os.environ["RANK"]), world, int(os.environ["LOCAL_RANK"])
 
 
+def own_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` means to this process, each one its own GPU.
+
+    Raises:
+        UserError: there is no such device, or one is named for several processes.
+    """
+    _, world, local = environment()
+    if world > 1 and name.startswith("cuda:"):
+        raise UserError(f"--device {name} names one device for {world} processes; use cuda")
+    device = resolve_device(name)
+    return resolve_device(f"cuda:{local}") if world > 1 and device.type == "cuda" else device
+
+
 @contextlib.contextmanager
-def join(device: torch.device, *, watched: bool = False) -> Iterator["Group"]:
+def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group"]:
     """Yield the group of processes that torchrun started, or a group of this one alone.
 
     gloo's threads end with the last reference to the process group. One that outlives the group
@@ -60,8 +74,8 @@ def join(device: torch.device, *, watched: bool = False) -> Iterator["Group"]:
 
     Args:
         device: where this process computes; CUDA devices exchange by nccl, others by gloo.
-        watched: end this process within seconds of one that fails or is killed, also while it
-            computes (see `Watch`): for commands, whose process is theirs to end.
+        watched: name of a command, whose process is its to end: it ends within seconds of one
+            that fails or is killed, also while it computes (see `Watch`).
 
     Raises:
         UserError: the others did not start within `START`.
@@ -79,7 +93,7 @@ def join(device: torch.device, *, watched: bool = False) -> Iterator["Group"]:
         # which DistributedDataParallel would do.
         importlib.import_module("torch.distributed.nn.functional")
         _initialise("nccl" if device.type == "cuda" else "gloo", world)
-    watch = Watch(rank, world) if watched else None
+    watch = None if watched is None else Watch(rank, world, watched)
     group = Group(rank, world, local, exchanged, watch=watch)
     try:
         yield group
@@ -311,47 +325,45 @@ class Group:
                 raise error
             return
         if error is not None and self.watch is not None:
-            self.watch.announce(*_told(error))  # to those who compute for a while yet
+            self.watch.announce(error)  # to those who compute for a while yet
         try:
-            states = self.table([0 if error is None else _told(error)[0]])
+            states = self.table([0 if error is None else told(error)[0]])
         except RuntimeError:
             if error is None:
                 raise
-            raise error from None  # the others have ended by it
+            raise self._reported(error) from None  # the others have ended by it
         failed = states[:, 0].nonzero().flatten().tolist()
         if not failed:
             return
         first = failed[0]
         said = self.texts("" if error is None else str(error))
         if error is not None and (first == self.rank or isinstance(error, PeerError)):
-            if self.watch is not None:
-                self.watch.shared = error
-            raise error
+            raise self._reported(error)
         code = int(states[first, 0])
         raise PeerError(f"process {first} of the run met an error: {said[first]}", code)
+
+    def _reported(self, error: Exception) -> Exception:
+        """Return an error of this process for those who called it, or what a command leaves by."""
+        if self.watch is None or isinstance(error, PeerError):
+            return error
+        return self.watch.report(error)
 
     def _leave(self, error: BaseException) -> None:
         """Tell the others of an error that ends this process, unless all know it.
 
         Raises:
-            PeerError: another process has met it, too, or one before, and reports it.
+            PeerError: the error is reported, here or by another process that has met it, too.
         """
         assert self.watch is not None
         verdict = self.watch.leave(error)
         if verdict is not None:
             raise verdict from None
         if not isinstance(error, Exception):
-            self.watch.announce(*_told(error))
-        elif error is not self.watch.shared and not isinstance(error, PeerError):
-            # Of an error that all have met, such as a missing file, the first one tells.
-            Group(self.rank, self.world, processes=self.watch.control).raise_first(error)
-
-
-def _told(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the sentence of an error."""
-    if isinstance(error, UserError):
-        return getattr(error, "code", 2), str(error)
-    return 130 if isinstance(error, KeyboardInterrupt) else 1, str(error)
+            self.watch.announce(error)
+        elif not isinstance(error, PeerError):
+            # Of an error that all have met, such as options that do not fit, the first one tells.
+            alone = Group(self.rank, self.world, processes=self.watch.control, watch=self.watch)
+            alone.raise_first(error)
 
 
 def gather(rows: Tensor, sizes: Sequence[int], group: Group) -> Tensor:

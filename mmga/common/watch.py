@@ -9,11 +9,13 @@ import datetime
 import os
 import sys
 import threading
+import traceback
 
 import torch
 import torch.distributed as dist
 
-from mmga.common.errors import PeerError
+from mmga.common import cli
+from mmga.common.errors import PeerError, UserError
 
 GRACE = 2.0
 """Seconds in which a process that is told of a failure may leave by itself."""
@@ -29,39 +31,56 @@ class Watch:
     Attributes:
         control: group of the same processes for what concerns their end.
         verdict: the failure of another process, once it is known.
-        shared: an error of this process that all know of, or None.
     """
 
-    def __init__(self, rank: int, world: int) -> None:
-        """Start the thread; all processes call it."""
-        self._rank, self._world = rank, world
+    def __init__(self, rank: int, world: int, verb: str) -> None:
+        """Start the thread; all processes call it.
+
+        Args:
+            rank: number of this process.
+            world: number of processes.
+            verb: name of the command, for messages.
+        """
+        self._rank, self._world, self._verb = rank, world, verb
         control = dist.new_group(backend="gloo", timeout=_FOREVER)
         assert isinstance(control, dist.ProcessGroup)
         self.control = control
         self.verdict: PeerError | None = None
-        self.shared: BaseException | None = None
-        self._left, self._quiet = threading.Event(), False
+        self._left, self._heard, self._quiet = threading.Event(), threading.Event(), False
         self._sending, self._sent = threading.Lock(), False
         self._thread = threading.Thread(target=self._wait, name="watch", daemon=True)
         self._thread.start()
 
-    def announce(self, code: int, sentence: str) -> None:
+    def announce(self, error: BaseException) -> None:
         """Tell all others that this process fails."""
         self._quiet = True
-        self._send((self._rank, code, sentence))
+        self._send((self._rank, *told(error)))
+
+    def report(self, error: Exception) -> PeerError:
+        """Print an error of this process at once, and return what leaves with its code.
+
+        Whoever started the processes may stop this one as soon as another one has left.
+        """
+        code, sentence = told(error)
+        if isinstance(error, UserError) or _out_of_memory(error):
+            cli.say_error(self._verb, sentence)
+        else:
+            traceback.print_exception(error)
+            sys.stderr.flush()
+        return PeerError(sentence, code)
 
     def leave(self, error: BaseException) -> PeerError | None:
-        """Return the failure that this process ends by, if it is not its own error.
+        """Return the failure of another process by which this one lost its connections, if it did.
 
         Args:
             error: that this process ends with.
         """
-        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
-        if lost and not isinstance(error, PeerError):
-            self._thread.join(2 * GRACE)  # which is told who has ended
+        lost = isinstance(error, dist.DistError | RuntimeError) and "gloo" in str(error)
+        if lost:
+            self._heard.wait(2 * GRACE)
         self._quiet = True
         self._left.set()
-        return None if isinstance(error, PeerError) else self.verdict
+        return self.verdict if lost else None
 
     def close(self) -> None:
         """End the watch once all others are done.
@@ -123,6 +142,7 @@ class Watch:
         if rank == _DONE:
             return
         self.verdict = PeerError(f"process {rank} of the run met an error: {sentence}", code)
+        self._heard.set()
         if (self._rank - 1) % self._world != rank:
             self._send(message)
         if not self._left.wait(GRACE):
@@ -136,5 +156,20 @@ class Watch:
             f"process {following} of the {self._world} of the run ended without a word: it was "
             "killed, perhaps because memory ran out; give it more, or start more processes"
         )
-        print(f"mmga: error: {sentence}", file=sys.stderr, flush=True)
+        cli.say_error(self._verb, sentence)
         return following, 1, sentence
+
+
+def told(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the sentence of an error."""
+    if isinstance(error, UserError):
+        return getattr(error, "code", 2), str(error)
+    if _out_of_memory(error):
+        said = " ".join(str(error).split())[:200]
+        return 1, f"a process ran out of memory ({said}); give --memory, or start more processes"
+    return 130 if isinstance(error, KeyboardInterrupt) else 1, str(error)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)

@@ -171,19 +171,19 @@ class Features:
         moved.rows = rows
         return moved
 
-    def cut(self, first: int, last: int, *, copied: bool = False) -> Features | None:
+    def cut(self, first: int, last: int, *, alone: bool = False) -> Features | None:
         """Return consecutive rows as new features, None if there are none.
 
         Args:
             first: the first row.
             last: the row after the last.
-            copied: their rows in memory of their own, so that the others' can be freed.
+            alone: copy them unless they are mapped, so that the others can be freed.
         """
         if first >= last:
             return None
         labels = slice(first, last)
         part = self.with_rows(self.rows.cut(first, last))
-        if copied:
+        if alone and not self.rows.mapped:
             part.rows = ShardedMatrix([part.rows.numbers().clone()], part.rows.scale)
         part.pids = self.pids[labels]
         part.camids = None if self.camids is None else self.camids[labels]

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from mmga.common import ids
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.paths import from_names
 from mmga.common.tables import PATHS, are_paths
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import TWO_SIDED, Features, joined
+from mmga.retrieval.features.shares import share_of
 
 _OWN: tuple[str, ...] = ("features", "pids", "camids", "paths", "parts", "visibility")
 SIDES = ("query", "gallery", "mquery")
@@ -54,16 +56,69 @@ def load_features(
     Raises:
         UserError: the file is absent, damaged, or does not hold what is expected.
     """
+    paths = _paths(path, side, columns)
+    return _joined([_load_one(one, side, columns, pattern) for one in paths])
+
+
+@float32_products()
+def load_share(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    group: Group,
+    side: str | None = None,
+    columns: str | os.PathLike[str] | None = None,
+    pattern: str | None = None,
+) -> Features | None:
+    """Read some of the rows that `load_features` reads, so that each process of a group has a part.
+
+    Files are dealt out, so that each is read by one process. Where there are fewer files than
+    processes, each reads the labels of all, and of the features its rows: folders of .npy files,
+    .npy and .npz files that are not compressed are mapped, others are read as a whole first.
+
+    Args:
+        path: as the other arguments, see `load_features`.
+        group: the processes.
+        side: see there.
+        columns: see there.
+        pattern: see there.
+
+    Returns:
+        The rows of this process, after those of the processes of lower rank; None where there are
+        fewer rows than processes and none is left for this one.
+
+    Raises:
+        UserError: as `load_features`.
+    """
+    paths = _paths(path, side, columns)
+    if len(paths) >= group.world:
+        first, last = share_of(len(paths), group)
+        return _joined([_load_one(one, side, columns, pattern) for one in paths[first:last]])
+    loaded = [_load_one(one, side, columns, pattern, mapped=True) for one in paths]
+    first, last = share_of(sum(map(len, loaded)), group)
+    parts, start = [], 0
+    for one in loaded:
+        part = one.cut(max(first - start, 0), min(last - start, len(one)), alone=True)
+        parts += [] if part is None else [part]
+        start += len(one)
+    return _joined(parts) if parts else None
+
+
+def _paths(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    side: str | None,
+    columns: str | os.PathLike[str] | None,
+) -> list[Path]:
+    """Return the files that a path means, once the arguments of `load_features` are checked."""
     if side is not None and side not in SIDES:
         raise UserError(f"side: expected query or gallery, found {side!r}")
     paths = _expand(path)
     if columns is not None and len(paths) > 1:
         raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
     _check_twice(paths)
-    loaded = [_load_one(one, side, columns, pattern) for one in paths]
-    if len(loaded) == 1:
-        return loaded[0]
-    return joined(loaded)
+    return paths
+
+
+def _joined(loaded: list[Features]) -> Features:
+    return loaded[0] if len(loaded) == 1 else joined(loaded)
 
 
 def holds_side(path: str | os.PathLike[str], side: str) -> bool:
@@ -122,9 +177,13 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
 
 
 def _load_one(
-    path: Path, side: str | None, columns: str | os.PathLike[str] | None, pattern: str | None
+    path: Path,
+    side: str | None,
+    columns: str | os.PathLike[str] | None,
+    pattern: str | None,
+    mapped: bool = False,
 ) -> Features:
-    arrays = containers.read(path)
+    arrays = containers.read(path, mapped)
     if path.suffix.lower() == ".npy" and not path.is_dir():
         rows = arrays["array"]
         arrays = {"parts" if rows.ndim == 3 else "features": rows}
@@ -181,6 +240,9 @@ def _load_one(
         source=str(path),
     )
     features.notes += notes
+    rows = arrays.get("features", arrays.get("parts"))
+    same = isinstance(rows, np.memmap) and str(rows.dtype) in str(features.rows.stored)
+    features.rows.mapped = same
     return features
 
 

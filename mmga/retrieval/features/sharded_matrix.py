@@ -24,10 +24,12 @@ class ShardedMatrix:
         starts: index of the first row of each shard, and the number of all rows at the end.
         scale: float32 [N] on the shards' device, of int8 rows; else None, and of int8 rows whose
             lengths are not known.
+        mapped: whether shards are files that are mapped, which take no memory of the process.
     """
 
     def __init__(self, shards: Sequence[Tensor], scale: Tensor | None = None) -> None:
         self.shards = list(shards)
+        self.mapped = False
         self.scale = scale
         self.starts = [0]
         for shard in self.shards:
