@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from mmga.common.device import resolve_device
 from mmga.common.errors import PeerError, UserError
-from mmga.common.watch import Watch, told
+from mmga.common.watch import MEETING, Watch, told
 
 PATIENCE = datetime.timedelta(hours=2)
 """Longest time that a process waits for the others, such as while the first one evaluates."""
@@ -93,7 +93,10 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
         # which DistributedDataParallel would do.
         importlib.import_module("torch.distributed.nn.functional")
         _initialise("nccl" if device.type == "cuda" else "gloo", world)
-    watch = None if watched is None else Watch(rank, world, watched)
+    watch = None
+    if watched is not None:
+        with _meeting(world, MEETING):
+            watch = Watch(rank, world, watched)
     group = Group(rank, world, local, exchanged, watch=watch)
     try:
         yield group
@@ -116,15 +119,22 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
 
 def _initialise(backend: str, world: int) -> None:
     """Start the default process group, once all processes are there."""
-    try:
+    with _meeting(world, START):
         store, rank, _ = next(iter(rendezvous("env://", timeout=START)))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-    except (dist.DistError, RuntimeError) as error:
+
+
+@contextlib.contextmanager
+def _meeting(world: int, time: datetime.timedelta) -> Iterator[None]:
+    """Say what to do where processes do not find each other within a time."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed's are of this kind
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"the {world} processes of the run did not meet at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']} within {START.seconds // 60} minutes "
-            f"({str(error).splitlines()[0][:200]}); start all of them, with one address and a "
-            "free port"
+            f"the {world} processes of the run did not meet at {place} within "
+            f"{time.total_seconds():.0f} s ({str(error).splitlines()[0][:160]}); start all of "
+            "them, with one address and a free port"
         ) from error
 
 

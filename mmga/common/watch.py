@@ -19,6 +19,8 @@ from mmga.common.errors import PeerError, UserError
 
 GRACE = 2.0
 """Seconds in which a process that is told of a failure may leave by itself."""
+MEETING = datetime.timedelta(seconds=30)
+"""Time in which processes connect once all are there, and in which the last words are exchanged."""
 _FOREVER = datetime.timedelta(days=365)
 _DONE = -1
 _Message = tuple[int, int, str]
@@ -42,7 +44,7 @@ class Watch:
             verb: name of the command, for messages.
         """
         self._rank, self._world, self._verb = rank, world, verb
-        control = dist.new_group(backend="gloo", timeout=_FOREVER)
+        control = dist.new_group(backend="gloo", timeout=MEETING)
         assert isinstance(control, dist.ProcessGroup)
         self.control = control
         self.verdict: PeerError | None = None
@@ -80,7 +82,13 @@ class Watch:
             self._heard.wait(2 * GRACE)
         self._quiet = True
         self._left.set()
-        return self.verdict if lost else None
+        if not lost or self.verdict is not None:
+            return self.verdict if lost else None
+        said = (
+            "another process of the run ended without a word: it was killed, or its machine is gone"
+        )
+        cli.say_error(self._verb, said)
+        return PeerError(said, 1)
 
     def close(self) -> None:
         """End the watch once all others are done.
@@ -123,14 +131,19 @@ class Watch:
         following = (self._rank + 1) % self._world
         head = torch.zeros(3, dtype=torch.int64, device="cpu")
         try:
-            dist.recv(head, following, group=self.control)
+            self._receive_into(head, following)
             rank, code, size = head.tolist()
             text = torch.zeros(size, dtype=torch.uint8, device="cpu")
             if size:
-                dist.recv(text, following, group=self.control)
+                self._receive_into(text, following)
         except RuntimeError:
             return None
         return rank, code, bytes(text.tolist()).decode()
+
+    def _receive_into(self, tensor: torch.Tensor, rank: int) -> None:
+        received = dist.irecv(tensor, rank, group=self.control)
+        assert received is not None
+        received.wait(_FOREVER)
 
     def _wait(self) -> None:
         message = self._receive()
