@@ -37,7 +37,7 @@ def test_processes_write_the_report_of_one(folder, gallery, tmp_path):
     files = [str(tmp_path / name) for name in ("one.json", "one.csv", "three.json", "three.csv")]
     command.main([*words, "--json", files[0], "--per-query", files[1]])
     last = ["--json", files[2], "--per-query", files[3]]
-    codes, said = failing.run("nothing", [*words, *last], tmp_path)
+    codes, said = failing.run("nothing", ["eval", *words, *last], tmp_path)
     assert (codes, said) == ([0, 0, 0], "")
     assert report(tmp_path / "one.json") == report(tmp_path / "three.json")
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "three.csv").read_text()
@@ -59,7 +59,7 @@ def test_processes_write_the_report_of_one(folder, gallery, tmp_path):
 def test_one_that_fails_ends_all(folder, tmp_path, how, codes, said):
     words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
     words += ["--json", str(tmp_path / "r.json")]
-    found, errors = failing.run(how, words, tmp_path)
+    found, errors = failing.run(how, ["eval", *words], tmp_path)
     assert found == codes
     assert len(errors.splitlines()) == 1 and said in errors
     assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob(".*"))
@@ -67,7 +67,7 @@ def test_one_that_fails_ends_all(folder, tmp_path, how, codes, said):
 
 def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
     words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
-    codes, errors = failing.run("a bug while the others compute", words, tmp_path)
+    codes, errors = failing.run("a bug while the others compute", ["eval", *words], tmp_path)
     assert codes == [1, 1, 1]
     assert errors.count("Traceback") == 1 and "ZeroDivisionError: of all numbers" in errors
 
@@ -87,7 +87,7 @@ def test_what_is_wrong_is_said_once(folder, tmp_path, changed, said):
     flags = []
     for flag, names in words.items():
         flags += [flag, *(str(folder / name) for name in names)]
-    codes, errors = failing.run("nothing", flags, tmp_path)
+    codes, errors = failing.run("nothing", ["eval", *flags], tmp_path)
     assert codes == [2, 2, 2]
     assert len(errors.splitlines()) == 1
     assert errors.startswith("mmga eval: error: ") and said in errors

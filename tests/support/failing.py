@@ -1,5 +1,6 @@
-"""A process of `mmga eval` that fails, is killed, or computes for long while another one does."""
+"""Processes of a command, of which one fails or is killed, while others compute for long."""
 
+import importlib
 import os
 import signal
 import sys
@@ -10,28 +11,29 @@ import workers
 
 
 def member(rank: int, world: int, port: str, how: str, words: list[str], folder: Path) -> None:
-    """Run the command as one of several processes; stdout and stderr go to files.
+    """Run a command as one of several processes; stdout and stderr go to files.
 
     Args:
         rank: of this process; the second one is that which fails.
         world: number of processes.
         port: where they meet.
         how: what happens, see below.
-        words: of the command.
+        words: the command and its words.
         folder: of the files.
     """
     for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(folder / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY), number)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        os.dup2(os.open(folder / f"{name}-{rank}", flags), number)
     import torch
 
-    from mmga import eval as command
+    from mmga.extraction import resumable
     from mmga.retrieval.tiles.share import Share
 
     torch.set_num_threads(1)
     workers.environment(rank, world, port)
-    blocks = Share.blocks
+    blocks, embed, calls = Share.blocks, resumable.embed_images, []
 
-    def changed(self, width):
+    def happen() -> None:
         if rank != 1:
             if how.endswith("while the others compute"):
                 time.sleep(600)
@@ -43,10 +45,20 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
             raise ZeroDivisionError("of all numbers")
         elif how.startswith("interrupted"):
             raise KeyboardInterrupt
+
+    def changed_blocks(self, width):
+        happen()
         return blocks(self, width)
 
-    Share.blocks = changed
-    sys.exit(command.main(words))
+    def changed_embed(*args, **options):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            happen()
+        return embed(*args, **options)
+
+    Share.blocks, resumable.embed_images, resumable.SHARD = changed_blocks, changed_embed, 4
+    verb, *words = words
+    sys.exit(importlib.import_module(f"mmga.{verb}").main(words))
 
 
 def run(how: str, words: list[str], folder: Path, world: int = 3) -> tuple[list[int | None], str]:

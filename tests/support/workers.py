@@ -14,6 +14,11 @@ from typing import Any
 
 WORLD = 5
 SIZES = (1, 2, 3, WORLD)
+_PRELOADED = [
+    *("mmga.eval", "mmga.retrieval.evaluate", "mmga.retrieval.metrics.bootstrap", "mmga.extract"),
+    *("mmga.extraction.of_run", "mmga.extraction.resumable", "mmga.data.readers.image_list"),
+    *("torch.distributed.nn.functional", "torchvision.io", "torch._dynamo"),
+]
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -25,8 +30,8 @@ def free_port() -> str:
 
 
 def start(target: Callable[..., None], *args: object) -> Any:
-    """Start a process that has imported what `preload` names."""
-    _CONTEXT.set_forkserver_preload(["mmga.eval", "mmga.retrieval.evaluate", "mmga.extract"])
+    """Start a process that has imported `_PRELOADED`."""
+    _CONTEXT.set_forkserver_preload(_PRELOADED)
     process = _CONTEXT.Process(target=target, args=args, daemon=True)
     process.start()
     return process

@@ -15,6 +15,7 @@ import torch
 from mmga.common import ids
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
+from mmga.common.files import read_json_object
 from mmga.common.paths import from_names
 from mmga.common.tables import PATHS, are_paths
 from mmga.ops.precision import float32_products
@@ -25,6 +26,8 @@ from mmga.retrieval.features.shares import share_of
 _OWN: tuple[str, ...] = ("features", "pids", "camids", "paths", "parts", "visibility")
 SIDES = ("query", "gallery", "mquery")
 COLUMNS = "columns.csv"
+SHARD_LIST = ".json"
+"""Suffix of a file that lists shards, in place of their names."""
 # Names of arrays that a message lists.
 _SHOWN_NAMES = 12
 
@@ -42,7 +45,8 @@ def load_features(
         path: .npz, .safetensors, .mat, .h5, .pt, or a folder of .npy files (memory-mapped), or one
             .npy file of features or parts alone, whose pids come from `columns`. A
             pattern such as ``shard-*.npz`` is expanded in natural order (2 before 10); a list keeps
-            its order. Row i of the whole is row i of the shards one after the other.
+            its order, and so does a .json file that lists shards, as `mmga extract` writes it. Row
+            i of the whole is row i of the shards one after the other.
         side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
             ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
         columns: a CSV table of further columns, and of pid, camid and path where the file has none;
@@ -57,7 +61,7 @@ def load_features(
         UserError: the file is absent, damaged, or does not hold what is expected.
     """
     paths = _paths(path, side, columns)
-    return _joined([_load_one(one, side, columns, pattern) for one in paths])
+    return _joined([_load_one(one, side, columns, pattern) for one in paths], path)
 
 
 @float32_products()
@@ -91,15 +95,16 @@ def load_share(
     paths = _paths(path, side, columns)
     if len(paths) >= group.world:
         first, last = share_of(len(paths), group)
-        return _joined([_load_one(one, side, columns, pattern) for one in paths[first:last]])
+        return _joined([_load_one(one, side, columns, pattern) for one in paths[first:last]], path)
     loaded = [_load_one(one, side, columns, pattern, mapped=True) for one in paths]
+    _check_listed(loaded, path)
     first, last = share_of(sum(map(len, loaded)), group)
     parts, start = [], 0
     for one in loaded:
         part = one.cut(max(first - start, 0), min(last - start, len(one)), alone=True)
         parts += [] if part is None else [part]
         start += len(one)
-    return _joined(parts) if parts else None
+    return _joined(parts, ()) if parts else None
 
 
 def _paths(
@@ -117,8 +122,27 @@ def _paths(
     return paths
 
 
-def _joined(loaded: list[Features]) -> Features:
+def _joined(loaded: list[Features], path: object) -> Features:
+    _check_listed(loaded, path)
     return loaded[0] if len(loaded) == 1 else joined(loaded)
+
+
+def _check_listed(loaded: list[Features], path: object) -> None:
+    """Refuse shards that have other numbers of rows than the list of them, if there is one, says.
+
+    Raises:
+        UserError: one has.
+    """
+    if not isinstance(path, str | os.PathLike) or Path(path).suffix.lower() != SHARD_LIST:
+        return
+    shards = read_json_object(path)["shards"]
+    rows = {str(Path(path).parent / shard["file"]): shard.get("rows") for shard in shards}
+    for one in loaded:
+        if rows[one.source] not in (None, len(one)):
+            raise UserError(
+                f"{one.source}: found {len(one)} rows, but {path} says {rows[one.source]}; extract "
+                "them again"
+            )
 
 
 def holds_side(path: str | os.PathLike[str], side: str) -> bool:
@@ -146,12 +170,34 @@ def _expand(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
             raise UserError("features: the list of shards is empty")
         return [found for one in path for found in _expand(one)]
     text = os.fspath(path)
+    if text.lower().endswith(SHARD_LIST) and os.path.isfile(text):
+        return _expand_list(Path(text))
     if os.path.exists(text) or not glob.has_magic(text):
         return [Path(text)]
     found = sorted(glob.glob(text), key=_natural)
     if not found:
         raise UserError(f"{text}: no file matches this pattern")
     return [Path(one) for one in found]
+
+
+def _expand_list(path: Path) -> list[Path]:
+    """Return the files that a list of shards names, which are beside it or below.
+
+    Raises:
+        UserError: it is no such list.
+    """
+    try:
+        shards = read_json_object(path)["shards"]
+        files = [path.parent / shard["file"] for shard in shards]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected a list of shards of features, "
+            '{"schema": 1, "shards": [{"file": ...}]}, as mmga extract writes it; found something '
+            "else"
+        ) from error
+    if not files:
+        raise UserError(f"{path}: the list of shards is empty")
+    return files
 
 
 def _check_twice(paths: Sequence[Path]) -> None:
