@@ -6,6 +6,7 @@
     mmga eval --features all.npz --protocol all-vs-all
     mmga eval --query q.npz --gallery g.npz --explain market1501 no-camera
     mmga eval --run runs/x --data market1501 --root DIR
+    torchrun --nproc-per-node 8 -m mmga.eval -- --query q.npz --gallery 'shard-*.npz'
 
 Features are files with features [N, D], pids [N] and camids [N]; docs/evaluation.md describes each
 format, each protocol and each figure.
@@ -13,13 +14,14 @@ format, each protocol and each figure.
 
 import dataclasses
 import functools
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from mmga.common import cli
-from mmga.common.errors import UserError
+from mmga.common.errors import PeerError, UserError
 from mmga.common.options import Device, FeatureFile, FeatureFiles, Flag, OutputFile, Size
 from mmga.config import DataName, protocol_of
 from mmga.retrieval.protocols.protocol import (
@@ -32,6 +34,7 @@ from mmga.retrieval.protocols.protocol import (
 from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
+    from mmga.common.distributed import Group
     from mmga.pages.content import Evaluated
     from mmga.retrieval.features import Features
     from mmga.retrieval.metrics.report import Report
@@ -160,6 +163,7 @@ _NOT_EXPLAINED = (
     *("strangers", "bootstrap", "compare", "per_query", "report"),
 )
 Given = TypeVar("Given", bound=Inputs)
+Sides = tuple["Features", "Features | None"]
 
 
 def with_protocol(inputs: Given) -> Given:
@@ -180,17 +184,24 @@ def rules_of(inputs: Inputs) -> Protocol:
     return named(inputs.protocol or "market1501")
 
 
-def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
+def load(inputs: Inputs, group: "Group | None" = None) -> tuple["Features", "Features | None"]:
     """Read both sides; the gallery is None where one set is ranked against itself.
+
+    Args:
+        inputs: what is read.
+        group: processes of which each reads its share of the gallery, which may be None.
 
     Raises:
         UserError: the inputs contradict each other, or cannot be read.
     """
+    from mmga.common.distributed import Group
     from mmga.retrieval.features import load_features
-    from mmga.retrieval.features.load import holds_side
+    from mmga.retrieval.features.load import holds_side, load_share
 
+    group = group or Group()
     one_set = rules_of(inputs).one_set
     read = functools.partial(load_features, pattern=inputs.pattern)
+    read_share = functools.partial(load_share, group=group, pattern=inputs.pattern)
     if inputs.run is not None:
         if inputs.features or inputs.query or inputs.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
@@ -201,7 +212,7 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
                 f"protocol {inputs.protocol} ranks one set, a run's test split has two sides; "
                 "write features with mmga extract and give one file as --features"
             )
-        return _of_run(inputs, inputs.run)
+        return _of_run(inputs, inputs.run, group)
     if inputs.data is not None or inputs.root is not None:
         raise UserError("--data and --root say what a run is evaluated on; name it with --run")
     columns = {"query": inputs.query_columns, "gallery": inputs.gallery_columns}
@@ -214,7 +225,7 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
                     f"{inputs.protocol} ranks one set: give its columns as --query-columns"
                 )
             return read(inputs.features, columns=inputs.query_columns), None
-        gallery = read(inputs.features, "gallery", columns["gallery"])
+        gallery = read_share(inputs.features, side="gallery", columns=columns["gallery"])
         pooled = rules_of(inputs).pools and holds_side(inputs.features, "mquery")
         query = read(inputs.features, "mquery" if pooled else "query", columns["query"])
         if pooled:
@@ -231,31 +242,37 @@ def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
         )
     return (
         read(inputs.query, columns=inputs.query_columns),
-        read(inputs.gallery, columns=inputs.gallery_columns),
+        read_share(inputs.gallery, columns=inputs.gallery_columns),
     )
 
 
-def _of_run(inputs: Inputs, run: Path) -> tuple["Features", "Features"]:
+def _of_run(inputs: Inputs, run: Path, group: "Group") -> tuple["Features", "Features | None"]:
     from mmga.common import memory
-    from mmga.common.progress import bar
+    from mmga.common.distributed import own_device
+    from mmga.common.progress import bar_of
     from mmga.extraction.of_run import DataChoice, features_of_run
+    from mmga.retrieval.features.shares import share_of
 
     memory.keep_freed()
-    with bar() as progress:
-        return features_of_run(
+    with bar_of(group.leads) as progress:
+        query, gallery = features_of_run(
             run,
             DataChoice(inputs.data, inputs.root),
-            device=inputs.device or "auto",
+            device=str(own_device(inputs.device or "auto")),
             multi_query=inputs.protocol == "multi-query",
             progress=progress,
+            group=group,
         )
+    return query, gallery.cut(*share_of(len(gallery), group), alone=True)
 
 
-def load_other(options: Options) -> "tuple[Features, Features | None]":
+def load_other(options: Options, group: "Group") -> "tuple[Features, Features | None]":
     """Read the features that --compare names."""
     from mmga.retrieval.features import load_features
+    from mmga.retrieval.features.load import load_share
 
     read = functools.partial(load_features, pattern=options.pattern)
+    share = functools.partial(load_share, group=group, pattern=options.pattern)
     columns = {"query": options.query_columns, "gallery": options.gallery_columns}
     if rules_of(options).one_set:
         return read(options.compare, columns=options.query_columns), None
@@ -264,14 +281,12 @@ def load_other(options: Options) -> "tuple[Features, Features | None]":
             f"--compare: expected one file with both sides, or query and gallery, found "
             f"{len(options.compare)} files"
         )
-    if len(options.compare) == 2:
-        query, gallery = (
-            read(path, columns=columns[side])
-            for path, side in zip(options.compare, columns, strict=True)
-        )
-    else:
-        query, gallery = (read(options.compare, side, columns[side]) for side in columns)
-    return query, gallery
+    one, *more = options.compare
+    if more:
+        query = read(one, columns=options.query_columns)
+        return query, share(more[0], columns=options.gallery_columns)
+    gallery = share(one, side="gallery", columns=columns["gallery"])
+    return read(one, "query", columns["query"]), gallery
 
 
 def reranker(options: Options) -> KReciprocal | None:
@@ -291,7 +306,7 @@ def passed_on(options: Options) -> dict[str, Any]:
 
     parameters = inspect.signature(evaluate).parameters.values()
     names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    others = ("rerank", "progress", "protocol")
+    others = ("rerank", "progress", "protocol", "group")
     passed = {name: getattr(options, name) for name in names if name not in others}
     return passed | {"protocol": rules_of(options)}
 
@@ -323,84 +338,132 @@ def _check_outputs(options: Options) -> None:
 
 def body(options: Options) -> None:
     """Evaluate, print the table, write the files."""
-    import time
-
     with cli.imports():
         from mmga.common import memory
-        from mmga.common.progress import bar
-        from mmga.retrieval.evaluate import evaluate
-        from mmga.retrieval.metrics.bootstrap import bootstrap, compare
+        from mmga.common.distributed import join, own_device
 
     given = options = with_protocol(options)
     options, others = _without_reports(options)
     _check_outputs(options)
     rule = reranker(options)
     memory.baseline()
+    usual = "cpu" if options.run is None else "auto"
+    with join(own_device(options.device or usual), watched="eval") as group:
+        if options.report is not None and group.world > 1:
+            raise UserError("--report: a page is written by one process; leave it out with several")
+        done = _evaluate(options, rule, group)
+    if done is not None and options.report is not None:
+        from mmga.pages.content import Evaluated
+
+        report, sides, settings, compared = done
+        _write_page(given, Evaluated(report, *sides, settings, rule), {**compared, **others})
+
+
+def _evaluate(
+    options: Options, rule: KReciprocal | None, group: "Group"
+) -> "tuple[Report, Sides, dict[str, Any], dict[str, Report]] | None":
+    """Evaluate by one process or several, of which the first one prints and writes.
+
+    Returns:
+        The report, the features, the settings, and the report that it is compared with by name;
+        None where protocols were explained.
+    """
+    import time
+
+    from mmga.common.progress import bar_of
+    from mmga.retrieval.evaluate import evaluate
+    from mmga.retrieval.metrics.bootstrap import bootstrap
+
     begun = time.perf_counter()
-    query, gallery = load(options)
-    loaded = time.perf_counter() - begun
-    other = load_other(options) if options.compare else None
-    settings = passed_on(options)
+    settings = passed_on(options) | {"group": group}
+    if group.world > 1:
+        settings["device"] = group.device
+    with group.together():
+        query, gallery = load(options, group)
+        loaded = time.perf_counter() - begun
+        other = load_other(options, group) if options.compare else None
     if options.explain is not None:
-        _explain(options, query, gallery, settings)
-        return
-    with bar() as progress:
+        _explain(options, (query, gallery), settings)
+        return None
+    compared = {}
+    with bar_of(group.leads) as progress:
         report = evaluate(query, gallery, rerank=rule, progress=progress, **settings)
         if other is not None:
-            off = {"verification": False, "cross_camera": False, "fpr": None, "strangers": None}
-            try:
-                compared = evaluate(*other, progress=progress, **(settings | off))
-            except UserError as error:
-                raise UserError(f"--compare: {error}") from error
-            draws = options.bootstrap or 1000
+            also = settings | {"progress": progress}
             name = " and ".join(options.compare)
-            report.extra["compare"] = {
-                "with": name,
-                "mAP": compared.mAP,
-                "rank1": compared.rank1,
-                "difference": compare(report, compared, draws, options.seed),
-            }
-            others = {name: compared, **others}
-        if options.bootstrap:
-            intervals = bootstrap(report, options.bootstrap, options.seed)
-            report.extra["bootstrap"] = {
-                name: interval.as_dict() for name, interval in intervals.items()
-            }
+            compared[name] = _compared(report, name, options, other, also)
+    if options.bootstrap:
+        intervals = bootstrap(report, options.bootstrap, options.seed)
+        report.extra["bootstrap"] = {
+            name: interval.as_dict() for name, interval in intervals.items()
+        }
     report.seconds["load"] = report.seconds.get("load", 0.0) + loaded
     report.seconds["total"] += loaded
+    with group.together():
+        if group.leads:
+            _show(options, report)
+    return report, (query, gallery), passed_on(options), compared
+
+
+def _show(options: Options, report: "Report") -> None:
+    """Write the files of a report and print its table."""
     if options.json is not None:
         report.to_json(options.json)
     if options.per_query is not None:
         report.to_csv(options.per_query)
     print("\n".join(cli.wrapped(line, 2) for line in report.table(options.verbose).split("\n")))
-    if options.report is not None:
-        from mmga.pages.content import Evaluated
-
-        _write_page(given, Evaluated(report, query, gallery, settings, rule), others)
 
 
-def _explain(
-    options: Options, query: "Features", gallery: "Features | None", settings: dict[str, Any]
-) -> None:
-    """Say what each rule that differs between two protocols contributes."""
-    from mmga.common.progress import bar
+def _compared(
+    report: "Report", name: str, options: Options, other: "Sides", settings: dict[str, Any]
+) -> "Report":
+    """Return the report of another network's features, and add the difference to the first one."""
+    from mmga.retrieval.evaluate import evaluate
+    from mmga.retrieval.metrics.bootstrap import compare
+
+    off = {"verification": False, "cross_camera": False, "fpr": None, "strangers": None}
+    try:
+        compared = evaluate(*other, **settings | off)
+    except PeerError:
+        raise
+    except UserError as error:
+        raise UserError(f"--compare: {error}") from error
+    draws = options.bootstrap or 1000
+    report.extra["compare"] = {
+        "with": name,
+        "mAP": compared.mAP,
+        "rank1": compared.rank1,
+        "difference": compare(report, compared, draws, options.seed),
+    }
+    return compared
+
+
+def _explain(options: Options, sides: "Sides", settings: dict[str, Any]) -> None:
+    """Print what each rule that differs between two protocols contributes."""
+    from mmga.common.progress import bar_of
     from mmga.retrieval.explain import explain, table
     from mmga.retrieval.metrics.report import write_json
 
-    assert options.explain is not None
-    if gallery is None:
+    if rules_of(options).one_set:
         raise UserError("--explain needs a query and a gallery")
     for name in cli.changed(options, *_NOT_EXPLAINED):
         raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
-    names = ("metric", "exact", "device", "memory", "exclude")
+    group = settings["group"]
+    names = ("metric", "exact", "device", "memory", "exclude", "group")
     passed = {name: settings[name] for name in names}
-    with bar() as progress:
-        steps = explain(query, gallery, *options.explain, progress=progress, **passed)
-    if options.json is not None:
-        write_json(options.json, {"schema": 1, "explain": steps})
-    print(table(steps))
-    for note in (*query.notes, *gallery.notes):
-        print(cli.wrapped(f"note: {note}", 2))
+    with bar_of(group.leads) as progress:
+        steps = explain(*sides, *(options.explain or ()), progress=progress, **passed)
+    notes = list(sides[0].notes)
+    for text in group.texts(json.dumps([] if sides[1] is None else sides[1].notes)):
+        notes += json.loads(text)
+    with group.together():
+        if not group.leads:
+            return
+        if options.json is not None:
+            write_json(options.json, {"schema": 1, "explain": steps})
+        print(table(steps))
+        for note in dict.fromkeys(notes):
+            print(cli.wrapped(f"note: {note}", 2))
 
 
 def _without_reports(options: Options) -> "tuple[Options, dict[str, Report | str]]":

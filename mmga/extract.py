@@ -4,6 +4,7 @@ mmga extract --run runs/x
 mmga extract --run runs/x --data market1501 --root DIR --out features/
 mmga extract --run runs/x --images DIR --out gallery.npz
 mmga extract --model timm.models:resnet50 --model-weights r50.pth --images t.csv --out gallery.npz
+torchrun --nproc-per-node 8 -m mmga.extract -- --run runs/x --images DIR --out gallery.json
 """
 
 import sys
@@ -17,6 +18,7 @@ from mmga.common.options import Device, Flag
 from mmga.config import DataName, check_ranges, protocol_of
 
 if TYPE_CHECKING:
+    from mmga.common.distributed import Group
     from mmga.extraction.embedder import Embedder
 
 
@@ -46,7 +48,8 @@ class Options:
     become columns. By default names are read as Market-1501's, 0002_c1s1_000451_03.jpg."""
     out: Path | None = None
     """Folder for query.npz and gallery.npz, by default the run's own; with --images the file, .npz,
-    .safetensors, .mat, .h5, .pt, .parquet or a folder of .npy files."""
+    .safetensors, .mat, .h5, .pt, .parquet or a folder of .npy files, or a .json file that lists
+    shards, which stay in a folder beside it and are read as one."""
     parts: bool = False
     """With --images: the features of each part and their visibility, in place of the whole."""
     flip: Annotated[bool, Flag(name="flip-test", former=("flip",))] = True
@@ -83,40 +86,35 @@ class Options:
     """auto, cpu, cuda or cuda:N."""
 
 
-def _extract_images(options: Options, images: Path) -> int:
+def _extract_images(options: Options, images: Path, device: str, group: "Group") -> None:
     """Extract the features of a folder or a table of images."""
-    from mmga.common.progress import bar
+    from mmga.common.progress import bar_of
     from mmga.data.readers.image_list import read_images
     from mmga.extraction.of_run import embedder_of_run
-    from mmga.extraction.resumable import extract_to
+    from mmga.extraction.resumable import Reading, extract_to
 
-    if options.out is None:
-        raise UserError("--out is missing: name the file of features, such as gallery.npz")
-    source = read_images(images, options.pattern)
-    for note in source.notes:
-        print(f"mmga extract: note: {note}", file=sys.stderr)
-    if (options.run is None) == (options.model is None):
-        raise UserError("--images needs the network: either --run or --model")
-    flip, device = options.flip, options.device
-    if options.run is not None:
-        embedder = embedder_of_run(options.run, device=device, flip=flip, parts=options.parts)
-    else:
-        embedder = _embedder_of_model(options)
-    with bar() as progress:
-        features = extract_to(
-            options.out,
-            embedder,
-            source,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            skip_broken=options.skip_broken,
-            progress=progress,
-        )
-    print(f"{features} in {options.out}")
-    return 0
+    with group.together():
+        if options.out is None:
+            raise UserError("--out is missing: name the file of features, such as gallery.npz")
+        source = read_images(images, options.pattern)
+        for note in source.notes if group.leads else ():
+            print(f"mmga extract: note: {note}", file=sys.stderr)
+        if (options.run is None) == (options.model is None):
+            raise UserError("--images needs the network: either --run or --model")
+        if options.run is not None:
+            embedder = embedder_of_run(
+                options.run, device=device, flip=options.flip, parts=options.parts
+            )
+        else:
+            embedder = _embedder_of_model(options, device)
+    reading = Reading(options.batch_size, options.workers, options.skip_broken)
+    with bar_of(group.leads) as progress:
+        written = extract_to(options.out, embedder, source, reading, progress=progress, group=group)
+    if group.leads:
+        print(f"{written} in {options.out}")
 
 
-def _embedder_of_model(options: Options) -> "Embedder":
+def _embedder_of_model(options: Options, device: str) -> "Embedder":
     from mmga.extraction.embedder import embedder_of_model
 
     if options.parts:
@@ -126,18 +124,18 @@ def _embedder_of_model(options: Options) -> "Embedder":
         options.model_arguments,
         options.model_weights,
         (options.height, options.width),
-        options.device,
+        device,
         options.flip,
     )
 
 
-def _extract_split(options: Options) -> int:
+def _extract_split(options: Options, device: str, group: "Group") -> None:
     """Extract the queries and the gallery of a data set with a network of others."""
-    from mmga.common.progress import bar
+    from mmga.common.progress import bar_of
     from mmga.config import merged, recipe_config
     from mmga.data.build import load_data
     from mmga.extraction.of_run import queries_of
-    from mmga.extraction.resumable import extract_to
+    from mmga.extraction.resumable import Reading, extract_to
 
     if options.run is not None:
         raise UserError("--run and --model are two networks; give one of them")
@@ -152,22 +150,17 @@ def _extract_split(options: Options) -> int:
     }
     recipe = "synthetic" if options.data == "synthetic" else "mgn"
     config = merged(recipe_config(recipe), {"data": chosen}, where="extract")
-    with bar() as progress:
-        data = load_data(config, progress, training=False)
-        embedder = _embedder_of_model(options)
-        queries = queries_of(data, options.multi_query)
+    reading = Reading(options.batch_size, options.workers, options.skip_broken)
+    with bar_of(group.leads) as progress:
+        with group.together():
+            data = load_data(config, progress, training=False)
+            embedder = _embedder_of_model(options, device)
+            queries = queries_of(data, options.multi_query)
         for name, images in (("query", queries), ("gallery", data.gallery)):
-            extract_to(
-                options.out / f"{name}.npz",
-                embedder,
-                images,
-                batch_size=options.batch_size,
-                workers=options.workers,
-                skip_broken=options.skip_broken,
-                progress=progress,
-            )
-    _say_next(options, len(queries), len(data.gallery), options.out, protocol_of(config))
-    return 0
+            file = options.out / f"{name}.npz"
+            extract_to(file, embedder, images, reading, progress=progress, group=group)
+    if group.leads:
+        _say_next(options, len(queries), len(data.gallery), options.out, protocol_of(config))
 
 
 def _say_next(options: Options, queries: int, gallery: int, folder: Path, protocol: str) -> None:
@@ -180,16 +173,29 @@ def _say_next(options: Options, queries: int, gallery: int, folder: Path, protoc
     )
 
 
-def body(options: Options) -> int:
+def body(options: Options) -> None:
     """Extract and write."""
     check_ranges(options)
+    import logging
+
     from mmga.common import memory
+    from mmga.common.distributed import join, own_device
 
     memory.keep_freed()
-    if options.images is not None:
-        return _extract_images(options, options.images)
-    if options.model is not None:
-        return _extract_split(options)
+    device = own_device(options.device)
+    with join(device, watched="extract") as group:
+        if not group.leads:  # the first process says what concerns all
+            logging.getLogger("mmga").setLevel(logging.ERROR)
+        if options.images is not None:
+            _extract_images(options, options.images, str(device), group)
+        elif options.model is not None:
+            _extract_split(options, str(device), group)
+        else:
+            _extract_run(options, str(device), group)
+
+
+def _extract_run(options: Options, device: str, group: "Group") -> None:
+    """Extract the queries and the gallery of a run's test split."""
     for name in ("parts", "model_weights", "skip_broken", "pattern"):
         if getattr(options, name):
             raise UserError(f"{cli.flag(name)} needs --images")
@@ -197,26 +203,30 @@ def body(options: Options) -> int:
         raise UserError(
             "--run is missing: name the folder of a trained run, or --images and --model"
         )
-    from mmga.common.progress import bar
+    from mmga.common.progress import bar_of
     from mmga.extraction.of_run import DataChoice, features_of_run
     from mmga.models.loading import configuration_of
 
-    with bar() as progress:
+    with bar_of(group.leads) as progress:
         query, gallery = features_of_run(
             options.run,
-            DataChoice(options.data, options.root, options.split, options.splits_file),
-            device=options.device,
-            workers=options.workers,
+            DataChoice(
+                options.data, options.root, options.split, options.splits_file, options.workers
+            ),
+            device=device,
             flip=options.flip,
             multi_query=options.multi_query,
             progress=progress,
+            group=group,
         )
     folder = options.out or (options.run if options.run.is_dir() else options.run.parent)
-    for name, features in (("query", query), ("gallery", gallery)):
-        features.save(folder / f"{name}.npz")
-    protocol = protocol_of(configuration_of(options.run), options.data)
-    _say_next(options, len(query), len(gallery), folder, protocol)
-    return 0
+    with group.together():
+        if not group.leads:
+            return
+        for name, features in (("query", query), ("gallery", gallery)):
+            features.save(folder / f"{name}.npz")
+        protocol = protocol_of(configuration_of(options.run), options.data)
+        _say_next(options, len(query), len(gallery), folder, protocol)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -135,9 +135,14 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _fail(verb: str, sentence: str) -> NoReturn:
-    """Print one line, in which nothing steers a terminal, and leave with 2."""
+def say_error(verb: str, sentence: str) -> None:
+    """Print one line on stderr, in which nothing steers a terminal."""
     line = " ".join(sentence.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"mmga {verb}: error: {line}", file=sys.stderr)
+    print(f"mmga {verb}: error: {line}", file=sys.stderr, flush=True)
+
+
+def _fail(verb: str, sentence: str) -> NoReturn:
+    """Print one line and leave with 2."""
+    say_error(verb, sentence)
     raise SystemExit(2) from None

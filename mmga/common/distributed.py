@@ -1,4 +1,4 @@
-"""Process groups of a training run: environment, exchange and errors.
+"""Process groups of a run: environment, exchange and errors.
 
 Legend: `W` processes. All of a group's processes call its methods together, in the same order.
 """
@@ -6,21 +6,29 @@ Legend: `W` processes. All of a group's processes call its methods together, in 
 import contextlib
 import datetime
 import gc
+import hashlib
 import importlib
+import json
 import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
+from mmga.common.device import resolve_device
 from mmga.common.errors import PeerError, UserError
+from mmga.common.watch import MEETING, Watch, told
 
 PATIENCE = datetime.timedelta(hours=2)
 """Longest time that a process waits for the others, such as while the first one evaluates."""
+START = datetime.timedelta(minutes=5)
+"""Longest time between the start of the first process and that of the last."""
 
 
 def environment() -> tuple[int, int, int]:
@@ -43,8 +51,21 @@ def environment() -> tuple[int, int, int]:
     return int(os.environ["RANK"]), world, int(os.environ["LOCAL_RANK"])
 
 
+def own_device(name: str) -> torch.device:
+    """Return the device that `auto`, `cpu` or `cuda` means to this process, each one its own GPU.
+
+    Raises:
+        UserError: there is no such device, or one is named for several processes.
+    """
+    _, world, local = environment()
+    if world > 1 and name.startswith("cuda:"):
+        raise UserError(f"--device {name} names one device for {world} processes; use cuda")
+    device = resolve_device(name)
+    return resolve_device(f"cuda:{local}") if world > 1 and device.type == "cuda" else device
+
+
 @contextlib.contextmanager
-def join(device: torch.device) -> Iterator["Group"]:
+def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group"]:
     """Yield the group of processes that torchrun started, or a group of this one alone.
 
     gloo's threads end with the last reference to the process group. One that outlives the group
@@ -53,6 +74,11 @@ def join(device: torch.device) -> Iterator["Group"]:
 
     Args:
         device: where this process computes; CUDA devices exchange by nccl, others by gloo.
+        watched: name of a command, whose process is its to end: it ends within seconds of one
+            that fails or is killed, also while it computes (see `Watch`).
+
+    Raises:
+        UserError: the others did not start within `START`.
     """
     rank, world, local = environment()
     if world == 1:
@@ -66,17 +92,50 @@ def join(device: torch.device) -> Iterator["Group"]:
         # Default arguments of this module hold the group that exists when it is first imported,
         # which DistributedDataParallel would do.
         importlib.import_module("torch.distributed.nn.functional")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        _initialise("nccl" if device.type == "cuda" else "gloo", world)
+    watch = None
+    if watched is not None:
+        with _meeting(world, MEETING):
+            watch = Watch(rank, world, watched)
+    group = Group(rank, world, local, exchanged, watch=watch)
     try:
-        yield Group(rank, world, local, exchanged)
+        yield group
+        if watch is not None:
+            watch.close()
     except BaseException as error:
+        if watch is not None:
+            group._leave(error)
         if ours:
             traceback.clear_frames(error.__traceback__)  # their locals hold the wrapped network
         raise
     finally:
+        if watch is not None:
+            watch.end()
+        del group, watch
         if ours:
             gc.collect()
             dist.destroy_process_group()
+
+
+def _initialise(backend: str, world: int) -> None:
+    """Start the default process group, once all processes are there."""
+    with _meeting(world, START):
+        store, rank, _ = next(iter(rendezvous("env://", timeout=START)))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def _meeting(world: int, time: datetime.timedelta) -> Iterator[None]:
+    """Say what to do where processes do not find each other within a time."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed's are of this kind
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"the {world} processes of the run did not meet at {place} within "
+            f"{time.total_seconds():.0f} s ({str(error).splitlines()[0][:160]}); start all of "
+            "them, with one address and a free port"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +147,42 @@ class Group:
         world: number of processes.
         local_rank: number of this process on its machine.
         device: of exchanged tensors.
+        processes: group of torch.distributed; None is the default one.
+        watch: ends this process when another one fails, or None.
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    processes: dist.ProcessGroup | None = None
+    watch: Watch | None = None
+
+    @classmethod
+    def of(cls, given: "dist.ProcessGroup | Group | bool | None") -> "Group":
+        """Return the group that callers name: True is the default process group, None no other.
+
+        Raises:
+            UserError: torch.distributed was not started, or this process is not in the group.
+        """
+        if given is None or given is False:
+            return cls()
+        if isinstance(given, Group):
+            return given
+        if not dist.is_available() or not dist.is_initialized():
+            raise UserError(
+                "group: torch.distributed has no process group here; start the processes with "
+                "torchrun and call torch.distributed.init_process_group, or leave out group"
+            )
+        processes = None if given is True else given
+        rank, world = dist.get_rank(processes), dist.get_world_size(processes)
+        if rank < 0:
+            raise UserError("group: this process is not a member; let members alone evaluate")
+        if world == 1:
+            return cls()
+        nccl = dist.get_backend(processes) == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+        return cls(rank, world, rank, device, processes)
 
     @property
     def leads(self) -> bool:
@@ -107,7 +196,7 @@ class Group:
             return mine[None]
         mine = mine.to(self.device)
         rows = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(rows, mine)
+        dist.all_gather(rows, mine, group=self.processes)
         return torch.stack(rows).cpu()
 
     def any(self, flag: bool) -> bool:
@@ -118,9 +207,90 @@ class Group:
         """Return the mean over processes of a tensor, detached."""
         values = values.detach().clone()
         if self.world > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.processes)
             values /= self.world
         return values
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over processes of a tensor, on its device."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def least(self, values: Tensor) -> Tensor:
+        """Return the minimum over processes of each element, which must not be NaN."""
+        return self._reduced(values, dist.ReduceOp.MIN)
+
+    def most(self, value: float) -> float:
+        """Return the maximum over processes of a number, exact below 2^53."""
+        return float(self.table([value]).max()) if self.world > 1 else value
+
+    def union(self, values: Tensor) -> Tensor:
+        """Return a tensor of which each process knows some elements, and holds zeros elsewhere.
+
+        Sums of integers with zeros keep every bit, that of -0 and of NaN included.
+
+        Args:
+            values: of 4 or 8 bytes an element; each is zero in all processes but one.
+        """
+        if self.world == 1:
+            return values
+        integers = torch.int32 if values.element_size() == 4 else torch.int64
+        return self.sum(values.contiguous().view(integers)).view(values.dtype)
+
+    def _reduced(self, values: Tensor, operation: Any) -> Tensor:
+        if self.world == 1:
+            return values
+        shared = values.to(self.device, copy=True).contiguous()
+        dist.all_reduce(shared, operation, group=self.processes)
+        return shared.to(values.device)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """Return the rows [n, ...] of all processes, as many as each has, on the CPU."""
+        if self.world == 1:
+            return rows
+        sizes = self.table([len(rows)])[:, 0].long().tolist()
+        return gather(rows.to(self.device), sizes, self).cpu()
+
+    def columns(self, own: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """Return the arrays of all processes, each under the names that it gave.
+
+        Args:
+            own: numbers or strings of any dtype without objects.
+        """
+        if self.world == 1:
+            return [dict(own)]
+        told = [[name, array.dtype.str, list(array.shape)] for name, array in own.items()]
+        heads = [json.loads(text) for text in self.texts(json.dumps(told))]
+        found: list[dict[str, np.ndarray]] = [{} for _ in heads]
+        for name in dict.fromkeys(name for head in heads for name, *_ in head):
+            data = np.ascontiguousarray(own[name]).tobytes() if name in own else b""
+            # One column after the other, so that two copies of all are never held.
+            joined = self.rows(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8))).numpy()
+            start = 0
+            for arrays, head in zip(found, heads, strict=True):
+                for dtype, shape in (rest for one, *rest in head if one == name):
+                    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+                    part = joined[start : start + size]
+                    arrays[name] = np.frombuffer(part.tobytes(), dtype).reshape(shape).copy()
+                    start += size
+        return found
+
+    def agree(self, what: str, value: str | bytes) -> None:
+        """Refuse to go on unless all processes give one value.
+
+        Raises:
+            UserError: they differ; in the first process, a PeerError in the others.
+        """
+        if self.world == 1:
+            return
+        data = value.encode() if isinstance(value, str) else value
+        digests = self.texts(hashlib.sha256(data).hexdigest())
+        with self.together():
+            others = [n for n, digest in enumerate(digests) if digest != digests[0]]
+            if others:
+                raise UserError(
+                    f"{what} of process {others[0]} differ from those of process 0; give every "
+                    "process of the group the same"
+                )
 
     def texts(self, text: str) -> list[str]:
         """Return the texts of all processes."""
@@ -137,7 +307,7 @@ class Group:
         """Give every process the first one's buffers: running statistics of batch norms."""
         if self.world > 1:
             for buffer in module.buffers():
-                dist.broadcast(buffer, 0)
+                dist.broadcast(buffer, 0, group=self.processes)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -164,16 +334,46 @@ class Group:
             if error is not None:
                 raise error
             return
-        states = self.table([0 if error is None else 1 + (not isinstance(error, UserError))])
+        if error is not None and self.watch is not None:
+            self.watch.announce(error)  # to those who compute for a while yet
+        try:
+            states = self.table([0 if error is None else told(error)[0]])
+        except RuntimeError:
+            if error is None:
+                raise
+            raise self._reported(error) from None  # the others have ended by it
         failed = states[:, 0].nonzero().flatten().tolist()
         if not failed:
             return
         first = failed[0]
         said = self.texts("" if error is None else str(error))
         if error is not None and (first == self.rank or isinstance(error, PeerError)):
-            raise error
-        code = 2 if states[first, 0] == 1 else 1
+            raise self._reported(error)
+        code = int(states[first, 0])
         raise PeerError(f"process {first} of the run met an error: {said[first]}", code)
+
+    def _reported(self, error: Exception) -> Exception:
+        """Return an error of this process for those who called it, or what a command leaves by."""
+        if self.watch is None or isinstance(error, PeerError):
+            return error
+        return self.watch.report(error)
+
+    def _leave(self, error: BaseException) -> None:
+        """Tell the others of an error that ends this process, unless all know it.
+
+        Raises:
+            PeerError: the error is reported, here or by another process that has met it, too.
+        """
+        assert self.watch is not None
+        verdict = self.watch.leave(error)
+        if verdict is not None:
+            raise verdict from None
+        if not isinstance(error, Exception):
+            self.watch.announce(error)
+        elif not isinstance(error, PeerError):
+            # Of an error that all have met, such as options that do not fit, the first one tells.
+            alone = Group(self.rank, self.world, processes=self.watch.control, watch=self.watch)
+            alone.raise_first(error)
 
 
 def gather(rows: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
@@ -190,7 +390,7 @@ def gather(rows: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
     padded = rows.new_zeros(max(*sizes, 1), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded, group=group.processes)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 

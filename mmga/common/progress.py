@@ -52,6 +52,13 @@ def bar() -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
+def bar_of(shown: bool) -> Iterator[Progress | None]:
+    """Yield `bar`'s `Progress` in the one process of several that shows it, None in the others."""
+    with bar() if shown else contextlib.nullcontext() as progress:
+        yield progress
+
+
+@contextlib.contextmanager
 def _drawn() -> "Iterator[_Told]":
     from rich.console import Console, RenderableType
     from rich.progress import (

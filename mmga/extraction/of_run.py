@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmga.common.device import resolve_device
+from mmga.common.distributed import Group
 from mmga.common.progress import Progress
 from mmga.config import Config, DataName, check, merged
 from mmga.data.build import load_data
@@ -24,20 +25,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DataChoice:
-    """Another data set than the run was trained on; None leaves the run's own setting."""
+    """Another data set than the run was trained on; None leaves the run's own setting.
+
+    Attributes:
+        workers: processes that load images.
+    """
 
     data: DataName | None = None
     root: Path | None = None
     split: int | None = None
     splits_file: Path | None = None
+    workers: int = 0
 
 
-def with_data(config: Config, choice: DataChoice, workers: int = 0) -> Config:
+def with_data(config: Config, choice: DataChoice) -> Config:
     """Return a run's configuration with another data set in its place, where one is named.
 
     Masks that are not there any more are not missed: only pictures are compared with them.
     """
-    changes: dict[str, object] = {"workers": workers, "also": (), "test": ()}
+    changes: dict[str, object] = {"also": (), "test": ()}
     own = config.data.test[0] if config.data.test else config.data.data
     if choice.data is None and own != config.data.data:  # trained on other sets than tested on
         changes |= {"data": own, "root": config.data.root_of(own), "masks": None}
@@ -59,27 +65,33 @@ def features_of_run(
     choice: DataChoice,
     *,
     device: str = "auto",
-    workers: int = 0,
     flip: bool = True,
     multi_query: bool = False,
     progress: Progress | None = None,
+    group: Group | None = None,
 ) -> "tuple[Features, Features]":
     """Return the features of queries and gallery of a run, by its folder or checkpoint.
 
     The mirror image's features are summed where the run was evaluated so, unless `flip` is False.
     With `multi_query` the queries are all images of each query's identity and camera, if known.
+    The processes of a group share the images, and all get all features.
 
     Raises:
         UserError: the run or its data cannot be read.
     """
-    run = load_run(path, resolve_device(device))
-    config = with_data(run.config, choice, workers)
-    if not flip:
-        config = merged(config, {"run": {"flip_test": False}}, where="--no-flip-test")
-    data = load_data(config, progress, training=False)
-    queries = queries_of(data, multi_query)
-    query = extract(run.network, queries, config, phase="query", progress=progress)
-    return query, extract(run.network, data.gallery, config, phase="gallery", progress=progress)
+    group = group or Group()
+    with group.together():
+        run = load_run(path, resolve_device(device))
+        config = with_data(run.config, choice)
+        if not flip:
+            config = merged(config, {"run": {"flip_test": False}}, where="--no-flip-test")
+        data = load_data(config, progress, training=False)
+        queries = queries_of(data, multi_query)
+    query, gallery = (
+        extract(run.network, images, config, phase=phase, progress=progress, group=group)
+        for phase, images in (("query", queries), ("gallery", data.gallery))
+    )
+    return query, gallery
 
 
 def queries_of(data: DataSet, multi_query: bool) -> ImageSet:

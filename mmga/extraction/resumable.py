@@ -1,7 +1,8 @@
 """Extract many images resumably: an extraction that was stopped continues when called again.
 
 Features are written in shards of some thousand images beside the file that is asked for, in
-`<name>.partial/`; complete shards are joined and the folder is removed.
+`<name>.partial/`; complete shards are joined and the folder is removed. Several processes share the
+shards out among themselves.
 """
 
 import hashlib
@@ -9,11 +10,13 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
@@ -22,6 +25,7 @@ from mmga.data.pictures import Notes
 from mmga.data.preflight import image_files
 from mmga.extraction.embedder import Embedder, embed_images
 from mmga.retrieval.features import Features, containers
+from mmga.retrieval.features.load import SHARD_LIST
 
 CONTAINERS = (".npz", ".safetensors", ".mat", ".h5", ".pt", ".parquet")
 """Suffixes of files of features; without one, a folder of .npy files is written."""
@@ -32,69 +36,146 @@ SHARD = 4096
 """Images of a shard, the most that a stop can lose."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        batch_size: images extracted at once.
+        workers: processes that load images.
+        skip_broken: leave out and count images that cannot be decoded.
+    """
+
+    batch_size: int = 64
+    workers: int = 0
+    skip_broken: bool = False
+
+
 def extract_to(
     out: Path,
     embedder: Embedder,
     images: ImageSet,
+    reading: Reading,
     *,
-    batch_size: int = 64,
-    workers: int = 0,
-    skip_broken: bool = False,
     progress: Progress | None = None,
-) -> Features:
+    group: Group | None = None,
+) -> str:
     """Extract the features of all images into a file, continuing an earlier attempt.
 
+    The processes of a group take shards in turn, and the first one joins them. Rows, their order
+    and their bits are the same for any number of processes.
+
     Args:
-        out: the file, in any container of `Features.save`.
+        out: the file, in any container of `Features.save`; or a .json file, which lists shards that
+            stay in a folder beside it.
         embedder: the network.
         images: the images; labels are taken over.
-        batch_size: images extracted at once.
-        workers: processes that load images.
-        skip_broken: leave out and count images that cannot be decoded.
-        progress: called with ("extract", images done, images in all).
+        reading: how they are read.
+        progress: called with ("extract", images done, images in all), of this process' share.
+        group: the processes, which have the folder of `out` in common.
 
     Returns:
-        The features, as they are in the file.
+        What was written, in words; in a group to the first process, empty to the others.
 
     Raises:
         UserError: no container has the suffix of `out`, an image cannot be decoded, the disk is
             full, the partial results belong to another extraction, or the container cannot hold
             so many features (which is known before the first image).
     """
-    if out.suffix and out.suffix.lower() not in CONTAINERS:
+    group = group or Group()
+    with group.together():
+        _check_container(out, embedder, images)
+        listed = out.suffix.lower() == SHARD_LIST
+        folder = out.with_suffix(".shards") if listed else out.with_name(f"{out.name}.partial")
+        starts = list(range(0, len(images), SHARD))
+        files = {start: folder / f"{start:09d}.npz" for start in starts}
+        if group.leads:
+            if listed and out.exists():  # a finished one, which is made anew
+                out.unlink()
+                shutil.rmtree(folder, ignore_errors=True)
+            _check_manifest(folder, embedder, images)
+    left = [start for start in starts if group.leads and not files[start].is_file()]
+    left = json.loads(group.texts(json.dumps(left))[0])
+    with group.together():
+        notes = _write_shards(
+            {start: files[start] for start in left[group.rank :: group.world]},
+            len(starts) - len(left),
+            embedder,
+            images,
+            reading,
+            listed=listed,
+            progress=progress,
+        )
+    for text in group.texts(json.dumps(sorted(notes.found))):
+        notes.found.update((key, path) for key, path in json.loads(text))
+    with group.together():
+        if not group.leads:
+            return ""
+        notes.say()
+        if listed:
+            return _listed(out, list(files.values()), len(images))
+        features = _joined(list(files.values()), images)
+        features.save(out)
+        shutil.rmtree(folder)
+        return str(features)
+
+
+def _check_container(out: Path, embedder: Embedder, images: ImageSet) -> None:
+    """Refuse a file that could not be written in the end."""
+    if out.suffix and out.suffix.lower() not in (*CONTAINERS, SHARD_LIST):
         raise UserError(
-            f"--out must end in {', '.join(CONTAINERS)} or nothing (a folder of .npy files), "
-            f"got {out}"
+            f"--out must end in {', '.join(CONTAINERS)}, {SHARD_LIST} (a list of shards) or "
+            f"nothing (a folder of .npy files), got {out}"
         )
     if out.suffix.lower() in (".mat", ".safetensors"):  # which have limits
         shape = (1, 3, *embedder.transform.size)
         one, _ = embedder(torch.zeros(shape, dtype=torch.float32, device=embedder.device))
         name = "features" if one.dim() == 2 else "parts"
         containers.check_room(out, name, len(images) * one.nbytes, images.paths)
-    folder = out.with_name(f"{out.name}.partial")
-    _check_manifest(folder, embedder, images)
-    starts = range(0, len(images), SHARD)
-    broken: dict[str, str] | None = {} if skip_broken else None
+
+
+def _write_shards(
+    files: dict[int, Path],
+    finished: int,
+    embedder: Embedder,
+    images: ImageSet,
+    reading: Reading,
+    *,
+    listed: bool,
+    progress: Progress | None,
+) -> Notes:
+    """Extract shards, each from its first image on, and return what was done to images.
+
+    Args:
+        files: file of each shard by its first image.
+        finished: shards that were there.
+        embedder: the network.
+        images: all images.
+        reading: how they are read.
+        listed: files stay, and hold features as `Features.save` writes them.
+        progress: see `extract_to`.
+    """
+    broken: dict[str, str] | None = {} if reading.skip_broken else None
     notes = Notes()
-    for start in starts:
-        file = folder / f"{start:09d}.npz"
-        end = min(start + SHARD, len(images))
+    ends = {start: min(start + SHARD, len(images)) for start in files}
+    done = min(finished * SHARD, len(images))
+    total = done + sum(end - start for start, end in ends.items())
+    if progress is not None and done:
+        progress("extract", done, total)
+    for start, file in files.items():
 
-        def done(count: int, start: int = start) -> None:
+        def tell(count: int, done: int = done) -> None:
             if progress is not None:
-                progress("extract", start + count, len(images))
+                progress("extract", done + count, total)
 
-        if file.is_file():
-            done(end - start)
-            continue
-        share = Subset(images, np.arange(start, end))
+        share = Subset(images, np.arange(start, ends[start]))
         (rows, visibility), places = embed_images(
             embedder,
             share,
-            batch_size=batch_size,
-            workers=workers,
+            batch_size=reading.batch_size,
+            workers=reading.workers,
             broken=broken,
-            progress=done,
+            progress=tell,
             notes=notes,
         )
         if not len(rows):
@@ -105,13 +186,21 @@ def extract_to(
         arrays = {"rows": rows.numpy(), "places": (places + start).numpy()}
         if visibility is not None:
             arrays["visibility"] = visibility.numpy()
-        with atomic_path(file) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    notes.say()
-    features = _joined([folder / f"{start:09d}.npz" for start in starts], images)
-    features.save(out)
-    shutil.rmtree(folder)
-    return features
+        if listed:
+            _features(arrays, images).save(file)
+        else:
+            with atomic_path(file) as temporary:
+                np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        done += ends[start] - start
+    return notes
+
+
+def _features(arrays: dict[str, np.ndarray], images: ImageSet) -> Features:
+    """Return rows, and the labels of the images at their places."""
+    labels = label_columns(images, arrays["places"])
+    if "visibility" in arrays:
+        return Features(None, parts=arrays["rows"], visibility=arrays["visibility"], **labels)
+    return Features(arrays["rows"], **labels)
 
 
 def _joined(files: list[Path], images: ImageSet) -> Features:
@@ -127,13 +216,30 @@ def _joined(files: list[Path], images: ImageSet) -> Features:
         if places is None or not count or len(places) != count or places.max() >= len(images):
             raise UserError(f"{file} holds no features of these images; remove it, and run again")
     arrays = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-    rows, places = arrays["rows"], arrays["places"]
-    if len(places) < len(images):
-        logger.warning("%d images were left out as broken", len(images) - len(places))
-    labels = label_columns(images, places)
-    if "visibility" in arrays:
-        return Features(None, parts=rows, visibility=arrays["visibility"], **labels)
-    return Features(rows, **labels)
+    _count_broken(len(images) - len(arrays["places"]))
+    return _features(arrays, images)
+
+
+def _listed(out: Path, files: list[Path], count: int) -> str:
+    """Write the list of the shards, and return in words what they hold.
+
+    Raises:
+        UserError: a shard is absent or damaged, or the file cannot be written.
+    """
+    counts = [len(containers.read(file, mapped=True)["pids"]) for file in files]
+    _count_broken(count - sum(counts))
+    shards = [
+        {"file": f"{file.parent.name}/{file.name}", "rows": rows}
+        for file, rows in zip(files, counts, strict=True)
+    ]
+    with atomic_path(out) as temporary:
+        temporary.write_text(json.dumps({"schema": 1, "shards": shards}, indent=1))
+    return f"{sum(counts)} rows of features in {len(shards)} shards"
+
+
+def _count_broken(count: int) -> None:
+    if count:
+        logger.warning("%d images were left out as broken", count)
 
 
 def _digest(images: ImageSet) -> str:

@@ -55,14 +55,17 @@ class Tile:
             yield self
             return
         for left in range(0, self.values.shape[1], width):
-            columns = slice(left, left + width)
-            yield Tile(
-                self.values[:, columns],
-                self.offset + left,
-                self.metric,
-                self.row_term,
-                self.column_term[columns] if self.metric else self.column_term,
-            )
+            yield self.cut(slice(left, left + width))
+
+    def cut(self, columns: slice) -> Tile:
+        """Return some columns, given their places."""
+        return Tile(
+            self.values[:, columns],
+            self.offset + columns.start,
+            self.metric,
+            self.row_term,
+            self.column_term[columns] if self.metric else self.column_term,
+        )
 
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return the arguments with which every operator on tiles begins."""

@@ -14,6 +14,7 @@ from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
 from mmga.retrieval.evaluate import plain_ranks, ranking_problem
 from mmga.retrieval.features import JUNK, UNKNOWN, Features
+from mmga.retrieval.features.shares import SharedGallery
 from mmga.retrieval.options import EvaluationOptions
 
 MOST = 24
@@ -66,7 +67,8 @@ def camera_pairs(
         part = copy.copy(gallery)
         part.pids = np.where(gallery.camids == camera, gallery.pids, JUNK)
         try:
-            problem = ranking_problem(query, part, options, device, Monitor())
+            shared = SharedGallery(part, 0, len(part))
+            problem = ranking_problem(query, shared, options, device, Monitor())
         except UserError:  # of what was evaluated before: no query has a match there
             continue
         scores = plain_ranks(problem, options)[0]

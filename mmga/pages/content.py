@@ -20,6 +20,7 @@ from mmga.pages.pairs import PairSampler, Samples, Thresholds, thresholds
 from mmga.retrieval.evaluate import pair_counter, ranking_problem
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.pooling import pooled
+from mmga.retrieval.features.shares import SharedGallery
 from mmga.retrieval.metrics.rank import PerQuery, rank
 from mmga.retrieval.metrics.report import Report
 from mmga.retrieval.metrics.verification import figures
@@ -124,7 +125,8 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
     gallery = query if evaluated.gallery is None else evaluated.gallery
     device = resolve_device(evaluated.settings.get("device") or gallery.rows.device, "device")  # type: ignore[arg-type]
     options = dataclasses.replace(options, verification=True, strangers=0.0)
-    problem = ranking_problem(query, gallery, options, device, Monitor(progress))
+    shared = SharedGallery(gallery, 0, len(gallery))
+    problem = ranking_problem(query, shared, options, device, Monitor(progress))
     selection = problem.selection
     source = problem.source()
     sampler = PairSampler(

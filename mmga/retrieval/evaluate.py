@@ -7,11 +7,13 @@ import time
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from mmga.common import ids
 from mmga.common import memory as memory_sizes
 from mmga.common.arrays import as_tensor
 from mmga.common.device import resolve_device
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError, whole_number
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
@@ -23,6 +25,7 @@ from mmga.retrieval.bounds.stages import Stages
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.duplicates import duplicated_items
 from mmga.retrieval.features.pooling import pooled
+from mmga.retrieval.features.shares import SharedGallery
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.metrics import caveats
 from mmga.retrieval.metrics.rank import PerQuery, rank
@@ -48,6 +51,7 @@ from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
 from mmga.retrieval.tiles.problem import RankingProblem, checked, zero_vectors
+from mmga.retrieval.tiles.share import Share
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
 
 
@@ -73,6 +77,7 @@ def evaluate(
     exclude: str | None = None,
     ap: str | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
 
@@ -80,19 +85,18 @@ def evaluate(
     items precede each match is counted in them. The order is (distance, gallery index).
 
     Args:
-        query: features of the queries.
-        gallery: features of the gallery; None for protocols that rank one set against itself.
+        query: features of the queries, the same in every process of a group.
+        gallery: features of the gallery; None where one set is ranked, and in a group for none.
         metric: ``"cosine"`` or ``"euclidean"``.
         protocol: a name of `mmga.retrieval.protocols.protocol.PROTOCOLS`, or rules of one's own.
         rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
             ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
-            None: certified, but float32 for part features, verification, single-shot galleries,
-            norms outside 2^-40 to 2^40, and devices other than the CPU (CUDA certifies if asked to,
-            unless the features exceed it). The report says which.
+            None: certified, but float32 for parts, verification, single-shot galleries, norms
+            outside 2^-40 to 2^40, and CUDA (which certifies if asked to). The report says which.
         max_rank: length of the CMC curve.
-        trials: seeded draws under ``cuhk03-single-shot`` and ``single-shot``, where 0 gives the
-            exact expectation, and under ``vehicleid``, where 0 means 10.
+        trials: seeded draws of ``cuhk03-single-shot`` and ``single-shot``, where 0 is the exact
+            expectation, and of ``vehicleid``, where 0 means 10.
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
         device: where to compute; that of the gallery if None.
@@ -102,36 +106,36 @@ def evaluate(
         fpr: one more false positive rate whose threshold is wanted.
         strangers: share of the identities that open-set rates take from the gallery, by `seed`;
             None: half where every query has a match, else none.
-        exclude: leave out the pairs for which a condition on columns of the gallery item and of the
-            query holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
-        ap: ``"hits"``, the mean of the precisions at the matches, or ``"trapezoid"``, of those
-            before and at each; None: the protocol's own, hits but for ``market1501-matlab``.
+        exclude: leave out pairs for which a condition on columns of the gallery item and the query
+            holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
+        ap: mean of the precisions at the matches (``"hits"``), or of those before and at each
+            (``"trapezoid"``); None: the protocol's own, hits but for ``market1501-matlab``.
         progress: called as (phase, done, total).
-
-    Returns:
-        The report.
+        group: of torch.distributed, True for the default one: each process gives its own rows of
+            the gallery, and all return one report (docs/scale.md).
 
     Raises:
         UserError: the features or options do not fit, or no query has a match.
     """
-    check_kinds(query, gallery, rerank)
-    options = EvaluationOptions(
-        metric=metric,
-        protocol=protocol_named(protocol, ap),
-        rerank=rerank,
-        exact=exact,
-        max_rank=max_rank,
-        trials=trials,
-        seed=seed,
-        pool=pool,
-        memory=memory_sizes.parse(memory),
-        verification=verification,
-        cross_camera=cross_camera,
-        fpr=fpr,
-        strangers=strangers,
-        exclude=exclude,
-    )
-    return _evaluate(query, gallery, options, device, progress)
+    with (processes := Group.of(group)).together():
+        check_kinds(query, gallery, rerank)
+        options = EvaluationOptions(
+            metric=metric,
+            protocol=protocol_named(protocol, ap),
+            rerank=rerank,
+            exact=exact,
+            max_rank=max_rank,
+            trials=trials,
+            seed=seed,
+            pool=pool,
+            memory=memory_sizes.parse(memory),
+            verification=verification,
+            cross_camera=cross_camera,
+            fpr=fpr,
+            strangers=strangers,
+            exclude=exclude,
+        )
+    return _evaluate(query, gallery, options, device, Monitor(progress), processes)
 
 
 @float32_products()
@@ -197,43 +201,65 @@ def _evaluate(
     gallery: Features | None,
     options: EvaluationOptions,
     device: str | torch.device | None,
-    progress: Progress | None,
+    monitor: Monitor,
+    group: Group,
 ) -> Report:
     """Check options and features, and evaluate as the protocol asks."""
-    rules = options.protocol
-    gallery = _gallery_of(rules, query, gallery)
-    where = resolve_device(device or gallery.rows.device, "device")
-    options.check(query, gallery, where)
+    rules, begun = options.protocol, time.perf_counter()
+    if group.world > 1:
+        options.check_group()
+        group.agree("the options", repr(options))
+    shared = _shared(query, gallery, options, group)
+    where = resolve_device(device or shared.features.rows.device, "device")
+    options.check(query, shared.features, where)
     if rules.splits:
+        gallery = shared.features
         if rules.splits == "draws":
             repeats = drawn_galleries(query, rules, options.trials, options.seed)
         else:
             repeats = both_directions(query, gallery, rules)
-        shared = {**options.of_a_part(), "device": where}
-        report = evaluate_repeats(evaluate, repeats, shared, progress)
+        same = {**options.of_a_part(), "device": where}
+        report = evaluate_repeats(evaluate, repeats, same, monitor.progress)
         report.num_query, report.num_gallery = len(query), len(gallery)
         for name, rows in left_out(query, None if rules.one_set else gallery).items():
             report.excluded[name] = report.excluded.get(name, 0) + rows
         return report
     if rules.pools:
         query = pooled(query, options.pool)
-    begun, monitor = time.perf_counter(), Monitor(progress)
-    return _finish(_ranked(query, gallery, options, where, monitor), begun, monitor)
+    return _finish(_ranked(query, shared, options, where, monitor), begun, monitor, group)
+
+
+def _shared(
+    query: Features, gallery: Features | None, options: EvaluationOptions, group: Group
+) -> SharedGallery:
+    """Return the gallery that is meant, and what this process holds of it."""
+    rules = options.protocol
+    with group.together():
+        if rules.one_set and gallery is not None and gallery is not query:
+            raise UserError(
+                f"protocol {rules.name} ranks one set against itself; leave out gallery"
+            )
+        if not rules.one_set and gallery is None and group.world == 1:
+            raise UserError(f"gallery: missing; protocol {rules.name} needs one")
+    if rules.one_set:
+        return SharedGallery.of_one_set(query, group)
+    named = rules.own_image == "path" or options.exclude is not None
+    return SharedGallery.gathered(gallery, group, columns=named)
 
 
 def _ranked(
     query: Features,
-    gallery: Features,
+    shared: SharedGallery,
     options: EvaluationOptions,
     device: torch.device,
     monitor: Monitor,
 ) -> Report:
     """Rank plainly and re-ranked, and report, as checked options ask."""
-    problem = ranking_problem(query, gallery, options, device, monitor)
+    problem = ranking_problem(query, shared, options, device, monitor)
     selection, rules = problem.selection, options.protocol
     counter = pair_counter(problem, options) if options.verification else None
     scores, stages = plain_ranks(problem, options, counter)
-    report = _report(selection, scores, options.max_rank, (query, gallery), device)
+    report = _report(selection, scores, options.max_rank, (query, shared.features), device)
     report.seconds = monitor.seconds
     report.metric, report.precision, report.exact = options.metric, "ieee", "float32"
     if stages is not None:
@@ -254,15 +280,16 @@ def _ranked(
 
 def ranking_problem(
     query: Features,
-    gallery: Features,
+    shared: SharedGallery,
     options: EvaluationOptions,
     device: torch.device,
     monitor: Monitor,
 ) -> RankingProblem:
     """Place the features, apply the protocol, and read all rows once for their norms."""
-    with monitor.timed("load"):
-        placed = placement.place(query.rows, gallery.rows, device, options.memory)
+    gallery, group = shared.features, shared.group
     itself = gallery is query
+    with monitor.timed("load"), group.together():
+        placed = placement.place(query.rows, gallery.rows, device, options.memory)
     query = query.with_rows(placed.query)
     other = query if itself else gallery.with_rows(placed.gallery)
     cameras = options.protocol.needs_cameras or options.cross_camera
@@ -272,22 +299,28 @@ def ranking_problem(
             options.protocol, labels, every_query=options.verification, progress=monitor.progress
         )
     with monitor.timed("load"):
-        query, query_norms = checked("query", query, options.metric)
+        with group.together():
+            query, query_norms = checked("query", query, options.metric)
+        group.agree("the queries", query_norms.numpy().tobytes() + labels.query_pids.tobytes())
         gallery, gallery_norms = query, query_norms
         if not itself:
-            gallery, gallery_norms = checked("gallery", other, options.metric)
+            gallery, gallery_norms = checked("gallery", other, options.metric, shared.first, group)
 
-    def chosen(side: Features, norms: Tensor, rows: np.ndarray) -> VectorSet:
-        at = torch.from_numpy(rows)
-        return VectorSet([side.rows], options.metric, [at], norms=norms[at], device=device)
+    def chosen(side: Features, norms: Tensor, rows: np.ndarray, first: int = 0) -> VectorSet:
+        at = torch.from_numpy(rows - first)
+        norms = norms[torch.from_numpy(rows)]
+        return VectorSet([side.rows], options.metric, [at], norms=norms, device=device)
 
+    low, high = np.searchsorted(selection.gallery, [shared.first, shared.last]).tolist()
+    items = chosen(gallery, gallery_norms, selection.gallery[low:high], shared.first)
     return RankingProblem(
         query=query,
         gallery=gallery,
         norms=(query_norms, gallery_norms),
         selection=selection,
         queries=chosen(query, query_norms, selection.queries),
-        items=chosen(gallery, gallery_norms, selection.gallery),
+        share=Share(items, low, len(selection.gallery), group),
+        held=slice(shared.first, shared.last),
         placed=placed,
         exact=options.exact,
         monitor=monitor,
@@ -304,7 +337,7 @@ def _obstacle(problem: RankingProblem, options: EvaluationOptions) -> str | None
         return "of galleries that are drawn"
     if problem.device.type != "cpu" and options.exact is None:
         return f"on {problem.device.type} devices unless asked for"
-    if not problem.items.near:
+    if problem.share.group.any(not problem.items.near):
         return "of features that exceed the device"
     sides = zip(("query", "gallery"), problem.norms, strict=True)
     return next((why for side in sides if (why := beyond_bounds(*side))), None)
@@ -323,20 +356,20 @@ def plain_ranks(
         raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
     with problem.monitor.timed("rank"):
         if options.exact == "float32" or obstacle is not None:
-            return rank(
-                problem.source(), problem.selection, problem.monitor, observer=counter
-            ), None
+            source, group = problem.source(), problem.share.group
+            scores = rank(source, problem.selection, problem.monitor, observer=counter, group=group)
+            return scores, None
         return _certify(problem, options.seed)
 
 
 def _certify(problem: RankingProblem, seed: int) -> tuple[PerQuery, Stages]:
     """Rank by exact keys, through the stages that counts of a pilot say are cheapest."""
-    sides = problem.queries, problem.items, problem.selection
+    sides = problem.queries, problem.share, problem.selection
     stages, tile = Stages(), None
     if problem.placed.room is None:
         stages = plan(*sides, seed)
     else:  # a device's products are worth no detour
-        tile = tile_within(problem.placed.room, problem.items.dimension)
+        tile = tile_within(problem.placed.room, problem.queries.dimension)
     ranking = CertifiedPass(*sides, stages, problem.placed.memory, tile)
     return ranking.rank(problem.monitor), stages
 
@@ -356,24 +389,28 @@ def pair_counter(problem: RankingProblem, options: EvaluationOptions) -> PairCou
         options.cross_camera,
         options.strangers,
         options.seed,
+        group=problem.share.group,
     )
 
 
 def _describe_features(report: Report, problem: RankingProblem) -> None:
     """Add what the features themselves tell: zero vectors, duplicates, parts, their placement."""
-    query, gallery = problem.query, problem.gallery
+    query, gallery, group = problem.query, problem.gallery, problem.share.group
+    one_set = problem.selection.protocol.one_set
     if problem.placed.note is not None:
         report.notes.append(problem.placed.note)
-    sides = list(zip((query, gallery), problem.norms, strict=True))[: 1 + (gallery is not query)]
+    sides = list(zip((query, gallery), problem.norms, strict=True))[: 1 + (not one_set)]
     report.zero_vectors = sum(zero_vectors(*side) for side in sides)
     if problem.selection.protocol.pools and problem.queries.metric == "euclidean":
         _note(report, caveats.of_pooling(problem.norms[1]))
     if problem.selection.protocol.own_image != "index":
         with problem.monitor.timed("load"):
             of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]
-            same = duplicated_items(query.rows, of_rows[0], gallery.rows, of_rows[-1])
-        report.duplicates = len(same)
-        _note(report, caveats.of_duplicates(problem.selection, len(same)))
+            own = of_rows[-1][problem.held]
+            with group.together():
+                same = duplicated_items(query.rows, of_rows[0], gallery.rows, own)
+            report.duplicates = int(group.table([len(same)]).sum())
+        _note(report, caveats.of_duplicates(problem.selection, report.duplicates))
     if query.visibility is not None and gallery.visibility is not None:
         rows = problem.selection.eligible_queries
         report.extra["parts"] = {
@@ -500,11 +537,12 @@ def _report(
     )
 
 
-def _finish(report: Report, begun: float, monitor: Monitor) -> Report:
+def _finish(report: Report, begun: float, monitor: Monitor, group: Group | None = None) -> Report:
+    """Add seconds and peaks, those of the process of a group that took most."""
     monitor.peak.sample()
     report.seconds["total"] = time.perf_counter() - begun
-    report.peak_memory_bytes = monitor.peak.bytes
-    report.process_peak_bytes = memory_sizes.process_peak()
+    peaks = (group or Group()).table([monitor.peak.bytes, memory_sizes.process_peak()])
+    report.peak_memory_bytes, report.process_peak_bytes = map(int, peaks.amax(0).tolist())
     return report
 
 
@@ -513,15 +551,6 @@ def _backend(device: torch.device) -> str:
     if has_kernel("count_preceding", device.type.upper()):
         return f"{device.type} kernels ({_extension.load()[device.type].detail})"
     return "reference"
-
-
-def _gallery_of(rules: Rules, query: Features, gallery: Features | None) -> Features:
-    itself = rules.one_set
-    if itself and gallery is not None and gallery is not query:
-        raise UserError(f"protocol {rules.name} ranks one set against itself; leave out gallery")
-    if not itself and gallery is None:
-        raise UserError(f"gallery: missing; protocol {rules.name} needs one")
-    return query if gallery is None else gallery
 
 
 def _check_one_set(rules: Rules, labels: Labels) -> None:

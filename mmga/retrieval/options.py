@@ -75,6 +75,20 @@ class EvaluationOptions:
         names = ("metric", "exact", "max_rank", "memory", "exclude")
         return {name: getattr(self, name) for name in names}
 
+    def check_group(self) -> None:
+        """Raise a `UserError` for what one process must do alone."""
+        rules = self.protocol
+        if self.rerank is not None:
+            raise UserError(
+                "rerank: neighbours are not shared by processes yet; evaluate plainly, or start "
+                "one process without torchrun"
+            )
+        if rules.splits or rules.single_shot:
+            raise UserError(
+                f"protocol {rules.name} draws or halves its sets, which processes do not share; "
+                "start one process without torchrun"
+            )
+
     def check(self, query: Features, gallery: Features, device: torch.device) -> None:
         """Raise a `UserError` where options do not fit each other, the features or the device."""
         check_choice("metric", self.metric, distance.METRICS)

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmga.common.device import resolve_device
-from mmga.common.distributed import Group, environment
+from mmga.common.distributed import Group, own_device
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.config import Config, as_dict
@@ -47,11 +46,7 @@ def prepare(config: Config) -> torch.device:
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(run.deterministic)
-    _, world, local = environment()
-    if world > 1 and run.device.startswith("cuda:"):
-        raise UserError(f"--device {run.device} names one device for {world} processes; use cuda")
-    device = resolve_device(run.device)
-    return resolve_device(f"cuda:{local}") if world > 1 and device.type == "cuda" else device
+    return own_device(run.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from mmga.extraction.embedder import visibility
 from mmga.extraction.of_run import embedder_of_run
 from mmga.models import load
 
+READING = resumable.Reading(batch_size=2)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -165,7 +167,7 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
 
     with pytest.raises(KeyboardInterrupt):
         resumable.extract_to(
-            tmp_path / "g.npz", embedder, read_images(images), batch_size=2, progress=stop
+            tmp_path / "g.npz", embedder, read_images(images), READING, progress=stop
         )
     assert not (tmp_path / "g.npz").exists()
     # Another network, or another image, is not mixed in.
@@ -178,7 +180,7 @@ def test_a_stopped_extraction_goes_on(run, images, tmp_path, monkeypatch, capsys
         tmp_path / "g.npz",
         embedder,
         read_images(images),
-        batch_size=2,
+        READING,
         progress=lambda phase, done, total: told.append(done),
     )
     assert told == [4, 6, 8, 10]  # the first shard was there

@@ -28,8 +28,8 @@ _INT8_RATE, _INT8_SCALING = 4, 10
 _COORDINATE, _QUANTISED = 8, 16
 # Dimensions below which products of 8 bits save nothing.
 _FEWEST_BYTES = 32
-# Rows from which directions are found.
-_SAMPLE = 1024
+SAMPLE = 1024
+"""Rows from which directions are found."""
 # The share of the plain product that finding directions may cost.
 _FIT_SHARE = 0.02
 # The share of the energy that the fewest directions may leave.
@@ -93,7 +93,7 @@ def _projections(vectors: VectorSet, operations: float, seed: int) -> list[Proje
         operations: see `candidates`.
         seed: of the directions.
     """
-    sample = min(_SAMPLE, len(vectors))
+    sample = min(SAMPLE, len(vectors))
     most = largest_projection(vectors.dimension, sample, _FIT_SHARE * operations)
     if most is None:
         return []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mmga.common.distributed import Group
 from mmga.ops.certified import Bound
 from mmga.ops.distance import exact_term, key_terms, metric_number
 from mmga.ops.ranking import Tile
@@ -126,6 +127,16 @@ class Stages:
         if self.tiles is None:
             return 4 * width
         return 4 * width + 2 * width + (4 * self.dimensions or width)
+
+    def add_up(self, group: Group) -> None:
+        """Add up the accounts of the processes of a group, in place."""
+        counts = [[stage.pairs, stage.undecided] for stage in self.stages]
+        for stage, (pairs, undecided) in zip(
+            self.stages,
+            group.sum(torch.tensor(counts, dtype=torch.int64, device="cpu")).tolist(),
+            strict=True,
+        ):
+            stage.pairs, stage.undecided = pairs, undecided
 
     def as_dict(self) -> dict[str, object]:
         """Return the account as reports show it."""

@@ -5,9 +5,11 @@ A container is read to a mapping from name to array (NumPy or torch); strings ar
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,12 +31,13 @@ _MAP_BYTES = 1 << 20
 _LONGEST_REASON = 200  # characters of a parser's message
 
 
-def read(path: str | os.PathLike[str], suffix: str | None = None) -> Arrays:
+def read(path: str | os.PathLike[str], suffix: str | None = None, mapped: bool = False) -> Arrays:
     """Return the arrays of a file or folder, by name.
 
     Args:
-        path: the file.
+        path: the file or folder.
         suffix: of the container; by default the path's own.
+        mapped: map large arrays of .npz files, too, as those of .npy files always are.
 
     Raises:
         UserError: it is absent, of an unknown kind, damaged, or needs an extra to be installed.
@@ -51,6 +54,8 @@ def read(path: str | os.PathLike[str], suffix: str | None = None) -> Arrays:
             f"{source}: expected {', '.join(_READERS)} or a folder of .npy files, "
             f"found {suffix or 'a file without suffix'}"
         )
+    if mapped and reader is _read_npz:
+        reader = functools.partial(_read_npz, mapped=True)
     try:
         return reader(source)
     except UserError:
@@ -156,7 +161,7 @@ def _numpy(value: Any) -> np.ndarray:
 # .npz and folders of .npy
 
 
-def _read_npz(path: Path) -> Arrays:
+def _read_npz(path: Path, mapped: bool = False) -> Arrays:
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             raise UserError(f"{path}: expected an .npz archive, found something else")
@@ -169,9 +174,29 @@ def _read_npz(path: Path) -> Arrays:
             _check_member(member)
             with archive.open(member) as stream:
                 _check_header(stream, member.file_size, path, name)
+            plain = member.compress_type == zipfile.ZIP_STORED
+            if mapped and plain and member.file_size > _MAP_BYTES:
+                arrays[name] = _mapped_member(path, member)
+                continue
             with archive.open(member) as stream:
                 arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
     return arrays
+
+
+def _mapped_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """Return an array that is stored in an archive as it is, mapped copy-on-write."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset + 26)
+        name, extra = struct.unpack("<HH", file.read(4))  # lengths in the member's own header
+        file.seek(name + extra, os.SEEK_CUR)
+        version = np.lib.format.read_magic(file)
+        read_header = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read_header(file)
+        return np.memmap(path, dtype, "c", file.tell(), shape, "F" if fortran else "C")
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:

@@ -187,6 +187,28 @@ class Features:
         moved.rows = rows
         return moved
 
+    def cut(self, first: int, last: int, *, alone: bool = False) -> Features | None:
+        """Return consecutive rows as new features, None if there are none.
+
+        Args:
+            first: the first row.
+            last: the row after the last.
+            alone: copy them unless they are mapped, so that the others can be freed.
+        """
+        if first >= last:
+            return None
+        labels = slice(first, last)
+        part = self.with_rows(self.rows.cut(first, last))
+        if alone and not self.rows.mapped:
+            part.rows = ShardedMatrix([part.rows.numbers().clone()], part.rows.scale)
+        part.pids = self.pids[labels]
+        part.camids = None if self.camids is None else self.camids[labels]
+        part.paths = None if self.paths is None else self.paths[labels]
+        part.columns = {name: column[labels] for name, column in self.columns.items()}
+        part.visibility = None if self.visibility is None else self.visibility[labels]
+        part.notes = list(self.notes)
+        return part
+
     def select(self, indices: np.ndarray | Sequence[int] | slice) -> Features:
         """Return the given rows, in the given order, as new features (copied)."""
         at = np.arange(len(self))[indices]

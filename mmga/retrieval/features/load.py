@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from mmga.common import ids
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
+from mmga.common.files import read_json_object
 from mmga.common.paths import from_names
 from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
@@ -23,9 +25,12 @@ from mmga.retrieval.features.features import (
     of_arrays,
     with_paths,
 )
+from mmga.retrieval.features.shares import share_of
 
 SIDES = ("query", "gallery", "mquery")
 COLUMNS = "columns.csv"
+SHARD_LIST = ".json"
+"""Suffix of a file that lists shards, in place of their names."""
 # Names of arrays that a message lists.
 _SHOWN_NAMES = 12
 
@@ -43,7 +48,8 @@ def load_features(
         path: .npz, .safetensors, .mat, .h5, .pt, .parquet, or a folder of .npy files
             (memory-mapped), or one .npy file of features or parts alone, whose pids come from
             `columns`. A pattern such as ``shard-*.npz`` is expanded in natural order (2 before
-            10); a list keeps its order. Row i of the whole is row i of the shards one after the
+            10); a list keeps its order, and so does a .json file that lists shards, as
+            `mmga extract` writes it. Row i of the whole is row i of the shards one after the
             other.
         side: ``"query"`` or ``"gallery"`` of a file that holds both (layumi's names, such as
             ``query_f``, ``query_label``, ``query_cam``); None for a file that holds one set.
@@ -58,16 +64,89 @@ def load_features(
     Raises:
         UserError: the file is absent, damaged, or does not hold what is expected.
     """
+    paths = _paths(path, side, columns)
+    return _joined([_load_one(one, side, columns, pattern) for one in paths], path)
+
+
+@float32_products()
+def load_share(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    group: Group,
+    side: str | None = None,
+    columns: str | os.PathLike[str] | None = None,
+    pattern: str | None = None,
+) -> Features | None:
+    """Read some of the rows that `load_features` reads, so that each process of a group has a part.
+
+    Files are dealt out, so that each is read by one process. Where there are fewer files than
+    processes, each reads the labels of all, and of the features its rows: folders of .npy files,
+    .npy and .npz files that are not compressed are mapped, others are read as a whole first.
+
+    Args:
+        path: as the other arguments, see `load_features`.
+        group: the processes.
+        side: see there.
+        columns: see there.
+        pattern: see there.
+
+    Returns:
+        The rows of this process, after those of the processes of lower rank; None where there are
+        fewer rows than processes and none is left for this one.
+
+    Raises:
+        UserError: as `load_features`.
+    """
+    paths = _paths(path, side, columns)
+    if len(paths) >= group.world:
+        first, last = share_of(len(paths), group)
+        return _joined([_load_one(one, side, columns, pattern) for one in paths[first:last]], path)
+    loaded = [_load_one(one, side, columns, pattern, mapped=True) for one in paths]
+    _check_listed(loaded, path)
+    first, last = share_of(sum(map(len, loaded)), group)
+    parts, start = [], 0
+    for one in loaded:
+        part = one.cut(max(first - start, 0), min(last - start, len(one)), alone=True)
+        parts += [] if part is None else [part]
+        start += len(one)
+    return _joined(parts, ()) if parts else None
+
+
+def _paths(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    side: str | None,
+    columns: str | os.PathLike[str] | None,
+) -> list[Path]:
+    """Return the files that a path means, once the arguments of `load_features` are checked."""
     if side is not None and side not in SIDES:
         raise UserError(f"side: expected query or gallery, found {side!r}")
     paths = expanded(path)
     if columns is not None and len(paths) > 1:
         raise UserError(f"{columns}: columns can be added to one file of features, not to shards")
     _check_twice(paths)
-    loaded = [_load_one(one, side, columns, pattern) for one in paths]
-    if len(loaded) == 1:
-        return loaded[0]
-    return joined(loaded)
+    return paths
+
+
+def _joined(loaded: list[Features], path: object) -> Features:
+    _check_listed(loaded, path)
+    return loaded[0] if len(loaded) == 1 else joined(loaded)
+
+
+def _check_listed(loaded: list[Features], path: object) -> None:
+    """Refuse shards that have other numbers of rows than the list of them, if there is one, says.
+
+    Raises:
+        UserError: one has.
+    """
+    if not isinstance(path, str | os.PathLike) or Path(path).suffix.lower() != SHARD_LIST:
+        return
+    shards = read_json_object(path)["shards"]
+    rows = {str(Path(path).parent / shard["file"]): shard.get("rows") for shard in shards}
+    for one in loaded:
+        if rows[one.source] not in (None, len(one)):
+            raise UserError(
+                f"{one.source}: found {len(one)} rows, but {path} says {rows[one.source]}; extract "
+                "them again"
+            )
 
 
 def holds_side(path: str | os.PathLike[str], side: str) -> bool:
@@ -100,12 +179,34 @@ def expanded(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
             raise UserError("features: the list of shards is empty")
         return [found for one in path for found in expanded(one)]
     text = os.fspath(path)
+    if text.lower().endswith(SHARD_LIST) and os.path.isfile(text):
+        return _expand_list(Path(text))
     if os.path.exists(text) or not glob.has_magic(text):
         return [Path(text)]
     found = sorted(glob.glob(text), key=_natural)
     if not found:
         raise UserError(f"{text}: no file matches this pattern")
     return [Path(one) for one in found]
+
+
+def _expand_list(path: Path) -> list[Path]:
+    """Return the files that a list of shards names, which are beside it or below.
+
+    Raises:
+        UserError: it is no such list.
+    """
+    try:
+        shards = read_json_object(path)["shards"]
+        files = [path.parent / shard["file"] for shard in shards]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected a list of shards of features, "
+            '{"schema": 1, "shards": [{"file": ...}]}, as mmga extract writes it; found something '
+            "else"
+        ) from error
+    if not files:
+        raise UserError(f"{path}: the list of shards is empty")
+    return files
 
 
 def _check_twice(paths: Sequence[Path]) -> None:
@@ -131,9 +232,13 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
 
 
 def _load_one(
-    path: Path, side: str | None, columns: str | os.PathLike[str] | None, pattern: str | None
+    path: Path,
+    side: str | None,
+    columns: str | os.PathLike[str] | None,
+    pattern: str | None,
+    mapped: bool = False,
 ) -> Features:
-    arrays = containers.read(path)
+    arrays = containers.read(path, mapped=mapped)
     if path.suffix.lower() == ".npy" and not path.is_dir():
         rows = arrays["array"]
         arrays = {"parts" if rows.ndim == 3 else "features": rows}
@@ -180,6 +285,9 @@ def _load_one(
         )
     features = of_arrays(arrays, str(path))
     features.notes += notes
+    rows = arrays.get("features", arrays.get("parts"))
+    same = isinstance(rows, np.memmap) and str(rows.dtype) in str(features.rows.stored)
+    features.rows.mapped = same
     return features
 
 

@@ -24,10 +24,12 @@ class ShardedMatrix:
         starts: index of the first row of each shard, and the number of all rows at the end.
         scale: float32 [N] on the shards' device, of int8 rows; else None, and of int8 rows whose
             lengths are not known.
+        mapped: whether shards are files that are mapped, which take no memory of the process.
     """
 
     def __init__(self, shards: Sequence[Tensor], scale: Tensor | None = None) -> None:
         self.shards = list(shards)
+        self.mapped = False
         self.scale = scale
         self.starts = [0]
         for shard in self.shards:
@@ -83,8 +85,13 @@ class ShardedMatrix:
         if self.stored != torch.int8:
             yield from self.shards
             return
-        for start in range(0, len(self), _BLOCK):
+        for start in range(0, max(1, len(self)), _BLOCK):
             yield self.block(start, min(start + _BLOCK, len(self)))
+
+    def cut(self, start: int, stop: int) -> ShardedMatrix:
+        """Return rows start to stop, without a copy; none have the shape of the others."""
+        pieces = self._pieces(start, stop) or [self.shards[0][:0]]
+        return ShardedMatrix(pieces, None if self.scale is None else self.scale[start:stop])
 
     def select(self, indices: Tensor) -> ShardedMatrix:
         """Return some rows, int64 [K], as they are stored, in one piece."""

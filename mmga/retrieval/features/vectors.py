@@ -61,8 +61,8 @@ class VectorSet:
             device: of the blocks that are returned; that of the first side if None.
 
         Raises:
-            UserError: shapes differ, a side has no rows, a value is NaN or infinite, or the metric
-                needs lengths that are not known.
+            UserError: shapes differ, there are no rows and no norms, a value is NaN or infinite, or
+                the metric needs lengths that are not known.
         """
         self._sides = list(sides)
         if metric == "euclidean" and any(
@@ -86,7 +86,7 @@ class VectorSet:
             self._chosen.append(None if rows is None else rows.to(side.device))
             self._ascending.append(rows is None or bool((rows.diff() > 0).all()))
             self._starts.append(self._starts[-1] + (len(side) if rows is None else len(rows)))
-        if not len(self):
+        if not len(self) and norms is None:
             raise UserError("features: expected at least one row, found none")
         self._transfers: dict[int, BlockTransfer] = {}
         if norms is None:
@@ -311,14 +311,15 @@ def check_scale(name: str, norms: Tensor) -> None:
         )
 
 
-def lifted(matrix: ShardedMatrix, norms: Tensor) -> tuple[ShardedMatrix, Tensor]:
+def lifted(matrix: ShardedMatrix, norms: Tensor, first: int = 0) -> tuple[ShardedMatrix, Tensor]:
     """Return rows and squared norms of which none is too small or large for certified ranks.
 
     Cosines of a row and of a power of two times it are the same. Shards with such rows are copied.
 
     Args:
         matrix: the rows.
-        norms: of its rows, float64 [N], of parts [N, P].
+        norms: float64 [N], of parts [N, P]; `matrix` may hold only some of the rows.
+        first: number of its first row among them.
     """
     odd = (norms > 0) & ((norms < LEAST_NORM**2) | (norms > LARGEST_NORM**2))
     if not bool(odd.any()):
@@ -326,10 +327,10 @@ def lifted(matrix: ShardedMatrix, norms: Tensor) -> tuple[ShardedMatrix, Tensor]
     if matrix.stored == torch.int8:
         matrix = ShardedMatrix([matrix.whole()])
     exponents = torch.where(odd, unit_exponents(norms), 0)
-    ends = zip(matrix.starts[:-1], matrix.starts[1:], strict=True)
+    ends = itertools.pairwise(first + start for start in matrix.starts)
     shards = [
-        scaled_rows(shard, exponents[first:last]) if bool(odd[first:last].any()) else shard
-        for shard, (first, last) in zip(matrix.shards, ends, strict=True)
+        scaled_rows(shard, exponents[low:high]) if bool(odd[low:high].any()) else shard
+        for shard, (low, high) in zip(matrix.shards, ends, strict=True)
     ]
     return ShardedMatrix(shards), scaled_rows(norms[..., None], 2 * exponents)[..., 0]
 

@@ -5,7 +5,7 @@ Legend: ``Q`` queries of the query set, ``M`` matches of a run of queries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
 from mmga.ops.ranking import Masks, Matches, Tile, count_preceding, read_matches
@@ -70,8 +71,11 @@ def rank(
     *,
     observer: PairObserver | None = None,
     phase: str = "ranks",
+    group: Group | None = None,
 ) -> PerQuery:
     """Rank the matches of all selected queries and return the scores of each query.
+
+    Processes of a group count what each one's items add, for the same queries at a time.
 
     Args:
         source: tiles whose rows are `selection.queries` and whose columns `selection.gallery`.
@@ -79,17 +83,23 @@ def rank(
         monitor: is told of pairs of (query, item) done and in all, after each tile.
         observer: takes every tile and all matches as well.
         phase: name of this pass for `monitor`.
+        group: the processes that hold the items; `source` is a `BlockSource` of this one's.
 
     Raises:
         UserError: a key is NaN.
     """
+    group = group or Group()
     scores = PerQuery.empty(selection.num_matches)
     count = _Count(source, selection, monitor, observer, phase)
-    most = source.max_rows if isinstance(source, BlockSource) else None
+    most = None
+    if isinstance(source, BlockSource):
+        most = -int(group.most(-source.max_rows))  # runs of queries are the same for all
     for pairs in selection.pairs(PAIR_LIMIT, most):
         count.observed = 0
-        for matches in _attempts(source, pairs):
-            count(pairs, matches)
+        for matches in _attempts(source, pairs, group):
+            with group.together():
+                count(pairs, matches)
+            add_up(matches, group)
             # NaN differs from itself, and is refused below.
             if not bool(matches.mismatched.any()) or bool(matches.nearest.isnan().any()):
                 break
@@ -102,7 +112,7 @@ def rank(
     return scores
 
 
-def _attempts(source: Source, pairs: Pairs) -> Iterator[Matches]:
+def _attempts(source: Source, pairs: Pairs, group: Group) -> Iterator[Matches]:
     """Yield matches with keys from ever costlier readings, for a BLAS that rounds by shape.
 
     The tiles' own values hold: counting stops where a key differs from them.
@@ -110,10 +120,28 @@ def _attempts(source: Source, pairs: Pairs) -> Iterator[Matches]:
     if not isinstance(source, BlockSource):
         yield matches_of(pairs, torch.empty(0, dtype=source.dtype, device=source.device))
         return
-    yield matches_of(pairs, source.match_keys(pairs))
-    keys = source.match_keys(pairs, whole_tiles=True)
+
+    def shared(read: Callable[[], Tensor]) -> Tensor:
+        with group.together():
+            keys = read()
+        return group.union(keys)
+
+    yield matches_of(pairs, shared(lambda: source.match_keys(pairs)))
+    keys = shared(lambda: source.match_keys(pairs, whole_tiles=True))
     yield matches_of(pairs, keys)
-    yield matches_of(pairs, _keys_in_tiles(source, pairs, keys))
+    yield matches_of(pairs, shared(lambda: _keys_in_tiles(source, pairs, keys)))
+
+
+def add_up(matches: Matches, group: Group) -> None:
+    """Add up, in place, what the processes of a group counted with the items of each."""
+    if group.world == 1:
+        return
+    nan = matches.nearest.isnan()
+    counts = torch.cat([matches.preceding, matches.tied, matches.mismatched, nan.long()])
+    matches.preceding, matches.tied, matches.mismatched, nans = group.sum(counts).split(
+        [len(matches.preceding), *(len(matches.tied),) * 3]
+    )
+    matches.nearest[nans > 0] = torch.nan
 
 
 def matches_of(pairs: Pairs, keys: Tensor) -> Matches:
@@ -205,8 +233,8 @@ def masked(
 
 
 def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:
-    """Return the keys of the matches of `pairs` as the tiles have them."""
-    keys = torch.empty_like(like)
+    """Return the keys of the matches of `pairs` as the tiles have them, zero where none has."""
+    keys = torch.zeros_like(like)
     item = torch.from_numpy(pairs.match_item).to(like.device)
     row = torch.from_numpy(pairs.match_row).to(like.device)
     for rows, tile in source.tiles(pairs.start, pairs.stop):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from mmga.retrieval.bounds.approximation import Approximator, Int8
 from mmga.retrieval.bounds.planner import (
     COUNTING,
     INTEGERS,
+    SAMPLE,
     candidates,
     cheapest,
     making_cost,
@@ -32,15 +32,18 @@ from mmga.retrieval.bounds.planner import (
     spread,
 )
 from mmga.retrieval.bounds.stages import StagedRows, Stages
-from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.metrics.rank import (
     PAIR_LIMIT,
     PerQuery,
+    add_up,
     masked,
     matches_of,
     score,
 )
 from mmga.retrieval.protocols.selection import Pairs, Selection
+from mmga.retrieval.tiles.share import Block, Share
 from mmga.retrieval.tiles.sources import rows_within, tile_height
 
 # Queries x items of one product: after one of few coordinates the features of its items should stay
@@ -60,7 +63,7 @@ class CertifiedPass:
     def __init__(
         self,
         queries: VectorSet,
-        items: VectorSet,
+        items: VectorSet | Share,
         selection: Selection,
         stages: Stages,
         memory: int | None = None,
@@ -70,7 +73,7 @@ class CertifiedPass:
 
         Args:
             queries: the selected queries, of norms within `beyond_bounds`.
-            items: the selected gallery items, likewise.
+            items: the selected gallery items, likewise, or those that this process holds.
             selection: what counts for which query.
             stages: whose account is kept there.
             memory: bytes that may be allocated here.
@@ -79,13 +82,12 @@ class CertifiedPass:
         Raises:
             UserError: `memory` does not suffice for one tile.
         """
-        self._queries, self._items = queries, items
+        self._queries, self._share = queries, Share.of(items)
         self._selection, self._stages = selection, stages
-        self.columns = len(items)
-        row_bytes = stages.row_bytes(items.dimension) + 64
+        row_bytes = stages.row_bytes(queries.dimension) + 64
         height, width = tile or (NARROW_TILE if stages.dimensions else TILE)
         height = min(tile_height(len(queries), height), len(queries))
-        width = min(width, len(items))
+        width = min(width, len(self._share))
 
         def fixed() -> int:
             """Return the bytes of a staged gallery block, a tile, and its undecided pairs."""
@@ -103,59 +105,71 @@ class CertifiedPass:
         what = f"{height} x {width} and its features"
         self.max_rows = rows_within(memory, fixed(), height, row_bytes * height, what)
         self._height, self._width = height, width
-        self._values = torch.empty(height * width, dtype=torch.float32, device=items.device)
+        self._values = torch.empty(height * width, dtype=torch.float32, device=queries.device)
 
     def rank(self, monitor: Monitor, phase: str = "ranks") -> PerQuery:
         """Rank the matches of all selected queries and return the scores of each query."""
-        selection = self._selection
+        selection, share = self._selection, self._share
         scores = PerQuery.empty(selection.num_matches)
-        cameras = selection.cameras(self._items.device)
-        done, total = 0, len(selection.queries) * self.columns
+        self._cameras = selection.cameras(share.vectors.device)
+        done, total = 0, len(selection.queries) * len(share.vectors)
         with contextlib.ExitStack() as stack:
             if isinstance(self._stages.tiles, Int8):  # others are products of torch's
                 stack.enter_context(kernels_alone())
             for pairs in selection.pairs(PAIR_LIMIT, self.max_rows):
-                run = _Run(self._queries, self._items, pairs, self._stages)
-                for left, items in self._blocks():
-                    for top in range(0, pairs.count, self._height):
-                        rows = slice(top, min(top + self._height, pairs.count))
-                        whole, bound = run.queries.cut(rows).tile(items, left, self._values)
-                        of_rows = slice(pairs.start + rows.start, pairs.start + rows.stop)
-                        for tile, masks in masked(whole, selection, of_rows, cameras):
-                            columns = slice(
-                                tile.offset - left, tile.offset - left + tile.values.shape[1]
-                            )
-                            part = bound.tile(slice(None), columns)
-                            undecided = run.count(rows, tile, part, masks)
-                            run.refine(rows, items.cut(columns), tile.offset, undecided)
-                        done += whole.values.numel()
-                        monitor.step(phase, done, total)
+                run = _Run(self._queries, share, pairs, self._stages)
+                with share.group.together():
+                    for block in share.blocks(self._width):
+                        items = self._staged(block)
+                        for top in range(0, pairs.count, self._height):
+                            rows = slice(top, min(top + self._height, pairs.count))
+                            self._count(run, rows, block, items)
+                            done += (rows.stop - rows.start) * (block.held.stop - block.held.start)
+                            monitor.step(phase, done, total)
+                add_up(run.matches, share.group)
                 score(scores, selection, pairs, run.matches)
+        self._stages.add_up(share.group)
         return scores
 
-    def _blocks(self) -> Iterator[tuple[int, StagedRows]]:
-        """Yield the gallery block by block at every stage, each with its first item."""
-        for left, right, block in self._items.sweep(self._width):
-            features, norms = block[: right - left].contiguous(), self._items.norms[left:right]
-            yield left, self._stages.rows(features, norms, self._items.metric)
+    def _staged(self, block: Block) -> StagedRows:
+        """Return the items of a block at every stage, of length 0 where they are elsewhere."""
+        vectors, held = self._share.vectors, block.held
+        size = min(self._width, len(self._share) - block.begin)
+        norms = vectors.norms[block.own]
+        if len(norms) < size:
+            norms = norms.new_zeros(size)
+            norms[held] = vectors.norms[block.own]
+        return self._stages.rows(block.rows[:size].contiguous(), norms, vectors.metric)
+
+    def _count(self, run: _Run, rows: slice, block: Block, items: StagedRows) -> None:
+        """Count the items of a block that this process holds for some of the queries of a run."""
+        whole, bound = run.queries.cut(rows).tile(items, block.begin, self._values)
+        of_rows = slice(run.start + rows.start, run.start + rows.stop)
+        for tile, masks in masked(whole.cut(block.held), self._selection, of_rows, self._cameras):
+            left = tile.offset - block.begin
+            columns = slice(left, left + tile.values.shape[1])
+            part = bound.tile(slice(None), columns)
+            undecided = run.count(rows, tile, part, masks)
+            run.refine(rows, items.cut(columns), tile.offset, undecided)
 
 
 class _Run:
     """Queries that are ranked together, at every stage, with their matches' exact keys.
 
     Attributes:
+        start: number of the first query.
         queries: the queries.
         matches: what is counted for them.
     """
 
-    def __init__(self, queries: VectorSet, items: VectorSet, pairs: Pairs, stages: Stages) -> None:
+    def __init__(self, queries: VectorSet, items: Share, pairs: Pairs, stages: Stages) -> None:
         """Compute the exact keys of the matches of `pairs`."""
         features = queries.block(pairs.start, pairs.stop).contiguous()
         norms = queries.norms[pairs.start : pairs.stop]
-        self.queries = stages.rows(features, norms, queries.metric)
+        self.start, self.queries = pairs.start, stages.rows(features, norms, queries.metric)
         row = torch.from_numpy(pairs.start + pairs.match_row).to(queries.device)
-        item = torch.from_numpy(pairs.match_item).to(items.device)
-        self.matches = matches_of(pairs, exact_pair_keys(queries, row, items, item))
+        item = torch.from_numpy(pairs.match_item).to(queries.device)
+        self.matches = matches_of(pairs, items.pair_keys(queries, row, item))
         self._stages = stages
         slack = self.queries.stages[0].slack
         self._limits = thresholds(self.matches.match_start, self.matches.match_key, slack)
@@ -190,33 +204,44 @@ class _Run:
 
 
 @kernels_alone()
-def plan(queries: VectorSet, items: VectorSet, selection: Selection, seed: int = 0) -> Stages:
+def plan(
+    queries: VectorSet, items: VectorSet | Share, selection: Selection, seed: int = 0
+) -> Stages:
     """Choose the stages that counts of a few pairs say are cheapest.
 
     Args:
         queries: the selected queries.
-        items: the selected gallery items.
+        items: the selected gallery items, or those that this process holds.
         selection: what is ranked.
         seed: of the directions.
     """
-    width, pairs = items.dimension, float(len(queries)) * len(items)
+    share = Share.of(items)
+    width, pairs = queries.dimension, float(len(queries)) * len(share)
     if 2 * pairs * width < _SMALL:
         return Stages()
-    longest = max(float(side.norms.max()) for side in (queries, items)) ** 0.5
-    choices = candidates(items, longest, 2 * pairs * width, seed)
-    made = (len(queries) + len(items)) / pairs
+    longest = max(float(queries.norms.max()) ** 0.5, share.longest)
+    choices = candidates(_sample(share), longest, 2 * pairs * width, seed)
+    made = (len(queries) + len(share)) / pairs
     costs = [
         product_cost(tiles, width)
         + COUNTING
-        + INTEGERS * width * _undecided_share(queries, items, selection, tiles)
+        + INTEGERS * width * _undecided_share(queries, share, selection, tiles)
         + making_cost(tiles, width) * made
         for tiles in choices
     ]
     return Stages(cheapest(choices, costs, width + COUNTING))
 
 
+def _sample(share: Share) -> VectorSet:
+    """Return the items that directions are found from, of those of all processes."""
+    if share.group.world == 1:
+        return share.vectors
+    rows, norms = share.take(spread(len(share), SAMPLE))
+    return VectorSet([ShardedMatrix([rows])], share.vectors.metric, norms=norms)
+
+
 def _undecided_share(
-    queries: VectorSet, items: VectorSet, selection: Selection, tiles: Approximator
+    queries: VectorSet, items: Share, selection: Selection, tiles: Approximator
 ) -> float:
     """Return the share of the pairs of some queries and items that tiles leave undecided."""
     pairs = next(selection.pairs(1 << 16, _PILOT[0]))
@@ -225,7 +250,7 @@ def _undecided_share(
     stages = Stages(tiles)
     run = _Run(queries, items, pairs, stages)
     chosen = spread(len(items), _PILOT[1], 0.5)
-    block = stages.rows(items.take(chosen), items.norms[chosen], items.metric)
+    block = stages.rows(*items.take(chosen), queries.metric)
     tile, bound = run.queries.tile(
         block, 0, torch.empty(pairs.count * len(chosen), dtype=torch.float32, device="cpu")
     )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.ops.ranking import Impostors, Matches, Tile, count_impostors
 from mmga.retrieval.features import UNKNOWN
@@ -61,6 +62,8 @@ class PairCounter:
         cross_camera: bool = False,
         strangers: float | None = None,
         seed: int = 0,
+        *,
+        group: Group | None = None,
     ) -> None:
         """Start all counts at zero.
 
@@ -72,11 +75,13 @@ class PairCounter:
             strangers: share of the identities whose items open-set figures take from the gallery;
                 None: `STRANGERS` where every query has a match, else none.
             seed: seed of which identities these are.
+            group: the processes that each count the items that they hold.
 
         Raises:
             UserError: cameras are missing, or the share is none.
         """
         self._selection, self._squared = selection, squared
+        self._group = group or Group()
         self.width = largest / BINS
         units = self.width * np.arange(1, BINS + 1)
         edges = units**2 if squared else units
@@ -167,9 +172,21 @@ class PairCounter:
         self._nearest_item[pairs.start : pairs.stop] = impostors.nearest_item.cpu().numpy()
         self._run = None
 
+    def _add_up(self) -> None:
+        """Add up what the processes counted; every one of them has all matches."""
+        if self._group.world == 1:
+            return
+        self._impostor = self._group.sum(torch.from_numpy(self._impostor)).numpy()
+        own = torch.from_numpy(self._nearest)
+        nearest = self._group.least(own)
+        item = torch.from_numpy(self._nearest_item)
+        item = torch.where(own == nearest, item, torch.iinfo(torch.int64).max)
+        self._nearest, self._nearest_item = nearest.numpy(), self._group.least(item).numpy()
+
     def counts(self) -> Counts:
         """Return what was counted."""
         self._take()
+        self._add_up()
         first_key = np.where(self._mated, self._first_key, np.inf)
         is_match = self._mated & (
             (first_key < self._nearest)

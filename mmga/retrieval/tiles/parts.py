@@ -15,6 +15,7 @@ from torch import Tensor
 from mmga.ops.distance import part_keys
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.tiles.share import Share
 from mmga.retrieval.tiles.sources import NARROWEST, FeatureSource, round_up, rows_within
 
 # P products of this shape together take as much as one of whole features.
@@ -29,7 +30,7 @@ class PartSource(FeatureSource):
     def __init__(
         self,
         queries: VectorSet,
-        items: VectorSet,
+        items: VectorSet | Share,
         visibility: tuple[Tensor, Tensor],
         memory: int | None = None,
         tile: tuple[int, int] | None = None,
@@ -38,8 +39,9 @@ class PartSource(FeatureSource):
 
         Args:
             queries: the queries that are ranked, vectors of [P, D].
-            items: the gallery items that take part.
-            visibility: of the parts of both, float32 [Q', P] and [G', P].
+            items: the gallery items that take part, or those of them that this process holds.
+            visibility: of the parts of both, float32 [Q', P] and [G', P], in the order of their
+                vectors.
             memory: bytes that may be allocated here.
             tile: queries x items of one product; `TILE` if None.
 
@@ -48,7 +50,7 @@ class PartSource(FeatureSource):
         """
         super().__init__(queries, items, memory, tile or TILE)
         self._row_term, self._column_term = (
-            side.terms.T.contiguous() for side in (queries, items)
+            side.terms.T.contiguous() for side in (queries, self._items)
         )  # [P, N]
         self._row_weight, self._column_weight = (
             visible(side).T.contiguous() for side in visibility
@@ -72,7 +74,13 @@ class PartSource(FeatureSource):
         return self._width * self._items.shape[0]
 
     def _tile(
-        self, queries: Tensor, items: Tensor, offset: int, rows: slice, columns: slice | Tensor
+        self,
+        queries: Tensor,
+        items: Tensor,
+        offset: int,
+        rows: slice,
+        columns: slice | Tensor,
+        lead: int = 0,
     ) -> Tile:
         height, width, parts = len(queries), len(items), self._items.shape[0]
         products = self._scratch(height, width * parts).view(parts, height, width)
@@ -82,7 +90,7 @@ class PartSource(FeatureSource):
         shape = row_term.shape[1], column_term.shape[1]
         keys = self._flat_keys[: height * width].view(height, width)[: shape[0], : shape[1]]
         part_keys(
-            products[:, : shape[0], : shape[1]],
+            products[:, : shape[0], lead : lead + shape[1]],
             row_term,
             column_term,
             self._row_weight[:, rows],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.monitor import Monitor
 from mmga.ops import distance
@@ -15,6 +16,7 @@ from mmga.retrieval.features.vectors import VectorSet, check_scale, lifted
 from mmga.retrieval.protocols.selection import Selection
 from mmga.retrieval.tiles.parts import PartSource, visible
 from mmga.retrieval.tiles.placement import Placement
+from mmga.retrieval.tiles.share import Share
 from mmga.retrieval.tiles.sources import Source, feature_source
 
 
@@ -24,11 +26,13 @@ class RankingProblem:
 
     Attributes:
         query: the query features.
-        gallery: the gallery features, the same object where one set is ranked against itself.
+        gallery: the gallery features, the same object where one set is ranked against itself; in a
+            group of processes labels of all items, and rows of those that this one holds.
         norms: squared norms of all rows of both, float64 [Q] and [G], of parts [Q, P] and [G, P].
         selection: which queries and items are ranked; junk is pid -1 in its labels.
         queries: the selected queries.
-        items: the selected gallery items.
+        share: the selected gallery items, or those of them that this process holds.
+        held: rows of the gallery that this process holds.
         placed: device of the features, and the memory for the rest.
         exact: order that is asked for: certified, float32, or None.
         monitor: reports progress, records seconds and memory.
@@ -39,10 +43,16 @@ class RankingProblem:
     norms: tuple[Tensor, Tensor]
     selection: Selection
     queries: VectorSet
-    items: VectorSet
+    share: Share
+    held: slice
     placed: Placement
     exact: str | None
     monitor: Monitor
+
+    @property
+    def items(self) -> VectorSet:
+        """The selected gallery items that this process holds."""
+        return self.share.vectors
 
     @property
     def metric(self) -> str:
@@ -57,12 +67,13 @@ class RankingProblem:
     def source(self) -> Source:
         """Return the tiles of the plain distances."""
         if self.query.visibility is None or self.gallery.visibility is None:
-            return feature_source(self.queries, self.items, self.placed.memory, self.placed.room)
+            return feature_source(self.queries, self.share, self.placed.memory, self.placed.room)
+        first = self.share.first
         visibility = (
             self.query.visibility[self.selection.queries],
-            self.gallery.visibility[self.selection.gallery],
+            self.gallery.visibility[self.selection.gallery[first : first + len(self.items)]],
         )
-        return PartSource(self.queries, self.items, visibility, self.placed.memory)
+        return PartSource(self.queries, self.share, visibility, self.placed.memory)
 
 
 def zero_vectors(features: Features, norms: Tensor) -> int:
@@ -73,20 +84,32 @@ def zero_vectors(features: Features, norms: Tensor) -> int:
     return int(zero.sum())
 
 
-def checked(side: str, features: Features, metric: str) -> tuple[Features, Tensor]:
+def checked(
+    side: str, features: Features, metric: str, first: int = 0, group: Group | None = None
+) -> tuple[Features, Tensor]:
     """Return features and the squared norms of their rows, float64 [N] on the CPU; of parts [N, P].
 
     Rows that are too short for products of float32 are scaled where the metric is the cosine.
 
+    Args:
+        side: query or gallery, for messages.
+        features: whose rows may be those of a share.
+        metric: cosine or euclidean.
+        first: number of the first row of the share.
+        group: the processes that hold the rows, all of whose norms are returned.
+
     Raises:
         UserError: a value is NaN or infinite.
     """
-    norms = torch.cat(
-        [
-            distance.squared_norms(shard.flatten(0, -2)).cpu().reshape(shard.shape[:-1])
-            for shard in features.rows.values()
-        ]
-    )
+    group = group or Group()
+    with group.together():
+        norms = torch.cat(
+            [
+                distance.squared_norms(shard.flatten(0, -2)).cpu().reshape(shard.shape[:-1])
+                for shard in features.rows.values()
+            ]
+        )
+    norms = group.rows(norms)
     bad = torch.nonzero(~torch.isfinite(norms.view(len(norms), -1)).all(1)).squeeze(1)
     if len(bad):
         raise UserError(
@@ -95,6 +118,6 @@ def checked(side: str, features: Features, metric: str) -> tuple[Features, Tenso
         )
     check_scale(side, norms)
     if metric == "cosine":
-        rows, norms = lifted(features.rows, norms)
+        rows, norms = lifted(features.rows, norms, first)
         features = features.with_rows(rows)
     return features, norms

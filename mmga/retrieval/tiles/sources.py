@@ -20,6 +20,7 @@ from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.protocols.selection import Pairs
+from mmga.retrieval.tiles.share import Share
 
 # At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
 # small enough for a last-level cache.
@@ -40,7 +41,7 @@ class Source(Protocol):
     """A source of tiles, which hold all items of their queries but for a `BlockSource`.
 
     Attributes:
-        columns: number of gallery items.
+        columns: number of gallery items, in a group of processes of those that this one holds.
         max_rows: queries that are best asked for at once; the most that a `BlockSource` takes.
         device: where tiles are.
         dtype: of their values.
@@ -67,6 +68,7 @@ class BlockSource(Source, Protocol):
     def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Return the keys of the matches of `pairs`, [M] of the source's dtype.
 
+        In a group of processes they are those of the matches that this one holds, and zero else.
         The pass compares each key with its tile's. `whole_tiles` asks for products of the very
         shape of the tiles, for a BLAS that rounds by shape.
         """
@@ -118,7 +120,7 @@ class FeatureBlocks:
     def __init__(
         self,
         queries: VectorSet,
-        items: VectorSet,
+        items: VectorSet | Share,
         memory: int | None = None,
         tile: tuple[int, int] = TILE,
     ) -> None:
@@ -126,18 +128,19 @@ class FeatureBlocks:
 
         Args:
             queries: the queries that are ranked.
-            items: the gallery items that take part.
+            items: the gallery items that take part, or those of them that this process holds.
             memory: bytes that may be allocated here.
             tile: queries x items of one product.
 
         Raises:
             UserError: `memory` does not suffice for one tile.
         """
-        self._queries, self._items = queries, items
-        self.device, self.columns = items.device, len(items)
-        self._metric = metric_number(items.metric)
+        self._share = Share.of(items)
+        self._queries, self._items = queries, self._share.vectors
+        self.device, self.columns = self._items.device, len(self._items)
+        self._metric = metric_number(self._items.metric)
         self._height = self._tile_height(tile[0])
-        self._width = min(round_up(tile[1], NARROWEST), round_up(self.columns, NARROWEST))
+        self._width = min(round_up(tile[1], NARROWEST), round_up(len(self._share), NARROWEST))
         self.max_rows = self._queries_within(memory)
         self._products: Tensor | None = None
         self._loaded: tuple[int, int, Tensor] | None = None
@@ -195,12 +198,14 @@ class FeatureSource(FeatureBlocks):
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles gallery block by gallery block."""
         queries = self._padded(start, stop)
-        for left, right, block in self._items.sweep(self._width):
+        for block in self._share.blocks(self._width):
+            lead = block.held.start
             for top in range(0, stop - start, self._height):
                 bottom = min(top + self._height, stop - start)
                 rows = slice(start + top, start + bottom)
                 tall = queries[top : top + self._height]
-                yield slice(top, bottom), self._tile(tall, block, left, rows, slice(left, right))
+                tile = self._tile(tall, block.rows, block.begin + lead, rows, block.own, lead)
+                yield slice(top, bottom), tile
 
     def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
         """Compute tiles of each run of queries with the items that match any of them.
@@ -211,14 +216,17 @@ class FeatureSource(FeatureBlocks):
         """
         queries, count = self._padded(pairs.start, pairs.stop), pairs.count
         height = self._height if whole_tiles else min(NARROWEST, self._height)
-        item = torch.from_numpy(pairs.match_item)
-        row = torch.from_numpy(pairs.match_row)
+        number = torch.from_numpy(pairs.match_item)
+        where = self._share.where_held(number)
+        item = number[where] - self._share.first
+        row = torch.from_numpy(pairs.match_row)[where]
         # The distinct items of every run of `height` queries, and each match's place among them.
-        places, place = torch.unique(row // height * self.columns + item, return_inverse=True)
+        columns = max(1, self.columns)
+        places, place = torch.unique(row // height * columns + item, return_inverse=True)
         tops = torch.arange(0, round_up(count, height) + 1, height, device="cpu")
-        first_place = torch.searchsorted(places, tops // height * self.columns).tolist()
-        first_match = pairs.match_start[tops.clamp_max(count).numpy()].tolist()
-        keys = torch.empty(len(item), dtype=torch.float32, device=self.device)
+        first_place = torch.searchsorted(places, tops // height * columns).tolist()
+        first_match = torch.searchsorted(row, tops.clamp_max(count)).tolist()
+        keys = torch.zeros(len(number), dtype=torch.float32, device=self.device)
         buffer = torch.empty(
             (self._width, *self._items.shape), dtype=torch.float32, device=self.device
         )
@@ -227,7 +235,7 @@ class FeatureSource(FeatureBlocks):
             mine = slice(first_match[run], first_match[run + 1])
             rows = slice(pairs.start + top, pairs.start + min(top + height, count))
             for left in range(first_place[run], last, self._width):
-                items = places[left : min(left + self._width, last)] % self.columns
+                items = places[left : min(left + self._width, last)] % columns
                 width = self._width if whole_tiles else round_up(len(items), NARROWEST)
                 block = self._items.take(items, buffer[:width])
                 tile = self._tile(queries[top : top + height], block, 0, rows, items)
@@ -235,16 +243,25 @@ class FeatureSource(FeatureBlocks):
                 if len(items) < last - first_place[run]:  # more items than one product takes
                     at = at[(place[mine] >= left) & (place[mine] < left + len(items))]
                 found = tile.at((row[at] - top).to(self.device), (place[at] - left).to(self.device))
-                keys[at.to(self.device)] = found
+                keys[where[at].to(self.device)] = found
         return keys
 
     def _tile(
-        self, queries: Tensor, items: Tensor, offset: int, rows: slice, columns: slice | Tensor
+        self,
+        queries: Tensor,
+        items: Tensor,
+        offset: int,
+        rows: slice,
+        columns: slice | Tensor,
+        lead: int = 0,
     ) -> Tile:
-        """Return the tile of padded queries [H, ...] and items [W, ...]; the rest as `_terms`."""
+        """Return the tile of padded queries [H, ...] and items [W, ...]; the rest as `_terms`.
+
+        The first of `columns` is the item after `lead` others, which are elsewhere.
+        """
         products = self._scratch(len(queries), len(items))
         torch.mm(queries, items.T, out=products)
-        return self._terms(products, offset, rows, columns)
+        return self._terms(products[:, lead:], offset, rows, columns)
 
 
 class RowSource(FeatureBlocks):
@@ -289,13 +306,16 @@ def tile_within(room: int, dimension: int) -> tuple[int, int]:
 
 
 def feature_source(
-    queries: VectorSet, items: VectorSet, memory: int | None = None, room: int | None = None
+    queries: VectorSet,
+    items: VectorSet | Share,
+    memory: int | None = None,
+    room: int | None = None,
 ) -> FeatureSource | RowSource:
     """Return the tiles of features that suit a device.
 
     On the CPU these are tiles of `TILE`, which stay in the cache. Elsewhere they are whole rows if
-    `LEAST_ROWS` of these fit, else blocks: the same whether the gallery is there or is streamed,
-    for a BLAS that rounds by shape.
+    `LEAST_ROWS` of these fit and one process holds them, else blocks: the same whether the gallery
+    is there or is streamed, for a BLAS that rounds by shape.
 
     Args:
         queries: see `FeatureBlocks`.
@@ -305,10 +325,11 @@ def feature_source(
     """
     if room is None:
         return FeatureSource(queries, items, memory, TILE)
-    height, width = tile_within(room, items.dimension)
-    widest = max(round_up(len(items), width), items.dimension)
+    share = Share.of(items)
+    height, width = tile_within(room, queries.dimension)
+    widest = max(round_up(len(share), width), queries.dimension)
     rows = min(HELD_BYTES, room // 16) // (4 * widest)
-    if rows >= min(len(queries), LEAST_ROWS):
+    if share.group.world == 1 and rows >= min(len(queries), LEAST_ROWS):
         return RowSource(queries, items, memory, (rows, width))
     return FeatureSource(queries, items, memory, (height, width))
 

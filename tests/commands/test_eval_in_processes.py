@@ -1,0 +1,112 @@
+"""`mmga eval` under torchrun: one report, and one sentence where one of the processes fails."""
+
+import json
+import os
+import subprocess
+import sys
+
+import failing
+import pytest
+import shared_cases
+
+from mmga import eval as command
+
+MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("features")
+    query, gallery = shared_cases.sides("")
+    query.save(out / "query.npz")
+    gallery.save(out / "gallery.npz")
+    for number, (first, last) in enumerate([(0, 100), (100, 350), (350, 360), (360, 701)]):
+        gallery.cut(first, last).save(out / f"shard-{number}.npz")
+    return out
+
+
+def report(file):
+    values = json.loads(file.read_text())
+    return {name: value for name, value in values.items() if name not in MEASURED}
+
+
+@pytest.mark.parametrize("gallery", ["gallery.npz", "shard-*.npz"])
+def test_processes_write_the_report_of_one(folder, gallery, tmp_path):
+    words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / gallery)]
+    words += ["--bootstrap", "10"]
+    files = [str(tmp_path / name) for name in ("one.json", "one.csv", "three.json", "three.csv")]
+    command.main([*words, "--json", files[0], "--per-query", files[1]])
+    last = ["--json", files[2], "--per-query", files[3]]
+    codes, said = failing.run("nothing", ["eval", *words, *last], tmp_path)
+    assert (codes, said) == ([0, 0, 0], "")
+    assert report(tmp_path / "one.json") == report(tmp_path / "three.json")
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "three.csv").read_text()
+    printed = [(tmp_path / f"out-{rank}").read_text() for rank in range(3)]
+    assert printed[0].startswith("  ") and "queries: 52 of 53" in printed[0]
+    assert printed[1:] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("how", "codes", "said"),
+    [
+        ("killed", [1, -9, 1], "process 1 of the 3 of the run ended without a word"),
+        ("killed while the others compute", [1, -9, 1], "process 1 of the 3 of the run ended"),
+        ("out of memory", [1, 1, 1], "a process ran out of memory (Unable to allocate 3 TiB)"),
+        ("out of memory while the others compute", [1, 1, 1], "a process ran out of memory"),
+        ("interrupted while the others compute", [130] * 3, "interrupted"),
+    ],
+)
+def test_one_that_fails_ends_all(folder, tmp_path, how, codes, said):
+    words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
+    words += ["--json", str(tmp_path / "r.json")]
+    found, errors = failing.run(how, ["eval", *words], tmp_path)
+    assert found == codes
+    assert len(errors.splitlines()) == 1 and said in errors
+    assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob(".*"))
+
+
+def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
+    words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
+    codes, errors = failing.run("a bug while the others compute", ["eval", *words], tmp_path)
+    assert codes == [1, 1, 1]
+    assert errors.count("Traceback") == 1 and "ZeroDivisionError: of all numbers" in errors
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"--gallery": ["shard-0.npz", "broken.npz", "shard-1.npz"]}, "broken.npz could not be"),
+        ({"--query": ["absent.npz"]}, "absent.npz: no such file or folder"),
+        ({"--rerank": []}, "rerank: neighbours are not shared by processes yet"),
+        ({"--json": ["/proc/none/r.json"]}, "/proc/none/r.json could not be written"),
+    ],
+)
+def test_what_is_wrong_is_said_once(folder, tmp_path, changed, said):
+    (folder / "broken.npz").write_bytes((folder / "shard-3.npz").read_bytes()[:9000])
+    words = {"--query": ["query.npz"], "--gallery": ["gallery.npz"], **changed}
+    flags = []
+    for flag, names in words.items():
+        flags += [flag, *(str(folder / name) for name in names)]
+    codes, errors = failing.run("nothing", ["eval", *flags], tmp_path)
+    assert codes == [2, 2, 2]
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("mmga eval: error: ") and said in errors
+
+
+def test_torchrun(folder, tmp_path):
+    out = tmp_path / "report.json"
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "mmga.eval"),
+            *("--query", folder / "query.npz", "--gallery", folder / "shard-*.npz"),
+            *("--json", out),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("queries: 52 of 53") == 1
+    assert report(out)["num_gallery"] == 701

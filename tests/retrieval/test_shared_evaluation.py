@@ -1,0 +1,90 @@
+"""Several processes that share a gallery report what one process reports, bit for bit."""
+
+import functools
+import re
+
+import numpy as np
+import pytest
+import shared_cases
+from shared_cases import CASES, NUM_GALLERY
+from workers import SIZES, Workers
+
+from mmga import evaluate
+from mmga.common.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def workers():
+    pool = Workers()
+    yield pool
+    pool.close()
+
+
+@functools.cache
+def alone(name):
+    return shared_cases.evaluated(None, 0, name, [NUM_GALLERY])
+
+
+# Where the rows of the processes end: evenly, within a tile, with processes that hold none.
+ENDS = {
+    1: [[701]],
+    2: [[350, 701], [0, 701]],
+    3: [[1, 437, 701]],
+    5: [[140, 280, 420, 560, 701], [128, 128, 130, 701, 701]],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_number_of_processes_reports_the_same(workers, name):
+    expected = alone(name)
+    for size in SIZES:
+        for ends in ENDS[size]:
+            for found in workers.values(size, shared_cases.evaluated, name, ends):
+                for key in {**expected, **found}:
+                    assert found[key] == expected[key], (size, ends, key)
+
+
+def test_the_cases_differ_and_are_what_they_say():
+    for name, first in (("projected", (32, "float32")), ("8-bit tiles", (None, "int8"))):
+        level, fine, _ = alone(name)["certified"]["levels"]
+        assert (level["dimensions"], level["precision"]) == first
+        assert 0 < fine["pairs"] < level["pairs"]
+    assert alone("certified")["duplicates"] == 1 and alone("certified")["zero_vectors"] == 2
+    assert alone("float32")["exact"] == "float32" and alone("certified")["exact"] == "certified"
+    figures = {np.round(alone(name)["mAP"], 9) for name in CASES}
+    assert len(figures) > len(CASES) / 2
+
+
+@pytest.mark.parametrize(
+    ("what", "kinds", "said"),
+    [
+        ("options", ["UserError", "PeerError"], "the options of process 1 differ from those of"),
+        ("queries", ["UserError", "PeerError"], "the queries of process 1 differ from those of"),
+        ("values", ["UserError"] * 2, "gallery: 1 of 701 rows .* the first is row 407"),
+        ("kind", ["PeerError", "UserError"], "gallery: expected mmga.Features, found Tensor"),
+        (
+            "columns",
+            ["UserError", "PeerError"],
+            "process 1 holds paths, pids, time, but process 0 camids, ",
+        ),
+        ("width", ["UserError", "PeerError"], "narrow has rows of 9 values"),
+        ("nothing", ["UserError", "PeerError"], "no process of the group has any of it"),
+        ("memory", ["UserError"] * 2, "memory: 1000 cannot hold one tile"),
+        ("rerank", ["UserError"] * 2, "rerank: neighbours are not shared by processes yet"),
+        ("single shot", ["UserError"] * 2, "cuhk03-single-shot draws or halves its sets"),
+    ],
+)
+def test_what_does_not_fit_ends_all(workers, what, kinds, said):
+    answers = workers.call(2, shared_cases.unlike, what)
+    assert [how for how, _ in answers] == ["raised", "raised"]
+    assert [error[0] for _, error in answers] == kinds
+    for _, error in answers:
+        assert re.search(said, error[1]), error[1]
+    # They go on together after it.
+    assert workers.values(2, shared_cases.unlike, "") == [alone("certified")["mAP"]] * 2
+
+
+def test_a_group_needs_torch_distributed():
+    query, gallery = shared_cases.sides("")
+    with pytest.raises(UserError, match=r"group: torch\.distributed has no process group here"):
+        evaluate(query, gallery, group=True)

@@ -1,0 +1,167 @@
+"""Evaluations by several processes: the sets, the cases, and what a process returns."""
+
+import contextlib
+from unittest import mock
+
+import numpy as np
+
+import mmga
+from mmga.retrieval.bounds import planner
+from mmga.retrieval.metrics import rank_certified
+from mmga.retrieval.tiles import parts, sources
+
+NUM_QUERY, NUM_GALLERY, WIDTH = 53, 701, 24
+CASES = {
+    "certified": {},
+    "certified, euclidean": {"metric": "euclidean"},
+    "float32": {"exact": "float32"},
+    "float32, euclidean": {"exact": "float32", "metric": "euclidean"},
+    "projected": {"kind": "wide", "planned": "coordinates"},
+    "projected, euclidean": {"kind": "wide", "planned": "coordinates", "metric": "euclidean"},
+    "8-bit tiles": {"kind": "wide", "planned": "int8"},
+    "8-bit tiles, euclidean": {"kind": "wide", "planned": "int8", "metric": "euclidean"},
+    "a bound on memory": {"exact": "float32", "memory": "200K"},
+    "trapezoid": {"protocol": "market1501-matlab"},
+    "other cameras": {"protocol": "other-cameras", "exact": "float32"},
+    "own paths": {"protocol": "no-camera"},
+    "one set": {"protocol": "all-vs-all"},
+    "one set, float32": {"protocol": "all-vs-all", "exact": "float32"},
+    "pooled": {"protocol": "multi-query"},
+    "a condition": {"exclude": "camid != query.camid and abs(time - query.time) < 20"},
+    "a condition, float32": {
+        "protocol": "other-cameras",
+        "exclude": "time < query.time",
+        "exact": "float32",
+    },
+    "verification": {"verification": True, "fpr": 0.05},
+    "verification across cameras": {
+        "verification": True,
+        "cross_camera": True,
+        "strangers": 0.3,
+        "metric": "euclidean",
+    },
+    "parts": {"kind": "parts"},
+    "parts, euclidean": {"kind": "parts", "metric": "euclidean", "verification": True},
+    "8 bits": {"kind": "int8", "metric": "euclidean"},
+    "names": {"kind": "names"},
+    "short rows": {"kind": "short"},
+    "short rows, float32": {"kind": "short", "exact": "float32"},
+}
+
+
+def sides(kind: str) -> tuple[mmga.Features, mmga.Features]:
+    """Return queries and gallery with junk, unknown ids, zeros, and images on both sides."""
+    random = np.random.default_rng(7)
+    centers = random.standard_normal((40, WIDTH))
+    directions = random.standard_normal((WIDTH, 512))
+
+    def one(count: int, first: int) -> mmga.Features:
+        pids = random.integers(0, 40, count)
+        rows = centers[pids] + 0.9 * random.standard_normal((count, WIDTH))
+        if kind == "wide":
+            rows = rows @ directions + 0.5 * random.standard_normal((count, 512))
+        rows[3] = 0
+        rows = rows.astype(np.float32)
+        names = np.array([f"{i % 50}.jpg" for i in range(first, first + count)])
+        camids, time = random.integers(0, 4, count), random.integers(0, 200, count)
+        pids[5] = -1
+        labels = {"camids": camids, "paths": names, "columns": {"time": time}}
+        if kind == "names":
+            labels["camids"] = np.array([f"c{camid}" for camid in camids])
+            return mmga.Features(rows, np.array(["", *(f"p{pid}" for pid in pids[1:])]), **labels)
+        if kind == "int8":
+            scale = random.uniform(0.01, 0.02, count).astype(np.float32)
+            quantised = np.clip(rows * 40, -127, 127).astype(np.int8)
+            return mmga.Features(quantised, pids, scale=scale, **labels)
+        if kind == "parts":
+            seen = random.uniform(0, 1, (count, 3)).astype(np.float32)
+            seen[seen < 0.3] = 0
+            split = rows.reshape(count, 3, -1)
+            return mmga.Features(None, pids, parts=split, visibility=seen, **labels)
+        if kind == "short":
+            rows[7::9] *= np.float32(2.0**-60)
+        return mmga.Features(rows, pids, **labels)
+
+    query, gallery = one(NUM_QUERY, 0), one(NUM_GALLERY, 30)
+    if kind == "":
+        gallery.features[11] = query.features[2]
+    return query, gallery
+
+
+@contextlib.contextmanager
+def small_tiles(planned: str):
+    """Let tiles be small, so that shares end within them, and small sets have several stages.
+
+    Args:
+        planned: what tiles are made of: coordinates, int8, or nothing but the features.
+    """
+    with contextlib.ExitStack() as changed:
+        for module, name, value in (
+            (sources, "TILE", (64, 128)),
+            (parts, "TILE", (64, 128)),
+            (rank_certified, "TILE", (64, 100)),
+            (rank_certified, "NARROW_TILE", (64, 100)),
+            (rank_certified, "_SMALL", 0.0 if planned else 1e18),
+            (rank_certified, "making_cost", lambda tiles, width: 0.0),
+            (planner, "_FIT_SHARE", 1e9 if planned == "coordinates" else 0.0),
+            (planner, "takes_int8", lambda width: planned == "int8"),
+        ):
+            changed.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+def evaluated(group, rank: int, name: str, ends: list[int]) -> dict[str, object]:
+    """Return the report of a case as plain values, and what every query scored.
+
+    Args:
+        group: of torch.distributed, or None for one process.
+        rank: of this process.
+        name: of the case.
+        ends: where each process' rows of the gallery end.
+    """
+    options = dict(CASES[name])
+    query, gallery = sides(options.pop("kind", ""))
+    with small_tiles(options.pop("planned", "")):
+        if options.get("protocol") == "all-vs-all":
+            own = None
+        else:
+            own = gallery if group is None else gallery.cut(*[0, *ends][rank : rank + 2])
+        report = mmga.evaluate(query, own, group=group, **options)
+    values = report.as_dict()
+    for measured in ("seconds", "peak_memory_bytes", "process_peak_bytes"):
+        del values[measured]
+    scores = report.per_query
+    values["per_query"] = {
+        name: getattr(scores, name).tobytes() for name in scores.__dataclass_fields__
+    }
+    return values
+
+
+def unlike(group, rank: int, what: str) -> object:
+    """Evaluate where the last process differs from the others, as `what` says."""
+    query, gallery = sides("")
+    odd = rank == group.size() - 1
+    own = gallery.cut(*((0, 400) if rank == 0 else (400, NUM_GALLERY)))
+    options = {"group": group}
+    if what == "options":
+        options["max_rank"] = 20 if odd else 50
+    elif what == "queries" and odd:
+        query = query.select(np.arange(NUM_QUERY)[::-1])
+    elif what == "values" and odd:
+        own = own.select(slice(None))
+        own.features[7] = np.nan
+    elif what == "kind" and odd:
+        own = own.features
+    elif what == "columns" and odd:
+        own.camids = None
+    elif what == "width" and odd:
+        own.rows, own.source = mmga.Features(own.features[:, :9], own.pids).rows, "narrow"
+    elif what == "nothing":
+        own = None
+    elif what == "memory":
+        options["memory"] = 1000
+    elif what == "rerank":
+        options["rerank"] = mmga.KReciprocal()
+    elif what == "single shot":
+        options["protocol"] = "cuhk03-single-shot"
+    return mmga.evaluate(query, own, **options).mAP
