@@ -296,7 +296,8 @@ def test_flags_that_do_not_belong_together_are_refused(sides, tmp_path, capsys):
         (["--run", "r", "--plots", "cmc"], "--plots does not belong to a run's test split"),
         (["--run", "r", "--rows", 0], "--rows and --topk must be at least 1"),
         ([*sides, "--protocol", "viper"], "--protocol viper is the mean of several rankings"),
-        ([*sides, "--sheet-width", "wide"], "--sheet-width: expected mm, column or page"),
+        ([*sides, "--sheet-width", "wide"], "--sheet-width: expected 20 to 1000 mm, column or"),
+        ([*sides, "--sheet-width", "nan"], "--sheet-width: expected 20 to 1000 mm, column or"),
         ([*sides, "--topk", 30], "--topk 30: 31 pictures in a row do not fit a width of 180 mm"),
         (["--metrics", tmp_path / "none"], "cannot be read"),
         (
