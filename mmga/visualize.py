@@ -431,11 +431,14 @@ def _of_photographs(options: Options, sheets: _Sheets) -> None:
             f"--masks {options.masks}: no photograph has a mask there, the first would be "
             f"{masks.file(some.paths[0])}"
         )
+    maps, scaled = maker(batch.images)
+    note = f"from the least value to the greatest: {', '.join(scaled)}" if scaled else ""
     figure = plots.attention_sheet(
         list(denormalise(batch.images).cpu()),
-        maker(batch.images),
+        maps,
         labels,
         [Path(path).stem for path in some.paths],
+        note=note,
         **sheets.width,
     )
     sheets.write("photographs", figure, "attention maps over photographs")
