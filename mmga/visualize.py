@@ -16,6 +16,7 @@ training curves.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -223,10 +224,14 @@ class _Sheets:
 
 
 def _mm(word: str) -> float:
+    """Return the mm that a word names or spells."""
     try:
-        return _WIDTHS[word] if word in _WIDTHS else float(word)
+        found = _WIDTHS[word] if word in _WIDTHS else float(word)
     except ValueError:
-        raise UserError(f"--sheet-width: expected mm, column or page, found {word}") from None
+        found = math.nan
+    if not 20 <= found <= 1000:
+        raise UserError(f"--sheet-width: expected 20 to 1000 mm, column or page, found {word}")
+    return found
 
 
 def _of_metrics(options: Options, sheets: _Sheets) -> None:
@@ -426,11 +431,14 @@ def _of_photographs(options: Options, sheets: _Sheets) -> None:
             f"--masks {options.masks}: no photograph has a mask there, the first would be "
             f"{masks.file(some.paths[0])}"
         )
+    maps, scaled = maker(batch.images)
+    note = f"from the least value to the greatest: {', '.join(scaled)}" if scaled else ""
     figure = plots.attention_sheet(
         list(denormalise(batch.images).cpu()),
-        maker(batch.images),
+        maps,
         labels,
         [Path(path).stem for path in some.paths],
+        note=note,
         **sheets.width,
     )
     sheets.write("photographs", figure, "attention maps over photographs")

@@ -17,7 +17,7 @@ from mmga.extraction.embedder import foreign_network
 from mmga.models.loading import load_run
 
 Maps = dict[str, Tensor]
-"""Float [B, 1, h, w] in [0, 1] by name."""
+"""Float [B, 1, h, w] by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class MapMaker:
 
     Attributes:
         transform: the resizing of its images.
-        make: from normalised images [B, 3, H, W] to maps.
+        make: from normalised images [B, 3, H, W] to maps of any range.
         device: where images are put.
     """
 
@@ -35,9 +35,20 @@ class MapMaker:
     device: torch.device
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Maps:
-        """Return the maps of normalised images, on the CPU."""
-        return {name: found.float().cpu() for name, found in self.make(images).items()}
+    def __call__(self, images: Tensor) -> tuple[Maps, list[str]]:
+        """Return the maps of normalised images, on the CPU, and the names of those that are scaled.
+
+        Maps that leave [0, 1] are scaled, each name's from its least to its greatest value.
+        """
+        maps, scaled = {}, []
+        for name, found in self.make(images).items():
+            value = found.float().cpu()
+            low, high = value.amin(), value.amax()
+            if low < 0 or high > 1:
+                scaled.append(name)
+                value = (value - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+            maps[name] = value
+        return maps, scaled
 
 
 def maps_of_run(path: Path, device: str = "auto") -> MapMaker:
@@ -67,8 +78,8 @@ def maps_of_model(
     """Return the maps of any network, built by `foreign_network`.
 
     They are what its method ``attention`` returns for images, or, where it has none, what the
-    network itself returns: tensors [B, 1, h, w] or [B, h, w] by name, of which others are left out.
-    Maps that leave [0, 1] are scaled, each name's from its least to its greatest value.
+    network itself returns: tensors [B, 1, h, w] or [B, h, w] by name; whatever else it returns is
+    left out.
 
     Raises:
         UserError: the network cannot be built, or there is no such device; when maps are made, that
@@ -96,14 +107,6 @@ def maps_of_model(
                 f"--model {name} must return, or have a method attention that returns, maps "
                 f"[B, 1, h, w] by name; found {kind}{f' with {names}' if names else ''}"
             )
-        return {key: _scaled(value.float()) for key, value in maps.items()}
+        return maps
 
     return MapMaker(EvalTransform(size=size), make, target)
-
-
-def _scaled(value: Tensor) -> Tensor:
-    """Return a map in [0, 1]."""
-    low, high = value.amin(), value.amax()
-    if low >= 0 and high <= 1:
-        return value
-    return (value - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)

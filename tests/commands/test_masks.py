@@ -195,7 +195,7 @@ def test_importing_through_the_command_line(tmp_path, market, capsys):
     assert "10 masks of 10 images" in capsys.readouterr().out
     with Image.open(out / "preview.png") as sheet:
         colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 24)}
-    assert {(233, 154, 44), (66, 133, 200)} <= colours  # upper and bottom are drawn
+    assert {(230, 159, 0), (86, 180, 233)} <= colours  # upper and bottom are drawn
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["origin"] == {
         "data": "market1501", "from": "pose14", "source": "poses", "skeletons": False,

@@ -259,14 +259,19 @@ class Attending(Named):
         return {"own": torch.sigmoid(images.mean(1, keepdim=True))}
 
 
-@pytest.mark.parametrize(("name", "heads"), [("Named", ["level", "half"]), ("Attending", ["own"])])
+SCALED = "from the least value to the greatest: level"
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("Named", [SCALED, "a", "level", "half"]), ("Attending", ["a", "own"])]
+)
 def test_any_network_that_names_its_maps_is_drawn(name, heads, tmp_path, drawn):
     Image.new("RGB", (16, 48), (60, 0, 0)).save(tmp_path / "a.png")
     words = ["--model", f"test_visualize:{name}", "--images", tmp_path / "a.png", "--out", tmp_path]
     words += ["--height", 32, "--width", 16, "--device", "cpu"]
     visualize.main([str(word) for word in words])
     written = [text for text in texts(drawn["photographs"]) if text not in BAR]
-    assert written == ["a", *heads]
+    assert written == heads
     assert drawn["photographs"].axes[-1].images[0].get_array().shape == (32, 16, 3)
 
 
@@ -296,7 +301,8 @@ def test_flags_that_do_not_belong_together_are_refused(sides, tmp_path, capsys):
         (["--run", "r", "--plots", "cmc"], "--plots does not belong to a run's test split"),
         (["--run", "r", "--rows", 0], "--rows and --topk must be at least 1"),
         ([*sides, "--protocol", "viper"], "--protocol viper is the mean of several rankings"),
-        ([*sides, "--sheet-width", "wide"], "--sheet-width: expected mm, column or page"),
+        ([*sides, "--sheet-width", "wide"], "--sheet-width: expected 20 to 1000 mm, column or"),
+        ([*sides, "--sheet-width", "nan"], "--sheet-width: expected 20 to 1000 mm, column or"),
         ([*sides, "--topk", 30], "--topk 30: 31 pictures in a row do not fit a width of 180 mm"),
         (["--metrics", tmp_path / "none"], "cannot be read"),
         (
