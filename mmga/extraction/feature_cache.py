@@ -398,5 +398,7 @@ def network_digest(embedder: Embedder) -> str:
             found.update(f"{name} {value!r}".encode())
             continue
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()[:32]
