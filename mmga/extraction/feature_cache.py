@@ -305,7 +305,7 @@ class _Shards:
             return
         self._folder = folder / network_digest(embedder)
         self.others = not self._folder.is_dir() and any(_networks(self._folder.parent))
-        for file in sorted(self._folder.glob("*.npz")):
+        for file in sorted(self._folder.glob("[!.]*.npz")):  # others are being written
             self._files.append(file)
             try:
                 arrays = containers.read(file)

@@ -197,6 +197,18 @@ def test_a_stopped_extraction_goes_on(images, monkeypatch):
     torch.testing.assert_close(fresh.features.features, found.features.features)
 
 
+def test_what_another_process_is_writing_is_left_alone(images):
+    network = Counted()
+    found, _ = look(images, network)
+    (shard,) = found.folder.glob("*/*.npz")
+    half = shard.with_name(f".{shard.stem}.0-0-0.tmp.npz")
+    half.write_bytes(shard.read_bytes()[:100])
+    for seed in range(3):
+        picture(images / "0.png", 30 + seed)
+        assert look(images, network)[1] == 1  # and no fault
+    assert half.exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "emptied", "foreign", "not finite"])
 def test_a_damaged_shard_is_extracted_again(images, damage):
     network = Counted()
