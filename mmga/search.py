@@ -171,8 +171,7 @@ def body(options: Options) -> int | None:
             f"{len(found.left_out)} of {len(query.features)} queries are junk (pid -1), take no "
             "part in re-ranking and have no list"
         )
-    for note in notes:
-        print(f"mmga search: note: {note}", file=sys.stderr)
+    _say(notes)
     if options.out is None:
         _print(found.records(), found.indices.shape[1], len(query.features))
         return None
@@ -340,17 +339,20 @@ def _write_sheet(
     sheet = Sheet.of(found, files, about, MOST[out.suffix])
     sheet.write(out, progress)
     if len(sheet.rows) < sheet.total - len(found.left_out):
-        print(
-            f"mmga search: note: {out} shows the first {len(sheet.rows)} of {sheet.total} queries; "
-            "a .csv or .json file holds all",
-            file=sys.stderr,
+        _say(
+            [
+                f"{out} shows the first {len(sheet.rows)} of {sheet.total} queries; a .csv or "
+                ".json file holds all"
+            ]
         )
     if sheet.unreadable:
-        print(
-            f"mmga search: note: {len(sheet.unreadable)} images of {out} cannot be read, the first "
-            f"is {sheet.unreadable[0]}",
-            file=sys.stderr,
-        )
+        many = len(sheet.unreadable)
+        _say([f"{many} images of {out} cannot be read, the first is {sheet.unreadable[0]}"])
+
+
+def _say(notes: list[str]) -> None:
+    for note in notes:
+        print(f"mmga search: note: {note}", file=sys.stderr)
 
 
 def _save_index(
@@ -361,7 +363,9 @@ def _save_index(
     from mmga.retrieval.features import JUNK
     from mmga.retrieval.reranking.index import ROW, GalleryIndex
 
-    gallery = _side(options, "gallery", network, progress).features
+    side = _side(options, "gallery", network, progress)
+    gallery = side.features
+    _say(side.notes if network is not None else [])
     rows = np.flatnonzero(gallery.pids != JUNK)
     junk = len(gallery) - len(rows)
     if junk:

@@ -81,7 +81,7 @@ class CachedFeatures:
         if not self.reused:
             why = " (it held those of another network)" if self.other_networks else ""
             return f"features of {total} images were extracted, and are kept in {self.folder}{why}"
-        gone = f"; {self.gone} former images are gone" if self.gone else ""
+        gone = f"; {self.gone} files of before are not there any more" if self.gone else ""
         if not count:
             return f"features of all {total} images are read from {self.folder}{gone}"
         reasons = ", ".join(f"{number} {why}" for why, number in sorted(self.extracted.items()))
@@ -212,9 +212,8 @@ class _Files:
         self.faults: list[str] = []
         self.gone = 0
         self._file = None if folder is None else folder / "files.npz"
-        self._known: dict[
-            str, tuple[int, ...]
-        ] = {}  # size, time of change, of the entry, of the look
+        # By path: size, time of change of the contents, of the entry, and when that was seen.
+        self._known: dict[str, tuple[int, ...]] = {}
         self._digests: dict[str, bytes] = {}
         self._fresh = False  # whether nothing is to be written
         if self._file is None or not self._file.is_file():
@@ -306,7 +305,7 @@ class _Shards:
             return
         self._folder = folder / network_digest(embedder)
         self.others = not self._folder.is_dir() and any(_networks(self._folder.parent))
-        for file in sorted(self._folder.glob("*.npz")):
+        for file in sorted(self._folder.glob("[!.]*.npz")):  # others are being written
             self._files.append(file)
             try:
                 arrays = containers.read(file)
@@ -395,6 +394,11 @@ def network_digest(embedder: Embedder) -> str:
     found = hashlib.sha256(json.dumps(settings).encode())
     weights = {} if embedder.network is None else embedder.network.state_dict()
     for name, value in sorted(weights.items()):
+        if not isinstance(value, torch.Tensor):  # of a network with further state
+            found.update(f"{name} {value!r}".encode())
+            continue
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()[:32]

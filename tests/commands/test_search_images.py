@@ -118,7 +118,9 @@ def test_features_of_one_side_and_an_index(run, folder, capsys):
     mixed, _ = found(capsys, *words, "--gallery", "g.npz", "--topk", "5")
     assert [r["gallery_path"] for r in direct] == [r["gallery_path"] for r in mixed]
     index = ("--save-index", "g.mmga-index", "--k1", "2", "--k2", "1")
+    capsys.readouterr()
     search.main(["--run", str(run), "--gallery", "gallery", *index])
+    assert "features of all 5 images are read" in capsys.readouterr().err
     ranked, _ = found(capsys, *words, "--index", "g.mmga-index", "--topk", "5")
     assert ranked[0]["gallery_path"] == direct[0]["gallery_path"]
     for out in ("s.html", "s.png"):
