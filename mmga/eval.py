@@ -7,6 +7,7 @@
     mmga eval --query q.npz --gallery g.npz --explain market1501 no-camera
     mmga eval --run runs/x --data market1501 --root DIR
     torchrun --nproc-per-node 8 -m mmga.eval -- --query q.npz --gallery 'shard-*.npz'
+    mmga eval --query q.npz --gallery g.npz --rerank --report out.html --images DIR
 
 Features are files with features [N, D], pids [N] and camids [N]; docs/evaluation.md describes each
 format, each protocol and each figure.

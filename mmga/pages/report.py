@@ -156,6 +156,9 @@ def write_report(
             pictures = _pictures(page.images, content, items, progress)
             notes += pictures.notes
         data |= _lists_data(content, items, evaluated.report, pictures)
+        # Figures of what filters leave are averaged as those of the whole are.
+        data["unmatchedCount"] = evaluated.protocol.unmatched == "zero"
+        data["ofFullGallery"] = evaluated.protocol.single_shot
         drawn |= _charts_of(content)
     elif page.images is not None:
         notes.append("--images: this protocol has no ranked lists of single queries to show")

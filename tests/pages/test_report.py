@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 from html_page import Page, loads
+from miniatures import images
 from paths import REPOSITORY
 from PIL import Image
+from small_run import write_run
 
 from mmga import eval as command
 from mmga.retrieval.evaluate import evaluate
@@ -386,3 +388,20 @@ def test_templates_are_part_of_the_package():
     assert len(files) >= 5
     for file in files:
         assert any(fnmatch.fnmatch(str(file), pattern) for pattern in patterns), file
+
+
+def test_of_a_run_on_its_own_pictures(tmp_path, capsys):
+    names = [f"{cam}/{p:03d}_45.bmp" for cam in ("cam_a", "cam_b") for p in range(8)]
+    images(tmp_path / "VIPeR", names)
+    write_run(tmp_path / "run")
+    page_file = tmp_path / "out.html"
+    code, _, err = run(
+        capsys, "--run", tmp_path / "run", "--data", "viper", "--root", tmp_path,
+        "--device", "cpu", "--protocol", "no-camera", "--report", page_file,
+        "--images", tmp_path / "VIPeR",
+    )  # fmt: skip
+    assert code == 0, err
+    page = Page(page_file.read_text())
+    digest = hashlib.sha256((tmp_path / "run/last.safetensors").read_bytes()).hexdigest()
+    assert digest in page.words
+    assert all(page.data()["pictures"]["queries"])

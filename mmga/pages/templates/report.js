@@ -318,13 +318,14 @@
   }
 
   function summary() {
-    const valid = state.order.filter((at) => queries.ap[at] !== null);
+    const valid = state.order.filter((at) => data.unmatchedCount || queries.ap[at] !== null);
     const text = `${plural(state.order.length, "query").replace("querys", "queries")} shown`;
     if (!valid.length) return `${text}.`;
     const mean = (values) => valid.reduce((sum, at) => sum + values(at), 0) / valid.length;
     const figures = (ap, first) =>
       `mAP ${percent(mean((at) => ap[at]))}, rank-1 ${percent(mean((at) => (first[at] === 1 ? 1 : 0)))}`;
-    const plain = `${text}: ${figures(queries.ap, queries.first)}`;
+    const whole = data.ofFullGallery ? " in the full gallery" : "";
+    const plain = `${text}${whole}: ${figures(queries.ap, queries.first)}`;
     return data.reranked ? `${plain}; re-ranked ${figures(queries.ap2, queries.first2)}.` : `${plain}.`;
   }
 
