@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from mmga.common import cli
 from mmga.common.errors import PeerError, UserError
+from mmga.common.files import read_json_object
 from mmga.common.options import Device, FeatureFile, FeatureFiles, Flag, OutputFile, Size
 from mmga.config import DataName, protocol_of
 from mmga.retrieval.protocols.protocol import (
@@ -469,7 +470,7 @@ def _explain(options: Options, sides: "Sides", settings: dict[str, Any]) -> None
 
 def _without_reports(options: Options) -> "tuple[Options, dict[str, Report | str]]":
     """Return the options without the reports that --compare names, and these reports."""
-    reports = [path for path in options.compare if path.lower().endswith(".json")]
+    reports = [path for path in options.compare if _is_report(path)]
     if reports and options.report is None:
         raise UserError(
             f"--compare: {reports[0]} is a report, whose curves a page shows: give --report, too, "
@@ -477,6 +478,16 @@ def _without_reports(options: Options) -> "tuple[Options, dict[str, Report | str
         )
     features = tuple(path for path in options.compare if path not in reports)
     return dataclasses.replace(options, compare=features), {path: path for path in reports}
+
+
+def _is_report(path: str) -> bool:
+    """Return whether a file that --compare names is a report of --json, not a list of shards."""
+    if not path.lower().endswith(".json"):
+        return False
+    try:
+        return "shards" not in read_json_object(path)
+    except ValueError:  # whoever reads it says why
+        return True
 
 
 def _write_page(
@@ -507,6 +518,9 @@ def _inputs(options: Options) -> list[tuple[str, Path]]:
     found: list[tuple[str, Path]] = []
     for name in ("query", "gallery", "features", "query_columns", "gallery_columns", "compare"):
         value = getattr(options, name)
+        if name == "compare":
+            found += [(name, Path(path)) for path in value if _is_report(path)]
+            value = tuple(path for path in value if not _is_report(path))
         found += [(name, path) for path in (expanded(value) if value else ())]
     if options.run is not None:
         checkpoint = options.run / "last.safetensors" if options.run.is_dir() else options.run

@@ -227,6 +227,14 @@ def test_runs_are_compared(files, capsys):
     assert f"{100 * report['reranked']['mAP']:.1f}%" in page.words
 
 
+def test_a_list_of_shards_is_compared_as_features(files, capsys):
+    for side in ("q", "g"):
+        shards = {"schema": 1, "shards": [{"file": f"{side}.npz"}]}
+        (files / f"{side}.json").write_text(json.dumps(shards))
+    page = written(files, capsys, "--compare", files / "q.json", files / "g.json")
+    assert "paired by identity" in page.words
+
+
 @pytest.mark.parametrize(
     ("more", "there", "absent"),
     [
