@@ -303,7 +303,11 @@ def _problem(
     labels = Labels.of(query, other, options.exclude, cameras)
     with monitor.timed("load"):
         selection = select(
-            options.protocol, labels, every_query=options.verification, progress=monitor.progress
+            options.protocol,
+            labels,
+            every_query=options.verification,
+            progress=monitor.progress,
+            group=group,
         )
     with monitor.timed("load"):
         with group.together():
