@@ -14,7 +14,6 @@ import traceback
 import torch
 import torch.distributed as dist
 
-from mmga.common import cli
 from mmga.common.errors import PeerError, UserError
 
 GRACE = 2.0
@@ -65,7 +64,7 @@ class Watch:
         """
         code, sentence = told(error)
         if isinstance(error, UserError) or _out_of_memory(error):
-            cli.say_error(self._verb, sentence)
+            self._say(sentence)
         else:
             traceback.print_exception(error)
             sys.stderr.flush()
@@ -87,7 +86,7 @@ class Watch:
         said = (
             "another process of the run ended without a word: it was killed, or its machine is gone"
         )
-        cli.say_error(self._verb, said)
+        self._say(said)
         return PeerError(said, 1)
 
     def close(self) -> None:
@@ -162,6 +161,11 @@ class Watch:
             sys.stderr.flush()
             os._exit(code)
 
+    def _say(self, sentence: str) -> None:
+        from mmga.common import cli  # with all that parses command lines, which a library does not
+
+        cli.say_error(self._verb, sentence)
+
     def _lost(self) -> _Message:
         """Say that the next process has ended, and return what is said."""
         following = (self._rank + 1) % self._world
@@ -169,7 +173,7 @@ class Watch:
             f"process {following} of the {self._world} of the run ended without a word: it was "
             "killed, perhaps because memory ran out; give it more, or start more processes"
         )
-        cli.say_error(self._verb, sentence)
+        self._say(sentence)
         return following, 1, sentence
 
 

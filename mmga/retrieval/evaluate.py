@@ -296,7 +296,11 @@ def ranking_problem(
     labels = Labels.of(query, other, options.exclude, cameras)
     with monitor.timed("load"):
         selection = select(
-            options.protocol, labels, every_query=options.verification, progress=monitor.progress
+            options.protocol,
+            labels,
+            every_query=options.verification,
+            progress=monitor.progress,
+            group=group,
         )
     with monitor.timed("load"):
         with group.together():

@@ -8,6 +8,7 @@ import numpy as np
 import mmga
 from mmga.retrieval.bounds import planner
 from mmga.retrieval.metrics import rank_certified
+from mmga.retrieval.protocols import selection
 from mmga.retrieval.tiles import parts, sources
 
 NUM_QUERY, NUM_GALLERY, WIDTH = 53, 701, 24
@@ -102,6 +103,7 @@ def small_tiles(planned: str):
             (rank_certified, "TILE", (64, 100)),
             (rank_certified, "NARROW_TILE", (64, 100)),
             (rank_certified, "_SMALL", 0.0 if planned else 1e18),
+            (selection, "_COUNTED_COLUMNS", 100),
             (rank_certified, "making_cost", lambda tiles, width: 0.0),
             (planner, "_FIT_SHARE", 1e9 if planned == "coordinates" else 0.0),
             (planner, "takes_int8", lambda width: planned == "int8"),

@@ -8,9 +8,14 @@ import datetime
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
+from unittest import mock
+
+from paths import REPOSITORY
 
 WORLD = 5
 SIZES = (1, 2, 3, WORLD)
@@ -32,6 +37,10 @@ def free_port() -> str:
 def start(target: Callable[..., None], *args: object) -> Any:
     """Start a process that has imported `_PRELOADED`."""
     _CONTEXT.set_forkserver_preload(_PRELOADED)
+    # Whatever the current folder is, and the version of Python, which may not pass its path on.
+    paths = os.pathsep.join([str(REPOSITORY), *sys.path])
+    with mock.patch.dict(os.environ, PYTHONPATH=paths):
+        forkserver.ensure_running()
     process = _CONTEXT.Process(target=target, args=args, daemon=True)
     process.start()
     return process

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.retrieval.features import JUNK, UNKNOWN, Features, common_labels
@@ -304,6 +305,7 @@ def select(
     every_query: bool = False,
     by_identity: bool = True,
     progress: Progress | None = None,
+    group: Group | None = None,
 ) -> Selection:
     """Apply a protocol to labels.
 
@@ -314,6 +316,7 @@ def select(
         by_identity: queries of one identity stand together, so that a block of queries has few
             distinct matches; else they keep their order.
         progress: called as (phase, done, total) while excluded pairs are counted.
+        group: processes that have all labels, and count a share of the excluded pairs each.
 
     Raises:
         UserError: cameras are needed and absent, or no query has a match.
@@ -360,7 +363,7 @@ def select(
     matched = selection.num_matches[query_rows] > 0
     selection.excluded["queries_without_match"] = int((~matched).sum())
     if labels.exclusion is not None:
-        _count_excluded(selection, excluded_twice, progress)
+        _count_excluded(selection, excluded_twice, progress, group or Group())
     if not matched.any():
         raise UserError(_no_match(protocol, labels, query_rows, gallery))
     if not every_query:
@@ -432,23 +435,29 @@ def _one_camera(protocol: Protocol, labels: Labels, query: Array, item: Array) -
     return np.asarray(labels.query_camids[query] == labels.gallery_camids[item])
 
 
-def _count_excluded(selection: Selection, twice: Array, progress: Progress | None) -> None:
+def _count_excluded(
+    selection: Selection, twice: Array, progress: Progress | None, group: Group
+) -> None:
     """Count the pairs that the condition alone leaves out, in place.
 
     Args:
         selection: the protocol is applied.
         twice: pairs of every row of the query set that the protocol leaves out, too, int64 [Q].
         progress: called as (phase, done, total).
+        group: the processes, of which each counts some of the items.
     """
     assert selection.labels.exclusion is not None
-    counts = -twice
-    for top in range(0, len(selection.queries), _COUNTED_ROWS):
-        rows = slice(top, min(top + _COUNTED_ROWS, len(selection.queries)))
-        for left in range(0, len(selection.gallery), _COUNTED_COLUMNS):
-            columns = slice(left, min(left + _COUNTED_COLUMNS, len(selection.gallery)))
-            counts[selection.queries[rows]] += selection.excludes(rows, columns).sum(1)
-        if progress is not None:
-            progress("exclusion", rows.stop, len(selection.queries))
+    counts = np.zeros_like(twice)
+    lefts = range(0, len(selection.gallery), _COUNTED_COLUMNS)[group.rank :: group.world]
+    with group.together():
+        for top in range(0, len(selection.queries), _COUNTED_ROWS):
+            rows = slice(top, min(top + _COUNTED_ROWS, len(selection.queries)))
+            for left in lefts:
+                columns = slice(left, min(left + _COUNTED_COLUMNS, len(selection.gallery)))
+                counts[selection.queries[rows]] += selection.excludes(rows, columns).sum(1)
+            if progress is not None:
+                progress("exclusion", rows.stop, len(selection.queries))
+    counts = group.sum(torch.from_numpy(counts)).numpy() - twice
     selection.num_kept -= counts
     selection.excluded["expression"] = int(counts.sum())
 
