@@ -1,7 +1,7 @@
 """Hooks of mkdocs: documents of the repository's root become pages, and all links keep working.
 
 Documents link to each other as files of the repository. On the site, README.md is the first page;
-a link to raw data under benchmarks/results leads to a copy of the file.
+a link to a file under benchmarks/results or examples leads to a copy of it.
 """
 
 import posixpath
@@ -20,7 +20,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
-RAW = "benchmarks/results"
+RAW = ("benchmarks/results", "examples")
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 
 
@@ -34,7 +34,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Add the pages of the root, and the raw data with a list of each of its folders."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / name)))
-    for path in (ROOT / RAW, *sorted((ROOT / RAW).rglob("*"))):
+    for path in (one for raw in RAW for one in (ROOT / raw, *sorted((ROOT / raw).rglob("*")))):
         name = path.relative_to(ROOT).as_posix()
         if path.is_file():
             file = File.generated(config, name, abs_src_path=str(path))
