@@ -8,6 +8,8 @@ import sys
 import failing
 import pytest
 import shared_cases
+from small_run import write_run
+from small_training import table
 
 from mmga import eval as command
 
@@ -44,6 +46,27 @@ def test_processes_write_the_report_of_one(folder, gallery, tmp_path):
     printed = [(tmp_path / f"out-{rank}").read_text() for rank in range(3)]
     assert printed[0].startswith("  ") and "queries: 52 of 53" in printed[0]
     assert printed[1:] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--compare", "query.npz", "gallery.npz", "--bootstrap", "20"],
+        ["--explain", "market1501", "no-camera", "--exclude", "abs(time - query.time) < 9"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_comparisons_are_those_of_one_process(folder, tmp_path, flags, capsys):
+    words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
+    words += [str(folder / word) if word.endswith(".npz") else word for word in flags]
+    command.main([*words, "--json", str(tmp_path / "one.json")])
+    codes, said = failing.run(
+        "nothing", ["eval", *words, "--json", str(tmp_path / "two.json")], tmp_path, 2
+    )
+    assert (codes, said) == ([0, 0], "")
+    assert report(tmp_path / "one.json") == report(tmp_path / "two.json")
+    if flags[0] == "--explain":
+        assert (tmp_path / "out-0").read_text() == capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -94,6 +117,18 @@ def test_what_is_wrong_is_said_once(folder, tmp_path, changed, said):
     assert codes == [2, 2, 2]
     assert len(errors.splitlines()) == 1
     assert errors.startswith("mmga eval: error: ") and said in errors
+
+
+def test_processes_share_the_images_of_a_run(tmp_path):
+    run, root = write_run(tmp_path / "run"), table(tmp_path)
+    words = ["--run", str(run), "--data", "csv", "--root", str(root), "--device", "cpu"]
+    command.main([*words, "--json", str(tmp_path / "one.json")])
+    codes, said = failing.run(
+        "nothing", ["eval", *words, "--json", str(tmp_path / "two.json")], tmp_path, 2
+    )
+    assert codes == [0, 0]
+    assert said.count("6 of the 6 query identities are of split train") == 1
+    assert report(tmp_path / "one.json") == report(tmp_path / "two.json")
 
 
 def test_torchrun(folder, tmp_path):
