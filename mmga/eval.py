@@ -325,13 +325,12 @@ def body(options: Options) -> None:
         from mmga.common import memory
         from mmga.common.distributed import join, own_device
 
-    options = with_protocol(options)
-    _check_outputs(options)
-    rule = reranker(options)
     memory.baseline()
     usual = "cpu" if options.run is None else "auto"
     with join(own_device(options.device or usual), watched="eval") as group:
-        _evaluate(options, rule, group)
+        options = with_protocol(options)
+        _check_outputs(options)
+        _evaluate(options, reranker(options), group)
 
 
 def _evaluate(options: Options, rule: KReciprocal | None, group: "Group") -> None:

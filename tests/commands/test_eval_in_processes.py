@@ -104,6 +104,8 @@ def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
         ({"--gallery": ["shard-0.npz", "broken.npz", "shard-1.npz"]}, "broken.npz could not be"),
         ({"--query": ["absent.npz"]}, "absent.npz: no such file or folder"),
         ({"--rerank": []}, "rerank: neighbours are not shared by processes yet"),
+        ({"--k1": ["7"]}, "--k1 belongs to re-ranking"),
+        ({"--quary": []}, "unknown option --quary"),
         ({"--json": ["/proc/none/r.json"]}, "/proc/none/r.json could not be written"),
     ],
 )
@@ -112,7 +114,7 @@ def test_what_is_wrong_is_said_once(folder, tmp_path, changed, said):
     words = {"--query": ["query.npz"], "--gallery": ["gallery.npz"], **changed}
     flags = []
     for flag, names in words.items():
-        flags += [flag, *(str(folder / name) for name in names)]
+        flags += [flag, *(str(folder / name) if "." in name else name for name in names)]
     codes, errors = failing.run("nothing", ["eval", *flags], tmp_path)
     assert codes == [2, 2, 2]
     assert len(errors.splitlines()) == 1
