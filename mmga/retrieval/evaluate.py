@@ -264,7 +264,9 @@ def _ranked(
     stages = None
     with monitor.timed("rank"):
         if options.exact == "float32" or obstacle is not None:
-            scores = rank(problem.source(), selection, monitor, observer=counter, group=group)
+            with group.together():
+                source = problem.source()
+            scores = rank(source, selection, monitor, observer=counter, group=group)
         else:
             scores, stages = _certify(problem, options.seed)
     report = _report(selection, scores, options.max_rank, (query, shared.features), device)
