@@ -344,15 +344,15 @@ def body(options: Options) -> None:
         from mmga.common import memory
         from mmga.common.distributed import join, own_device
 
-    given = options = with_protocol(options)
-    options, others = _without_reports(options)
-    _check_outputs(options)
-    rule = reranker(options)
     memory.baseline()
     usual = "cpu" if options.run is None else "auto"
     with join(own_device(options.device or usual), watched="eval") as group:
+        given = options = with_protocol(options)
+        options, others = _without_reports(options)
+        _check_outputs(options)
         if options.report is not None and group.world > 1:
             raise UserError("--report: a page is written by one process; leave it out with several")
+        rule = reranker(options)
         done = _evaluate(options, rule, group)
     if done is not None and options.report is not None:
         from mmga.pages.content import Evaluated

@@ -176,16 +176,12 @@ def _say_next(options: Options, queries: int, gallery: int, folder: Path, protoc
 def body(options: Options) -> None:
     """Extract and write."""
     check_ranges(options)
-    import logging
-
     from mmga.common import memory
     from mmga.common.distributed import join, own_device
 
     memory.keep_freed()
     device = own_device(options.device)
     with join(device, watched="extract") as group:
-        if not group.leads:  # the first process says what concerns all
-            logging.getLogger("mmga").setLevel(logging.ERROR)
         if options.images is not None:
             _extract_images(options, options.images, str(device), group)
         elif options.model is not None:

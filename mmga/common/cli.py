@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import gc
 import io
+import os
 import shutil
 import sys
 import textwrap
@@ -98,6 +99,8 @@ def parse(
     try:
         return flags.parse(options_class, words, default)
     except UserError as error:
+        if int(os.environ.get("RANK", "0")) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise SystemExit(2) from None  # torchrun gives all the same words; the first one tells
         _fail(verb, str(error))
 
 

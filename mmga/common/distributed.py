@@ -9,6 +9,7 @@ import gc
 import hashlib
 import importlib
 import json
+import logging
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,7 +76,8 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
     Args:
         device: where this process computes; CUDA devices exchange by nccl, others by gloo.
         watched: name of a command, whose process is its to end: it ends within seconds of one
-            that fails or is killed, also while it computes (see `Watch`).
+            that fails or is killed, also while it computes (see `Watch`). The first process logs
+            what concerns all.
 
     Raises:
         UserError: the others did not start within `START`.
@@ -97,6 +99,8 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
     if watched is not None:
         with _meeting(world, MEETING):
             watch = Watch(rank, world, watched)
+        if rank:
+            logging.getLogger("mmga").setLevel(logging.ERROR)
     group = Group(rank, world, local, exchanged, watch=watch)
     try:
         yield group

@@ -8,6 +8,8 @@ import sys
 import failing
 import pytest
 import shared_cases
+from small_run import write_run
+from small_training import table
 
 from mmga import eval as command
 
@@ -47,6 +49,27 @@ def test_processes_write_the_report_of_one(folder, gallery, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "flags",
+    [
+        ["--compare", "query.npz", "gallery.npz", "--bootstrap", "20"],
+        ["--explain", "market1501", "no-camera", "--exclude", "abs(time - query.time) < 9"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_comparisons_are_those_of_one_process(folder, tmp_path, flags, capsys):
+    words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
+    words += [str(folder / word) if word.endswith(".npz") else word for word in flags]
+    command.main([*words, "--json", str(tmp_path / "one.json")])
+    codes, said = failing.run(
+        "nothing", ["eval", *words, "--json", str(tmp_path / "two.json")], tmp_path, 2
+    )
+    assert (codes, said) == ([0, 0], "")
+    assert report(tmp_path / "one.json") == report(tmp_path / "two.json")
+    if flags[0] == "--explain":
+        assert (tmp_path / "out-0").read_text() == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("how", "codes", "said"),
     [
         ("killed", [1, -9, 1], "process 1 of the 3 of the run ended without a word"),
@@ -81,6 +104,8 @@ def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
         ({"--gallery": ["shard-0.npz", "broken.npz", "shard-1.npz"]}, "broken.npz could not be"),
         ({"--query": ["absent.npz"]}, "absent.npz: no such file or folder"),
         ({"--rerank": []}, "rerank: neighbours are not shared by processes yet"),
+        ({"--k1": ["7"]}, "--k1 belongs to re-ranking"),
+        ({"--quary": []}, "unknown option --quary"),
         ({"--json": ["/proc/none/r.json"]}, "/proc/none/r.json could not be written"),
     ],
 )
@@ -89,11 +114,23 @@ def test_what_is_wrong_is_said_once(folder, tmp_path, changed, said):
     words = {"--query": ["query.npz"], "--gallery": ["gallery.npz"], **changed}
     flags = []
     for flag, names in words.items():
-        flags += [flag, *(str(folder / name) for name in names)]
+        flags += [flag, *(str(folder / name) if "." in name else name for name in names)]
     codes, errors = failing.run("nothing", ["eval", *flags], tmp_path)
     assert codes == [2, 2, 2]
     assert len(errors.splitlines()) == 1
     assert errors.startswith("mmga eval: error: ") and said in errors
+
+
+def test_processes_share_the_images_of_a_run(tmp_path):
+    run, root = write_run(tmp_path / "run"), table(tmp_path)
+    words = ["--run", str(run), "--data", "csv", "--root", str(root), "--device", "cpu"]
+    command.main([*words, "--json", str(tmp_path / "one.json")])
+    codes, said = failing.run(
+        "nothing", ["eval", *words, "--json", str(tmp_path / "two.json")], tmp_path, 2
+    )
+    assert codes == [0, 0]
+    assert said.count("6 of the 6 query identities are of split train") == 1
+    assert report(tmp_path / "one.json") == report(tmp_path / "two.json")
 
 
 def test_torchrun(folder, tmp_path):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import shared_cases
+import torch
 from shared_cases import CASES, NUM_GALLERY
 from workers import SIZES, Workers
 
@@ -89,3 +90,26 @@ def test_a_group_needs_torch_distributed():
     query, gallery = shared_cases.sides("")
     with pytest.raises(UserError, match=r"group: torch\.distributed has no process group here"):
         evaluate(query, gallery, group=True)
+
+
+def test_what_is_sent_does_not_grow_with_the_features(workers):
+    narrow, wide = (workers.values(2, shared_cases.sent, kind)[0] for kind in ("", "wide"))
+    for counts in (narrow, wide):
+        # Keys and counts of the matches, three counts of each query, two of each of two stages.
+        expected = 16 * counts["matches"] + 24 * counts["queries"] + 32
+        assert counts["all_reduce"] == expected
+        # Identities, cameras and norms, and some hundred bytes that say who has what.
+        assert 24 * 350 < counts["all_gather"] < 24 * 350 + 2000
+
+
+def test_exchanges_keep_every_bit(workers):
+    odd = torch.tensor([0.0, -0.0, torch.nan, 1.5, torch.inf], dtype=torch.float64)
+    first, second = workers.values(2, shared_cases.exchanged)
+    assert first == second
+    bits, columns, rows, most = first
+    assert bits == odd.view(torch.int64).tolist()
+    assert columns == [
+        {"name": ("<U1", ["a"])},
+        {"name": ("<U3", ["a", "bcd"]), "more": ("<i2", [[0] * 3] * 2)},
+    ]
+    assert rows == [[1.0, 1.0]] * 2 and most == -2

@@ -4,8 +4,11 @@ import contextlib
 from unittest import mock
 
 import numpy as np
+import torch
+import torch.distributed as dist
 
 import mmga
+from mmga.common.distributed import Group
 from mmga.retrieval.bounds import planner
 from mmga.retrieval.metrics import rank_certified
 from mmga.retrieval.protocols import selection
@@ -167,3 +170,43 @@ def unlike(group, rank: int, what: str) -> object:
     elif what == "single shot":
         options["protocol"] = "cuhk03-single-shot"
     return mmga.evaluate(query, own, **options).mAP
+
+
+def sent(group, rank: int, kind: str) -> dict[str, int]:
+    """Return the bytes that this process gives to collectives, and what they depend on."""
+    query, gallery = sides(kind)
+    own = gallery.cut(*((0, 350) if rank == 0 else (350, NUM_GALLERY)))
+    counts = {"all_reduce": 0, "all_gather": 0}
+
+    def counted(name: str):
+        function = getattr(dist, name)
+
+        def call(*args, **options):
+            tensor = args[1] if name == "all_gather" else args[0]
+            counts[name] += tensor.numel() * tensor.element_size()
+            return function(*args, **options)
+
+        return mock.patch.object(dist, name, call)
+
+    with counted("all_reduce"), counted("all_gather"), small_tiles(""):
+        report = mmga.evaluate(query, own, group=group)
+    counts["matches"] = int(report.per_query.num_matches.sum())
+    counts["queries"] = report.num_valid_query
+    return counts
+
+
+def exchanged(group, rank: int) -> list[object]:
+    """Return what the methods of a group of two make of odd values."""
+    ours = Group.of(group)
+    odd = torch.tensor([0.0, -0.0, torch.nan, 1.5, torch.inf], dtype=torch.float64)
+    own = torch.tensor([rank == n % 2 for n in range(5)])
+    union = ours.union(torch.where(own, odd, 0.0))
+    arrays = {"name": np.array(["a", "bcd"][: 1 + rank])}
+    if rank == 1:
+        arrays["more"] = np.zeros((2, 3), np.int16)
+    columns = [
+        {name: (array.dtype.str, array.tolist()) for name, array in one.items()}
+        for one in ours.columns(arrays)
+    ]
+    rows = ours.rows(torch.full((2 * rank, 2), float(rank)))
+    return [union.view(torch.int64).tolist(), columns, rows.tolist(), ours.most(rank - 3)]

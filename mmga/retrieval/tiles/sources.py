@@ -149,9 +149,10 @@ class FeatureBlocks:
         return tile_height(len(self._queries), most)
 
     def _queries_within(self, memory: int | None) -> int:
-        # One gallery block (where it is streamed: two), one for the matches' items, one tile.
+        # One gallery block (where it is streamed: two, and one more where its first items are of
+        # another process), one for the matches' items, one tile.
         dimension = self._items.dimension
-        blocks = 2 if self._items.near else 3
+        blocks = (2 if self._items.near else 3) + (self._share.group.world > 1)
         fixed = 4 * (blocks * self._width * dimension + self._height * self._tile_width)
         what = f"{self._height} x {self._tile_width} and its features"
         return rows_within(memory, fixed, self._height, 4 * self._height * dimension, what)
