@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import traceback
+from typing import TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -63,7 +64,7 @@ class Watch:
         Whoever started the processes may stop this one as soon as another one has left.
         """
         code, sentence = told(error)
-        if isinstance(error, UserError) or _out_of_memory(error):
+        if isinstance(error, UserError) or _of_the_machine(error) or _out_of_memory(error):
             self._say(sentence)
         else:
             traceback.print_exception(error)
@@ -76,13 +77,16 @@ class Watch:
         Args:
             error: that this process ends with.
         """
-        lost = isinstance(error, dist.DistError | RuntimeError) and "gloo" in str(error)
+        lost = isinstance(error, RuntimeError) and "gloo" in str(error)
+        lost |= isinstance(error, dist.DistError)
         if lost:
             self._heard.wait(2 * GRACE)
         self._quiet = True
         self._left.set()
-        if not lost or self.verdict is not None:
-            return self.verdict if lost else None
+        if not lost:
+            return None
+        if self.verdict is not None:
+            return self.verdict
         said = (
             "another process of the run ended without a word: it was killed, or its machine is gone"
         )
@@ -181,10 +185,17 @@ def told(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the sentence of an error."""
     if isinstance(error, UserError):
         return getattr(error, "code", 2), str(error)
+    if _of_the_machine(error):
+        return 2, ": ".join(str(part) for part in (error.filename, error.strerror) if part)
     if _out_of_memory(error):
         said = " ".join(str(error).split())[:200]
         return 1, f"a process ran out of memory ({said}); give --memory, or start more processes"
     return 130 if isinstance(error, KeyboardInterrupt) else 1, str(error)
+
+
+def _of_the_machine(error: BaseException) -> TypeGuard[OSError]:
+    """Return whether it is of the system's own: a full disk, a folder without rights."""
+    return isinstance(error, OSError) and error.strerror is not None
 
 
 def _out_of_memory(error: BaseException) -> bool:
