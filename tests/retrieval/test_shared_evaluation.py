@@ -8,17 +8,10 @@ import pytest
 import shared_cases
 import torch
 from shared_cases import CASES, NUM_GALLERY
-from workers import SIZES, Workers
+from workers import SIZES
 
 from mmga import evaluate
 from mmga.common.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def workers():
-    pool = Workers()
-    yield pool
-    pool.close()
 
 
 @functools.cache

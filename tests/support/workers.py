@@ -21,6 +21,7 @@ WORLD = 5
 SIZES = (1, 2, 3, WORLD)
 _PRELOADED = [
     *("mmga.eval", "mmga.retrieval.evaluate", "mmga.retrieval.metrics.bootstrap", "mmga.extract"),
+    *("mmga.search", "mmga.retrieval.reranking.ranked_lists"),
     *("mmga.extraction.of_run", "mmga.extraction.resumable", "mmga.data.readers.image_list"),
     *("torch.distributed.nn.functional", "torchvision.io", "torch._dynamo"),
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mmga.common.arrays import as_tensor
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError, whole_number
 from mmga.common.memory import parse
 from mmga.common.progress import Progress
@@ -28,6 +29,7 @@ from mmga.retrieval.neighbours.certified_knn import (
 )
 from mmga.retrieval.neighbours.one_look import Look
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
+from mmga.retrieval.neighbours.shared_knn import SharedItems, merged_bytes
 from mmga.retrieval.neighbours.tile_sizes import (
     check_memory,
     search_bytes,
@@ -36,6 +38,9 @@ from mmga.retrieval.neighbours.tile_sizes import (
     upper_triangle,
 )
 from mmga.retrieval.tiles.sources import tile_height
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 ROUNDING = 2.0**-50
 """Cosine distances below are what rounding in float64 leaves of equal directions."""
@@ -48,39 +53,42 @@ ArrayLike = Tensor | np.ndarray | Features
 @overload
 def nearest(
     query: np.ndarray,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     k: int,
     metric: str = "cosine",
     *,
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @overload
 def nearest(
     query: Tensor | Features,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     k: int,
     metric: str = "cosine",
     *,
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @float32_products()
 def nearest(
     query: ArrayLike,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     k: int,
     metric: str = "cosine",
     *,
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return the k nearest gallery items of every query, in the order of (distance, index).
 
@@ -89,13 +97,16 @@ def nearest(
     Args:
         query: `Features`, or a tensor or array [Q, D].
         gallery: likewise, [G, D]; files that are memory-mapped are read once, and the rows of the
-            nearest items again.
+            nearest items again. None in a process of a group that holds none.
         k: at least 1; at most G.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         exact: ``"certified"``: distances that nearly tie have the order of float64 arithmetic;
             ``"float32"``: that of float32 tiles; None: certified where that can be (on the CPU).
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
+        group: of torch.distributed, True for the default one: each process gives its own rows of
+            the gallery, one after the other by rank, and the same queries; all get the neighbours
+            that one process finds among all rows. On the CPU, and certified.
 
     Returns:
         distances float32 [Q, k], from float64 arithmetic where certified, and indices int64
@@ -105,21 +116,79 @@ def nearest(
         UserError: k is out of range, `memory` does not suffice, widths differ, or a value is NaN
             or infinite.
     """
-    bound = parse(memory)
-    queries, items = vector_sets(query, gallery, metric)
-    k = whole_number("k", k)
-    if query is gallery:
-        queries = items
-    if not 1 <= k <= len(items):
-        raise UserError(f"k must be from 1 to the {len(items)} gallery items, got {k}")
-    needed = search_bytes(queries, items, k) + RESULT_BYTES * len(queries) * k
-    check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
-    found = nearest_items(queries, items, k, exact=exact, progress=progress)
+    processes, settings = Group.of(group), _Settings(k, metric, exact, memory)
+    if processes.world == 1:
+        found = _nearest_of_one(query, gallery, settings, progress)
+    else:
+        found = _nearest_of_all(query, gallery, settings, progress, processes)
     distances = from_squared(found.distances, metric)
     index = found.index.long()
     if isinstance(query, np.ndarray):
         return distances.cpu().numpy(), index.cpu().numpy()
     return distances, index
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Arguments of `nearest`, see there."""
+
+    k: int
+    metric: str
+    exact: str | None
+    memory: str | int | None
+
+
+def _nearest_of_one(
+    query: ArrayLike, gallery: ArrayLike | None, settings: _Settings, progress: Progress | None
+) -> Neighbours:
+    bound = parse(settings.memory)
+    queries, items = vector_sets(query, gallery, settings.metric)
+    k = _checked_k(settings.k, len(items))
+    if query is gallery:
+        queries = items
+    needed = search_bytes(queries, items, k) + RESULT_BYTES * len(queries) * k
+    check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
+    return nearest_items(queries, items, k, exact=settings.exact, progress=progress)
+
+
+def _nearest_of_all(
+    query: ArrayLike,
+    gallery: ArrayLike | None,
+    settings: _Settings,
+    progress: Progress | None,
+    group: Group,
+) -> Neighbours:
+    """Return what `_nearest_of_one` returns of the rows that all processes hold."""
+    with group.together():
+        bound = parse(settings.memory)
+        if settings.exact not in (None, "certified"):
+            raise UserError(
+                f"exact: several processes find certified neighbours, found {settings.exact!r}; "
+                "leave it out, or search by one process"
+            )
+        check_metric(settings.metric)
+        whole_number("k", settings.k)
+        queries = VectorSet([feature_rows(query, "query")], settings.metric)
+        own = None if gallery is None else feature_rows(gallery, "gallery")
+    group.agree("the settings", f"{settings.k} {settings.metric}")
+    group.agree("the queries", queries.norms.cpu().numpy().tobytes())
+    items = SharedItems.of(own, queries, group)
+    k = _checked_k(settings.k, len(items))
+
+    def search_own(vectors: VectorSet, fewer: int) -> Neighbours:
+        needed = search_bytes(queries, vectors, fewer) + RESULT_BYTES * len(queries) * k
+        needed += merged_bytes(len(queries), k, group)
+        check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
+        return nearest_items(queries, vectors, fewer, exact="certified", progress=progress)
+
+    return items.nearest(queries, k, search_own)
+
+
+def _checked_k(given: int, items: int) -> int:
+    k = whole_number("k", given)
+    if not 1 <= k <= items:
+        raise UserError(f"k must be from 1 to the {items} gallery items, got {k}")
+    return k
 
 
 def from_squared(squared: Tensor, metric: str) -> Tensor:
@@ -293,7 +362,9 @@ def float32_neighbours(
     return lists.result()
 
 
-def vector_sets(query: ArrayLike, gallery: ArrayLike, metric: str) -> tuple[VectorSet, VectorSet]:
+def vector_sets(
+    query: ArrayLike, gallery: ArrayLike | None, metric: str
+) -> tuple[VectorSet, VectorSet]:
     """Return two sides that users give as vectors of one width.
 
     Raises:
@@ -310,7 +381,7 @@ def vector_sets(query: ArrayLike, gallery: ArrayLike, metric: str) -> tuple[Vect
     return queries, items
 
 
-def feature_rows(value: ArrayLike, name: str) -> ShardedMatrix:
+def feature_rows(value: ArrayLike | None, name: str) -> ShardedMatrix:
     """Return the rows of `Features`, a tensor or an array.
 
     Raises:

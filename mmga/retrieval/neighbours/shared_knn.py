@@ -1,0 +1,179 @@
+"""Nearest neighbours among items of which each process of a group holds some."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmga.common.distributed import Group, gather
+from mmga.common.errors import UserError
+from mmga.ops.certified import nearest_of
+from mmga.ops.distance import squared_norms
+from mmga.ops.neighbours import Neighbours
+from mmga.retrieval.bounds.approximation import beyond_bounds
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import (
+    VectorSet,
+    check_scale,
+    exact_pair_keys,
+    lifted,
+    squared_distances,
+)
+
+MERGED = 64 << 20
+"""Bytes of the lists of all processes that are merged together, of at least one query."""
+_MERGED_BYTES = 64
+"""Of a candidate while it is merged: its distance and number, as sent, received and ordered."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedItems:
+    """Items of several processes under one numbering, those of process 0 first.
+
+    Attributes:
+        vectors: the items that this process holds; None for none.
+        counts: items of each process.
+        group: the processes, more than one.
+    """
+
+    vectors: VectorSet | None
+    counts: list[int]
+    group: Group
+
+    @classmethod
+    def of(cls, own: ShardedMatrix | None, queries: VectorSet, group: Group) -> SharedItems:
+        """Number the items of all processes.
+
+        Args:
+            own: rows of this process, perhaps none.
+            queries: of which every process holds all.
+            group: the processes, more than one.
+
+        Raises:
+            UserError: no process has any, the sides do not fit each other, or a value is NaN or
+                infinite; in the process that has them, a PeerError in the others.
+        """
+        counts = group.table([0 if own is None else len(own)])[:, 0].long().tolist()
+        norms = torch.zeros(0, dtype=torch.float64, device="cpu")
+        with group.together():
+            if not sum(counts):
+                raise UserError(
+                    "gallery: no process of the group has any of it; give each process its rows, "
+                    "and None where there are none"
+                )
+            if own is not None:
+                _check_fit(own, queries)
+                norms = torch.cat([squared_norms(rows) for rows in own.values()])
+            bad = (~norms.isfinite()).nonzero()[:, 0]
+            if len(bad):
+                row = sum(counts[: group.rank]) + int(bad[0])
+                raise UserError(f"gallery: expected finite features, row {row} holds others")
+        longest = group.most(float(norms.max()) if len(norms) else 0.0)
+        check_scale("gallery", torch.tensor([longest], dtype=torch.float64, device="cpu"))
+        vectors = None
+        with group.together():
+            if own is not None and len(own):
+                if queries.metric == "cosine":
+                    own, norms = lifted(own, norms)
+                vectors = VectorSet([own], queries.metric, norms=norms)
+            obstacle = beyond_bounds("the gallery", norms) or beyond_bounds(
+                "the set of queries", queries.norms
+            )
+            if obstacle is not None:
+                raise UserError(
+                    f"group: several processes find certified neighbours, which is not possible "
+                    f"{obstacle}; search by one process"
+                )
+        return cls(vectors, counts, group)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def nearest(
+        self,
+        queries: VectorSet,
+        k: int,
+        search: Callable[[VectorSet, int], Neighbours],
+    ) -> Neighbours:
+        """Return the k nearest of every query among the items of all, in every process.
+
+        The nearest of all are among the nearest of each process. Exact distances have the same bits
+        in any process, so that merged lists are those of one process that holds all items.
+
+        Args:
+            queries: Q vectors.
+            k: 1 to the number of all items.
+            search: returns the certified nearest among the items that this process holds.
+
+        Returns:
+            int64 numbers of items, and squared distances rounded to float32.
+        """
+        group, near = self.group, None
+        with group.together():
+            if self.vectors is not None:
+                near = search(self.vectors, min(k, len(self.vectors))).index
+        shape = len(queries), k
+        index = torch.empty(shape, dtype=torch.int64, device="cpu")
+        distances = torch.empty(shape, dtype=torch.float32, device="cpu")
+        step = max(1, MERGED // (_MERGED_BYTES * k * group.world))
+        for begin in range(0, len(queries), step):
+            rows = slice(begin, min(begin + step, len(queries)))
+            index[rows], distances[rows] = self._merged(queries, near, rows, k)
+        maxima = torch.full((len(queries),), torch.nan, dtype=torch.float32, device="cpu")
+        return Neighbours(index, distances, maxima)
+
+    def _merged(
+        self, queries: VectorSet, near: Tensor | None, rows: slice, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the nearest of some queries, given their nearest in this process, int32 [Q, K]."""
+        count, group = rows.stop - rows.start, self.group
+        own = torch.zeros(0, dtype=torch.int32, device="cpu")
+        exact = torch.zeros(0, dtype=torch.float64, device="cpu")
+        with group.together():
+            if near is not None and self.vectors is not None:
+                own = near[rows].reshape(-1)
+                row = torch.arange(rows.start, rows.stop, device="cpu")
+                row = row.repeat_interleave(near.shape[1])
+                keys = exact_pair_keys(queries, row, self.vectors, own.long())
+                exact = squared_distances(keys, queries.metric)
+        widths = [min(k, items) for items in self.counts]
+        sizes = [count * width for width in widths]
+        starts = itertools.accumulate(self.counts, initial=0)
+        found = [
+            part.view(count, width) + start
+            for part, width, start in zip(
+                gather(own.to(group.device), sizes, group).cpu().long().split(sizes),
+                widths,
+                starts,
+                strict=False,
+            )
+        ]
+        parts = gather(exact.to(group.device), sizes, group).cpu().split(sizes)
+        all_ = torch.cat([p.view(count, w) for p, w in zip(parts, widths, strict=True)], 1)
+        # Places in the joined lists order what ties as the items' numbers do, which may not fit
+        # in 32 bits.
+        places = torch.arange(all_.shape[1], dtype=torch.int32, device="cpu").expand_as(all_)
+        place, distance = nearest_of(places.contiguous(), all_, k)
+        return torch.cat(found, 1).gather(1, place.long()), distance.float()
+
+
+def merged_bytes(queries: int, k: int, group: Group) -> int:
+    """Return the most bytes that merging takes beside the lists of this process."""
+    step = _MERGED_BYTES * k * group.world
+    return min(max(MERGED, step), queries * step)
+
+
+def _check_fit(own: ShardedMatrix, queries: VectorSet) -> None:
+    if own.device.type != "cpu" or queries.device.type != "cpu":
+        raise UserError(
+            "group: several processes search features on the CPU; move both sides there, or "
+            "search by one process"
+        )
+    if own.shape[1] != queries.dimension:
+        raise UserError(
+            f"query and gallery must have one dimension, got {queries.dimension} and {own.shape[1]}"
+        )
