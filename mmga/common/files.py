@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import importlib
 import io
 import itertools
@@ -13,7 +14,7 @@ import re
 import shutil
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,22 @@ def read_json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected names with values, found {type(found).__name__}")
     return found
+
+
+def sha256_of(path: str | os.PathLike[str], read: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits.
+
+    Args:
+        path: the file; of a large one only a piece is in memory.
+        read: called with the number of bytes of each piece.
+    """
+    digest = hashlib.sha256()  # hashlib.file_digest begins with Python 3.11
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 24):
+            digest.update(piece)
+            if read is not None:
+                read(len(piece))
+    return digest.hexdigest()
 
 
 def package_of(extra: str, module: str, path: str | os.PathLike[str]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import os
 import platform
 from collections.abc import Sequence
@@ -11,11 +10,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mmga.common.files import sha256_of
 from mmga.common.progress import Progress
 from mmga.common.version import __version__
 from mmga.retrieval.metrics.report import Report
-
-_PIECE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +82,18 @@ def manifest(
     lines["written"] = now.strftime("%Y-%m-%d %H:%M UTC")
     files = [(role, file) for role, path in inputs for file in _files(path)]
     sizes = [os.path.getsize(file) for _, file in files]
-    done, found = 0, []
-    for (role, file), size in zip(files, sizes, strict=True):
-        digest = hashlib.sha256()
-        with open(file, "rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-                done += len(piece)
-                if progress is not None:
-                    progress("hashes", done, max(done, sum(sizes)))
-        found.append(InputFile(role, str(file), size, digest.hexdigest()))
+    done = 0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("hashes", done, max(done, sum(sizes)))
+
+    found = [
+        InputFile(role, str(file), size, sha256_of(file, read))
+        for (role, file), size in zip(files, sizes, strict=True)
+    ]
     return Manifest(lines, found, command)
 
 

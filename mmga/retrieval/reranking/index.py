@@ -19,7 +19,7 @@ from torch import Tensor
 from mmga.common import ids
 from mmga.common.arrays import as_tensor
 from mmga.common.errors import UserError, first_line
-from mmga.common.files import atomic_path, read_json_object
+from mmga.common.files import atomic_path, read_json_object, sha256_of
 from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
@@ -175,7 +175,7 @@ class GalleryIndex:
             labels = {f"{_LABEL}{name}": values for name, values in self.labels.items()}
             for name, array in {**self.arrays, **labels}.items():
                 np.save(folder / f"{name}.npy", array, allow_pickle=False)
-                sums[name] = _checksum(folder / f"{name}.npy")
+                sums[name] = sha256_of(folder / f"{name}.npy")
             sums[_META] = _description_checksum(self.metric, self.rule, len(self))
             meta = {
                 "format": FORMAT,
@@ -207,7 +207,7 @@ class GalleryIndex:
             try:
                 # Copy on write: torch wants writable memory, the file is never written to.
                 arrays[name] = np.load(file, mmap_mode="c", allow_pickle=False)
-                damaged = verify and _checksum(file) != sums.get(name)
+                damaged = verify and sha256_of(file) != sums.get(name)
             except Exception as error:  # a damaged header ends in whatever NumPy trips over
                 raise UserError(
                     f"{file} cannot be read ({first_line(error)}); build the index again"
@@ -385,8 +385,3 @@ def row_labels(features: object) -> dict[str, np.ndarray]:
             words = getattr(features, f"{name}_names", None)
             labels[name] = values if name == "path" else ids.written(values, words)
     return labels
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
