@@ -24,6 +24,7 @@ from mmga.retrieval.reranking.settings import KReciprocal, Variant
 if TYPE_CHECKING:
     import numpy as np
 
+    from mmga.common.distributed import Group
     from mmga.common.progress import Progress
     from mmga.extraction.embedder import Embedder
     from mmga.retrieval.reranking.ranked_lists import RankedLists, SearchSide
@@ -130,61 +131,102 @@ class Options:
     """Folder of the images that the paths in files of features are relative to, for a sheet."""
 
 
-def body(options: Options) -> int | None:
+def body(options: Options) -> None:
     """Search and write."""
     with cli.imports():
-        from mmga.common import memory
-        from mmga.common.progress import bar
-        from mmga.retrieval.reranking.index import GalleryIndex
-        from mmga.retrieval.reranking.ranked_lists import Search, search_features, search_index
+        from mmga.common.distributed import join, own_device
 
     check_ranges(options)
     _check(options)
-    rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
-    room = memory.parse(options.memory)
     if options.out is not None and options.out.suffix in _SHEETS:
         from mmga.pages.sheet import check_packages
 
         check_packages(options.out)
-    with bar() as progress:
+    with join(own_device("cpu"), watched="search") as group:
+        if group.world > 1:
+            _check_shared(options)
+        _search(options, group)
+
+
+def _search(options: Options, group: "Group") -> None:
+    """Search by one process or several, of which the first one prints and writes."""
+    from mmga.common import memory
+    from mmga.common.progress import bar_of
+    from mmga.retrieval.reranking.index import GalleryIndex
+    from mmga.retrieval.reranking.ranked_lists import Search, search_features, search_index
+
+    rule = KReciprocal(options.k1, options.k2, options.lambda_value, options.variant)
+    room = memory.parse(options.memory)
+    with bar_of(group.leads) as progress:
         network = _network(options)
         if options.save_index is not None:
             _save_index(options, rule, network, progress)
             if not options.query and options.features is None:
-                return None
-        query = _side(options, "query", network, progress)
+                return
+        with group.together():
+            query = _side(options, "query", network, progress)
         index, gallery, chosen = None, None, rule if options.rerank else None
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             files = _files(options, index.labels.get("path"), str(options.index))
             found = search_index(query.features, index, options.topk, progress)
         else:
-            gallery = _side(options, "gallery", network, progress)
+            if group.world == 1:
+                gallery = _side(options, "gallery", network, progress)
+            else:
+                gallery = _shared_gallery(options, group)
             files = gallery.files
             averages = options.expand, options.augment, options.alpha
             topk = _topk(options, gallery)
             search = Search(topk, options.metric, chosen, *averages, options.exact, room)
-            found = search_features(query.features, gallery.features, search, progress)
+            found = search_features(query.features, gallery.features, search, progress, group)
     notes = [*query.notes, *([] if gallery is None else gallery.notes)]
     if len(found.left_out):
         notes.append(
             f"{len(found.left_out)} of {len(query.features)} queries are junk (pid -1), take no "
             "part in re-ranking and have no list"
         )
-    _say(notes)
-    if options.out is None:
-        _print(found.records(), found.indices.shape[1], len(query.features))
-        return None
     metric, used = (options.metric, chosen) if index is None else (index.metric, index.rule)
     rerank = None if used is None else used.as_dict()
     settings = {"topk": found.indices.shape[1], "metric": metric, "rerank": rerank}
+    with group.together():
+        if group.leads:
+            _say(notes)
+            _write(options, found, (query.files, files), settings)
+
+
+def _write(
+    options: Options,
+    found: "RankedLists",
+    files: "tuple[list[Path] | None, list[Path] | None]",
+    settings: dict[str, Any],
+) -> None:
+    """Write what was found to a file, or print it."""
+    from mmga.common.progress import bar
+
+    if options.out is None:
+        _print(found.records(), found.indices.shape[1], len(found.query))
+        return
     with bar() as progress:
         if options.out.suffix in _SHEETS:
-            assert query.files is not None and files is not None  # as _files has made sure
-            _write_sheet(options, found, (query.files, files), settings, progress)
+            assert files[0] is not None and files[1] is not None  # as _files has made sure
+            _write_sheet(options, found, (files[0], files[1]), settings, progress)
         else:
             found.write(options.out, settings, progress)
-    return None
+
+
+def _check_shared(options: Options) -> None:
+    """Refuse what several processes would each do as a whole."""
+    for name in cli.changed(options, "run", "model"):
+        raise UserError(
+            f"{cli.flag(name)}: several processes search files of features; extract them first by "
+            "mmga extract, or start one process"
+        )
+    for name in cli.changed(options, "rerank", "expand", "augment", "index", "save_index"):
+        raise UserError(
+            f"{cli.flag(name)}: several processes find plain neighbours so far; leave it out, or "
+            "start one process"
+        )
 
 
 def _check(options: Options) -> None:
@@ -262,7 +304,7 @@ def _network(options: Options) -> "Embedder | None":
 
 
 def _side(
-    options: Options, side: str, network: "Embedder | None", progress: "Progress"
+    options: Options, side: str, network: "Embedder | None", progress: "Progress | None"
 ) -> "SearchSide":
     """Return queries or gallery, from images where they name some."""
     from mmga.data.readers.image_list import are_images
@@ -290,6 +332,23 @@ def _side(
     else:
         features = load_features(words, None, columns, options.pattern)
     files = _files(options, features.paths, f"--{side} {features.source}")
+    return SearchSide(features, files, features.notes)
+
+
+def _shared_gallery(options: Options, group: "Group") -> "SearchSide":
+    """Return a gallery with the labels of all its items, and the rows of this process."""
+    from mmga.retrieval.features.load import load_share
+    from mmga.retrieval.features.shares import SharedGallery
+    from mmga.retrieval.reranking.ranked_lists import SearchSide
+
+    columns, pattern = options.gallery_columns, options.pattern
+    with group.together():
+        if options.features is not None:
+            own = load_share(options.features, group, "gallery", columns, pattern)
+        else:
+            own = load_share(options.gallery, group, None, columns, pattern)
+    features = SharedGallery.gathered(own, group, columns=True).features
+    files = _files(options, features.paths, f"--gallery {features.source}")
     return SearchSide(features, files, features.notes)
 
 
@@ -323,7 +382,7 @@ def _write_sheet(
     found: "RankedLists",
     files: tuple[list[Path], list[Path]],
     settings: dict[str, Any],
-    progress: "Progress",
+    progress: "Progress | None",
 ) -> None:
     """Write the lists as a sheet of images, and say what it does not show."""
     from mmga.pages.sheet import MOST, Sheet
@@ -356,7 +415,7 @@ def _say(notes: list[str]) -> None:
 
 
 def _save_index(
-    options: Options, rule: KReciprocal, network: "Embedder | None", progress: "Progress"
+    options: Options, rule: KReciprocal, network: "Embedder | None", progress: "Progress | None"
 ) -> None:
     import numpy as np
 

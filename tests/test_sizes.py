@@ -13,6 +13,7 @@ PUBLIC = {
     "mmga/compat.py": {"evaluate_rank", "fastreid_evaluate_rank"},
     "mmga/retrieval/evaluate.py": {"evaluate", "evaluate_distances"},
     "mmga/retrieval/neighbours/graphs.py": {"kneighbors_graph"},
+    "mmga/retrieval/neighbours/knn.py": {"nearest"},
     "mmga/retrieval/reranking/jaccard.py": {"jaccard_distance"},
     "mmga/retrieval/reranking/rerank.py": {"rerank"},
     "mmga/retrieval/features/features.py": {"Features.__init__"},

@@ -27,11 +27,13 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
     import torch
 
     from mmga.extraction import resumable
+    from mmga.retrieval.neighbours.shared_knn import SharedItems
     from mmga.retrieval.tiles.share import Share
 
     torch.set_num_threads(1)
     workers.environment(rank, world, port)
     blocks, embed, calls = Share.blocks, resumable.embed_images, []
+    nearest = SharedItems.nearest
 
     def happen() -> None:
         if rank != 1:
@@ -50,6 +52,13 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
         happen()
         return blocks(self, width)
 
+    def changed_nearest(self, queries, k, search):
+        def changed(*given):
+            happen()
+            return search(*given)
+
+        return nearest(self, queries, k, changed)
+
     def changed_embed(*args, **options):
         calls.append(len(calls))
         if len(calls) == 2:
@@ -57,6 +66,7 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
         return embed(*args, **options)
 
     Share.blocks, resumable.embed_images, resumable.SHARD = changed_blocks, changed_embed, 4
+    SharedItems.nearest = changed_nearest
     verb, *words = words
     sys.exit(importlib.import_module(f"mmga.{verb}").main(words))
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mmga.common import ids
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
@@ -125,7 +126,11 @@ class RankedLists:
 
 
 def search_features(
-    query: Features, gallery: Features, search: Search, progress: Progress | None = None
+    query: Features,
+    gallery: Features,
+    search: Search,
+    progress: Progress | None = None,
+    group: Group | None = None,
 ) -> RankedLists:
     """Search a gallery for the nearest items of every query.
 
@@ -134,6 +139,9 @@ def search_features(
         gallery: features of the gallery.
         search: what is searched for.
         progress: called as (phase, done, total).
+        group: processes that share the gallery, whose features have the labels of all its items
+            and the rows of this process; for a search by the plain distance of features as they
+            are.
 
     Raises:
         UserError: the sides do not fit each other, `topk` exceeds the gallery, or the memory does
@@ -154,7 +162,14 @@ def search_features(
         left = _left(left, found)
     if search.rule is None:
         near = nearest(
-            found, among, search.topk, search.metric, exact=exact, memory=left, progress=progress
+            found,
+            among,
+            search.topk,
+            search.metric,
+            exact=exact,
+            memory=left,
+            progress=progress,
+            group=group,
         )
     else:
         # Labels mark junk, which the neighbour graph leaves out.

@@ -1,0 +1,100 @@
+"""`mmga search` under torchrun: one file of results, and what several processes cannot do yet."""
+
+import failing
+import pytest
+import shared_cases
+from PIL import Image
+
+import mmga
+from mmga import search as command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("features")
+    query, gallery = shared_cases.sides("names")
+    query.save(out / "query.npz")
+    gallery.save(out / "gallery.npz")
+    for number, (first, last) in enumerate([(0, 100), (100, 350), (350, 360), (360, 701)]):
+        gallery.cut(first, last).save(out / f"shard-{number}.npz")
+    return out
+
+
+def words_of(folder, gallery, *more):
+    sides = ["--query", str(folder / "query.npz"), "--gallery", str(folder / gallery)]
+    return [*sides, *map(str, more)]
+
+
+@pytest.mark.parametrize(
+    ("gallery", "name"), [("gallery.npz", "found.csv"), ("shard-*.npz", "found.json")]
+)
+def test_processes_write_the_lists_of_one(folder, gallery, name, tmp_path, capsys):
+    words = words_of(folder, gallery, "--topk", 12, "--metric", "euclidean", "--out")
+    (tmp_path / "one").mkdir()
+    command.main([*words, str(tmp_path / "one" / name)])
+    notes = capsys.readouterr().err
+    codes, said = failing.run("nothing", ["search", *words, str(tmp_path / name)], tmp_path)
+    assert codes == [0, 0, 0]
+    assert sorted(said.splitlines()) == sorted(notes.splitlines()) and "are unknown" in said
+    assert (tmp_path / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert len((tmp_path / name).read_text().splitlines()) > shared_cases.NUM_QUERY * 12
+
+
+def test_the_first_process_prints(folder, tmp_path, capsys):
+    command.main(words_of(folder, "gallery.npz", "--topk", 2))
+    expected = capsys.readouterr().out
+    words = words_of(folder, "gallery.npz", "--topk", 2)
+    codes, said = failing.run("nothing", ["search", *words], tmp_path)
+    assert codes == [0, 0, 0], said
+    printed = [(tmp_path / f"out-{rank}").read_text() for rank in range(3)]
+    assert printed == [expected, "", ""]
+
+
+def test_the_first_process_draws_the_sheet(folder, tmp_path):
+    for number in range(50):
+        Image.new("RGB", (8, 16), (number, 90, 90)).save(tmp_path / f"{number}.jpg")
+    mmga.load_features(folder / "query.npz").cut(0, 4).save(tmp_path / "few.npz")
+    words = ["--query", str(tmp_path / "few.npz"), "--gallery", str(folder / "shard-*.npz")]
+    words += ["--topk", "3", "--images", str(tmp_path), "--out"]
+    (tmp_path / "one").mkdir()
+    command.main([*words, str(tmp_path / "one" / "found.html")])
+    out = str(tmp_path / "found.html")
+    codes, said = failing.run("nothing", ["search", *words, out], tmp_path, 2)
+    assert codes == [0, 0], said
+    assert (tmp_path / "found.html").read_text() == (tmp_path / "one/found.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--rerank"], "--rerank: several processes find plain neighbours so far; leave it out"),
+        (["--save-index", "x.mmga-index"], "--save-index: several processes find plain"),
+        (["--model", "a:b"], "--model: several processes search files of features; extract them"),
+        (["--exact", "float32"], "exact: several processes find certified neighbours, found"),
+        (["--gallery", "shard-0.npz", "broken.npz", "shard-1.npz"], "broken.npz could not be"),
+        (["--out", "/proc/none/r.json"], "/proc/none/r.json could not be written"),
+    ],
+)
+def test_what_does_not_fit_is_said_once(folder, tmp_path, more, said, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "broken.npz").write_bytes((folder / "shard-3.npz").read_bytes()[:9000])
+    words = ["--query", "query.npz", "--gallery", "gallery.npz", "--out", str(tmp_path / "r.csv")]
+    for flag in ("--gallery", "--out"):
+        if more[0] == flag:
+            at = words.index(flag)
+            del words[at : at + 2]
+    codes, errors = failing.run("nothing", ["search", *words, *more], tmp_path, 2)
+    assert codes == [2, 2]
+    errors = [line for line in errors.splitlines() if ": note: " not in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("mmga search: error: ") and said in errors[0]
+    assert not list(tmp_path.glob("r.*")) and not (folder / "x.mmga-index").exists()
+
+
+def test_one_that_is_killed_ends_all(folder, tmp_path):
+    words = words_of(folder, "shard-*.npz", "--out", tmp_path / "r.csv")
+    codes, errors = failing.run("killed while the others compute", ["search", *words], tmp_path)
+    assert codes == [1, -9, 1]
+    assert len(errors.splitlines()) == 1
+    assert "process 1 of the 3 of the run ended" in errors
+    assert not list(tmp_path.glob("r.*")) and not list(tmp_path.glob(".*"))
