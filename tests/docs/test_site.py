@@ -32,7 +32,10 @@ def test_every_page_is_in_the_navigation_once():
 def test_every_public_name_has_its_reference():
     text = "".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
     shown = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
-    public = {f"mmga.{name}" for name in mmga.__all__ if name != "__version__"} | {"mmga.compat", "mmga.plots"}
+    public = {f"mmga.{name}" for name in mmga.__all__ if name != "__version__"} | {
+        "mmga.compat",
+        "mmga.plots",
+    }
     public |= {f"mmga.ops.{name}" for name in ops.__all__}
     public |= {f"mmga.models.{name}" for name in models.__all__ if name != "PARTS"}
     assert set(shown) == public
