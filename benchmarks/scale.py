@@ -1,4 +1,4 @@
-"""Evaluation by 1, 2 and 4 processes: bytes sent, memory of each process, seconds, one report.
+"""Evaluation and neighbours by 1, 2 and 4 processes: bytes sent, memory, seconds, one result.
 
     python benchmarks/scale.py --json scale.json
     python benchmarks/scale.py --gallery 20000 --only 1 2        # a try that takes seconds
@@ -11,6 +11,7 @@ counted, too.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -28,10 +29,11 @@ from measure import machine
 
 import mmga
 from mmga.common import memory
-from mmga.common.distributed import join
+from mmga.common.distributed import Group, join
 from mmga.retrieval.features.load import load_share
 
 SHARDS = 4
+NEAREST = 100  # gallery items of a query's list
 MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
 
 
@@ -86,19 +88,41 @@ def member(folder: Path, out: Path) -> None:
         over_lo = received() - over_lo
         seconds, spent = time.perf_counter() - begun, time.process_time() - before
         table = group.table([report.peak_memory_bytes, spent]).tolist()
+        payload = dict(sent)
+        lists = nearest(query, gallery, group, sent)
         if group.leads:
             values = report.as_dict()
             figures = {name: values[name] for name in values if name not in MEASURED}
             measured = {
-                "sent": sent,
+                "sent": payload,
                 "over_lo": over_lo,
                 "peak": max(row[0] for row in table),
                 "cpu_seconds": [row[1] for row in table],
                 "seconds": seconds,
                 "matches": int(report.per_query.num_matches.sum()),
                 "report": figures,
+                "nearest": lists,
             }
             out.write_text(json.dumps(measured))
+
+
+def nearest(
+    query: mmga.Features, gallery: mmga.Features | None, group: Group, sent: dict[str, int]
+) -> dict[str, Any]:
+    """Find neighbours, and return what was measured, with a digest of the lists."""
+    group.texts("")
+    before, over_lo = time.process_time(), received()
+    sent.update(dict.fromkeys(sent, 0))
+    found = mmga.nearest(query, gallery, NEAREST, group=group)
+    payload, spent = dict(sent), time.process_time() - before
+    group.texts("")
+    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in found)).hexdigest()
+    return {
+        "sent": payload,
+        "over_lo": received() - over_lo,
+        "cpu_seconds": group.table([spent])[:, 0].tolist(),
+        "lists": digest,
+    }
 
 
 def model(processes: int, options: argparse.Namespace, matches: int) -> dict[str, float]:
@@ -134,6 +158,10 @@ def main() -> None:
             one = json.loads(out.read_text())
             one["model"] = model(processes, options, one["matches"])
             one["same"] = one["report"] == found.setdefault("report", one["report"])
+            lists = one["nearest"]
+            share = min(NEAREST, -(-options.gallery // processes))
+            lists["model"] = 12.0 * options.queries * share * (processes > 1)
+            one["same"] &= lists["lists"] == found.setdefault("lists", lists["lists"])
             found["processes"][processes] = {k: v for k, v in one.items() if k != "report"}
             told = ", ".join(
                 f"{kind} {one['sent'][kind]} B (model {one['model'][kind]:.0f})"
@@ -142,8 +170,11 @@ def main() -> None:
             print(
                 f"{processes}: {told}; over lo {one['over_lo']} B; "
                 f"peak {one['peak'] / 2**20:.0f} MiB; CPU seconds "
-                f"{', '.join(f'{spent:.1f}' for spent in one['cpu_seconds'])}; report "
-                f"{'the same' if one['same'] else 'ANOTHER'}",
+                f"{', '.join(f'{spent:.1f}' for spent in one['cpu_seconds'])}; neighbours "
+                f"{lists['sent']['all_gather']} B (model {lists['model']:.0f}), over lo "
+                f"{lists['over_lo']} B, CPU seconds "
+                f"{', '.join(f'{spent:.1f}' for spent in lists['cpu_seconds'])}; results "
+                f"{'the same' if one['same'] else 'OTHERS'}",
                 flush=True,
             )
     if options.json is not None:

@@ -547,7 +547,7 @@ def _command(options: Options) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    cli.run("eval", Options, body, argv)
+    cli.run("eval", Options, body, argv, shared=True)
 
 
 if __name__ == "__main__":

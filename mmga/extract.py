@@ -227,7 +227,7 @@ def _extract_run(options: Options, device: str, group: "Group") -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    cli.run("extract", Options, body, argv)
+    cli.run("extract", Options, body, argv, shared=True)
 
 
 if __name__ == "__main__":

@@ -485,7 +485,7 @@ def _cell(column: str, value: Any) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    cli.run("search", Options, body, argv)
+    cli.run("search", Options, body, argv, shared=True)
 
 
 if __name__ == "__main__":

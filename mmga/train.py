@@ -150,7 +150,7 @@ def _next(folder: Path, *, tested: bool) -> list[str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    cli.run("train", Options, body, argv, default=starting_point)
+    cli.run("train", Options, body, argv, default=starting_point, shared=True)
 
 
 if __name__ == "__main__":

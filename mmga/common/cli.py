@@ -39,6 +39,8 @@ def run(
     body: Callable[[Options], int | None],
     argv: Sequence[str] | None = None,
     default: Callable[[list[str]], Options] | None = None,
+    *,
+    shared: bool = False,
 ) -> None:
     """Parse `argv` into `options_class`, call `body` and leave with the right exit code.
 
@@ -48,6 +50,7 @@ def run(
         body: does the work; its return value, if any, is the exit code.
         argv: words of the command line, `sys.argv[1:]` if None.
         default: returns the options that the words change, given the words.
+        shared: processes that torchrun started share the work; else they are refused.
 
     Raises:
         SystemExit: always but for success.
@@ -63,6 +66,8 @@ def run(
                 raise
             start = None
         options = parse(verb, options_class, words, start)
+        if not shared:
+            _check_alone(verb)
         code = body(options) or 0
         sys.stdout.flush()
     except PeerError as error:
@@ -129,6 +134,16 @@ def wrapped(line: str, indent: int) -> str:
         return line
     width = max(shutil.get_terminal_size().columns, indent + 20)
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def _check_alone(verb: str) -> None:
+    """Refuse processes that would all do the same and write the same files."""
+    world = os.environ.get("WORLD_SIZE", "")
+    if "LOCAL_RANK" in os.environ and world.isdecimal() and int(world) > 1:
+        raise UserError(
+            f"mmga {verb} runs in one process, and torchrun started {world}; start it without "
+            "torchrun"
+        )
 
 
 def _print_anything() -> None:

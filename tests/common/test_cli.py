@@ -48,6 +48,23 @@ def test_flags_reach_the_sections(capsys):
     assert seen == [Options("y", section=Section(3))]
 
 
+def test_processes_of_torchrun_are_refused_where_they_share_nothing(capsys, monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    seen = []
+    code, said = code_of(seen.append, [], capsys)
+    assert code == 2 and seen == []
+    assert said.err == (
+        "mmga eval: error: mmga eval runs in one process, and torchrun started 2; start it without "
+        "torchrun\n"
+    )
+    assert code_of(seen.append, ["--help"], capsys)[0] == 0
+    cli.run("eval", Options, seen.append, [], shared=True)
+    monkeypatch.delenv("LOCAL_RANK")  # left in the environment by something else
+    cli.run("eval", Options, seen.append, [])
+    assert len(seen) == 2
+
+
 def test_values_of_every_type(capsys):
     words = "--weight=-1e-3 --pair -1 2 --files a b --variant torchreid --rerank --name None"
     options = cli.parse("eval", Options, words.split())
