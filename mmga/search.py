@@ -184,6 +184,7 @@ def body(options: Options) -> int | None:
             _write_sheet(options, found, (query.files, files), settings, progress)
         else:
             found.write(options.out, settings, progress)
+    print(f"ranked lists: {options.out}")
     return None
 
 
@@ -386,6 +387,7 @@ def _save_index(
     if junk:
         index.labels[ROW] = rows
     index.save(options.save_index or "")
+    print(f"index: {options.save_index}")
 
 
 def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:
