@@ -408,12 +408,15 @@ def _evaluate(
 
 
 def _show(options: Options, report: "Report") -> None:
-    """Write the files of a report and print its table."""
+    """Write the files of a report, print its table and name the files."""
     if options.json is not None:
         report.to_json(options.json)
     if options.per_query is not None:
         report.to_csv(options.per_query)
     print("\n".join(cli.wrapped(line, 2) for line in report.table(options.verbose).split("\n")))
+    for what, path in (("report", options.json), ("queries", options.per_query)):
+        if path is not None:
+            print(f"{what}: {path}")
 
 
 def _compared(
@@ -464,12 +467,20 @@ def _explain(options: Options, sides: "Sides", settings: dict[str, Any]) -> None
         if options.json is not None:
             write_json(options.json, {"schema": 1, "explain": steps})
         print(table(steps))
+        if options.json is not None:
+            print(f"report: {options.json}")
         for note in dict.fromkeys(notes):
             print(cli.wrapped(f"note: {note}", 2))
 
 
 def _without_reports(options: Options) -> "tuple[Options, dict[str, Report | str]]":
     """Return the options without the reports that --compare names, and these reports."""
+    for path in options.compare:
+        if path.lower().endswith((".html", ".htm")):
+            raise UserError(
+                f"--compare: {path} is a page; name features, or the report of that run, which "
+                "mmga eval --json writes"
+            )
     reports = [path for path in options.compare if _is_report(path)]
     if reports and options.report is None:
         raise UserError(
@@ -507,6 +518,7 @@ def _write_page(
     page = Page(compared, options.images, _inputs(options), _command(options))
     with bar() as progress:
         notes = write_report(options.report, evaluated, page, progress)
+    print(f"page: {options.report}")
     for note in notes:
         print(f"mmga eval: note: {note}", file=sys.stderr)
 

@@ -213,6 +213,7 @@ def _write(
             _write_sheet(options, found, (files[0], files[1]), settings, progress)
         else:
             found.write(options.out, settings, progress)
+    print(f"ranked lists: {options.out}")
 
 
 def _check_shared(options: Options) -> None:
@@ -445,6 +446,7 @@ def _save_index(
     if junk:
         index.labels[ROW] = rows
     index.save(options.save_index or "")
+    print(f"index: {options.save_index}")
 
 
 def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:

@@ -390,7 +390,10 @@ def _say_missing(options: Options, pictures: "FolderPictures") -> None:
     if missing:
         notes.append(f"{len(missing)} images are not in {folders}, such as {missing[0]}")
     if pictures.broken:
-        notes.append(f"{len(pictures.broken)} images cannot be shown: {pictures.first_error}")
+        notes.append(
+            f"images that cannot be shown: {len(pictures.broken)}, the first because "
+            f"{pictures.first_error}"
+        )
     if not options.images:
         notes.append("without --images the lists show no pictures")
     for note in notes:

@@ -111,8 +111,9 @@ class Option:
         """Return what is wrong where argparse counts too few values or, after a bool, one."""
         if self.kind is bool:
             return f" takes no value; give {self.flag} or leave it out"
-        many = f"{self.nargs} values, each" if self.nargs else "a value:"
-        return f" needs {many} {self.expected}"
+        if self.nargs:
+            return f" needs {self.nargs} values, each {self.expected}"
+        return " needs a value" + (f": {self.expected}" if self.kind is not str else "")
 
     def what(self) -> str:
         """Return the help as a part of a sentence."""

@@ -73,13 +73,17 @@ def rank_queries(
         excluded: show items that the protocol leaves out, too, in their places; they have no rank.
 
     Raises:
-        UserError: the features are of parts, or the sides do not fit each other.
+        UserError: the features are of parts, the sides do not fit each other, or there is no such
+            row.
     """
     if query.visibility is not None or gallery.visibility is not None:
         raise UserError("ranked lists are drawn of whole features, and these are part features")
     rules = protocol_named(protocol)
     labels = Labels.of(query, gallery, None, rules.needs_cameras)
     rows = np.asarray(rows, np.int64)
+    absent = rows[(rows < 0) | (rows >= len(query))]
+    if len(absent):
+        raise UserError(f"rows: expected 0 to {len(query) - 1}, found {absent[0]}")
     found = query.rows.take(torch.from_numpy(rows))
     distances = torch.cat(
         [

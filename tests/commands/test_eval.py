@@ -53,6 +53,7 @@ def test_table_json_and_csv(files, capsys):
     assert code == 0
     assert "mAP" in out
     assert "rank-10" in out
+    assert out.endswith(f"\nreport: {files / 'out.json'}\nqueries: {files / 'out.csv'}\n")
     found = json.loads((files / "out.json").read_text())
     assert found["num_query"] == 6
     assert len((files / "out.csv").read_text().splitlines()) == 7

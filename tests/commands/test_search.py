@@ -87,10 +87,11 @@ def test_csv_table(files, capsys):
     assert len(said.splitlines()) >= 24
 
 
-def test_index_is_written_and_used(files):
+def test_index_is_written_and_used(files, capsys):
     folder, query, gallery = files
     index, out = folder / "g.mmga-index", folder / "r.json"
     search.main(["--gallery", str(folder / "g.npz"), "--save-index", str(index), "--k1", "7"])
+    assert capsys.readouterr().out == f"index: {index}\n"
     search.main(
         ["--query", str(folder / "q.npz"), "--index", str(index), "--topk", "3", "--out", str(out)]
     )

@@ -41,7 +41,9 @@ def folder(tmp_path, monkeypatch):
 
 def found(capsys, *words, out="r.json"):
     search.main([str(word) for word in (*words, "--out", out)])
-    return json.loads(open(out).read())["results"], capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out.endswith(f"ranked lists: {out}\n")
+    return json.loads(open(out).read())["results"], said.err
 
 
 def fails(capsys, *words):

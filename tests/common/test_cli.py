@@ -123,6 +123,7 @@ def test_a_terminal_shows_what_a_pipe_shows(words):
         (["--k1", "1" + 20 * "0"], f"--k1: expected a whole number, found '1{20 * '0'}'"),
         (["--k1"], "--k1 needs a value: a whole number"),
         (["--k1", "--rerank"], "--k1 needs a value: a whole number"),
+        (["--name"], "--name needs a value"),
         (["--weight", "nan"], "--weight: expected a number, found 'nan'"),
         (["--name", ""], "--name: expected a value, found an empty word"),
         (

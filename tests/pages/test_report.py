@@ -73,8 +73,9 @@ def words_of(folder, *more):
 
 
 def written(folder, capsys, *more):
-    code, _, err = run(capsys, *words_of(folder, *more))
+    code, out, err = run(capsys, *words_of(folder, *more))
     assert code == 0, err
+    assert out.endswith(f"\npage: {folder / 'out.html'}\n")
     return Page((folder / "out.html").read_text())
 
 
@@ -359,6 +360,7 @@ def test_no_picture_outside_of_the_folder_is_read(tmp_path, capsys):
         (("--report", "{here}/new.html", "--images", "{here}/none"), "is no folder"),
         (("--images", "{here}"), "--report"),
         (("--compare", "{here}/other.json"), "give --report"),
+        (("--report", "{here}/new.html", "--compare", "{here}/old.html"), "old.html is a page"),
         (("--report", "{here}/new.html", "--compare", "{here}/other.json"), "cannot be read"),
         (("--report", "{here}/new.html", "--compare", "{here}/empty.json"), "no mAP and cmc"),
         (("--report", "{here}/new.html", "--explain", "market1501", "no-camera"), "leave out"),

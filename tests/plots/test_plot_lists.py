@@ -119,3 +119,9 @@ def test_part_features_are_refused_in_a_sentence():
     parts = mmga.Features(parts=np.ones((2, 3, 4), np.float32), pids=[1, 1], camids=[1, 2])
     with pytest.raises(mmga.UserError, match="these are part features"):
         plots.rank_queries(parts, parts, [0])
+
+
+@pytest.mark.parametrize("row", [-1, len(QUERY)])
+def test_a_row_that_is_not_there_is_named(row):
+    with pytest.raises(mmga.UserError, match=f"expected 0 to {len(QUERY) - 1}, found {row}"):
+        plots.ranked_lists(QUERY, GALLERY, [0, row])
