@@ -20,8 +20,9 @@ from mmga.plots.sheets import Hit, Verdict, ranked_sheet
 from mmga.plots.style import PAGE, styled
 from mmga.retrieval.features import JUNK, UNKNOWN, Features
 from mmga.retrieval.metrics.report import Report
+from mmga.retrieval.protocols.marks import RIGHT, marks
 from mmga.retrieval.protocols.protocol import Protocol, protocol_named
-from mmga.retrieval.protocols.selection import Labels, own_image, removed
+from mmga.retrieval.protocols.selection import Labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,40 +89,25 @@ def rank_queries(
         ],
         dim=1,
     ).numpy()  # [rows, G]
-    unknown = labels.unknown("gallery", rules.needs_cameras)
+    items = np.arange(len(gallery))
     lists = []
     for row, values in zip(rows.tolist(), distances, strict=True):
-        match, out = _pairs(labels, rules, row, len(gallery))
-        out |= unknown | (labels.gallery_pids == JUNK)
+        mark = marks(rules, labels, np.full(len(gallery), row), items)
         order = np.argsort(values, kind="stable")
-        counted = order[~out[order]]
-        hits = np.flatnonzero(match[counted])
+        counted = order[mark[order] <= RIGHT]
+        hits = np.flatnonzero(mark[counted] == RIGHT)
         shown = (order if excluded else counted)[:topk]
         known = labels.query_pids[row] not in (UNKNOWN, JUNK)
-        verdicts = [_verdict(bool(out[i]), bool(match[i]), known) for i in shown]
+        verdicts = [_verdict(one, known) for one in mark[shown].tolist()]
         first = int(hits[0]) + 1 if len(hits) else None
         lists.append(RankedList(row, shown, values[shown], verdicts, first))
     return lists
 
 
-def _verdict(out: bool, match: bool, known: bool) -> Verdict:
-    if out:
+def _verdict(mark: int, known: bool) -> Verdict:
+    if mark > RIGHT:
         return "excluded"
-    return "unknown" if not known else "right" if match else "wrong"
-
-
-def _pairs(
-    labels: Labels, protocol: Protocol, row: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which items are of a query's identity, and which the protocol leaves out for it."""
-    item, query = np.arange(count), np.full(count, row)
-    match = labels.gallery_pids == labels.query_pids[row]
-    out = own_image(protocol, labels, query, item)
-    out |= match & removed(protocol, labels, query, item)
-    if protocol.camera == "all":
-        assert labels.query_camids is not None and labels.gallery_camids is not None
-        out |= labels.gallery_camids == labels.query_camids[row]
-    return match, out
+    return "unknown" if not known else "right" if mark == RIGHT else "wrong"
 
 
 @styled
