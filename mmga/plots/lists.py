@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmga.common import ids
 from mmga.common.errors import UserError
+from mmga.common.paths import find_below
 from mmga.data.pictures import read_image
 from mmga.ops.distance import pairwise_distance
 from mmga.plots.sheets import Hit, Verdict, ranked_sheet
@@ -219,8 +220,7 @@ class FolderPictures:
     """Pictures of feature rows, found by their paths in folders.
 
     Args:
-        folders: where images are; a path is looked for below each as it is, then without its first
-            folders.
+        folders: where images are, see `mmga.common.paths.find_below`.
         query: features of the queries, with paths.
         gallery: features of the gallery, with paths.
 
@@ -245,7 +245,7 @@ class FolderPictures:
         if paths is None or not self._folders:
             return None
         path = str(paths[row])
-        file = next((file for file in self._places(path) if file.is_file()), None)
+        file = find_below(self._folders, path)
         if file is None:
             self.missing[path] = None
             return None
@@ -261,10 +261,3 @@ class FolderPictures:
     def first_error(self) -> str:
         """The message of the first file that cannot be decoded."""
         return next(iter(self.broken.values()), "")
-
-    def _places(self, path: str) -> Iterator[Path]:
-        """Yield where a file may be: below a folder by its whole path, or by ever less of it."""
-        parts = Path(path.replace("\\", "/")).parts
-        for first in range(len(parts)):
-            for folder in self._folders:
-                yield folder / Path(*parts[first:])
