@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -108,6 +110,20 @@ def _check_distinct(
                 f"{names[1]}: {listed[place]} fits both {holder[place]} and {path} of {names[0]}; "
                 "write paths alike on both sides"
             )
+
+
+def find_below(folders: Iterable[Path], path: str) -> Path | None:
+    """Return the file of a path below one of some folders, None where there is none.
+
+    A path may begin elsewhere: it is looked for as it is, then without its first folders one after
+    the other. Nothing outside of the folders is found.
+    """
+    whole = PurePosixPath(path.replace("\\", "/"))
+    parts = [part for part in whole.parts if part not in (".", whole.anchor)]
+    if ".." in parts or "\0" in path:
+        return None
+    places = (folder.joinpath(*parts[cut:]) for cut in range(len(parts)) for folder in folders)
+    return next((file for file in places if os.path.isfile(file)), None)
 
 
 def from_names(

@@ -13,10 +13,10 @@ from mmga.common.device import resolve_device
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
 from mmga.ops.precision import float32_products
-from mmga.pages.cameras import CameraPairs, camera_pairs
 from mmga.pages.feature_map import FeatureMap, feature_map
 from mmga.pages.lists import Lists, ranked_lists
 from mmga.pages.pairs import PairSampler, Samples, Thresholds, thresholds
+from mmga.plots.by_camera import CameraPairs, by_camera
 from mmga.retrieval.evaluate import pair_counter, ranking_problem
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.pooling import pooled
@@ -87,7 +87,7 @@ class Content:
         verification: figures of the pairs, see `mmga.retrieval.metrics.verification.figures`.
         genuine: sample pairs.
         impostor: likewise.
-        cameras: figures of pairs of cameras, or None.
+        cameras: figures by camera pair, or None.
         map: the features in two dimensions.
         columns: values of further columns of the listed queries, as text, by name.
     """
@@ -143,6 +143,7 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
     order = _hardest_first(scores, selection.queries)
     rows = selection.queries[order]
     genuine, impostor = sampler.samples(plain, rows)
+    with_cameras = query.camids is not None and gallery.camids is not None
     return Content(
         query,
         gallery,
@@ -156,7 +157,7 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
         figures(counts),
         genuine,
         impostor,
-        camera_pairs(query, gallery, options, device, progress),
+        by_camera(query, gallery, options, device, progress) if with_cameras else None,
         feature_map(problem, rows),
         _columns(query, rows),
     )

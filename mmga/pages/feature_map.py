@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from mmga.ops.distance import unit_rows
+from mmga.plots.embedding import principal_components
 from mmga.retrieval.tiles.parts import visible
 from mmga.retrieval.tiles.problem import RankingProblem
 
@@ -23,7 +24,7 @@ class FeatureMap:
     """Some items in two dimensions.
 
     Attributes:
-        place: float32 [M, 2].
+        place: float64 [M, 2].
         side: 0 for queries, 1 for items of the gallery, int64 [M].
         row: of their set, int64 [M].
         people: identities with the lowest average precision, codes of the problem's labels.
@@ -63,13 +64,14 @@ def feature_map(problem: RankingProblem, hardest: np.ndarray) -> FeatureMap:
     vectors = torch.cat(
         [_vectors(problem, side, chosen) for side, chosen in enumerate(rows) if len(chosen)]
     )
-    place, share = _principal(vectors)
+    place, shares = principal_components(vectors)
     both = np.concatenate(
         [side_pids[chosen] for (_, side_pids), chosen in zip(sets, rows, strict=True)]
     )
     identity = np.full(len(both), -1)
     for number, pid in enumerate(people.tolist()):
         identity[both == pid] = number
+    share = float(shares.sum())
     return FeatureMap(place, np.concatenate(sides), np.concatenate(rows), people, identity, share)
 
 
@@ -82,22 +84,3 @@ def _vectors(problem: RankingProblem, side: int, rows: np.ndarray) -> torch.Tens
     if features.visibility is not None:
         vectors = vectors * visible(features.visibility[torch.from_numpy(rows)])[..., None]
     return vectors.flatten(1)
-
-
-def _principal(vectors: torch.Tensor) -> tuple[np.ndarray, float]:
-    """Return the two principal components of each vector, and their share of the variance."""
-    centred = vectors - vectors.mean(0)
-    total = float(centred.double().square().sum())
-    rank = min(2, *centred.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        _, sizes, directions = torch.pca_lowrank(
-            centred, q=min(6, *centred.shape), center=False, niter=4
-        )
-    directions = directions[:, :rank]
-    # The sign of a direction means nothing: its largest entry is positive.
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    place = torch.zeros(len(vectors), 2, dtype=torch.float32, device="cpu")
-    place[:, :rank] = centred @ (directions * largest.sign())
-    share = float(sizes[:rank].double().square().sum()) / total if total else 0.0
-    return place.numpy(), min(1.0, share)

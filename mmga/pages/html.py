@@ -39,7 +39,9 @@ def check_packages(what: str, *names: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"{what} needs {name}; pip install 'mmga[report]'") from error
+            raise UserError(
+                f"{what} needs {name}, which is not installed; pip install 'mmga[report]'"
+            ) from error
 
 
 def write_page(

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mmga.ops.neighbours import nearest_in_rows
-from mmga.retrieval.features import JUNK
 from mmga.retrieval.neighbours.knn import nearest
-from mmga.retrieval.protocols.selection import own_image
+from mmga.retrieval.protocols.marks import RIGHT, marks
 from mmga.retrieval.reranking.distances import reranked_source
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles.problem import RankingProblem
@@ -24,17 +23,6 @@ SHOWN = 10
 """Ranked items that are shown for each query, with what is left out between them."""
 LOOKED_AT = 50
 """Items that are looked at, of which many may be left out."""
-WRONG, RIGHT, CAMERA, JUNK_ITEM, UNKNOWN_ITEM, OWN_IMAGE, EXCLUDED = range(7)
-MARKS = (
-    "another identity",
-    "same identity",
-    "left out: camera of the query",
-    "left out: junk",
-    "left out: identity or camera unknown",
-    "left out: image of the query",
-    "left out: --exclude",
-)
-"""What each mark means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,22 +149,9 @@ def _nearest_in_tiles(problem: RankingProblem) -> tuple[np.ndarray, np.ndarray]:
 
 def _marked(problem: RankingProblem, item: np.ndarray, distance: np.ndarray) -> _Ranking:
     """Say of each item what it is under the protocol."""
-    selection, labels = problem.selection, problem.selection.labels
-    query, row = np.repeat(selection.queries, item.shape[1]), item.reshape(-1)
-    same = labels.query_pids[query] == labels.gallery_pids[row]
-    mark = np.where(same, RIGHT, WRONG).astype(np.uint8)
-    if labels.exclusion is not None:
-        mark[labels.exclusion.pairs(query, row)] = EXCLUDED
-    if selection.protocol.camera != "none":
-        assert labels.query_camids is not None and labels.gallery_camids is not None
-        camera = labels.query_camids[query] == labels.gallery_camids[row]
-        mark[camera if selection.protocol.camera == "all" else camera & same] = CAMERA
-    mark[own_image(selection.protocol, labels, query, row)] = OWN_IMAGE
-    takes_part = np.zeros(len(labels.gallery_pids), bool)
-    takes_part[selection.gallery] = True
-    mark[~takes_part[row]] = UNKNOWN_ITEM
-    mark[labels.gallery_pids[row] == JUNK] = JUNK_ITEM
-    mark = mark.reshape(item.shape)
+    selection = problem.selection
+    query = np.repeat(selection.queries, item.shape[1])
+    mark = marks(selection.protocol, selection.labels, query, item.reshape(-1)).reshape(item.shape)
     kept = mark <= RIGHT
     return _Ranking(item, distance, mark, np.where(kept, np.cumsum(kept, 1), 0))
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmga.ops.ranking import Matches, Tile
-from mmga.pages.lists import RIGHT, WRONG, Lists
+from mmga.pages.lists import Lists
 from mmga.retrieval.metrics.verification import BINS, Counts, PairCounter
+from mmga.retrieval.protocols.marks import RIGHT, WRONG
 from mmga.retrieval.protocols.selection import Pairs, Selection
 
 SAMPLES = 400

@@ -15,13 +15,14 @@ from mmga.common.files import read_json_object
 from mmga.common.progress import Progress
 from mmga.pages import charts, html
 from mmga.pages.content import Content, Evaluated, collect, names_of
-from mmga.pages.lists import LOOKED_AT, MARKS, Lists
+from mmga.pages.lists import LOOKED_AT, Lists
 from mmga.pages.manifest import manifest
 from mmga.pages.pairs import Samples, Thresholds
 from mmga.pages.thumbnails import Thumbnails, thumbnails
 from mmga.retrieval.features import Features
 from mmga.retrieval.metrics.bootstrap import bootstrap
 from mmga.retrieval.metrics.report import EXCLUDED, Figures, Report
+from mmga.retrieval.protocols.marks import MARKS
 from mmga.retrieval.protocols.protocol import Protocol
 
 PACKAGES = ("jinja2", "bokeh", "PIL")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -19,24 +16,20 @@ import torch
 from mmga import plots
 from mmga.common import ids
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
 from mmga.common.version import __version__
 from mmga.data.pictures import read_image
+from mmga.pages import html
+from mmga.plots.sheets import Verdict
+from mmga.plots.style import need_matplotlib
 from mmga.retrieval.reranking.index import row_labels
 from mmga.retrieval.reranking.ranked_lists import RankedLists
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 MOST = {".html": 200, ".png": 20}
 """Queries of a sheet."""
 
 _THUMBNAIL = 112, 224
 """Most pixels of a thumbnail: width, height; it is shown at half of them or a little more."""
-
-Verdict = Literal["right", "wrong", "unknown"]
-"""Whether an item shows the query's identity, as far as both are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +105,21 @@ class Sheet:
         if out.suffix.lower() == ".png":
             self._draw(out, progress)
             return
-        template = _template()
         rows = []
         for done, (query, items) in enumerate(self.rows, 1):
             rows.append((self._shown(query), [self._shown(item) for item in items]))
             if progress is not None:
                 progress("sheet", done, len(self.rows))
         used = {item.verdict for _, items in self.rows for item in items}
-        text = template.render(
-            rows=rows,
-            total=self.total,
-            settings=self.settings,
-            judged=bool(used & {"right", "wrong"}),
-            version=__version__,
-            aspect=self._aspect(),
-        )
-        with atomic_path(out) as temporary:
-            # Names of files may hold halves of characters, which UTF-8 has no bytes for.
-            temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+        values = {
+            "rows": rows,
+            "total": self.total,
+            "settings": self.settings,
+            "judged": bool(used & {"right", "wrong"}),
+            "version": __version__,
+            "aspect": self._aspect(),
+        }
+        html.write_page(out, "sheet.html.j2", values)
 
     def _shown(self, item: Item) -> dict[str, object]:
         """Return what the template shows of an item."""
@@ -215,20 +205,7 @@ def check_packages(out: Path) -> None:
     Raises:
         UserError: it is not installed.
     """
-    module, extra = ("jinja2", "report") if out.suffix == ".html" else ("matplotlib", "train")
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"--out {out} needs {module}, which is not installed; pip install 'mmga[{extra}]'"
-        ) from error
-
-
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    source = resources.files("mmga.pages") / "templates" / "sheet.html.j2"
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    if out.suffix == ".html":
+        html.check_packages(f"--out {out}", "jinja2")
+    else:
+        need_matplotlib(f"--out {out}")

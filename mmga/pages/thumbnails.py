@@ -12,9 +12,10 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from mmga.common.errors import UserError
+from mmga.common.paths import find_below
 from mmga.common.progress import Progress
 from mmga.data.pictures import read_image, take_notes
 
@@ -69,15 +70,14 @@ def thumbnails(
     """
     if not folder.is_dir():
         raise UserError(f"--images: {folder} is no folder; name the one that the paths begin at")
-    finder = _Finder(folder)
-    made = _sized(finder, paths, limit)
+    made = _sized(folder, paths, limit)
     first: dict[str, str] = {}
     spent, contents = 0, []
     for number, path in enumerate(paths):
         content = b""
         if spent > limit:
             made.dropped += 1
-        elif (file := finder.find(path)) is None:
+        elif (file := find_below([folder], path)) is None:
             made.missing += 1
             first.setdefault("missing", path)
         else:
@@ -99,10 +99,10 @@ def thumbnails(
 _HEADER = 600  # at least so many bytes are common to all pictures
 
 
-def _sized(finder: _Finder, paths: Sequence[str], limit: int) -> Thumbnails:
+def _sized(folder: Path, paths: Sequence[str], limit: int) -> Thumbnails:
     """Return the largest size in which all pictures find room, by a sample; else the smallest."""
     step = max(1, len(paths) // _PILOT)
-    files = [file for path in paths[::step] if (file := finder.find(path)) is not None]
+    files = [file for path in paths[::step] if (file := find_below([folder], path)) is not None]
     for width, height in _SIZES:
         sizes = []
         for file in files:
@@ -163,25 +163,3 @@ def _notes(made: Thumbnails, first: dict[str, str], folder: Path, total: int) ->
             "were left out to keep the page small"
         )
     return notes
-
-
-class _Finder:
-    """Finds files by paths that may begin elsewhere."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._cut = 0  # leading parts that the path found before had beyond the folder
-
-    def find(self, path: str) -> Path | None:
-        """Return the file below the folder, or None."""
-        whole = PurePosixPath(path.replace("\\", "/"))
-        parts = [part for part in whole.parts if part not in (".", whole.anchor)]
-        if ".." in parts or "\0" in path:
-            return None
-        for cut in (self._cut, *range(len(parts))):
-            if cut < len(parts):
-                file = self._folder.joinpath(*parts[cut:])
-                if os.path.isfile(file):
-                    self._cut = cut
-                    return file
-        return None

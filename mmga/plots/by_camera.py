@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from mmga.common import ids
+from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
+from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
+from mmga.ops.precision import float32_products
 from mmga.plots.style import PAGE, fitted, new_figure, percent, styled
-from mmga.retrieval.evaluate import evaluate
-from mmga.retrieval.features import UNKNOWN, Features
-from mmga.retrieval.features.features import common_labels
+from mmga.retrieval.evaluate import plain_ranks, ranking_problem
+from mmga.retrieval.features import JUNK, UNKNOWN, Features
+from mmga.retrieval.features.shares import SharedGallery
+from mmga.retrieval.metrics.rank import PerQuery
+from mmga.retrieval.options import EvaluationOptions
 from mmga.retrieval.protocols.protocol import Protocol, protocol_named
-from mmga.retrieval.protocols.selection import Labels, select
+from mmga.retrieval.protocols.selection import NoMatch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +43,7 @@ class CameraPairs:
         gallery: names of the gallery cameras, [B].
         rank1: float64 [A, B], NaN where no query has a match.
         mAP: likewise.
-        valid_queries: queries with a match, int64 [A, B].
+        valid_queries: queries with a match, whose mean the figures are, int64 [A, B].
         left_out: cameras beyond `MOST`, of both sides.
     """
 
@@ -75,50 +82,85 @@ def camera_pairs(
     rules = protocol_named(protocol)
     if rules.splits or rules.pools or rules.single_shot or rules.one_set:
         raise UserError(f"protocol {rules.name} has no figures by camera pair; choose market1501")
-    if query.camids is None or gallery.camids is None:
-        side = "query" if query.camids is None else "gallery"
-        raise UserError(f"figures by camera pair need camids, which the {side} lacks")
-    own, others, names = common_labels(
-        "camids", query.camids, query.camid_names, gallery.camids, gallery.camid_names
-    )
-    (rows, left), (columns, more) = _most(own), _most(others)
-    shape = len(rows), len(columns)
-    rank1, precision = np.full(shape, np.nan), np.full(shape, np.nan)
-    valid = np.zeros(shape, np.int64)
-    sides = [[side.select(codes == one) for one in of] for side, codes, of in
-             ((query, own, rows), (gallery, others, columns))]  # fmt: skip
-    for place in np.ndindex(*shape):
-        one, other = sides[0][place[0]], sides[1][place[1]]
-        if _has_match(one, other, rules):
-            report = evaluate(one, other, metric=metric, protocol=rules, max_rank=1)
-            rank1[place], precision[place] = report.cmc[0], report.mAP
-            valid[place] = report.num_valid_query
-        if progress is not None:
-            progress("camera pairs", int(np.ravel_multi_index(place, shape)) + 1, valid.size)
-    if not valid.any():
+    options = EvaluationOptions(metric=metric, protocol=rules)
+    device = resolve_device(gallery.rows.device)
+    found = by_camera(query, gallery, options, device, progress)
+    if not found.valid_queries.any():
         raise UserError(
             f"figures by camera pair: under protocol {rules.name} no query has a match in the "
             "gallery of one camera"
         )
-    query_names, gallery_names = (
-        [str(ids.plain(word)) for word in ids.written(of, names)] for of in (rows, columns)
+    return found
+
+
+@float32_products()
+def by_camera(
+    query: Features,
+    gallery: Features,
+    options: EvaluationOptions,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> CameraPairs:
+    """Rank the items of each camera alone for all queries.
+
+    Args:
+        query: features of the queries, with cameras.
+        gallery: features of the gallery, with cameras.
+        options: of the evaluation; nothing is verified or re-ranked.
+        device: where to compute.
+        progress: called as (phase, done, total).
+
+    Raises:
+        UserError: cameras are missing, or as in `mmga.evaluate`.
+    """
+    codes, of_query, left = _cameras("query", query)
+    items, of_gallery, more = _cameras("gallery", gallery)
+    options = replace(
+        options, rerank=None, verification=False, cross_camera=False, fpr=None, strangers=None
     )
-    return CameraPairs(query_names, gallery_names, rank1, precision, valid, left + more)
+    options.check(query, gallery, device)
+    rank1 = np.full((len(codes), len(items)), np.nan)
+    precision, valid = rank1.copy(), np.zeros(rank1.shape, np.int64)
+    for column, camera in enumerate(items):
+        scores = _scores(query, gallery, camera, options, device)
+        for row, own in enumerate(codes) if scores is not None else ():
+            assert scores is not None
+            found = (query.camids == own) & (scores.first_rank > 0)
+            valid[row, column] = found.sum()
+            if found.any():
+                rank1[row, column] = (scores.first_rank[found] == 1).mean()
+                precision[row, column] = scores.average_precision[found].mean()
+        if progress is not None:
+            progress("camera pairs", column + 1, len(items))
+    return CameraPairs(of_query, of_gallery, rank1, precision, valid, left + more)
 
 
-def _has_match(query: Features, gallery: Features, rules: Protocol) -> bool:
+def _scores(
+    query: Features,
+    gallery: Features,
+    camera: int,
+    options: EvaluationOptions,
+    device: torch.device,
+) -> PerQuery | None:
+    """Rank the items of one camera for all queries; None where none has a match among them."""
+    part = copy.copy(gallery)  # items keep their places, by which a query is left out itself
+    part.pids = np.where(gallery.camids == camera, gallery.pids, JUNK)
+    shared = SharedGallery(part, 0, len(part))
     try:
-        select(rules, Labels.of(query, gallery))
-    except UserError:
-        return False
-    return True
+        problem = ranking_problem(query, shared, options, device, Monitor())
+    except NoMatch:
+        return None
+    return plain_ranks(problem, options)[0]
 
 
-def _most(codes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the known cameras with the most rows, ascending, and the number of others."""
-    found, counts = np.unique(codes[codes != UNKNOWN], return_counts=True)
-    chosen = np.sort(np.argsort(-counts, kind="stable")[:MOST])
-    return found[chosen], len(found) - len(chosen)
+def _cameras(side: str, features: Features) -> tuple[list[int], list[str], int]:
+    """Return codes and names of the cameras with the most rows, and how many others there are."""
+    if features.camids is None:
+        raise UserError(f"figures by camera pair need camids, which the {side} lacks")
+    codes, counts = np.unique(features.camids[features.camids != UNKNOWN], return_counts=True)
+    kept = np.sort(np.argsort(-counts, kind="stable")[:MOST])
+    names = [str(ids.plain(name)) for name in ids.written(codes[kept], features.camid_names)]
+    return codes[kept].tolist(), names, len(codes) - len(kept)
 
 
 @styled

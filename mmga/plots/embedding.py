@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmga.common import ids
 from mmga.common.errors import UserError, whole_number
+from mmga.ops.distance import unit_rows
 from mmga.plots.style import (
     GREY,
     LINES,
@@ -64,7 +65,7 @@ def embedding_map(
         raise UserError(f"points: expected three rows at least, found {min(points, len(rows))}")
     if len(rows) > points:
         rows = np.sort(np.random.default_rng(seed).choice(rows, points, replace=False))
-    places, shares = principal_components(_rows(sides, rows))
+    places, shares = principal_components(unit_rows(_rows(sides, rows).flatten(1)))
     panels = [("identity", pids[rows], pid_names)]
     if all(side.camids is not None for side in sides):
         camids, camid_names = _common("camids", sides)
@@ -139,16 +140,16 @@ def _scatter(axes: Axes, places: np.ndarray, codes: np.ndarray, names: np.ndarra
     axes.margins(0.04)
 
 
-def principal_components(rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows at their first two principal components, and the shares of the variance.
+def principal_components(vectors: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return vectors at their first two principal components, and the shares of the variance.
 
     Args:
-        rows: float [N, D], or parts [N, P, D], which are joined; normalised to length 1 first.
+        vectors: float [N, D].
 
     Returns:
-        Places float64 [N, 2], each component such that its farthest row is positive; shares [2].
+        Places float64 [N, 2], each component such that its farthest vector is positive; shares [2].
     """
-    values = torch.nn.functional.normalize(rows.flatten(1).double().cpu(), dim=1)
+    values = vectors.double().cpu()
     values = values - values.mean(0)
     wide = values.shape[1] > len(values)
     squares, axes = torch.linalg.eigh(values @ values.T if wide else values.T @ values)

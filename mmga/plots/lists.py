@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,16 @@ from torch import Tensor
 
 from mmga.common import ids
 from mmga.common.errors import UserError
+from mmga.common.paths import find_below
 from mmga.data.pictures import read_image
 from mmga.ops.distance import pairwise_distance
 from mmga.plots.sheets import Hit, Verdict, ranked_sheet
 from mmga.plots.style import PAGE, styled
 from mmga.retrieval.features import JUNK, UNKNOWN, Features
 from mmga.retrieval.metrics.report import Report
+from mmga.retrieval.protocols.marks import RIGHT, marks
 from mmga.retrieval.protocols.protocol import Protocol, protocol_named
-from mmga.retrieval.protocols.selection import Labels, own_image, removed
+from mmga.retrieval.protocols.selection import Labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,40 +94,25 @@ def rank_queries(
         ],
         dim=1,
     ).numpy()  # [rows, G]
-    unknown = labels.unknown("gallery", rules.needs_cameras)
+    items = np.arange(len(gallery))
     lists = []
     for row, values in zip(rows.tolist(), distances, strict=True):
-        match, out = _pairs(labels, rules, row, len(gallery))
-        out |= unknown | (labels.gallery_pids == JUNK)
+        mark = marks(rules, labels, np.full(len(gallery), row), items)
         order = np.argsort(values, kind="stable")
-        counted = order[~out[order]]
-        hits = np.flatnonzero(match[counted])
+        counted = order[mark[order] <= RIGHT]
+        hits = np.flatnonzero(mark[counted] == RIGHT)
         shown = (order if excluded else counted)[:topk]
         known = labels.query_pids[row] not in (UNKNOWN, JUNK)
-        verdicts = [_verdict(bool(out[i]), bool(match[i]), known) for i in shown]
+        verdicts = [_verdict(one, known) for one in mark[shown].tolist()]
         first = int(hits[0]) + 1 if len(hits) else None
         lists.append(RankedList(row, shown, values[shown], verdicts, first))
     return lists
 
 
-def _verdict(out: bool, match: bool, known: bool) -> Verdict:
-    if out:
+def _verdict(mark: int, known: bool) -> Verdict:
+    if mark > RIGHT:
         return "excluded"
-    return "unknown" if not known else "right" if match else "wrong"
-
-
-def _pairs(
-    labels: Labels, protocol: Protocol, row: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which items are of a query's identity, and which the protocol leaves out for it."""
-    item, query = np.arange(count), np.full(count, row)
-    match = labels.gallery_pids == labels.query_pids[row]
-    out = own_image(protocol, labels, query, item)
-    out |= match & removed(protocol, labels, query, item)
-    if protocol.camera == "all":
-        assert labels.query_camids is not None and labels.gallery_camids is not None
-        out |= labels.gallery_camids == labels.query_camids[row]
-    return match, out
+    return "unknown" if not known else "right" if mark == RIGHT else "wrong"
 
 
 @styled
@@ -237,8 +224,7 @@ class FolderPictures:
     """Pictures of feature rows, found by their paths in folders.
 
     Args:
-        folders: where images are; a path is looked for below each as it is, then without its first
-            folders.
+        folders: where images are, see `mmga.common.paths.find_below`.
         query: features of the queries, with paths.
         gallery: features of the gallery, with paths.
 
@@ -263,7 +249,7 @@ class FolderPictures:
         if paths is None or not self._folders:
             return None
         path = str(paths[row])
-        file = next((file for file in self._places(path) if file.is_file()), None)
+        file = find_below(self._folders, path)
         if file is None:
             self.missing[path] = None
             return None
@@ -279,10 +265,3 @@ class FolderPictures:
     def first_error(self) -> str:
         """The message of the first file that cannot be decoded."""
         return next(iter(self.broken.values()), "")
-
-    def _places(self, path: str) -> Iterator[Path]:
-        """Yield where a file may be: below a folder by its whole path, or by ever less of it."""
-        parts = Path(path.replace("\\", "/")).parts
-        for first in range(len(parts)):
-            for folder in self._folders:
-                yield folder / Path(*parts[first:])

@@ -90,13 +90,13 @@ def styled(draw: Callable[Given, Figure]) -> Callable[Given, Figure]:
     return inside
 
 
-def need_matplotlib() -> None:
-    """Raise a `UserError` where matplotlib is not installed."""
+def need_matplotlib(what: str = "drawing") -> None:
+    """Raise a `UserError` where matplotlib is not installed, which says what needs it."""
     try:
         import matplotlib.style  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "drawing needs matplotlib, which is not installed: pip install 'mmga[train]'"
+            f"{what} needs matplotlib, which is not installed: pip install 'mmga[train]'"
         ) from error
 
 

@@ -44,18 +44,18 @@ class EvaluationOptions:
 
     metric: str
     protocol: Rules
-    rerank: KReciprocal | Reranker | None
-    exact: str | None
-    max_rank: int
-    trials: int
-    seed: int
-    pool: str
-    memory: int | None
-    verification: bool
-    cross_camera: bool
-    fpr: float | None
-    strangers: float | None
-    exclude: str | None
+    rerank: KReciprocal | Reranker | None = None
+    exact: str | None = None
+    max_rank: int = 50
+    trials: int = 0
+    seed: int = 0
+    pool: str = "mean"
+    memory: int | None = None
+    verification: bool = False
+    cross_camera: bool = False
+    fpr: float | None = None
+    strangers: float | None = None
+    exclude: str | None = None
 
     def __post_init__(self) -> None:
         """Take numbers of any kind as Python's."""

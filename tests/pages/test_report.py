@@ -165,6 +165,16 @@ def test_a_cell_of_cameras_searches_one_camera(files, capsys):
     assert [rows[at][at + 1] for at in range(3)] == ["\u2013"] * 3  # the query's own camera
 
 
+def test_the_map_is_of_all_that_takes_part(files, capsys):
+    page = written(files, capsys)
+    query, gallery = sides()
+    rows = np.concatenate([query.features, gallery.features[gallery.pids != -1]]).astype(float)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    squares = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
+    told = f"{len(rows)} features differ most (principal components; "
+    assert f"{told}{100 * squares[:2].sum() / squares.sum():.1f}% of" in page.words
+
+
 def test_text_of_strangers_stays_text(tmp_path, capsys):
     names = np.asarray([*HOSTILE, "plain"])
     changed = []

@@ -66,7 +66,9 @@ def test_markup_in_names_is_text(folder):
     assert not [tag for tag, _ in parsed.elements if tag in ("script", "b") and "hit" in tag]
     assert [tag for tag, _ in parsed.elements].count("script") == 0
     allowed = {"src", "alt", "class", "id", "aria-hidden", "aria-label", "aria-labelledby", "title"}
-    allowed |= {"lang", "charset", "content", "http-equiv", "name"}
+    allowed |= {"lang", "charset", "content", "http-equiv", "name", "rel", "href", "tabindex"}
+    links = [attributes["href"] for _, attributes in parsed.elements if "href" in attributes]
+    assert links == ["data:,", "#main"]
     assert {one for _, attributes in parsed.elements for one in attributes} <= allowed
     shown = " ".join(parsed.text.split())
     for text in (*HOSTILE[:2], name, "</style><script>alert(1)</script>"):

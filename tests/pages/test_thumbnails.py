@@ -62,6 +62,13 @@ def test_what_is_no_file_below_the_folder_is_missing(folder, path):
     assert (made.missing, made.bodies) == (1, [""])
 
 
+def test_the_longest_path_that_is_there_counts(folder):
+    Image.new("RGB", (64, 128), (250, 0, 0)).save(folder / "3.png")
+    made = thumbnails(folder, ["elsewhere/3.png", "deep/er/3.png"])
+    with picture(made, 0) as flat, picture(made, 1) as drawn:
+        assert np.asarray(flat)[..., 1].max() < 60 < np.asarray(drawn)[..., 1].max()
+
+
 def test_wide_pictures_keep_their_proportions(folder):
     Image.new("RGB", (200, 50), (250, 0, 0)).save(folder / "wide.png")
     made = thumbnails(folder, ["wide.png"])

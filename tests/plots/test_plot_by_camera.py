@@ -38,6 +38,25 @@ def test_each_pair_is_an_evaluation_of_its_own():
                 assert pairs.valid_queries[row, column] == report.num_valid_query
 
 
+def test_queries_without_a_match_in_a_camera_are_in_no_mean():
+    query, gallery = features(14, 1, ("a", "b")), features(90, 2)
+    gallery = gallery.select(np.flatnonzero((gallery.pids < 5) | (gallery.camids != 2)))
+    skipped, zero = (
+        plots.camera_pairs(query, gallery, protocol=name)
+        for name in ("market1501", "market1501-matlab")
+    )
+    assert skipped.valid_queries.tolist() == [[0, 7, 5], [7, 0, 5]]
+    np.testing.assert_array_equal(skipped.valid_queries, zero.valid_queries)
+    np.testing.assert_array_equal(skipped.rank1, zero.rank1)
+
+
+def test_what_cannot_be_ranked_is_not_taken_for_a_missing_match():
+    gallery = features(90, 2)
+    gallery.features[3] = float("nan")
+    with pytest.raises(mmga.UserError, match="row 3"):
+        plots.camera_pairs(features(42, 1), gallery)
+
+
 def test_the_plot_shows_the_figures():
     pairs = plots.camera_pairs(features(42, 1), features(90, 2), metric="euclidean")
     figure = plots.cameras(pairs)

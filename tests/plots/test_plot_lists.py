@@ -104,6 +104,16 @@ def test_pictures_are_found_below_folders_by_their_paths(tmp_path):
     assert "cannot be decoded" in folders.first_error
 
 
+def test_no_picture_outside_of_the_folders_is_read(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (6, 12)).save(tmp_path / "other.png")
+    paths = [str(tmp_path / "other.png"), "../other.png"]
+    side = line([0, 1], [1, 1], [1, 2], paths)
+    folders = plots.FolderPictures([tmp_path / "images"], side, side)
+    assert [folders("query", row) for row in range(2)] == [None, None]
+    assert list(folders.missing) == paths
+
+
 def test_any_function_gives_pictures():
     asked = []
 

@@ -24,6 +24,10 @@ from mmga.retrieval.protocols.protocol import Protocol
 Array = np.ndarray
 
 
+class NoMatch(UserError):
+    """No query has a match."""
+
+
 @dataclass(slots=True)
 class Labels:
     """Labels of both sides in one numbering.
@@ -319,7 +323,8 @@ def select(
         group: processes that have all labels, and count a share of the excluded pairs each.
 
     Raises:
-        UserError: cameras are needed and absent, or no query has a match.
+        NoMatch: no query has a match.
+        UserError: cameras are needed and absent.
     """
     for side, pids in (("query", labels.query_pids), ("gallery", labels.gallery_pids)):
         if len(pids) and (pids == UNKNOWN).all():
@@ -365,7 +370,7 @@ def select(
     if labels.exclusion is not None:
         _count_excluded(selection, excluded_twice, progress, group or Group())
     if not matched.any():
-        raise UserError(_no_match(protocol, labels, query_rows, gallery))
+        raise NoMatch(_no_match(protocol, labels, query_rows, gallery))
     if not every_query:
         selection.queries = query_rows[matched]
         if selection.query_camera is not None:
