@@ -219,6 +219,15 @@ def test_images_that_are_missing_are_counted(sides, tmp_path, drawn, capsys):
     assert "expected a folder" in fails(capsys, *words, tmp_path / "query.npz")
 
 
+def test_an_image_that_is_none_is_counted(sides, tmp_path, drawn, capsys):
+    (tmp_path / "query" / "0.png").write_text("no picture")
+    words = [*sides, "--rows", 2, "--plots", "ranked", "--out", tmp_path / "out", "--images"]
+    visualize.main([str(word) for word in (*words, tmp_path)])
+    said = capsys.readouterr().err
+    assert "images that cannot be shown: 1, the first because image" in said
+    assert "0.png cannot be decoded" in said
+
+
 def test_photographs_get_the_maps_of_a_run_and_true_masks(tmp_path, drawn, capsys):
     run = write_run(tmp_path / "run")
     for place, name in enumerate("abcd"):

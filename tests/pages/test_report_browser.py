@@ -253,3 +253,19 @@ def test_every_width_in_both_schemes(driver, page, scheme):
     light = [sum(int(part) for part in one[4:-1].split(",")[:3]) for one in (ink, paper)]
     assert (light[0] < light[1]) == (scheme == "light")
     assert errors(driver) == []
+
+
+def test_lists_are_drawn_before_the_script_of_the_charts_runs(page):
+    seen = (
+        "new MutationObserver(() => {"
+        "  if (window.chartsThen === undefined && document.querySelector('#detail li'))"
+        "    window.chartsThen = typeof window.Bokeh;"
+        "}).observe(document, {subtree: true, childList: true});"
+    )
+    with chromium() as found:
+        found.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": seen})
+        opened(found, page)
+        assert found.execute_script("return [window.chartsThen, typeof window.Bokeh]") == [
+            "undefined",
+            "object",
+        ]
