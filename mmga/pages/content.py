@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mmga.common import ids, memory
+from mmga.common import memory
 from mmga.common.device import resolve_device
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
@@ -175,14 +175,6 @@ def _hardest_first(scores: PerQuery, queries: np.ndarray) -> np.ndarray:
         others = np.linspace(half, len(order) - 1, LISTED - half).astype(np.int64)
         order = np.concatenate([order[:half], order[others]])
     return order
-
-
-def names_of(values: np.ndarray | None, names: np.ndarray | None, rows: np.ndarray) -> list[str]:
-    """Return identities or cameras of some rows as text, a question mark where unknown."""
-    if values is None:
-        return []
-    found = ids.written(values[rows], names)
-    return ["?" if (value := ids.plain(one)) is None else str(value) for one in found]
 
 
 def _columns(query: Features, rows: np.ndarray) -> dict[str, list[str]]:
