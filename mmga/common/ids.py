@@ -137,6 +137,24 @@ def plain(label: Any) -> Any:
     return None if value == "" else value
 
 
+def words(codes: np.ndarray, names: np.ndarray | None) -> list[str]:
+    """Return codes as people read them: names or integers, a question mark where unknown."""
+    labels = (plain(label) for label in written(codes, names))
+    return ["?" if label is None else str(label) for label in labels]
+
+
+def most_frequent(codes: np.ndarray, most: int) -> tuple[np.ndarray, int]:
+    """Return the known codes that stand most often, ascending, and how many others there are.
+
+    Args:
+        codes: int64 [N].
+        most: codes that are returned at most; of equally frequent ones the lowest.
+    """
+    found, counts = np.unique(codes[codes != UNKNOWN], return_counts=True)
+    kept = np.sort(np.argsort(-counts, kind="stable")[:most])
+    return found[kept], len(found) - len(kept)
+
+
 def _says_nothing(value: Any) -> bool:
     return str(_text(value)).strip().lower() in _UNKNOWN
 

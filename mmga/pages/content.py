@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mmga.common import ids, memory
+from mmga.common import memory
 from mmga.common.device import resolve_device
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
@@ -50,13 +51,13 @@ class Evaluated:
     report: Report
     query: Features
     gallery: Features | None
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     rule: KReciprocal | None = None
 
     @property
     def protocol(self) -> Protocol:
         """The rules."""
-        return protocol_named(self.settings["protocol"], self.settings.get("ap"))  # type: ignore[arg-type]
+        return protocol_named(self.settings["protocol"], self.settings.get("ap"))
 
     def options(self) -> EvaluationOptions:
         """Return the settings as the evaluation checked them."""
@@ -65,9 +66,9 @@ class Evaluated:
         values |= {
             "protocol": self.protocol,
             "rerank": self.rule,
-            "memory": memory.parse(self.settings.get("memory")),  # type: ignore[arg-type]
+            "memory": memory.parse(self.settings.get("memory")),
         }
-        return EvaluationOptions(**values)  # type: ignore[arg-type]
+        return EvaluationOptions(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
     if rules.pools:
         query = pooled(query, options.pool)
     gallery = query if evaluated.gallery is None else evaluated.gallery
-    device = resolve_device(evaluated.settings.get("device") or gallery.rows.device, "device")  # type: ignore[arg-type]
+    device = resolve_device(evaluated.settings.get("device") or gallery.rows.device, "device")
     options = dataclasses.replace(options, verification=True, strangers=0.0)
     shared = SharedGallery(gallery, 0, len(gallery))
     problem = ranking_problem(query, shared, options, device, Monitor(progress))
@@ -174,14 +175,6 @@ def _hardest_first(scores: PerQuery, queries: np.ndarray) -> np.ndarray:
         others = np.linspace(half, len(order) - 1, LISTED - half).astype(np.int64)
         order = np.concatenate([order[:half], order[others]])
     return order
-
-
-def names_of(values: np.ndarray | None, names: np.ndarray | None, rows: np.ndarray) -> list[str]:
-    """Return identities or cameras of some rows as text, a question mark where unknown."""
-    if values is None:
-        return []
-    found = ids.written(values[rows], names)
-    return ["?" if (value := ids.plain(one)) is None else str(value) for one in found]
 
 
 def _columns(query: Features, rows: np.ndarray) -> dict[str, list[str]]:

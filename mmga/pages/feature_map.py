@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mmga.common import ids
+from mmga.common.ids import UNKNOWN
 from mmga.ops.distance import unit_rows
 from mmga.plots.embedding import principal_components
 from mmga.retrieval.tiles.parts import visible
@@ -14,8 +16,8 @@ from mmga.retrieval.tiles.problem import RankingProblem
 
 POINTS = 2400
 """Items that are drawn."""
-PEOPLE = 8
-"""Identities that are told apart."""
+GROUPS = 8
+"""Identities or cameras that are told apart."""
 _SEED = 0
 
 
@@ -26,17 +28,19 @@ class FeatureMap:
     Attributes:
         place: float64 [M, 2].
         side: 0 for queries, 1 for items of the gallery, int64 [M].
-        row: of their set, int64 [M].
-        people: identities with the lowest average precision, codes of the problem's labels.
-        identity: place in `people`, -1 for others, int64 [M].
+        identities: names of those with the lowest average precision.
+        identity: place in `identities`, -1 for others, int64 [M].
+        cameras: names of those with the most items here; none where cameras are not known.
+        camera: place in `cameras`, -1 for others, int64 [M].
         share: of the variance that the two directions hold.
     """
 
     place: np.ndarray
     side: np.ndarray
-    row: np.ndarray
-    people: np.ndarray
+    identities: list[str]
     identity: np.ndarray
+    cameras: list[str]
+    camera: np.ndarray
     share: float
 
 
@@ -49,7 +53,7 @@ def feature_map(problem: RankingProblem, hardest: np.ndarray) -> FeatureMap:
     """
     selection, labels = problem.selection, problem.selection.labels
     pids = labels.query_pids[hardest]
-    people = pids[np.sort(np.unique(pids, return_index=True)[1])][:PEOPLE]
+    people = pids[np.sort(np.unique(pids, return_index=True)[1])][:GROUPS]
     random = np.random.default_rng(_SEED)
     sides, rows = [], []
     sets = [(selection.queries, labels.query_pids)]
@@ -65,14 +69,29 @@ def feature_map(problem: RankingProblem, hardest: np.ndarray) -> FeatureMap:
         [_vectors(problem, side, chosen) for side, chosen in enumerate(rows) if len(chosen)]
     )
     place, shares = principal_components(vectors)
-    both = np.concatenate(
-        [side_pids[chosen] for (_, side_pids), chosen in zip(sets, rows, strict=True)]
+    both = np.concatenate([side[chosen] for (_, side), chosen in zip(sets, rows, strict=True)])
+    camids = np.full(len(both), UNKNOWN)
+    if labels.query_camids is not None and labels.gallery_camids is not None:
+        of_sides = (labels.query_camids, labels.gallery_camids)[: len(rows)]
+        camids = np.concatenate([side[at] for side, at in zip(of_sides, rows, strict=True)])
+    cameras, _ = ids.most_frequent(camids, GROUPS)
+    return FeatureMap(
+        place,
+        np.concatenate(sides),
+        ids.words(people, labels.pid_names),
+        _places(both, people),
+        ids.words(cameras, labels.camid_names),
+        _places(camids, cameras),
+        float(shares.sum()),
     )
-    identity = np.full(len(both), -1)
-    for number, pid in enumerate(people.tolist()):
-        identity[both == pid] = number
-    share = float(shares.sum())
-    return FeatureMap(place, np.concatenate(sides), np.concatenate(rows), people, identity, share)
+
+
+def _places(codes: np.ndarray, named: np.ndarray) -> np.ndarray:
+    """Return the place of each code among the named ones, -1 for others."""
+    found = np.full(len(codes), -1)
+    for place, code in enumerate(named.tolist()):
+        found[codes == code] = place
+    return found
 
 
 def _vectors(problem: RankingProblem, side: int, rows: np.ndarray) -> torch.Tensor:

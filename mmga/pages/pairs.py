@@ -181,8 +181,8 @@ def thresholds(counts: Counts) -> Thresholds | None:
 
     None where there are no genuine or no impostor pairs at a finite distance.
     """
-    false, true = np.cumsum(counts.impostor[:-1]), np.cumsum(counts.genuine[:-1])
-    impostors, genuines = int(counts.impostor.sum()), int(counts.genuine.sum())
+    false, true = counts.false_accepts, counts.true_accepts
+    impostors, genuines = counts.impostors, counts.genuines
     if not false[-1] or not true[-1]:
         return None
     occupied = np.flatnonzero(counts.impostor[:-1] + counts.genuine[:-1])

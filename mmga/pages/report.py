@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mmga.common import ids
 from mmga.common.errors import UserError
 from mmga.common.files import read_json_object
 from mmga.common.progress import Progress
 from mmga.pages import charts, html
-from mmga.pages.content import Content, Evaluated, collect, names_of
+from mmga.pages.content import Content, Evaluated, collect
 from mmga.pages.lists import LOOKED_AT, Lists
 from mmga.pages.manifest import manifest
 from mmga.pages.pairs import Samples, Thresholds
@@ -318,8 +319,8 @@ def _lists_data(
 def _labels(side: Features, rows: np.ndarray) -> dict[str, Any]:
     return {
         "row": rows.tolist(),
-        "pid": names_of(side.pids, side.pid_names, rows),
-        "camera": names_of(side.camids, side.camid_names, rows),
+        "pid": ids.words(side.pids[rows], side.pid_names),
+        "camera": [] if side.camids is None else ids.words(side.camids[rows], side.camid_names),
         "path": [] if side.paths is None else side.paths[rows].tolist(),
     }
 
@@ -360,22 +361,11 @@ def _charts_of(content: Content) -> dict[str, Any]:
         drawn["det"] = charts.roc(content.thresholds, "DET")
         drawn["histogram"] = charts.histogram(content.thresholds)
     found = content.map
-    sides = (content.query, content.gallery)
-    people = names_of(found.people, content.query.pid_names, np.arange(len(found.people)))
-    drawn["map-identity"] = charts.scatter(found, found.identity, [f"id {one}" for one in people])
-    if all(side.camids is not None for side in sides):
-        names = np.empty(len(found.row), object)
-        for number, side in enumerate(sides):
-            mine = found.side == number
-            names[mine] = names_of(side.camids, side.camid_names, found.row[mine])
-        cameras, counts = np.unique(names.astype(np.str_), return_counts=True)
-        shown = np.sort(np.argsort(-counts, kind="stable")[: len(charts.SERIES)])
-        groups = np.full(len(names), -1)
-        for number, place in enumerate(shown.tolist()):
-            groups[names == cameras[place]] = number
-        drawn["map-camera"] = charts.scatter(
-            found, groups, [f"camera {cameras[place]}" for place in shown.tolist()]
-        )
+    names = [f"id {one}" for one in found.identities]
+    drawn["map-identity"] = charts.scatter(found, found.identity, names)
+    if found.cameras:
+        names = [f"camera {one}" for one in found.cameras]
+        drawn["map-camera"] = charts.scatter(found, found.camera, names)
     return drawn
 
 

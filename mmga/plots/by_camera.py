@@ -18,7 +18,7 @@ from mmga.common.progress import Progress
 from mmga.ops.precision import float32_products
 from mmga.plots.style import PAGE, fitted, new_figure, percent, styled
 from mmga.retrieval.evaluate import plain_ranks, ranking_problem
-from mmga.retrieval.features import JUNK, UNKNOWN, Features
+from mmga.retrieval.features import JUNK, Features
 from mmga.retrieval.features.shares import SharedGallery
 from mmga.retrieval.metrics.rank import PerQuery
 from mmga.retrieval.options import EvaluationOptions
@@ -157,10 +157,8 @@ def _cameras(side: str, features: Features) -> tuple[list[int], list[str], int]:
     """Return codes and names of the cameras with the most rows, and how many others there are."""
     if features.camids is None:
         raise UserError(f"figures by camera pair need camids, which the {side} lacks")
-    codes, counts = np.unique(features.camids[features.camids != UNKNOWN], return_counts=True)
-    kept = np.sort(np.argsort(-counts, kind="stable")[:MOST])
-    names = [str(ids.plain(name)) for name in ids.written(codes[kept], features.camid_names)]
-    return codes[kept].tolist(), names, len(codes) - len(kept)
+    codes, others = ids.most_frequent(features.camids, MOST)
+    return codes.tolist(), ids.words(codes, features.camid_names), others
 
 
 @styled

@@ -94,7 +94,7 @@ def roc(reports: Reports, *, width: float = COLUMN) -> Figure:
     least = 1.0
     for place, (name, report, counts) in enumerate(_counted(reports)):
         false, true = rates(counts)
-        least = min(least, 1 / counts.impostor.sum())
+        least = min(least, 1 / counts.impostors)
         label = f"{name}: EER {report.extra['verification']['eer']:.2%}"
         axes.plot(false, true, **LINES[place % len(LINES)], label=label)
     low = 10 ** np.floor(np.log10(least))
@@ -204,13 +204,13 @@ def rates(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Both float64 [points]; some 2,000 thresholds, spread over the logarithms of both rates.
     """
-    false = np.concatenate([[0], np.cumsum(counts.impostor[:-1])]) / counts.impostor.sum()
-    true = np.concatenate([[0], np.cumsum(counts.genuine[:-1])]) / counts.genuine.sum()
+    false = np.concatenate([[0], counts.false_accepts]) / counts.impostors
+    true = np.concatenate([[0], counts.true_accepts]) / counts.genuines
     turns = np.flatnonzero(np.diff(false, append=2) + np.diff(true, append=2))
     false, true = false[turns], true[turns]
     if len(turns) <= _POINTS:
         return false, true
-    wanted = np.geomspace(1 / counts.impostor.sum(), 1, _POINTS // 4)
+    wanted = np.geomspace(1 / counts.impostors, 1, _POINTS // 4)
     chosen = [np.searchsorted(false, wanted), np.searchsorted(1 - true[::-1], wanted)]
     chosen[1] = len(true) - 1 - chosen[1]
     chosen += [np.searchsorted(rate, np.linspace(0, 1, _POINTS // 4)) for rate in (false, true)]

@@ -115,15 +115,13 @@ def _rows(sides: Sequence[Features], rows: np.ndarray) -> Tensor:
 
 def _scatter(axes: Axes, places: np.ndarray, codes: np.ndarray, names: np.ndarray | None) -> None:
     """Draw places [N, 2], in grey but for the codes with the most rows."""
-    found, counts = np.unique(codes[codes != UNKNOWN], return_counts=True)
-    named = np.sort(found[np.argsort(-counts, kind="stable")[:_NAMED]])
+    named, _ = ids.most_frequent(codes, _NAMED)
     others = ~np.isin(codes, named)
     size = float(np.clip(9000 / max(1, len(codes)), 6, 14))
     if others.any():
         x, y = places[others].T
         axes.scatter(x, y, s=0.4 * size, c="#C4C4C4", linewidths=0, label="others", zorder=1)
-    words = [str(ids.plain(word)) for word in ids.written(named, names)]
-    for place, (code, word) in enumerate(zip(named, words, strict=True)):
+    for place, (code, word) in enumerate(zip(named, ids.words(named, names), strict=True)):
         x, y = places[codes == code].T
         axes.scatter(
             x,

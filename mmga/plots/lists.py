@@ -207,8 +207,7 @@ def _title(query: Features, found: RankedList) -> str:
 
 def identity_name(features: Features, row: int) -> str:
     """Return the identity of a row for a title."""
-    pid = ids.plain(ids.written(features.pids[row : row + 1], features.pid_names)[0])
-    return f"id {'?' if pid is None else pid}"
+    return f"id {ids.words(features.pids[row : row + 1], features.pid_names)[0]}"
 
 
 def camera_name(features: Features, row: int) -> str:

@@ -77,3 +77,12 @@ def test_junk_among_names(junk, tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("\n".join(["path,pid,camid,split", *lines]) + "\n")
     assert load(DataConfig(data="csv", root=table)).gallery.pids.tolist() == [0, -1]
+
+
+def test_words_and_the_most_frequent_codes():
+    codes = np.array([7, ids.UNKNOWN, 3, 7, 3, 5, 9, ids.UNKNOWN, ids.UNKNOWN])
+    found, others = ids.most_frequent(codes, 3)
+    assert (found.tolist(), others) == ([3, 5, 7], 1)
+    assert ids.words(codes[:3], None) == ["7", "?", "3"]
+    names = np.array(["ann", "bob"])
+    assert ids.words(np.array([1, ids.UNKNOWN, ids.JUNK, 0]), names) == ["bob", "?", "-1", "ann"]

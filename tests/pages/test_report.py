@@ -175,6 +175,29 @@ def test_the_map_is_of_all_that_takes_part(files, capsys):
     assert f"{told}{100 * squares[:2].sum() / squares.sum():.1f}% of" in page.words
 
 
+def test_identities_of_the_map_have_their_own_names(tmp_path, capsys):
+    query, gallery = sides(people=4)
+    names = np.asarray(["ann", "bob", "eve", "zoe"])
+    others = np.where(gallery.pids < 0, 0, gallery.pids)
+    cameras = np.asarray(["", "hall", "yard", "gate"])
+    sets = [
+        Features(query.features, names[query.pids], cameras[query.camids]),
+        # Names that only the gallery has stand before those of the queries.
+        Features(
+            gallery.features,
+            np.where(gallery.pids < 0, "aaa", names[others]),
+            np.where(gallery.pids < 0, "attic", cameras[gallery.camids]),
+        ),
+    ]
+    for name, side in zip(("q.npz", "g.npz"), sets, strict=True):
+        side.save(tmp_path / name)
+    drawn = written(tmp_path, capsys).data("charts")
+    assert set(re.findall(r"id (\w+)", json.dumps(drawn["map-identity"]))) >= set(names)
+    assert "id aaa" not in json.dumps(drawn["map-identity"])
+    found = set(re.findall(r"camera (\w+)", json.dumps(drawn["map-camera"])))
+    assert found == {"attic", "gate", "hall", "yard"}
+
+
 def test_text_of_strangers_stays_text(tmp_path, capsys):
     names = np.asarray([*HOSTILE, "plain"])
     changed = []

@@ -50,6 +50,26 @@ class Counts:
     mated: np.ndarray
     removed: int
 
+    @property
+    def genuines(self) -> int:
+        """Number of genuine pairs."""
+        return int(self.genuine.sum())
+
+    @property
+    def impostors(self) -> int:
+        """Number of impostor pairs."""
+        return int(self.impostor.sum())
+
+    @property
+    def true_accepts(self) -> np.ndarray:
+        """Genuine pairs that the upper edge of each bin accepts, int64 [bins]."""
+        return np.cumsum(self.genuine[:-1])
+
+    @property
+    def false_accepts(self) -> np.ndarray:
+        """Impostor pairs that the upper edge of each bin accepts, int64 [bins]."""
+        return np.cumsum(self.impostor[:-1])
+
 
 class PairCounter:
     """Counts all kept pairs by distance while they are ranked."""
@@ -231,10 +251,9 @@ def figures(counts: Counts, targets: Sequence[float] = TARGETS) -> dict[str, obj
         targets: false positive rates whose threshold is wanted.
     """
     matched = counts.mated
-    impostors, genuines = int(counts.impostor.sum()), int(counts.genuine.sum())
     # Pairs at infinite distance are pairs, which no threshold accepts.
-    false_accepts = np.cumsum(counts.impostor[:-1])
-    true_accepts = np.cumsum(counts.genuine[:-1])
+    impostors, genuines = counts.impostors, counts.genuines
+    false_accepts, true_accepts = counts.false_accepts, counts.true_accepts
     edges = counts.width * np.arange(1, BINS + 1)
     result: dict[str, object] = {
         "genuine_pairs": genuines,
