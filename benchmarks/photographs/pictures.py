@@ -83,7 +83,8 @@ class Pictures:
     ) -> None:
         self.photos, self.plan, self.silhouettes = photos, plan, silhouettes
         self.folder = out / f"pictures-{version()}-{plan.size[0]}x{plan.size[1]}"
-        self._progress, self._parser = progress, None
+        self._progress = progress
+        self._parser: Parser | None = None
         self.sets = {name: self._read(name) for name in SETS}
         self.partial = self._read(PARTIAL_FOLDER)
         self.pooled = concatenated(self.sets)

@@ -46,8 +46,8 @@ class Plan:
     p: int = 32
     k: int = 2
     pad: int = 6
-    epochs: int = 16
+    epochs: int = 8
     viper_epochs: int = 20
-    lr: float = 3.5e-4
+    lr: float = 1e-3
     eval_every: int = 2
     seed: int = 0

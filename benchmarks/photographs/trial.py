@@ -153,13 +153,14 @@ def run(
         "resumed": resume,
     }
     network = load_run(folder).network
-    figures, kept = {}, {}
+    figures: dict[str, dict[str, float]] = {}
+    kept: dict[str, Any] = {}
     for test, pair in _tests(pictures, split, data if viper else None):
         for way, scores in score(network, pair, config):
             figures[test + way] = scores.figures()
             kept |= scores.kept(test + way)
     with atomic_path(queries) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **kept)  # type: ignore[arg-type]
+        np.savez_compressed(file, **kept)
     found = {
         "schema": 1,
         "row": name,

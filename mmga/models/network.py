@@ -132,7 +132,7 @@ class MMGA(nn.Module):
             "classifier": classifier,
             "embed_dim": embed_dim,
         }
-        """Arguments that build the same network again (weights, and what of them is frozen, aside)."""
+        """Arguments that build the same network again (weights and frozen stages aside)."""
         _check(self.options)
         self.combine, self.pool, self.read0 = combine, pool, read0
         self.parts = PARTS[:1] if branches == "single" else PARTS

@@ -12,8 +12,8 @@ from benchmarks.ablation.rows import ROWS
 from benchmarks.photographs import statistics, trial
 from benchmarks.photographs.degrade import cluttered, misaligned, occluded
 from benchmarks.photographs.pictures import PARTIAL_FOLDER, Pictures, listed, sides
-from benchmarks.photographs.plan import PARTIAL, SETS, TESTS, Plan
 from benchmarks.photographs.pictures import test_identities as identities_of
+from benchmarks.photographs.plan import PARTIAL, SETS, TESTS, Plan
 from benchmarks.photographs.rows import configuration
 from benchmarks.photographs.summary import summary
 from mmga.common.errors import UserError
