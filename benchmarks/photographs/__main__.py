@@ -85,8 +85,8 @@ def body(options: Options) -> int:
         if options.tune:
             from benchmarks.photographs.tuning import tune
 
-            for name, value in tune(pictures, weights, options.out, options.results).items():
-                print(f"{name}: validation mAP {100 * value:.2f}%")
+            for name, curve in tune(pictures, weights, options.out, options.results).items():
+                print(f"{name}: validation mAP by epoch {curve}")
             return 0
         from benchmarks.photographs.trial import run
 

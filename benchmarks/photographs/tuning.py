@@ -1,7 +1,7 @@
 """The one tuning: the learning rate of all rows, chosen on validation identities of split 0.
 
-Rows 1 and 6 are trained with each rate for TUNING_EPOCHS; the rate with the highest mean of their
-validation mAPs serves every row. No test is looked at.
+Rows 1 and 6 are trained with each rate for TUNING_EPOCHS, and their validation mAP is kept by epoch;
+the rate with the highest mean serves every row. No test is looked at.
 """
 
 import json
@@ -24,15 +24,15 @@ TUNING_SEED = 100
 
 def tune(
     pictures: Pictures, weights: Path, out: Path, results: Path, rows: tuple[str, ...] = TUNING_ROWS
-) -> dict[str, float]:
-    """Return validation mAP by row and learning rate, and keep it in `results`/tuning.json."""
+) -> dict[str, dict[str, float]]:
+    """Return validation mAP by row, learning rate and epoch, and keep it in tuning.json."""
     file = results / "tuning.json"
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     for name in rows:
         for rate in RATES:
             found = json.loads(file.read_text()) if file.is_file() else {}
             key = f"row {name}, lr {rate:g}"
-            if key in found:
+            if str(TUNING_EPOCHS) in found.get(key, {}):
                 continue
             folder = out / f"tuning-{name}-{rate:g}"
             shutil.rmtree(folder, ignore_errors=True)
@@ -43,7 +43,7 @@ def tune(
             none = Subset(train, [])
             trainer.train(config, folder, data=DataSet("photographs", train, none, none))
             found = json.loads(file.read_text()) if file.is_file() else {}
-            found[key] = curve(folder)[str(TUNING_EPOCHS)]
+            found[key] = curve(folder)
             with atomic_path(file) as temporary:
                 temporary.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     return found
