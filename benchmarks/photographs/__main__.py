@@ -80,7 +80,8 @@ def body(options: Options) -> int:
         if options.untrained:
             from benchmarks.photographs.untrained import test
 
-            print(test(pictures, weights, options.results))
+            for setting, tests in test(pictures, weights, options.results).items():
+                print(setting, tests)
             return 0
         if options.tune:
             from benchmarks.photographs.tuning import tune

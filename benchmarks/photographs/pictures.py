@@ -132,11 +132,7 @@ class Pictures:
 
     def partial_test(self, name: str) -> Pair:
         """Return queries and gallery of a test of PARTIAL."""
-        kinds = [_KINDS[kind] for kind in name.split("-")]
-        query, gallery = (
-            Subset(self.partial, np.flatnonzero(self.partial.camids == kind)) for kind in kinds
-        )
-        return query, gallery
+        return of_kinds(self.partial, name)
 
     def _viper_silhouettes(self) -> torch.Tensor:
         """Return SDALF's silhouettes in the order of VIPeR's images, uint8 [N, H, W]."""
@@ -219,6 +215,14 @@ def sides(images: ImageSet) -> Pair:
     pairs = np.stack((images.pids, images.camids))
     _, first = np.unique(pairs, axis=1, return_index=True)
     return Subset(images, np.sort(first)), images
+
+
+def of_kinds(partial: ImageSet, name: str) -> Pair:
+    """Return queries and gallery of a test of PARTIAL among all images of Partial-REID."""
+    query, gallery = (
+        Subset(partial, np.flatnonzero(partial.camids == _KINDS[kind])) for kind in name.split("-")
+    )
+    return query, gallery
 
 
 def whole_places(images: Subset) -> np.ndarray:

@@ -46,8 +46,8 @@ class Plan:
     p: int = 32
     k: int = 2
     pad: int = 6
-    epochs: int = 8
-    viper_epochs: int = 20
+    epochs: int = 4
+    viper_epochs: int = 12
     lr: float = 1e-3
     eval_every: int = 2
     seed: int = 0

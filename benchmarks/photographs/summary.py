@@ -201,13 +201,13 @@ def _viper(rows: Rows) -> str:
 def _untrained(file: Path) -> str:
     lines = [
         "The backbone with ImageNet's weights, not trained: rank-1 and mAP, %\n",
-        "| stripes | test | rank-1 | mAP |",
+        "| setting | test | rank-1 | mAP |",
         "|---" * 4 + "|",
     ]
-    for stripes, tests in json.loads(file.read_text()).items():
-        for test, figures in tests.items():
-            lines.append(
-                f"| {stripes.split()[0]} | {test} | {100 * figures['rank1']:.1f} | "
-                f"{100 * figures['mAP']:.1f} |"
-            )
+    for setting, tests in json.loads(file.read_text()).items():
+        clean = [figures for test, figures in tests.items() if test.startswith("clean")]
+        shown = {test: [figures] for test, figures in tests.items() if test in PARTIAL}
+        for test, some in {**shown, **({"clean": clean} if clean else {})}.items():
+            cells = [_mean([figures[key] for figures in some]) for key in ("rank1", "mAP")]
+            lines.append(f"| {setting} | {test} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """The one tuning: the learning rate of all rows, chosen on validation identities of split 0.
 
-Rows 1 and 6 are trained with each rate for TUNING_EPOCHS, and their validation mAP is kept by epoch;
-the rate with the highest mean serves every row. No test is looked at.
+Rows 1 and 6 are trained with each rate for TUNING_EPOCHS, and their validation mAP is kept by
+epoch; the rate with the highest mean serves every row. No test is looked at.
 """
 
 import json

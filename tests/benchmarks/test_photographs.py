@@ -171,7 +171,7 @@ def plan():
         backbone="tiny",
         frozen_stages=0,
         p=4,
-        epochs=2,
+        epochs=1,
         eval_every=1,
     )
 
@@ -197,9 +197,8 @@ def test_a_run_is_trained_tested_and_summed_up_and_not_repeated(
     results = tmp_path / "results"
     results.mkdir()
     for row in ("6", "1"):
-        for split in (0, 1):
-            arguments = (row, split, pictures, "none", tmp_path / "runs", results)
-            assert trial.run(*arguments) and not trial.run(*arguments)
+        arguments = (row, 0, pictures, "none", tmp_path / "runs", results)
+        assert trial.run(*arguments) and not trial.run(*arguments)
     report = json.loads((results / "6-split0.json").read_text())
     assert set(report["tests"]) == {t + way for t in (*TESTS, *PARTIAL) for way in ("", "/parts")}
     assert (
