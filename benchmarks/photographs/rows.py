@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.ablation.rows import row_named
+from benchmarks.ablation.rows import ROWS as ABLATION
+from benchmarks.ablation.rows import Row
 from benchmarks.photographs.plan import Plan
+from mmga.common.errors import UserError
 from mmga.config import Config, merged, recipe_config
 
 MAIN = ("6", "4", "1")
@@ -11,6 +13,27 @@ MAIN = ("6", "4", "1")
 
 CONTROLS = ("A", "B")
 """Controls whose masks are not those of the image."""
+
+STRIPES = {"model": {"heads": 8}}
+"""Two stripes of upper and three of bottom body as well (MGN, Wang et al., ACM MM 2018)."""
+
+ROWS = {
+    **ABLATION,
+    "6S": Row("full, with stripes", STRIPES),
+    "4S": Row("both modules, no masks, with stripes", {**STRIPES, "loss": {"mask_weight": 0.0}}),
+}
+"""Rows by name, those of the ablation first."""
+
+
+def row_named(name: str) -> Row:
+    """Return a row.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in ROWS:
+        raise UserError(f"--rows must be among {', '.join(ROWS)}, got {name!r}")
+    return ROWS[name]
 
 
 def configuration(

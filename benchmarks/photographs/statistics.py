@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.statistics import interval
 from benchmarks.ablation.trial import SCALE
+from benchmarks.photographs.rows import ROWS
 from mmga.common.errors import UserError
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.ablation.rows import row_named
 from benchmarks.ablation.statistics import spread
 from benchmarks.photographs.plan import HARD, PARTIAL, TESTS
+from benchmarks.photographs.rows import row_named
 from benchmarks.photographs.statistics import Outcome, difference, last_gain, read
 
-PAIRS = (("6", "4"), ("4", "1"), ("6", "1"), ("6", "A"), ("6", "B"))
+PAIRS = (("6", "4"), ("4", "1"), ("6", "1"), ("6", "A"), ("6", "B"), ("6S", "4S"))
 """Rows that are compared."""
 
 GROUPS = {

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from benchmarks.ablation.rows import row_named
 from benchmarks.ablation.trial import SCALE, commit, machine
 from benchmarks.photographs.pictures import Pair, Pictures
 from benchmarks.photographs.plan import PARTIAL, TESTS
-from benchmarks.photographs.rows import configuration
+from benchmarks.photographs.rows import configuration, row_named
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
 from mmga.config import Config, as_dict
