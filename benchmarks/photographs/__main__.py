@@ -4,6 +4,7 @@
     python -m benchmarks.photographs --photos DIR --rows A B   # controls
     python -m benchmarks.photographs --photos DIR --viper      # VIPeR alone, ten random halves
     python -m benchmarks.photographs --photos DIR --untrained  # the backbone as ImageNet leaves it
+    python -m benchmarks.photographs --photos DIR --visible    # Partial-REID by visible stripes
     python -m benchmarks.photographs --summary                 # tables of the finished runs
 
 DIR holds the folders viper, prid450s, pku_reid and partial_reid of docs/photographs.md. Start it
@@ -54,6 +55,8 @@ class Options:
     """Folder of results, two files for each finished run."""
     untrained: bool = False
     """Test the backbone without training and exit."""
+    visible: bool = False
+    """Compare the finished runs on Partial-REID by visible stripes and exit."""
     tune: bool = False
     """Print the validation mAP of each learning rate and exit."""
     summary: bool = False
@@ -88,6 +91,13 @@ def body(options: Options) -> int:
             from benchmarks.photographs.untrained import test
 
             for setting, tests in test(pictures, weights, options.results).items():
+                print(setting, tests)
+            return 0
+        if options.visible:
+            from benchmarks.photographs import visible
+
+            found = visible.test(pictures, weights, options.out, options.results)
+            for setting, tests in found.items():
                 print(setting, tests)
             return 0
         if options.tune:
