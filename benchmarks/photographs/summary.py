@@ -128,7 +128,7 @@ def _curves(rows: Rows) -> str:
     if not epochs:
         return ""
     lines = [
-        "Validation mAP, %, by epoch (mean over splits), and gain of the last quarter\n",
+        "Validation mAP, %, by epoch (mean over splits), and gain since three quarters or before\n",
         f"| row | {' | '.join(map(str, epochs))} | gain |",
         "|---" * (2 + len(epochs)) + "|",
     ]

@@ -80,18 +80,22 @@ def _features(network: nn.Module, images: ImageSet) -> dict[str, Features]:
         maps["everything"] = torch.ones_like(maps["parser"])
         for body, weight in maps.items():
             rows.setdefault(body, []).append(_stripes(x, weight))
-    labels_of = {"pids": images.pids, "camids": images.camids}
     found = {}
     for body, parts in rows.items():
         features, visible = (torch.cat(values).numpy() for values in zip(*parts, strict=True))
-        found[body] = Features(parts=features, visibility=np.clip(visible, 0, 1), **labels_of)
+        found[body] = Features(
+            parts=features,
+            visibility=np.clip(visible, 0, 1),
+            pids=images.pids,
+            camids=images.camids,
+        )
     return found
 
 
 def _stripes(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the features [B, P, C] of the stripes of a map [B, C, h, w], and their visibility."""
     features, visible = [], []
-    for top, bottom in stripe_rows(x.shape[2], STRIPES):
+    for top, bottom in stripe_rows(x.shape[2], min(STRIPES, x.shape[2])):
         own = weight[:, :, top:bottom]
         total = (x[:, :, top:bottom] * own).sum((2, 3))
         features.append(normalize(total / own.sum((2, 3)).clamp(min=1e-6)))

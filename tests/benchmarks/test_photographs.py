@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.photographs import statistics, trial
+from benchmarks.photographs import statistics, trial, untrained, visible
 from benchmarks.photographs.degrade import cluttered, misaligned, occluded
 from benchmarks.photographs.pictures import PARTIAL_FOLDER, Pictures, listed, sides
 from benchmarks.photographs.pictures import test_identities as identities_of
@@ -205,7 +205,16 @@ def test_a_run_is_trained_tested_and_summed_up_and_not_repeated(
     with np.load(results / "6-split0.npz") as kept:
         shares = kept["clean/precisions"] / 10_000
         assert shares.mean() == pytest.approx(report["tests"]["clean"]["mAP"], abs=1e-4)
+    stripes = visible.test(pictures, "none", tmp_path / "runs", results)
+    assert set(stripes) == {
+        *(f"untrained, {body}" for body in ("parser", "everything")),
+        *(f"6-split0, {body}" for body in ("attention", "parser", "everything")),
+    }
+    assert all(set(figures) == set(PARTIAL) for figures in stripes.values())
+    bare = untrained.test(pictures, "none", results)["6 stripes, 128 x 64"]
+    assert set(bare) == set(PARTIAL)
     text = summary(results)
+    assert "| 6 stripes, 128 x 64 | occluded-whole |" in text
     assert "| 6 - 1 | clean |" in text and "| 6 | full" in text
     other = json.loads((results / "1-split0.json").read_text())
     other["plan"]["epochs"] = 3
