@@ -74,6 +74,8 @@ class MMGA(nn.Module):
         backbone_weights: a file of weights, in place of `weights`; read by
             `mmga.models.pretrained`.
         allow_partial_weights: take a file that fits less than 90% of the backbone's parameters.
+        frozen_stages: stages that stay as loaded, statistics of batch normalisation included: 0
+            none, 1 the stem, 2 layer1 as well, 3 layer2 as well.
         attention: `both` modules, the `first` alone, or `none`; `auxiliary` computes the spatial
             maps of both but multiplies nothing (no channel attention is built), so that masks are
             an auxiliary task alone.
@@ -101,6 +103,7 @@ class MMGA(nn.Module):
         *,
         backbone_weights: str | os.PathLike[str] | None = None,
         allow_partial_weights: bool = False,
+        frozen_stages: int = 0,
         attention: str = "both",
         combine: str = "product",
         branches: str = "copies",
@@ -129,7 +132,7 @@ class MMGA(nn.Module):
             "classifier": classifier,
             "embed_dim": embed_dim,
         }
-        """Arguments that build the same network again (weights aside)."""
+        """Arguments that build the same network again (weights and frozen stages aside)."""
         _check(self.options)
         self.combine, self.pool, self.read0 = combine, pool, read0
         self.parts = PARTS[:1] if branches == "single" else PARTS
@@ -142,6 +145,11 @@ class MMGA(nn.Module):
         stages = stages_of(network, backbone)
         self.stem, self.layer1, self.layer2 = stages.stem, stages.layer1, stages.layer2
         self.layer3, self._layout, self._last = stages.layer3, stages.layout, stages.last
+        if frozen_stages not in range(4):
+            raise UserError(f"frozen_stages must be 0 to 3, got {frozen_stages!r}")
+        self._frozen = (self.stem, self.layer1, self.layer2)[:frozen_stages]
+        for stage in self._frozen:
+            stage.requires_grad_(False)
         names = ("shared",) if branches == "shared" else self.parts
         self.branches = nn.ModuleDict({name: copy.deepcopy(stages.tail) for name in names})
 
@@ -176,6 +184,13 @@ class MMGA(nn.Module):
             self.attention2 = nn.ModuleDict(
                 {part: Attention(widths[2], target, kernel) for part in self.parts}
             )
+
+    def train(self, mode: bool = True) -> "MMGA":
+        """Set training or evaluation mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for stage in self._frozen:
+            stage.eval()
+        return self
 
     def forward(
         self, images: torch.Tensor, maps: Mapping[str, torch.Tensor] | None = None

@@ -252,6 +252,7 @@ def _hollow(network: nn.Module) -> Any:
     return copy.deepcopy(network, memo).eval()
 
 
+@torch.inference_mode(False)  # whose tensors count no versions
 def _probe(network: nn.Module, name: str) -> _Call:
     """Return the call of a network on an image without data, with all calls inside."""
     hollow = _hollow(network)

@@ -323,6 +323,23 @@ def test_autocast_and_channels_last(options):
     assert error < 0.1
 
 
+def test_frozen_stages_stay_as_loaded():
+    network = MMGA(4, "tiny", frozen_stages=2, embed_dim=8).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    output = network(_batch()[0])
+    sum(scores.square().mean() for scores in output.logits.values()).backward()
+    optimizer.step()
+    changed = {
+        name.split(".")[0]
+        for name, value in network.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert not changed & {"stem", "layer1"} and {"layer2", "layer3", "branches"} <= changed
+    with pytest.raises(UserError, match="frozen_stages must be 0 to 3, got 4"):
+        MMGA(4, "tiny", frozen_stages=4)
+
+
 def test_options_build_the_same_network_again():
     network = MMGA(3, "tiny", heads=8, branches="shared", neck="bnneck").eval()
     again = MMGA(**network.options).eval()

@@ -220,6 +220,12 @@ def test_a_transformer_says_what_sizes_it_takes():
         MMGA(0, "timm:test_vit").eval()(torch.zeros(1, 3, 40, 16))
 
 
+def test_a_backbone_is_cut_in_inference_mode_too():
+    with torch.inference_mode():
+        network = MMGA(0, "torchvision:shufflenet_v2_x0_5").eval()
+        assert network(torch.zeros(1, 3, 64, 32)).shape == (1, 768)
+
+
 def test_stripes_need_rows():
     with pytest.raises(UserError, match=r"images of 32 pixels .* 2 rows .* raise --height"):
         MMGA(0, "osnet_x0_25", heads=8).eval()(torch.zeros(1, 3, 32, 16))

@@ -1,0 +1,1 @@
+"""The evidence on photographs: rows and controls of the ablation on real persons."""

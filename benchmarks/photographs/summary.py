@@ -1,0 +1,213 @@
+"""Tables of the finished runs on photographs, as Markdown."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.ablation.statistics import spread
+from benchmarks.photographs.plan import HARD, PARTIAL, TESTS
+from benchmarks.photographs.rows import row_named
+from benchmarks.photographs.statistics import Outcome, difference, last_gain, read
+
+PAIRS = (("6", "4"), ("4", "1"), ("6", "1"), ("6", "A"), ("6", "B"), ("6S", "4S"))
+"""Rows that are compared."""
+
+GROUPS = {
+    "clean": ("clean",),
+    "the three harder": HARD,
+    "misaligned": ("misaligned",),
+    "occluded": ("occluded",),
+    "clutter": ("clutter",),
+    "clutter, silhouettes": ("clutter-silhouettes",),
+    "occluded to whole": ("occluded-whole",),
+    "partial to whole": ("partial-whole",),
+}
+"""Tests over which a difference is averaged, by their title."""
+
+Rows = dict[str, list[Outcome]]
+
+
+def summary(results: Path) -> str:
+    """Return all tables of a folder's finished runs."""
+    rows, viper = read(results), read(results, "viper")
+    parts = ["# Photographs\n"]
+    if rows:
+        parts += [
+            _figures(rows, "mAP"),
+            _figures(rows, "rank1"),
+            _differences(rows, "mAP", ""),
+            _differences(rows, "rank1", ""),
+            _differences(rows, "mAP", "/parts"),
+            _ways(rows),
+            _curves(rows),
+            _attention(rows),
+            _cost(rows),
+        ]
+    if viper:
+        parts.append(_viper(viper))
+    untrained = results / "untrained.json"
+    if untrained.is_file():
+        parts.append(_untrained(untrained))
+    return "\n".join(part for part in parts if part)
+
+
+def _figures(rows: Rows, figure: str) -> str:
+    """Return mean and standard deviation over splits, by row, way of comparison and test."""
+    title = {"mAP": "mAP", "rank1": "rank-1"}[figure]
+    tests = [*TESTS, *PARTIAL]
+    lines = [
+        f"{title}, %: mean and standard deviation over splits\n",
+        f"| row | | splits | {' | '.join(tests)} |",
+        "|---" * (3 + len(tests)) + "|",
+    ]
+    for name, runs in rows.items():
+        for way in ("", "/parts"):
+            if not all(run.has(tests[0] + way) for run in runs):
+                continue
+            what = row_named(name).what + (", parts by visibility" if way else "")
+            cells = [_mean([run.report["tests"][t + way][figure] for run in runs]) for t in tests]
+            lines.append(f"| {name} | {what} | {len(runs)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float]) -> str:
+    deviation = spread(values)
+    mean = f"{100 * float(np.mean(values)):.1f}"
+    return mean if deviation is None else f"{mean} ± {100 * deviation:.1f}"
+
+
+def _differences(rows: Rows, figure: str, way: str) -> str:
+    title = {"mAP": "mAP", "rank1": "rank-1"}[figure]
+    compared = "parts by visibility" if way else "whole vectors"
+    lines = [
+        f"Differences in {title}, points, {compared}: 95% interval over identities, by split\n",
+        "| rows | test | difference | interval | by split | |",
+        "|---" * 6 + "|",
+    ]
+    for ours, theirs in PAIRS:
+        for group, tests in GROUPS.items():
+            found = difference(
+                rows.get(ours, []), rows.get(theirs, []), [test + way for test in tests], figure
+            )
+            if found is None:
+                continue
+            by_split = ", ".join(f"{100 * value:+.1f}" for value in found.by_split)
+            lines.append(
+                f"| {ours} - {theirs} | {group} | {100 * found.value:+.1f} | "
+                f"{100 * found.low:+.1f} to {100 * found.high:+.1f} | {by_split} | "
+                f"{found.verdict()} |"
+            )
+    return "" if len(lines) == 3 else "\n".join(lines) + "\n"
+
+
+def _ways(rows: Rows) -> str:
+    """Return what the comparison of visible parts changes, by row."""
+    lines = [
+        "Parts by visibility less whole vectors, the same networks, mAP, points\n",
+        "| row | test | difference | interval | by split | |",
+        "|---" * 6 + "|",
+    ]
+    for name, runs in rows.items():
+        for group, tests in GROUPS.items():
+            found = difference(runs, runs, [f"{test}/parts|{test}" for test in tests])
+            if found is None:
+                continue
+            by_split = ", ".join(f"{100 * value:+.1f}" for value in found.by_split)
+            lines.append(
+                f"| {name} | {group} | {100 * found.value:+.1f} | "
+                f"{100 * found.low:+.1f} to {100 * found.high:+.1f} | {by_split} | "
+                f"{found.verdict()} |"
+            )
+    return "" if len(lines) == 3 else "\n".join(lines) + "\n"
+
+
+def _curves(rows: Rows) -> str:
+    epochs = sorted({int(e) for runs in rows.values() for e in runs[0].report["validation"]})
+    if not epochs:
+        return ""
+    lines = [
+        "Validation mAP, %, by epoch (mean over splits), and gain since three quarters or before\n",
+        f"| row | {' | '.join(map(str, epochs))} | gain |",
+        "|---" * (2 + len(epochs)) + "|",
+    ]
+    for name, runs in rows.items():
+        cells = [
+            f"{100 * float(np.mean([run.report['validation'][str(e)] for run in runs])):.1f}"
+            for e in epochs
+        ]
+        gain = float(np.mean([last_gain(run.report["validation"]) for run in runs]))
+        lines.append(f"| {name} | {' | '.join(cells)} | {100 * gain:+.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _attention(rows: Rows) -> str:
+    lines = [
+        "Attention maps on the clean test's queries against the parser's masks, mean over splits\n",
+        "| row | map | IoU | mean mask's | RMSE | mean mask's |",
+        "|---" * 6 + "|",
+    ]
+    for name, runs in rows.items():
+        for drawn in runs[0].report["attention"]:
+            fits = [run.report["attention"][drawn] for run in runs]
+            cells = [
+                f"{np.mean([fit[key] for fit in fits]):.3f}"
+                for key in ("iou", "mean_iou", "rmse", "mean_rmse")
+            ]
+            lines.append(f"| {name} | {drawn} | {' | '.join(cells)} |")
+    return "" if len(lines) == 3 else "\n".join(lines) + "\n"
+
+
+def _cost(rows: Rows) -> str:
+    runs = [run for some in rows.values() for run in some if not run.report["resumed"]]
+    if not runs:
+        return ""
+    speeds = [run.report["images_per_second"] for run in runs]
+    minutes = [run.report["cpu_seconds"] / 60 for run in runs]
+    return (
+        f"{len(runs)} runs without interruption: {np.median(speeds):.0f} images/s in training, "
+        f"{np.median(minutes):.1f} CPU minutes (medians).\n"
+    )
+
+
+def _viper(rows: Rows) -> str:
+    lines = [
+        "VIPeR alone, 316 persons to train, 316 to test, random halves\n",
+        "| row | | splits | rank-1 | mAP | rank-1 by parts |",
+        "|---" * 6 + "|",
+    ]
+    for name, runs in rows.items():
+        tests = [run.report["tests"] for run in runs]
+        parts = [test["clean/parts"]["rank1"] for test in tests if "clean/parts" in test]
+        lines.append(
+            f"| {name} | {row_named(name).what} | {len(runs)} | "
+            f"{_mean([test['clean']['rank1'] for test in tests])} | "
+            f"{_mean([test['clean']['mAP'] for test in tests])} | "
+            f"{_mean(parts) if parts else ''} |"
+        )
+    for ours, theirs in PAIRS:
+        found = difference(rows.get(ours, []), rows.get(theirs, []), ["clean"], "rank1")
+        if found is not None:
+            by_split = ", ".join(f"{100 * value:+.1f}" for value in found.by_split)
+            lines.append(
+                f"\n{ours} - {theirs}, rank-1: {100 * found.value:+.1f} points "
+                f"({100 * found.low:+.1f} to {100 * found.high:+.1f} over identities; "
+                f"by split {by_split})."
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _untrained(file: Path) -> str:
+    lines = [
+        "The backbone with ImageNet's weights, not trained: rank-1 and mAP, %\n",
+        "| setting | test | rank-1 | mAP |",
+        "|---" * 4 + "|",
+    ]
+    for setting, tests in json.loads(file.read_text()).items():
+        clean = [figures for test, figures in tests.items() if test.startswith("clean")]
+        shown = {test: [figures] for test, figures in tests.items() if test in PARTIAL}
+        for test, some in {**shown, **({"clean": clean} if clean else {})}.items():
+            cells = [_mean([figures[key] for figures in some]) for key in ("rank1", "mAP")]
+            lines.append(f"| {setting} | {test} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
