@@ -8,6 +8,7 @@ the d of what precedes it. Tiles of bounded keys decide nearly all pairs, as in
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
@@ -24,6 +25,7 @@ from mmga.ops.certified import (
     thresholds,
 )
 from mmga.ops.distance import metric_number
+from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.ranking import Masks, Matches, Tile
 from mmga.retrieval.bounds.approximation import Int8
 from mmga.retrieval.bounds.stages import StagedRows, Stages
@@ -60,23 +62,27 @@ def rank_reranked(
     stages = Stages(Int8(float(vectors.norms.max()) ** 0.5) if multiplies_int8() else None)
     height = tile_height(len(selection.queries), _TILE[0])
     done, total = 0, len(selection.queries) * source.columns
-    for pairs in selection.pairs(PAIR_LIMIT, height):
-        run = _Run(source, selection, pairs, stages)
-        blocks = run.blocks()
-        for block in blocks:
-            share = run.look(block)
-            if share > _UNDECIDED and stages.tiles is not None:  # once more, without 8 bits
-                stages = Stages()
-                run = _Run(source, selection, pairs, stages)
-                blocks = run.blocks()
-                break
-            done += pairs.count * len(block[1])
-            monitor.step(phase, done, total)
-        for block in blocks:
-            run.look(block)
-            done += pairs.count * len(block[1])
-            monitor.step(phase, min(done, total), total)
-        score(scores, selection, pairs, run.matches)
+    with contextlib.ExitStack() as stack:
+        if stages.tiles is not None:  # other tiles are products of torch's
+            stack.enter_context(kernels_alone())
+        for pairs in selection.pairs(PAIR_LIMIT, height):
+            run = _Run(source, selection, pairs, stages)
+            blocks = run.blocks()
+            for block in blocks:
+                share = run.look(block)
+                if share > _UNDECIDED and stages.tiles is not None:  # once more, without 8 bits
+                    stages = Stages()
+                    stack.close()
+                    run = _Run(source, selection, pairs, stages)
+                    blocks = run.blocks()
+                    break
+                done += pairs.count * len(block[1])
+                monitor.step(phase, done, total)
+            for block in blocks:
+                run.look(block)
+                done += pairs.count * len(block[1])
+                monitor.step(phase, min(done, total), total)
+            score(scores, selection, pairs, run.matches)
     return scores
 
 
