@@ -200,6 +200,8 @@ int64_t kernel_threads() {
   return held > 0 ? held : std::max<int64_t>(1, torch::stable::get_num_threads());
 }
 
+bool threads_held() { return held > 0; }
+
 bool hold_threads() {
   const int64_t threads = kernel_threads();
   if (held > 0 || threads == 1 || !set_torch_threads(1, 1)) return false;

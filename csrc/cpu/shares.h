@@ -1,7 +1,11 @@
-// Work that threads take piece by piece, of a pool in which nobody is waited for who has no piece:
-// where other processes hold a thread up, the others do its pieces. (A region of OpenMP, which
-// torch's own pool runs, ends when all of its threads have been there.)
+// Work that threads take piece by piece: where other processes hold a thread up, the others do its
+// pieces. In loops that have the threads to themselves (common/kernel_threads.h), they are of a
+// pool of our own, in which nobody is waited for who has no piece; a region of OpenMP, which
+// torch's pool runs, ends when all of its threads have been there. Elsewhere they are torch's:
+// after a function of torch its threads spin, and would take the cores from others.
 #pragma once
+
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
@@ -16,6 +20,9 @@ void run_with_helpers(int64_t helpers, void (*body)(void*), void* context);
 // Returns how many threads work that the calling thread shares out may take. (shares.cpp)
 int64_t kernel_threads();
 
+// Returns whether the kernels have the threads to themselves. (shares.cpp)
+bool threads_held();
+
 namespace {
 
 // Calls work(next) once in each of at most as many threads as there are pieces; next() returns the
@@ -25,6 +32,10 @@ void share(int64_t pieces, const Work& work) {
   const int64_t threads = std::min(kernel_threads(), pieces);
   std::atomic<int64_t> taken{0};
   const auto next = [&] { return taken.fetch_add(1, std::memory_order_relaxed); };
+  if (!threads_held()) {
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { work(next); });
+    return;
+  }
   auto body = [&] {
     if (taken.load(std::memory_order_relaxed) < pieces) work(next);
   };

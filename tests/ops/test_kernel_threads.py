@@ -66,13 +66,15 @@ def test_callers_at_once_get_what_each_gets_alone(two_threads):
 
 def _child(x, end):
     torch.set_num_threads(2)
-    end.send(squared_norms(x).tolist())
+    with kernels_alone():
+        end.send(squared_norms(x).tolist())
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_a_forked_process_has_threads_of_its_own(two_threads):
     x = _features(count=20_000)
-    expected = squared_norms(x)  # the parent's threads are there by now
+    with kernels_alone():
+        expected = squared_norms(x)  # the parent's threads are there by now
     context = multiprocessing.get_context("fork")
     end, far_end = context.Pipe()
     child = context.Process(target=_child, args=(x, far_end), daemon=True)
@@ -88,9 +90,10 @@ def test_threads_keep_subnormal_numbers_or_not_as_their_caller(two_threads):
     for flush in (False, True, False):
         torch.set_flush_denormal(flush)
         try:
-            kept = bool((squared_norms(subnormal) > 0).all())
-            some = bool((squared_norms(subnormal) > 0).any())
-            assert bool((squared_norms(x) > 0).all())
+            with kernels_alone():
+                kept = bool((squared_norms(subnormal) > 0).all())
+                some = bool((squared_norms(subnormal) > 0).any())
+                assert bool((squared_norms(x) > 0).all())
         finally:
             torch.set_flush_denormal(False)
         assert kept == some, "threads of one call differ"
