@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from benchmarks.ablation import trial as ablation
 from benchmarks.ablation.trial import SCALE, commit, machine
 from benchmarks.photographs.pictures import Pair, Pictures
 from benchmarks.photographs.plan import PARTIAL, TESTS
@@ -30,26 +31,13 @@ from mmga.retrieval.features import Features
 from mmga.training import trainer
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Scores:
-    """Scores on one test.
-
-    Attributes:
-        precisions: average precision of each query, float64 [Q].
-        first: whether the first answer was right, bool [Q].
-        pids: identity of each query, int64 [Q].
-    """
-
-    precisions: np.ndarray
-    first: np.ndarray
-    pids: np.ndarray
+@dataclasses.dataclass(frozen=True)
+class Scores(ablation.Scores):
+    """Scores on one test, as they are kept in files."""
 
     def figures(self) -> dict[str, float]:
         """Return mAP and rank-1 as fractions."""
-        return {
-            "mAP": round(float(self.precisions.mean()), 5),
-            "rank1": round(float(self.first.mean()), 5),
-        }
+        return {name: round(value, 5) for name, value in super().figures().items()}
 
     def kept(self, name: str) -> dict[str, np.ndarray]:
         """Return arrays for a file, average precisions as integers of 1 / SCALE."""
