@@ -5,8 +5,8 @@
 namespace mmga {
 
 // Gives the threads to the kernels alone, until release_threads(): torch's functions that the
-// calling thread calls take one. Returns false where nothing changed.
+// calling thread calls take one. Both return false where nothing changed.
 bool hold_threads();
-void release_threads();
+bool release_threads();
 
 }  // namespace mmga

@@ -209,9 +209,11 @@ bool hold_threads() {
   return true;
 }
 
-void release_threads() {
-  if (held > 0) set_torch_threads(held, 0);
+bool release_threads() {
+  if (held == 0) return false;
+  set_torch_threads(held, 0);
   held = 0;
+  return true;
 }
 
 void run_with_helpers(int64_t helpers, void (*body)(void*), void* context) {

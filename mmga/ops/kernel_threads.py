@@ -3,8 +3,13 @@
 import contextlib
 import importlib
 from collections.abc import Iterator
+from types import ModuleType
 
 from mmga.ops import _extension
+
+
+def _kernels() -> ModuleType | None:
+    return importlib.import_module("mmga._C") if _extension.load()["cpu"].loaded else None
 
 
 @contextlib.contextmanager
@@ -16,10 +21,26 @@ def kernels_alone() -> Iterator[None]:
     that the next kernel wants: beside other processes, both cost more than the function. The number
     of threads is the calling thread's own.
     """
-    module = importlib.import_module("mmga._C") if _extension.load()["cpu"].loaded else None
+    module = _kernels()
     held = module is not None and module.hold_threads()
     try:
         yield
     finally:
         if module is not None and held:
             module.release_threads()
+
+
+@contextlib.contextmanager
+def torch_alone() -> Iterator[None]:
+    """Give torch's functions the threads again while this context, within `kernels_alone`, runs.
+
+    For loops of large products of torch's: its threads spin between them, and would take the cores
+    from threads of the kernels' own.
+    """
+    module = _kernels()
+    held = module is not None and module.release_threads()
+    try:
+        yield
+    finally:
+        if module is not None and held:
+            module.hold_threads()

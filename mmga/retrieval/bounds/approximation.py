@@ -9,6 +9,7 @@ docs/certified.md derives every term.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mmga.ops.certified import UNIT, Bound, gamma, int8_products_, int8_rows, int16_rows
 from mmga.ops.distance import LARGEST_NORM, LEAST_NORM, exact_sqrt, squared_norms
+from mmga.ops.kernel_threads import kernels_alone, torch_alone
 from mmga.ops.reference import INTEGER_LENGTH
 
 EXACT = ("certified", "float32")
@@ -307,3 +309,12 @@ class Projection:
 
 Approximator = Projection | Int8
 """Approximates the vectors of tiles."""
+
+
+def loop_threads(tiles: Approximator | None) -> AbstractContextManager[None]:
+    """Return a context that gives the threads to what multiplies the tiles of a loop.
+
+    Args:
+        tiles: what tiles are made from; None: the features.
+    """
+    return kernels_alone() if isinstance(tiles, Int8) else torch_alone()

@@ -8,7 +8,6 @@ threads, stages and machine.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 import numpy as np
@@ -20,7 +19,7 @@ from mmga.ops.certified import Bound, PairVectors, count_certain, refine_pairs, 
 from mmga.ops.distance import metric_number
 from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.ranking import Masks, Tile
-from mmga.retrieval.bounds.approximation import Approximator, Int8
+from mmga.retrieval.bounds.approximation import Approximator, loop_threads
 from mmga.retrieval.bounds.planner import (
     COUNTING,
     INTEGERS,
@@ -113,9 +112,7 @@ class CertifiedPass:
         scores = PerQuery.empty(selection.num_matches)
         self._cameras = selection.cameras(share.vectors.device)
         done, total = 0, len(selection.queries) * len(share.vectors)
-        with contextlib.ExitStack() as stack:
-            if isinstance(self._stages.tiles, Int8):  # others are products of torch's
-                stack.enter_context(kernels_alone())
+        with loop_threads(self._stages.tiles):
             for pairs in selection.pairs(PAIR_LIMIT, self.max_rows):
                 run = _Run(self._queries, share, pairs, self._stages)
                 with share.group.together():

@@ -16,9 +16,10 @@ from mmga.common.errors import UserError, whole_number
 from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS, exact_sqrt
+from mmga.ops.kernel_threads import kernels_alone, torch_alone
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
-from mmga.retrieval.bounds.approximation import Int8
+from mmga.retrieval.bounds.approximation import Int8, loop_threads
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
@@ -79,6 +80,7 @@ def nearest(
 
 
 @float32_products()
+@kernels_alone()
 def nearest(
     query: ArrayLike,
     gallery: ArrayLike | None,
@@ -256,15 +258,18 @@ def search(
             distances_of, count - distances_of, dtype=torch.float32, device=vectors.device
         )
     size = tile_for(count) if alone and tiles is None else None
-    if isinstance(tiles, Int8):
-        look = Look(vectors, vectors, k, farthest=farthest, own_at_zero=True, progress=progress)
-        neighbours = look.run()
-    elif certified:
-        neighbours = certified_neighbours(
-            vectors, k, tiles, kept=distances, tile=size, farthest=farthest, progress=progress
-        )
-    else:
-        neighbours = float32_neighbours(vectors, k, kept=distances, tile=size, progress=progress)
+    with loop_threads(tiles):
+        if isinstance(tiles, Int8):
+            look = Look(vectors, vectors, k, farthest=farthest, own_at_zero=True, progress=progress)
+            neighbours = look.run()
+        elif certified:
+            neighbours = certified_neighbours(
+                vectors, k, tiles, kept=distances, tile=size, farthest=farthest, progress=progress
+            )
+        else:
+            neighbours = float32_neighbours(
+                vectors, k, kept=distances, tile=size, progress=progress
+            )
     return Found(neighbours, "certified" if certified else "float32", distances)
 
 
@@ -290,9 +295,18 @@ def nearest_items(
     """
     if exact_order(items, exact, queries) == "certified":
         tiles = cheapest_tiles(queries, items, k, farthest=False)
-        if isinstance(tiles, Int8):
-            return Look(queries, items, k, progress=progress).run()
-        return certified_nearest(queries, items, k, tiles, progress=progress)
+        with loop_threads(tiles):
+            if isinstance(tiles, Int8):
+                return Look(queries, items, k, progress=progress).run()
+            return certified_nearest(queries, items, k, tiles, progress=progress)
+    with torch_alone():
+        return _float32_nearest(queries, items, k, progress)
+
+
+def _float32_nearest(
+    queries: VectorSet, items: VectorSet, k: int, progress: Progress | None
+) -> Neighbours:
+    """Return the k nearest items of every query in the order of float32 tiles."""
     lists = NearestLists(len(queries), k, queries.device)
     height = width = tile_on(queries.device, max(len(queries), len(items)), items.dimension)
     if queries.device.type != "cpu":  # where products need not be of one shape in sets of any size

@@ -16,7 +16,6 @@ from torch import Tensor
 from mmga.common.progress import Progress
 from mmga.ops.certified import CandidateLists, CandidatePlace, Int8Tile, PairVectors, nearest_of
 from mmga.ops.distance import exact_term, metric_number
-from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.neighbours import Neighbours
 from mmga.retrieval.bounds.approximation import Approximation, Int8, bound_between, int16
 from mmga.retrieval.bounds.stages import approximate_terms
@@ -102,7 +101,6 @@ class Look:
             torch.full((len(rows),), torch.nan, dtype=torch.float32, device="cpu"),
         )
 
-    @kernels_alone()
     def run(self) -> Neighbours:
         """Find the nearest of all rows."""
         rows, k, most = self._rows, self._k, len(self._columns) + 1

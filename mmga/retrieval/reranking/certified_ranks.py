@@ -25,9 +25,8 @@ from mmga.ops.certified import (
     thresholds,
 )
 from mmga.ops.distance import metric_number
-from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.ranking import Masks, Matches, Tile
-from mmga.retrieval.bounds.approximation import Int8
+from mmga.retrieval.bounds.approximation import Int8, loop_threads
 from mmga.retrieval.bounds.stages import StagedRows, Stages
 from mmga.retrieval.metrics.rank import PAIR_LIMIT, PerQuery, matches_of, score
 from mmga.retrieval.protocols.selection import Pairs, Selection
@@ -63,8 +62,7 @@ def rank_reranked(
     height = tile_height(len(selection.queries), _TILE[0])
     done, total = 0, len(selection.queries) * source.columns
     with contextlib.ExitStack() as stack:
-        if stages.tiles is not None:  # other tiles are products of torch's
-            stack.enter_context(kernels_alone())
+        stack.enter_context(loop_threads(stages.tiles))
         for pairs in selection.pairs(PAIR_LIMIT, height):
             run = _Run(source, selection, pairs, stages)
             blocks = run.blocks()
@@ -73,6 +71,7 @@ def rank_reranked(
                 if share > _UNDECIDED and stages.tiles is not None:  # once more, without 8 bits
                     stages = Stages()
                     stack.close()
+                    stack.enter_context(loop_threads(stages.tiles))
                     run = _Run(source, selection, pairs, stages)
                     blocks = run.blocks()
                     break

@@ -42,6 +42,7 @@ _ROWS = 8192  # between two calls of `progress`, and chances to interrupt
 
 
 @float32_products()
+@kernels_alone()
 def jaccard_distance(
     features: ArrayLike,
     k1: int = 30,
@@ -117,7 +118,6 @@ def _rule(k1: int, k2: int, variant: str) -> KReciprocal:
     return KReciprocal(k1, k2, variant=_RULES[variant])
 
 
-@kernels_alone()
 def _all_rows(
     rows: ops.CsrRows,
     n: int,
