@@ -18,6 +18,7 @@
 #include "common/dispatch.h"
 #include "cpu/int8_products.h"
 #include "cpu/keys.h"
+#include "cpu/placed_rows.h"
 #include "cpu/products.h"
 #include "cpu/shares.h"
 
@@ -633,42 +634,16 @@ void collect_candidates_(
   if (mirrored) mirror(found, place, width, width + first_row + height, lists);
 }
 
-// Vectors in one or two matrices, by the number of an item.
-class Vectors {
- public:
+// Vectors in memory, and their norms (cosine) or squared norms (euclidean).
+struct Side {
+  PlacedRows rows;
+  const double* term;
+
   // `name` is that of the first matrix among the arguments.
-  Vectors(const Arguments& args, const std::string& name, const Tensor& first,
-          const std::optional<Tensor>& second, const std::optional<Tensor>& place,
-          const Tensor& term, int64_t depth)
-      : first_(args.input<float>(first, name.c_str(), {kAny, depth})),
-        second_(args.input<float>(second, ("more_" + name).c_str(), {kAny, first.size(1)})),
-        term_(args.input<double>(term, ("term_" + name).c_str(), {kAny})),
-        split_(first.size(0)),
-        depth_(first.size(1)),
-        count_(term.size(0)) {
-    place_ = args.input<int64_t>(place, ("place_" + name).c_str(), {count_});
-    const int64_t rows = split_ + (second.has_value() ? second->size(0) : 0);
-    args.require(place_ != nullptr || count_ == rows, "term_", name, ": expected ", rows,
-                 " values, found ", count_);
-    for (int64_t i = 0; place_ != nullptr && i < count_; ++i) {
-      args.range(("place_" + name).c_str(), place_[i], 0, rows - 1);
-    }
-  }
-
-  int64_t count() const { return count_; }
-  int64_t depth() const { return depth_; }
-  double term(int64_t item) const { return term_[item]; }
-  const float* row(int64_t item) const {
-    const int64_t row = place_ == nullptr ? item : place_[item];
-    return row < split_ ? first_ + row * depth_ : second_ + (row - split_) * depth_;
-  }
-
- private:
-  const float* first_;
-  const float* second_;   // null: there is one matrix
-  const int64_t* place_;  // row of an item; null: its number
-  const double* term_;
-  int64_t split_, depth_, count_;
+  Side(const Arguments& args, const std::string& name, const Tensor& first,
+       const std::optional<Tensor>& more, const std::optional<Tensor>& place, const Tensor& term)
+      : rows(args, name, first, more, place),
+        term(args.input<double>(term, ("term_" + name).c_str(), {rows.count()})) {}
 };
 
 typedef std::pair<double, int32_t> Neighbour;  // squared distance and item
@@ -676,8 +651,8 @@ typedef std::pair<double, int32_t> Neighbour;  // squared distance and item
 // Computes the squared distances of an item and of a list's candidates; one for each thread.
 class Settler {
  public:
-  Settler(const Vectors& x, const Vectors& y, int64_t metric)
-      : x_(x), y_(y), metric_(metric), own_(x.depth()) {}
+  Settler(const Side& x, const Side& y, int64_t metric)
+      : x_(x), y_(y), metric_(metric), own_(x.rows.depth()) {}
 
   // Appends the candidates at their distances.
   void distances(int64_t item, const Candidate* candidates, int64_t count, const int64_t* order,
@@ -686,19 +661,20 @@ class Settler {
     const auto other = [&](int64_t c) {
       return order == nullptr ? candidates[c].item : order[candidates[c].item];
     };
-    own_.set(x_.row(item));
+    own_.set(x_.rows[item]);
     const float* rows[kTogether];
     double sums[kTogether];
     for (int64_t c = 0; c < count; c += kTogether) {
       const int64_t several = std::min(kTogether, count - c);
-      for (int64_t s = 0; s < kTogether; ++s) rows[s] = y_.row(other(c + std::min(s, several - 1)));
+      for (int64_t s = 0; s < kTogether; ++s)
+        rows[s] = y_.rows[other(c + std::min(s, several - 1))];
       for (int64_t n = c + several; n < std::min(count, c + 2 * kTogether); ++n) {
-        prefetch(y_.row(other(n)), y_.depth());
+        prefetch(y_.rows[other(n)], y_.rows.depth());
       }
       if (metric_ == kEuclidean) {
-        sum_terms<SquaredDifference, kTogether>(own_.get(), rows, y_.depth(), sums);
+        sum_terms<SquaredDifference, kTogether>(own_.get(), rows, y_.rows.depth(), sums);
       } else {
-        sum_terms<Product, kTogether>(own_.get(), rows, y_.depth(), sums);
+        sum_terms<Product, kTogether>(own_.get(), rows, y_.rows.depth(), sums);
       }
       for (int64_t s = 0; s < several; ++s) {
         const int64_t column = other(c + s);
@@ -710,13 +686,13 @@ class Settler {
  private:
   double squared_distance(int64_t row, int64_t column, double sum) const {
     if (metric_ == kEuclidean) return sum;
-    const double norms = x_.term(row) * y_.term(column);
+    const double norms = x_.term[row] * y_.term[column];
     const double squared = 2 * (norms > 0 ? 1 - sum / norms : 1);
     return squared > 0 ? squared : 0;
   }
 
-  const Vectors& x_;
-  const Vectors& y_;
+  const Side& x_;
+  const Side& y_;
   int64_t metric_;
   CommonRow<float> own_;
 };
@@ -753,8 +729,10 @@ std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Ten
   const auto* used = args.input<int32_t>(counts, "counts", {all});
   const auto* list = args.input<int64_t>(lists, "lists", {kAny});
   const auto* item = args.input<int64_t>(chosen, "chosen", {count});
-  const Vectors rows(args, "x", x, more_x, place_x, term_x, kAny);
-  const Vectors columns(args, "y", y, more_y, place_y, term_y, rows.depth());
+  const Side x_side(args, "x", x, more_x, place_x, term_x);
+  const Side y_side(args, "y", y, more_y, place_y, term_y);
+  const PlacedRows &rows = x_side.rows, &columns = y_side.rows;
+  args.range("columns of y", columns.depth(), rows.depth(), rows.depth());
   args.range("metric", metric, kCosine, kEuclidean);
   const auto* numbers = args.input<int64_t>(order, "order", {columns.count()});
   for (int64_t i = 0; numbers != nullptr && i < columns.count(); ++i) {
@@ -781,7 +759,7 @@ std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Ten
   const int64_t of_a_part = std::max<int64_t>(1, kPart / (sizeof(float) * columns.depth() + 1));
   const int64_t part = k * kLists > 2 * columns.count() ? of_a_part : columns.count();
   share((count + kLists - 1) / kLists, [&](const auto& next) {
-    Settler settler(rows, columns, metric);
+    Settler settler(x_side, y_side, metric);
     std::vector<std::vector<Neighbour>> found(kLists);
     for (int64_t first = next() * kLists; first < count; first = next() * kLists) {
       const int64_t lists_here = std::min(kLists, count - first);

@@ -7,12 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 #include <tuple>
 #include <vector>
 
 #include "common/certified.h"
 #include "common/checks.h"
 #include "common/dispatch.h"
+#include "cpu/placed_rows.h"
 #include "cpu/shares.h"
 
 namespace mmga {
@@ -137,52 +139,119 @@ MMGA_VECTOR_CLONES double round_to_shorts(const float* x, int64_t width, float s
   return total;
 }
 
+// Writes rows as integers of 16 bits, given their squared norms.
+class Shorts {
+ public:
+  Shorts(const Arguments& args, const Tensor& like, const Tensor& norms, int64_t rows,
+         int64_t width)
+      : numbers(new_tensor<int16_t>(like, {rows, width})),
+        error(new_tensor<double>(like, {rows})),
+        squared_(args.input<double>(norms, "norms", {rows})),
+        to_(data_of<int16_t>(numbers)),
+        left_(data_of<double>(error)),
+        width_(width) {
+    args.range("columns of x", width, 0, kWidestShorts);
+  }
+
+  void write(int64_t row, const float* from) const {
+    const double norm = squared_[row];
+    const double scale = norm > 0 ? 1 / (kIntegerUnit * std::sqrt(norm)) : 0;
+    left_[row] =
+        std::sqrt(round_to_shorts(from, width_, static_cast<float>(scale), to_ + row * width_));
+  }
+
+  const Tensor numbers, error;
+
+ private:
+  const double* squared_;
+  int16_t* to_;
+  double* left_;
+  int64_t width_;
+};
+
+// Writes rows as integers of 8 bits.
+class Bytes {
+ public:
+  Bytes(const Tensor& like, int64_t rows, int64_t width)
+      : numbers(new_tensor<int8_t>(like, {rows, width})),
+        unit(new_tensor<float>(like, {rows})),
+        error(new_tensor<double>(like, {rows})),
+        to_(data_of<int8_t>(numbers)),
+        unit_(data_of<float>(unit)),
+        left_(data_of<double>(error)),
+        width_(width),
+        mixed_(mixed_entries(width)),
+        shrink_(1 / std::sqrt(static_cast<float>(mixed_))),  // a power of two
+        signs_(mixing_signs(width)) {}
+
+  // `scratch`: memory for a row.
+  void write(int64_t row, const float* from, float* scratch) const {
+    mix(from, signs_.data(), width_, mixed_, scratch);
+    const float largest = largest_of(scratch, width_);
+    const float scale = largest > 0 ? kMostOfByte / largest : 0;
+    const float one = largest / kMostOfByte;
+    const double rest = round_to_bytes(scratch, width_, scale, one, to_ + row * width_);
+    unit_[row] = one * shrink_;
+    left_[row] = std::sqrt(rest) * shrink_;
+  }
+
+  const Tensor numbers, unit, error;
+
+ private:
+  int8_t* to_;
+  float* unit_;
+  double* left_;
+  int64_t width_, mixed_;
+  float shrink_;
+  std::vector<float> signs_;
+};
+
 std::tuple<Tensor, Tensor> int16_rows(const Tensor& x, const Tensor& norms) {
   const Arguments args("int16_rows", x);
   const auto* from = args.input<float>(x, "x", {kAny, kAny});
   const int64_t rows = x.size(0), width = x.size(1);
-  args.range("columns of x", width, 0, kWidestShorts);
-  const auto* squared = args.input<double>(norms, "norms", {rows});
-  const Tensor numbers = new_tensor<int16_t>(x, {rows, width});
-  const Tensor error = new_tensor<double>(x, {rows});
-  auto* to = data_of<int16_t>(numbers);
-  auto* left = data_of<double>(error);
+  const Shorts shorts(args, x, norms, rows, width);
   share_ranges(rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const double scale = squared[row] > 0 ? 1 / (kIntegerUnit * std::sqrt(squared[row])) : 0;
-      left[row] = std::sqrt(
-          round_to_shorts(from + row * width, width, static_cast<float>(scale), to + row * width));
-    }
+    for (int64_t row = begin; row < end; ++row) shorts.write(row, from + row * width);
   });
-  return {numbers, error};
+  return {shorts.numbers, shorts.error};
 }
 
 std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x) {
   const Arguments args("int8_rows", x);
   const auto* from = args.input<float>(x, "x", {kAny, kAny});
   const int64_t rows = x.size(0), width = x.size(1);
-  const Tensor numbers = new_tensor<int8_t>(x, {rows, width});
-  const Tensor units = new_tensor<float>(x, {rows});
-  const Tensor error = new_tensor<double>(x, {rows});
-  auto* to = data_of<int8_t>(numbers);
-  auto* unit = data_of<float>(units);
-  auto* left = data_of<double>(error);
-  const int64_t count = mixed_entries(width);
-  const std::vector<float> signs = mixing_signs(width);
-  const float shrink = 1 / std::sqrt(static_cast<float>(count));  // a power of two
+  const Bytes bytes(x, rows, width);
   share_ranges(rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
-    std::vector<float> mixed(width);
+    std::vector<float> scratch(width);
     for (int64_t row = begin; row < end; ++row) {
-      mix(from + row * width, signs.data(), width, count, mixed.data());
-      const float largest = largest_of(mixed.data(), width);
-      const float scale = largest > 0 ? kMostOfByte / largest : 0;
-      const float one = largest / kMostOfByte;
-      const double rest = round_to_bytes(mixed.data(), width, scale, one, to + row * width);
-      unit[row] = one * shrink;
-      left[row] = std::sqrt(rest) * shrink;
+      bytes.write(row, from + row * width, scratch.data());
     }
   });
-  return {numbers, units, error};
+  return {bytes.numbers, bytes.unit, bytes.error};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rounded_rows(const Tensor& x,
+                                                                std::optional<Tensor> more_x,
+                                                                std::optional<Tensor> place_x,
+                                                                const Tensor& chosen,
+                                                                const Tensor& norms) {
+  const Arguments args("rounded_rows", x);
+  const PlacedRows from(args, "x", x, more_x, place_x);
+  const auto* vector = args.input<int64_t>(chosen, "chosen", {kAny});
+  const int64_t rows = chosen.size(0), width = from.depth();
+  for (int64_t row = 0; row < rows; ++row) args.range("chosen", vector[row], 0, from.count() - 1);
+  const Bytes bytes(x, rows, width);
+  const Shorts shorts(args, x, norms, rows, width);
+  share_ranges(rows, rows_per_thread(2 * width), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(width);
+    for (int64_t row = begin; row < end; ++row) {
+      const float* features = from[vector[row]];
+      bytes.write(row, features, scratch.data());
+      shorts.write(row, features);
+    }
+  });
+  return {bytes.numbers, bytes.unit, bytes.error, shorts.numbers, shorts.error};
 }
 
 }  // namespace
@@ -191,4 +260,5 @@ std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x) {
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("int16_rows", TORCH_BOX(&mmga::int16_rows));
   m.impl("int8_rows", TORCH_BOX(&mmga::int8_rows));
+  m.impl("rounded_rows", TORCH_BOX(&mmga::rounded_rows));
 }

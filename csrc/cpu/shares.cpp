@@ -3,11 +3,15 @@
 #include "cpu/shares.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 
+#include <cinttypes>
 #include <condition_variable>
+#include <cstdio>
 #include <exception>
 #include <mutex>
 #include <new>
@@ -39,11 +43,49 @@ void set_float_mode(FloatMode) {}
 void relax() {}
 #endif
 
+// A thread and the processor that it is on.
+class Seat {
+ public:
+#if defined(__linux__)
+  Seat() : thread_(pthread_self()), processor_(sched_getcpu()) {}
+
+  // Moves the calling thread to another processor if it is on this one and another may have room:
+  // the scheduler leaves two threads on one processor for a tenth of a second and longer where a
+  // busy process has another.
+  void leave() const {
+    if (sched_getcpu() != processor_) return;
+    cpu_set_t all;
+    if (pthread_getaffinity_np(thread_, sizeof all, &all) != 0) return;
+    if (CPU_COUNT(&all) < 2 || runnable() > CPU_COUNT(&all) + 1) return;
+    cpu_set_t others = all;
+    CPU_CLR(processor_, &others);
+    pthread_setaffinity_np(pthread_self(), sizeof others, &others);
+    pthread_setaffinity_np(pthread_self(), sizeof all, &all);  // it may go where it likes later
+  }
+
+ private:
+  // Returns how many threads of the machine run or could run; many if it does not say.
+  static int64_t runnable() {
+    static const int loads = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    char text[128] = {};
+    int64_t count;
+    if (pread(loads, text, sizeof text - 1, 0) <= 0) return INT64_MAX;
+    return sscanf(text, "%*f %*f %*f %" SCNd64, &count) == 1 ? count : INT64_MAX;
+  }
+
+  pthread_t thread_;
+  int processor_;
+#else
+  void leave() const {}
+#endif
+};
+
 // Calls of run_with_helpers() at work.
 struct Job {
   void (*body)(void*);
   void* context;
   FloatMode mode;
+  Seat caller;
   int64_t room;                    // helpers that may still come
   std::atomic<int64_t> inside{0};  // helpers at work
   std::exception_ptr error;
@@ -56,7 +98,7 @@ class Crew {
   bool ours() const { return process_ == getpid(); }
 
   void run(int64_t helpers, void (*body)(void*), void* context) {
-    Job job{body, context, float_mode(), helpers, {}, {}};
+    Job job{body, context, float_mode(), Seat(), helpers, {}, {}};
     open(job);
     std::exception_ptr error;
     try {
@@ -122,6 +164,7 @@ class Crew {
       --job->room;
       job->inside.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
+      job->caller.leave();
       std::exception_ptr error;
       set_float_mode(job->mode);
       try {

@@ -235,6 +235,27 @@ def test_bytes_equal_the_references(width):
     assert ((error - rest.norm(dim=1)).abs() <= room).all()
 
 
+@pytest.mark.parametrize("width", [1, 9, 64])
+@pytest.mark.parametrize("more", [False, True])
+def test_placed_rows_are_rounded_as_copied_ones(width, more):
+    g = torch.Generator().manual_seed(width)
+    x = torch.randn(40, width, generator=g)
+    place = torch.randint(40, (25,), generator=g)
+    chosen = torch.randint(25, (33,), generator=g)
+    copied = x[place[chosen]]
+    norms = reference.squared_norms(copied)
+    sides = (x[:30].contiguous(), x[30:].contiguous()) if more else (x, None)
+    vectors = certified.PlacedVectors(*sides, place, norms)
+    given = *certified.int8_rows(copied), *certified.int16_rows(copied, norms)
+    for one, other in zip(certified.rounded_rows(vectors, chosen, norms), given, strict=True):
+        assert torch.equal(one, other)
+    expected = reference.rounded_rows(*vectors[:3], chosen, norms)
+    assert torch.equal(expected[0], given[0]) and torch.equal(expected[3], given[3])
+    every = vectors._replace(place=None)
+    numbers, *_ = certified.rounded_rows(every, torch.arange(40), reference.squared_norms(x))
+    assert torch.equal(numbers, certified.int8_rows(x)[0])
+
+
 @pytest.mark.parametrize("width", [5, 128, 2048])
 def test_mixing_keeps_inner_products(width):
     g = torch.Generator().manual_seed(0)
@@ -384,6 +405,10 @@ def test_pairs_outside_the_tile_are_refused(change):
 
 def test_opcheck():
     torch.library.opcheck(torch.ops.mmga.int8_rows.default, (torch.randn(4, 9),))
+    placed = torch.randn(4, 9), torch.randn(2, 9), torch.tensor([5, 1]), torch.tensor([1, 1, 0])
+    torch.library.opcheck(
+        torch.ops.mmga.rounded_rows.default, (*placed, torch.rand(3, dtype=torch.float64))
+    )
     tile, matches, bound, codes = case(7)
     lower, upper = certified.thresholds(matches.match_start, matches.match_key, bound.row_slack)
     radii = bound.row_radius.float(), bound.column_radius.float(), bound.column_slack.float()

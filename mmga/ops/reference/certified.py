@@ -154,6 +154,26 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return numbers.to(torch.int8), unit * shrink, rest.double().norm(dim=1) * shrink
 
 
+def rounded_rows(
+    x: Tensor, more_x: Tensor | None, place_x: Tensor | None, chosen: Tensor, norms: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return `int8_rows` and `int16_rows` of chosen vectors.
+
+    Args:
+        x: float32 [M, D], and after them `more_x`, if any.
+        place_x: int64 [N], the row of each vector; None: its number.
+        chosen: int64 [R], numbers of vectors.
+        norms: float64 [R], their squared norms.
+    """
+    rows = _placed(x, more_x, place_x)[chosen]
+    return *int8_rows(rows), *int16_rows(rows, norms)
+
+
+def _placed(first: Tensor, more: Tensor | None, place: Tensor | None) -> Tensor:
+    rows = first if more is None else torch.cat([first, more])
+    return rows if place is None else rows[place]
+
+
 def int8_products_(
     x: Tensor, y: Tensor, row_unit: Tensor, column_unit: Tensor, out: Tensor
 ) -> None:
@@ -584,10 +604,7 @@ def settle_candidates(
     Returns:
         int32 [L, k] and float64 [L, k].
     """
-    sides = []
-    for first, more, place in ((x, more_x, place_x), (y, more_y, place_y)):
-        rows = first if more is None else torch.cat([first, more])
-        sides.append(rows if place is None else rows[place])
+    sides = _placed(x, more_x, place_x), _placed(y, more_y, place_y)
     near, distances = [], []
     for number, vector in zip(lists.tolist(), chosen.tolist(), strict=True):
         items = candidates[number, : counts[number], 0].long()

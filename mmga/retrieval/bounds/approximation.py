@@ -146,17 +146,22 @@ def int16(rows: Tensor, norms: Tensor, metric: str) -> Approximation:
         norms: squared norms, float64 [N].
         metric: cosine or euclidean.
     """
-    numbers, error = int16_rows(rows, norms)
+    return int16_bounded(*int16_rows(rows, norms), norms, metric)
+
+
+def int16_bounded(numbers: Tensor, error: Tensor, norms: Tensor, metric: str) -> Approximation:
+    """Return the bounds of features that are rounded already (`ops.certified.int16_rows`)."""
+    width = numbers.shape[1]
     # With a and b of norm 1 and integers a^ and b^ that are e and f away from them,
     # |<a, b> - <a^, b^>| <= e + f + e f.
-    away = (error * (1 + gamma(rows.shape[1])) / INTEGER_LENGTH + 4 * UNIT) * _OUTWARD
+    away = (error * (1 + gamma(width)) / INTEGER_LENGTH + 4 * UNIT) * _OUTWARD
     # Roundings of float64 in both keys, of D / 8 + 8 terms each, relative to the norms.
-    other = 2.0**-40 + rows.shape[1] * 2.0**-53
+    other = 2.0**-40 + width * 2.0**-53
     if metric == "cosine":
         return Approximation(numbers, away, away + other)
     # That times 2 |q| |g| as a product of two radii: e + f + e f <= (m + e) (m + f) / m, best where
     # m is about e and f.
-    usual = (rows.shape[1] / 12) ** 0.5 / INTEGER_LENGTH
+    usual = (width / 12) ** 0.5 / INTEGER_LENGTH
     return Approximation(
         numbers, exact_sqrt(norms) * (usual + away) / usual**0.5 * _OUTWARD, other * norms
     )
@@ -183,11 +188,16 @@ class Int8:
             norms: squared norms, float64 [N].
             metric: cosine or euclidean.
         """
-        numbers, unit, error = int8_rows(rows)
+        return self.bounded(*int8_rows(rows), norms, metric)
+
+    def bounded(
+        self, numbers: Tensor, unit: Tensor, error: Tensor, norms: Tensor, metric: str
+    ) -> Approximation:
+        """Return the bounds of features that are rounded already (`ops.certified.int8_rows`)."""
         length = exact_sqrt(norms)
         # Where features of norm 1 are e and f away from their approximations, inner products are
         # off by at most e + f + e f.
-        away = error * (1 + gamma(rows.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)
+        away = error * (1 + gamma(numbers.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)
         away = (away + _MIXING * UNIT) * _OUTWARD
         slack = _slack(_OTHER_ROUNDINGS * UNIT * _OUTWARD, norms, metric)
         if metric == "cosine":

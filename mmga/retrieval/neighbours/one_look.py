@@ -14,10 +14,24 @@ import torch
 from torch import Tensor
 
 from mmga.common.progress import Progress
-from mmga.ops.certified import CandidateLists, CandidatePlace, Int8Tile, PairVectors, nearest_of
+from mmga.ops.certified import (
+    CandidateLists,
+    CandidatePlace,
+    Int8Tile,
+    PairVectors,
+    PlacedVectors,
+    nearest_of,
+    rounded_rows,
+)
 from mmga.ops.distance import exact_term, metric_number
 from mmga.ops.neighbours import Neighbours
-from mmga.retrieval.bounds.approximation import Approximation, Int8, bound_between, int16
+from mmga.retrieval.bounds.approximation import (
+    Approximation,
+    Int8,
+    bound_between,
+    int16,
+    int16_bounded,
+)
 from mmga.retrieval.bounds.stages import approximate_terms
 from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
 
@@ -90,8 +104,7 @@ class Look:
         self._farthest, self._own_at_zero = farthest, own_at_zero
         self._progress = progress
         self._metric = metric_number(rows.metric)
-        placed = rows.placed(), columns.placed()
-        self._placed = None if placed[0] is None or placed[1] is None else (placed[0], placed[1])
+        self._placed = rows.placed(), columns.placed()
         self._int8 = Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
         tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
         self._tile = min(max(tile, _LEAST_TILE), _LARGEST_TILE)
@@ -134,24 +147,20 @@ class Look:
         rows, count = self._rows, len(self._rows)
         order = _random_order(count)
         tile = min(self._tile, -(-count // _PARTS // _PANEL) * _PANEL)
-        sides = [
-            _Side.of(rows.take(part), rows.norms[part], rows.metric, self._int8)
-            for part in order.split(tile)
-        ]
+        every = self._side(order, columns=False)
         lists = CandidateLists(count, max(1, self._k - self._own_at_zero), slots, far_slots)
-        starts = range(0, count, tile)
-        done = 0
-        for begin, theirs in zip(starts, sides, strict=True):
-            own = torch.arange(begin, begin + len(theirs.term), device="cpu")
+        for begin in range(0, count, tile):
+            end = min(begin + tile, count)
+            theirs = every.cut(slice(begin, end))
+            own = torch.arange(begin, end, device="cpu") if self._own_at_zero else None
             place = CandidatePlace(begin, 0, False, count)
-            own_at = own if self._own_at_zero else None
-            theirs.collect(lists, theirs, rows.metric, begin, place, own_at)
-            for first, mine in zip(range(0, begin, tile), sides, strict=False):
-                place = CandidatePlace(first, begin, True, count)
-                mine.collect(lists, theirs, rows.metric, begin, place, None)
-            done += begin // tile + 1
+            theirs.collect(lists, theirs, rows.metric, begin, place, own)
+            if begin > 0:
+                place = CandidatePlace(0, begin, True, count)
+                earlier = every.cut(slice(0, begin))
+                earlier.collect(lists, theirs, rows.metric, begin, place, None)
             if self._progress is not None:
-                self._progress("neighbours", done, len(starts) * (len(starts) + 1) // 2)
+                self._progress("neighbours", end * end, count * count)
         lost = lists.lost
         self._settle(order, lists, lost, order)
         return order[lost].sort().values
@@ -170,10 +179,7 @@ class Look:
         """
         rows, columns = self._rows, self._columns
         first, last = int(chosen[0]), int(chosen[-1]) + 1
-        joined = last - first == len(chosen)
-        features = rows.block(first, last).contiguous() if joined else rows.take(chosen)
-        mine = _Side.of(features, rows.norms[chosen], rows.metric, self._int8)
-        del features
+        mine = self._side(chosen, columns=False)
         # Of a row that is at 0 from itself, only others are searched.
         lists = CandidateLists(len(chosen), max(1, self._k - self._own_at_zero), slots, far_slots)
         own = None
@@ -193,17 +199,24 @@ class Look:
 
     def _tiles(self, order: Tensor | None, all_: _Side | None) -> Iterator[tuple[int, int, _Side]]:
         """Yield the begin, the end and the columns of all tiles, of `all_` where they are known."""
-        columns, metric, end = self._columns, self._columns.metric, 0
+        columns, end = self._columns, 0
         for begin, end, block in columns.sweep(self._tile) if order is None else ():
             block, norms = block[: end - begin].contiguous(), columns.norms[begin:end]
-            yield begin, end, _Side.of(block, norms, metric, self._int8)
+            yield begin, end, _Side.of(block, norms, columns.metric, self._int8)
         for part in order.split(self._tile) if order is not None else ():
             begin, end = end, end + len(part)
-            if all_ is not None:
-                yield begin, end, all_.cut(part)
-            else:
-                norms = columns.norms[part]
-                yield begin, end, _Side.of(columns.take(part), norms, metric, self._int8)
+            yield begin, end, self._side(part, columns=True) if all_ is None else all_.cut(part)
+
+    def _side(self, chosen: Tensor, *, columns: bool) -> _Side:
+        """Return some rows or columns, int64 [R], as integers."""
+        vectors, placed = (self._rows, self._columns)[columns], self._placed[columns]
+        norms, metric, int8 = vectors.norms[chosen], vectors.metric, self._int8
+        if placed is not None:
+            return _Side.placed(placed, chosen, norms, metric, int8)
+        first, last = int(chosen[0]), int(chosen[-1]) + 1
+        joined = last - first == len(chosen)
+        features = vectors.block(first, last).contiguous() if joined else vectors.take(chosen)
+        return _Side.of(features, norms, metric, int8)
 
     def _settle(
         self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: Tensor | None
@@ -221,8 +234,8 @@ class Look:
         numbers, chosen = sure.nonzero()[:, 0], chosen[sure]
         if not len(chosen):
             return
-        sides = self._placed
-        if sides is None:
+        x, y = self._placed
+        if x is None or y is None:
             near, distances = self._copied(chosen, *lists.listed(), numbers, order)
             if self._own_at_zero:
                 near = torch.cat([chosen[:, None].to(torch.int32), near], 1)
@@ -230,15 +243,17 @@ class Look:
             near, distances = nearest_of(near, distances, self._k)
         else:
             own = self._own_at_zero
-            near, distances = lists.nearest(numbers, chosen, order, sides, self._metric, own=own)
+            near, distances = lists.nearest(numbers, chosen, order, (x, y), self._metric, own=own)
         self.found.index[chosen] = near[:, : self._k]
         self.found.distances[chosen] = distances[:, : self._k].float()
-        if self._farthest and sides is not None:
-            far = lists.farthest(numbers, chosen, order, sides, self._metric)
-            self.found.maxima[chosen] = far.float()
-        elif self._farthest:
+        if not self._farthest:
+            return
+        if x is None or y is None:
             far = self._copied(chosen, *lists.listed(farthest=True), numbers, order)[1]
-            self.found.maxima[chosen] = far.masked_fill_(far.isinf(), 0).amax(1).float()
+            far = far.masked_fill_(far.isinf(), 0).amax(1)
+        else:
+            far = lists.farthest(numbers, chosen, order, (x, y), self._metric)
+        self.found.maxima[chosen] = far.float()
 
     def _copied(
         self, chosen: Tensor, index: Tensor, used: Tensor, numbers: Tensor, order: Tensor | None
@@ -289,6 +304,19 @@ class _Side:
         return cls(
             int8.of(features, norms, metric),
             int16(features, norms, metric),
+            approximate_terms(norms, metric),
+            exact_term(norms, metric),
+        )
+
+    @classmethod
+    def placed(
+        cls, vectors: PlacedVectors, chosen: Tensor, norms: Tensor, metric: str, int8: Int8
+    ) -> _Side:
+        """Quantise chosen vectors, given their squared norms, where they are in memory."""
+        numbers, unit, error, shorts, rest = rounded_rows(vectors, chosen, norms)
+        return cls(
+            int8.bounded(numbers, unit, error, norms, metric),
+            int16_bounded(shorts, rest, norms, metric),
             approximate_terms(norms, metric),
             exact_term(norms, metric),
         )

@@ -153,8 +153,8 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         owner, name = {
             "radius": (approximation.Projection, "approximate"),
             "integers": (searching, "int16"),
-            "bytes": (approximation.Int8, "of"),
-            "shorts": (one_look, "int16"),
+            "bytes": (approximation.Int8, "bounded"),
+            "shorts": (one_look, "int16_bounded"),
         }[planted]
         original = getattr(owner, name)
 
@@ -168,6 +168,8 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
         less = 0.05 if planted == "bytes" else 0.0
 
         monkeypatch.setattr(owner, name, too_sure)
+        if planted == "shorts":  # of vectors that are copied
+            monkeypatch.setattr(approximation, name, too_sure)
     caught = 0
     for seed in range(1, 30):
         kind = "flat" if planted in ("radius", "bytes") else "last bits"
