@@ -146,8 +146,6 @@ def _nearest_of_one(
     bound = parse(settings.memory)
     queries, items = vector_sets(query, gallery, settings.metric)
     k = _checked_k(settings.k, len(items))
-    if query is gallery:
-        queries = items
     needed = search_bytes(queries, items, k) + RESULT_BYTES * len(queries) * k
     check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
     return nearest_items(queries, items, k, exact=settings.exact, progress=progress)
@@ -386,6 +384,8 @@ def vector_sets(
     """
     check_metric(metric)
     queries = VectorSet([feature_rows(query, "query")], metric)
+    if query is gallery:
+        return queries, queries
     items = VectorSet([feature_rows(gallery, "gallery")], metric)
     if items.dimension != queries.dimension:
         raise UserError(

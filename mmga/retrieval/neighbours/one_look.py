@@ -119,7 +119,7 @@ class Look:
         rows, k, most = self._rows, self._k, len(self._columns) + 1
         chosen = torch.arange(len(rows), dtype=torch.int64, device="cpu")
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
-        if rows is self._columns and rows.in_place and len(rows) >= _PARTS * _LEAST_TILE:
+        if rows is self._columns and rows.in_place and len(rows) > _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
             needed = len(rows) * _row_bytes(rows.dimension, slots + far)
             if needed <= max(SET_MEMORY, 4 * len(rows) * rows.dimension):
@@ -146,7 +146,7 @@ class Look:
         """
         rows, count = self._rows, len(self._rows)
         order = _random_order(count)
-        tile = min(self._tile, -(-count // _PARTS // _PANEL) * _PANEL)
+        tile = min(self._tile, max(_LEAST_TILE, -(-count // _PARTS // _PANEL) * _PANEL))
         every = self._side(order, columns=False)
         lists = CandidateLists(count, max(1, self._k - self._own_at_zero), slots, far_slots)
         for begin in range(0, count, tile):

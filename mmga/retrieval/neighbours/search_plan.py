@@ -37,8 +37,8 @@ _LARGE = 2e12
 # it compares by 16 bits: some, and some for each neighbour. Of a filter: vectors that limits come
 # from, and the cost of a dimension of an exact distance.
 _LOOK_RATE, _FEW, _OF_EACH, _SEEN, _EXACT = 7, 100, 8, 1024, 10
-# Operations of all products below which there is nothing to save.
-_SMALL = 4e8
+# Operations of all products below which there is nothing to save by 8 bits, or by fewer dimensions.
+_SMALL_LOOK, _SMALL = 1e8, 4e8
 
 
 def cheapest_tiles(
@@ -64,15 +64,18 @@ def cheapest_tiles(
     """
     own, width = rows is columns, rows.dimension
     pairs = len(rows) * float(len(columns)) / (2 if own else 1)
-    if 2 * pairs * width < _SMALL:
+    operations = 2 * pairs * width
+    if operations < _SMALL_LOOK:
         return None
     longest = max(float(side.norms.max()) for side in (rows, columns)) ** 0.5
     if takes_int8(width) and not kept:
         if k > _LARGEST_SHARE * len(columns):
             return None
-        if 2 * pairs * width < _LARGE:
+        if operations < _LARGE:
             return Int8(longest)
-    choices = candidates(columns, longest, 2 * pairs * width, seed)
+    if operations < _SMALL:
+        return None
+    choices = candidates(columns, longest, operations, seed)
     if not choices:
         return None
     made = len(rows) + (0 if own else len(columns))
