@@ -93,7 +93,7 @@ def thresholds(match_start: Tensor, match_key: Tensor, row_slack: Tensor) -> tup
 
 
 def count_certain(
-    tile: Tile,
+    tile: Tile | Int8Tile,
     rows: slice,
     matches: Matches,
     limits: tuple[Tensor, Tensor],
@@ -101,6 +101,8 @@ def count_certain(
     masks: Masks = COUNT_ALL,
 ) -> Tensor:
     """Count the items that certainly precede the matches of a tile's rows.
+
+    A tile of 8-bit rows is never held: its products are compared where they are computed.
 
     Args:
         limits: `thresholds` of the matches, which include the row slack.
@@ -110,9 +112,12 @@ def count_certain(
         The undecided pairs, int32 [P, 4].
     """
     ends = slice(rows.start, rows.stop + 1)
-    undecided: Tensor = _COUNT_CERTAIN(
-        *tile.arguments(),
-        tile.offset,
+    if isinstance(tile, Int8Tile):
+        count, of_tile = _COUNT_CERTAIN_INT8, tuple(tile)
+    else:
+        count, of_tile = _COUNT_CERTAIN, (*tile.arguments(), tile.offset)
+    undecided: Tensor = count(
+        *of_tile,
         bound.row_radius.to(torch.float32),
         bound.column_radius.to(torch.float32),
         bound.column_slack.to(torch.float32),
@@ -125,6 +130,44 @@ def count_certain(
         matches.preceding,
     )
     return undecided
+
+
+class Int8Tile(NamedTuple):
+    """A tile of inner products of `int8_rows` that are computed where they are needed.
+
+    Attributes:
+        x: int8 [R, D].
+        y: int8 [W, D].
+        row_unit: float32 [R], with `column_unit` [W]: units of the numbers.
+        column_unit: see `row_unit`.
+        row_term: float32 [R], with `column_term` [W]: as those of `ranking.Tile`.
+        column_term: see `row_term`.
+        metric: index into `reference.METRICS`: cosine or euclidean.
+        offset: item number of the first column.
+    """
+
+    x: Tensor
+    y: Tensor
+    row_unit: Tensor
+    column_unit: Tensor
+    row_term: Tensor
+    column_term: Tensor
+    metric: int
+    offset: int
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return len(self.y)
+
+    def cut(self, columns: slice) -> Int8Tile:
+        """Return some columns, given their places."""
+        return self._replace(
+            y=self.y[columns],
+            column_unit=self.column_unit[columns],
+            column_term=self.column_term[columns],
+            offset=self.offset + columns.start,
+        )
 
 
 def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,30 +249,6 @@ def filter_candidates(
         *tile.arguments(), *_limits(bound, near, far), first_item, tile.offset, symmetric
     )
     return pairs
-
-
-class Int8Tile(NamedTuple):
-    """A tile of inner products of `int8_rows` that are computed where they are needed.
-
-    Attributes:
-        x: int8 [R, D].
-        y: int8 [W, D].
-        row_unit: float32 [R], with `column_unit` [W]: units of the numbers.
-        column_unit: see `row_unit`.
-        row_term: float32 [R], with `column_term` [W]: as those of `ranking.Tile`.
-        column_term: see `row_term`.
-        metric: index into `reference.METRICS`: cosine or euclidean.
-        offset: item number of the first column.
-    """
-
-    x: Tensor
-    y: Tensor
-    row_unit: Tensor
-    column_unit: Tensor
-    row_term: Tensor
-    column_term: Tensor
-    metric: int
-    offset: int
 
 
 def filter_int8_candidates(
@@ -523,6 +542,17 @@ _COUNT_CERTAIN = define(
     reference.count_certain,
     _fake_undecided,
 )
+_COUNT_CERTAIN_INT8 = define(
+    "count_certain_int8(Tensor x, Tensor y, Tensor row_unit, Tensor column_unit, "
+    "Tensor row_term, Tensor column_term, int metric, int offset, "
+    "Tensor row_radius, Tensor column_radius, Tensor column_slack, "
+    "Tensor match_start, Tensor match_item, Tensor lower, Tensor upper, "
+    "Tensor ignored_start, Tensor ignored_item, "
+    "Tensor? row_camera, Tensor? column_camera, Tensor? removed, "
+    "Tensor(a!) preceding) -> Tensor",
+    reference.count_certain_int8,
+    lambda x, *inputs: _fake_undecided(x.to(torch.int32)),
+)
 _INT16_ROWS = define(
     "int16_rows(Tensor x, Tensor norms) -> (Tensor, Tensor)",
     reference.int16_rows,
@@ -596,6 +626,20 @@ _COLLECT_CANDIDATES = define(
     "Tensor fine_column_radius, Tensor fine_row_slack, Tensor fine_column_slack, int metric, "
     "Tensor? own, int first_row, int first_other, bool mirrored, int seen, int total) -> ()",
     reference.collect_candidates_,
+)
+# Parts of the two operators on CUDA devices whose products are Triton's.
+define(
+    "list_bits(Tensor bits, int columns) -> Tensor",
+    reference.list_bits,
+    lambda bits, columns: _fake_pairs(bits),
+)
+define(
+    "add_candidates_(Tensor(a!) candidates, Tensor(b!) counts, Tensor(c!) limits, "
+    "Tensor(d!)? far_candidates, Tensor(e!)? far_counts, Tensor(f!)? far_limits, int k, "
+    "Tensor bits, Tensor x, Tensor y, Tensor row_term, Tensor column_term, Tensor row_radius, "
+    "Tensor column_radius, Tensor row_slack, Tensor column_slack, int metric, int first_row, "
+    "int first_item) -> ()",
+    reference.add_candidates_,
 )
 _SETTLE_CANDIDATES = define(
     "settle_candidates(Tensor candidates, Tensor counts, Tensor lists, Tensor chosen, "

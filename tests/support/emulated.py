@@ -38,6 +38,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
     "-Werror",
+    "-Wno-unknown-pragmas",  # how far loops are unrolled
     "-fvisibility=hidden",
     "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
     "-DUSE_CUDA",
@@ -65,6 +66,10 @@ OPERATORS = (
     "count_impostors",
     "count_certain",
     "refine_pairs",
+    "list_bits",
+    "add_candidates_",
+    "int16_rows",
+    "int8_rows",
 )
 
 
