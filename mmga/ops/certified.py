@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops import _extension, reference
-from mmga.ops._library import define, has_kernel
+from mmga.ops._library import LIBRARY, by_triton, define, has_kernel, triton_serves
 from mmga.ops.ranking import COUNT_ALL, Masks, Matches, Tile
 
 # Candidates beyond k that a list collects before it is sorted, which lowers its limit.
@@ -179,6 +179,15 @@ def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 def multiplies_int8() -> bool:
     """Return whether products of `int8_rows` are fast: the processor has instructions for them."""
     return _extension.int8_instructions() and has_kernel("int8_products_", "CPU")
+
+
+def device_multiplies_int8(device: torch.device) -> bool:
+    """Return whether a CUDA device has tensor cores and all kernels for products of 8 bits."""
+    return (
+        device.type == "cuda"
+        and all(has_kernel(name, "CUDA") for name in ("collect_candidates_", "add_candidates_"))
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -396,7 +405,14 @@ class CandidateLists:
     Memory: 20 bytes a slot and row.
     """
 
-    def __init__(self, rows: int, k: int, slots: int, far_slots: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        k: int,
+        slots: int,
+        far_slots: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Start with empty lists.
 
         Args:
@@ -404,10 +420,11 @@ class CandidateLists:
             k: nearest wanted.
             slots: candidates of a row, above k; a row with as many is lost.
             far_slots: the same for the farthest; 0: it is not wanted.
+            device: of the rows.
         """
         self._k = k
-        self._nearest = _empty_lists(rows, slots)
-        self._farthest = _empty_lists(rows, far_slots) if far_slots else None
+        self._nearest = _empty_lists(rows, slots, device)
+        self._farthest = _empty_lists(rows, far_slots, device) if far_slots else None
 
     def collect(
         self,
@@ -497,12 +514,12 @@ class CandidateLists:
         return candidates[:, :most, 0].contiguous(), used
 
 
-def _empty_lists(rows: int, slots: int) -> tuple[Tensor, ...]:
+def _empty_lists(rows: int, slots: int, device: torch.device | str) -> tuple[Tensor, ...]:
     """Return the candidates, counts and limits of empty lists."""
     return (
-        torch.empty((rows, slots, 3), dtype=torch.int32, device="cpu"),
-        torch.zeros(rows, dtype=torch.int32, device="cpu"),
-        torch.full((rows,), torch.inf, dtype=torch.float32, device="cpu"),
+        torch.empty((rows, slots, 3), dtype=torch.int32, device=device),
+        torch.zeros(rows, dtype=torch.int32, device=device),
+        torch.full((rows,), torch.inf, dtype=torch.float32, device=device),
     )
 
 
@@ -657,3 +674,26 @@ _NEAREST_OF = define(
     reference.nearest_of,
     lambda index, distance, k: (index.new_empty(len(index), k), distance.new_empty(len(index), k)),
 )
+
+
+def int8_products_on_device(
+    x: Tensor, y: Tensor, row_unit: Tensor, column_unit: Tensor, out: Tensor
+) -> None:
+    """Write what `reference.int8_products_` does, by the library that torch has for int8.
+
+    It multiplies shapes that are multiples of 8, and more than 16 rows; others are padded.
+    """
+    rows, columns, width = len(x), len(y), x.shape[1]
+    if not rows or not columns:
+        return
+    more = -width % 8 if width else 8
+    x = torch.nn.functional.pad(x, (0, more, 0, max(0, 24 - rows)))
+    y = torch.nn.functional.pad(y, (0, more, 0, -columns % 8))
+    products = torch._int_mm(x, y.t())[:rows, :columns]
+    out.copy_(products).mul_(row_unit[:, None]).mul_(column_unit)
+
+
+if triton_serves():
+    for _name in ("count_certain_int8", "collect_candidates_"):
+        LIBRARY.impl(_name, by_triton("certified", _name), "CUDA")
+    LIBRARY.impl("int8_products_", int8_products_on_device, "CUDA")

@@ -3,15 +3,11 @@
 Those of CUDA C++ run in emulation, those of Triton under its interpreter (tests/conftest.py).
 """
 
-import importlib.util
-
 import pytest
 import torch
 from cuda_cases import assert_same, check, of_reference
-from test_cuda_certified import arguments_of
-from test_certified import case
 
-from mmga.ops import certified, reference
+from mmga.ops import reference
 
 WIDTHS = [0, 1, 31, 64, 200, 256, 512, 1024, 1027]
 
@@ -21,9 +17,8 @@ def test_int8_rows(cuda, width):
     x = torch.randn(9, width, generator=torch.Generator().manual_seed(width))
     x[3] = 0
     x[4] *= 1e-30
-    numbers, unit, error = check(cuda, "int8_rows", x, rtol=1e-5)
+    _, unit, _ = check(cuda, "int8_rows", x, rtol=1e-5)
     assert torch.equal(unit, reference.int8_rows(x)[1])
-    assert numbers.shape == (9, width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -1,8 +1,9 @@
 """Triton kernels of certified ranks and neighbours: 8-bit products whose tile is never written.
 
 A program multiplies a block of rows by a block of columns on tensor cores, exactly in int32, turns
-the sums into keys and compares these with bounds while they are in registers; a bit for each pair says
-which bounds cannot decide, or exclude. Bound by the products, 2 R W D operations.
+the sums into keys and compares these with bounds while they are in registers. What is written is a
+bit for each pair that bounds do not decide, or not exclude. Bound by the products, 2 R W D
+operations.
 
 An item precedes a match if its key, with the width of its interval added, is below the lower
 threshold, and does not if its key less the width is above the upper one.
@@ -93,7 +94,9 @@ def _first(list_ptr, low, high, value, steps):
 
 
 @triton.jit
-def _store_bits(bits_ptr, wanted, line, word, there, words, LINES: tl.constexpr, ALONG: tl.constexpr):
+def _store_bits(
+    bits_ptr, wanted, line, word, there, words, LINES: tl.constexpr, ALONG: tl.constexpr
+):
     """Write a block of truths, a bit each, 32 of a line to a word.
 
     Args:
@@ -162,9 +165,7 @@ def count_certain_kernel(
         cameras = tl.load(row_camera_ptr + row), tl.load(column_camera_ptr + column)
         counted = counted & (cameras[0][:, None] != cameras[1][None, :])
     if removed_ptr is not None:
-        removed = tl.load(
-            removed_ptr + row.to(tl.int64)[:, None] * removed_step + column[None, :]
-        )
+        removed = tl.load(removed_ptr + row.to(tl.int64)[:, None] * removed_step + column[None, :])
         counted = counted & (removed == 0)
     # Of the items that a row ignores, those of this block follow one another.
     first, last = tl.load(ignored_start_ptr + row), tl.load(ignored_start_ptr + row + 1)
