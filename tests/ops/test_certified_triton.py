@@ -96,7 +96,7 @@ def test_neighbours_are_those_of_the_cpu(triton, monkeypatch, metric, same, k):
     """Several tiles of several panels, each pair met once where there is one set."""
     for name, value in (("_LEAST_TILE", 64), ("_LARGEST_TILE", 64)):
         monkeypatch.setattr(one_look, name, value)
-    monkeypatch.setattr(triton, "_LEAST_PANEL", 40)
+    monkeypatch.setattr(triton, "LEAST_PANEL", 40)
     g = torch.Generator().manual_seed(k)
     items = torch.randn(600, 70, generator=g)
     items[300:340] = items[:40]  # copies, which tie

@@ -29,7 +29,7 @@ from mmga.ops.reference import METRICS
 BLOCKS: dict[str, int] = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 128, "GROUP": 8}
 WARPS, STAGES = 8, 3
 # Columns that rows without limits meet first: each of their pairs is bounded by 16 bits.
-_LEAST_PANEL = 256
+LEAST_PANEL = 64
 
 
 @triton.jit
@@ -342,12 +342,12 @@ def collect_candidates_(
     """
     rows, width = len(x), x.shape[1]
     of_rows = slice(first_row, first_row + rows)
-    lists = candidates, counts, limits, far_candidates, far_counts, far_limits, k
+    lists = candidates, counts, limits, far_candidates, far_counts, far_limits
     fine_rows = fine_x, fine_row_term, fine_row_radius, fine_row_slack
     fine_columns = fine_y, fine_column_term, fine_column_radius, fine_column_slack
     begin = 0
     while begin < len(y) and rows:
-        size = min(max(_LEAST_PANEL, seen + begin), len(y) - begin)
+        size = min(max(LEAST_PANEL, seen + begin), len(y) - begin)
         part, item = slice(begin, begin + size), first_other + begin
         items = slice(item, item + size)
         met = _bits(rows, size, x.device)
@@ -363,15 +363,29 @@ def collect_candidates_(
                 met.shape[1], 0 if mirror is None else mirror.shape[1],
                 **_options(metric, width),
             )  # fmt: skip
+        kept = kept_rank(seen + begin + size, k, total)
         panel = tuple(values[part] for values in fine_columns)
-        _add(lists, met, fine_rows, panel, metric, first_row, item)
+        _add(lists, kept, met, fine_rows, panel, metric, first_row, item)
         if mirror is not None:
-            _add(lists, mirror, panel, fine_rows, metric, item, first_row)
+            _add(lists, kept, mirror, panel, fine_rows, metric, item, first_row)
         begin += size
 
 
+def kept_rank(seen: int, k: int, total: int) -> int:
+    """Return how many candidates a list surely keeps after so many of all columns.
+
+    Where these come in random order (else `total` is 0), so many of the k nearest are among those
+    seen, and hardly ever more: of a Poisson distribution's tail 1e-4.
+    """
+    if seen >= total:
+        return k
+    mean = k * seen / total
+    return min(k, int(mean + 3.7 * mean**0.5 + 2))
+
+
 def _add(
-    lists: tuple[Tensor | int | None, ...],
+    lists: tuple[Tensor | None, ...],
+    kept: int,
     bits: Tensor,
     rows: tuple[Tensor, ...],
     columns: tuple[Tensor, ...],
@@ -382,7 +396,7 @@ def _add(
     """Add pairs to the lists of their rows, of which both sides have 16-bit numbers and bounds."""
     (x, *of_rows), (y, *of_columns) = rows, columns
     sides = [side for pair in zip(of_rows, of_columns, strict=True) for side in pair]
-    torch.ops.mmga.add_candidates_(*lists, bits, x, y, *sides, metric, first_row, first_item)
+    torch.ops.mmga.add_candidates_(*lists, kept, bits, x, y, *sides, metric, first_row, first_item)
 
 
 def _bits(rows: int, columns: int, device: torch.device) -> Tensor:
