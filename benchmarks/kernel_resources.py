@@ -281,7 +281,8 @@ def table(found: list[Resources]) -> str:
     for (_, kernel, _), by_arch in rows.items():
         one = by_arch[archs[-1]]
         shared = sorted({by_arch[arch].shared for arch in archs})
-        cells = [f"`{kernel}`", str(one.threads), " to ".join(map(str, shared))]
+        span = str(shared[0]) if len(shared) == 1 else f"{shared[0]} to {shared[-1]}"
+        cells = [f"`{kernel}`", str(one.threads), span]
         cells += [f"{by_arch[a].registers}, {by_arch[a].occupancy:.0%}" for a in archs]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

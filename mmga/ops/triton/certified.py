@@ -94,6 +94,19 @@ def _first(list_ptr, low, high, value, steps):
 
 
 @triton.jit
+def _without_ignored(counted, start_ptr, item_ptr, row, items, steps):
+    """Return which pairs of a block are counted, less those whose items their row ignores."""
+    first, last = tl.load(start_ptr + row), tl.load(start_ptr + row + 1)
+    # Those of this block follow one another.
+    first = _first(item_ptr, first, last, tl.min(items).to(tl.int64), steps)
+    last = _first(item_ptr, first, last, tl.max(items).to(tl.int64) + 1, steps)
+    for k in range(0, tl.max(last - first).to(tl.int32)):
+        ignored = tl.load(item_ptr + first + k, mask=first + k < last, other=-1)
+        counted = counted & (ignored[:, None] != items[None, :])
+    return counted
+
+
+@triton.jit
 def _store_bits(
     bits_ptr, wanted, line, word, there, words, LINES: tl.constexpr, ALONG: tl.constexpr
 ):
@@ -167,15 +180,9 @@ def count_certain_kernel(
     if removed_ptr is not None:
         removed = tl.load(removed_ptr + row.to(tl.int64)[:, None] * removed_step + column[None, :])
         counted = counted & (removed == 0)
-    # Of the items that a row ignores, those of this block follow one another.
-    first, last = tl.load(ignored_start_ptr + row), tl.load(ignored_start_ptr + row + 1)
-    item = tl.zeros_like(first) + (offset + at_column * BLOCK_N)
-    first = _first(ignored_item_ptr, first, last, item, steps)
-    last = _first(ignored_item_ptr, first, last, item + BLOCK_N, steps)
-    items = (offset + columns)[None, :]
-    for k in range(0, tl.max(last - first).to(tl.int32)):
-        ignored = tl.load(ignored_item_ptr + first + k, mask=first + k < last, other=-1)
-        counted = counted & (ignored[:, None] != items)
+    counted = _without_ignored(
+        counted, ignored_start_ptr, ignored_item_ptr, row, offset + columns, steps
+    )
 
     start = tl.load(match_start_ptr + row)
     count = (tl.load(match_start_ptr + row + 1) - start).to(tl.int32)
