@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := $(wildcard csrc/*.* csrc/*/*.*) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test ablation lint docs dist bench gpu-check clean
+.PHONY: demo test ablation lint docs dist bench gpu-check gpu-ablation clean
 
 # torch comes first: the isolated build of the kernels then finds its headers and downloads nothing
 # a second time.
@@ -45,9 +45,14 @@ dist: $(VENV)/mmga.done
 bench: $(VENV)/mmga.done
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
 
-# Needs no network: builds in place with the Python that has torch, .venv's where there is one.
+# Need no network: they run with the Python that has torch, .venv's where there is one. The first
+# builds in place and takes eight minutes at most, the second five.
+TORCH_PYTHON = $(firstword $(wildcard $(BIN)/python) $(PYTHON))
 gpu-check:
-	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu_check
+	timeout --kill-after=5 485 $(TORCH_PYTHON) -m benchmarks.gpu_check
+
+gpu-ablation:
+	timeout --kill-after=5 305 $(TORCH_PYTHON) -m benchmarks.gpu_ablation
 
 clean:
 	rm -rf $(VENV) build dist site mmga/_C*.so mmga/_build_info.json

@@ -98,7 +98,7 @@ def cuda_build(tmp_path_factory):
         "-DMMGA_CUDA=check",
         "-DMMGA_WERROR=ON",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
-        "-DCMAKE_CUDA_ARCHITECTURES=80;90",
+        "-DCMAKE_CUDA_ARCHITECTURES=80;90;100",
     )
     assert configured.returncode == 0, configured.stderr
     built = run(cmake, "--build", folder, "--target", "_C_cuda", "--parallel", "2")
@@ -113,7 +113,7 @@ def find_nvcc() -> str | None:
 
 
 def test_every_cuda_file_compiles(cuda_build):
-    """sm_80 and sm_90, warnings as errors."""
+    """sm_80, sm_90 and sm_100, warnings as errors."""
     folder, _ = cuda_build
     sources = REPOSITORY / "csrc" / "cuda"
     for kind in ("cu", "cpp"):
@@ -130,8 +130,9 @@ def test_no_kernel_spills(cuda_build):
         r".*Used (\d+) registers"
     )
     found = re.findall(pattern, report)
-    kernels = {arch: {name for name, of, *_ in found if of == arch} for arch in ("sm_80", "sm_90")}
-    assert len(kernels["sm_80"]) == len(kernels["sm_90"]) > 20
+    kernels = {of: {name for name, arch, *_ in found if arch == of} for _, of, *_ in found}
+    assert sorted(kernels) == ["sm_100", "sm_80", "sm_90"]
+    assert len({len(names) for names in kernels.values()}) == 1 and len(kernels["sm_90"]) > 20
     assert len(found) == report.count("Compiling entry function")
     assert not [entry for entry in found if entry[2:5] != ("0", "0", "0")]
     assert not [entry for entry in found if int(entry[5]) > 128]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,13 @@ from mmga.ops import distance, reference
 from mmga.ops.ranking import Matches, Tile, count_preceding
 
 MARKET = {"persons": 750, "queries": 3368, "gallery": 15913, "distractors": 2798}
+MSMT17 = {"persons": 3060, "queries": 11659, "gallery": 82161, "distractors": 0}
 DISTRACTORS = 500_000
+# Neighbours of each item, and items whose neighbours the CPU finds too.
+NEAREST, CHECKED = 20, 1000
+# Items of Market-1501's training set, which are clustered.
+CLUSTERED = 12_936
+CLASSES = {"persons": 751, "queries": 1, "distractors": 0}
 # Small dimensions are where a fused kernel of products and counts may win.
 DIMENSIONS = (128, 256, 512, 2048)
 
@@ -50,25 +57,28 @@ def plain(
     operations = 2 * len(x) * len(y) * width
     out = torch.empty(len(x), len(y), device=device)
     with products_in("ieee"):
-        product = median_seconds([lambda: torch.mm(x, y.T, out=out)], device, repeats=10)
-        yield Figure(f"one product, D {width}", product, x.nbytes + y.nbytes, operations)
-        seconds = wall_seconds(lambda: mmga.evaluate(query, gallery), device)
+        call = functools.partial(torch.mm, x, y.T, out=out)
+        product = median_seconds([call], device, repeats=10)
+    yield Figure(f"one product, D {width}", product, x.nbytes + y.nbytes, operations)
     report = mmga.evaluate(query, gallery)
+    seconds = wall_seconds(lambda: mmga.evaluate(query, gallery), device, repeats=5)
+    same = same_as_cpu(report, mmga.evaluate(query, gallery, device="cpu"))
     more = {"times_the_product": seconds / product, "mAP": report.mAP, "by_phase": report.seconds}
-    yield Figure(f"metrics from features, D {width}", seconds, None, operations, more=more)
-    if device.type == "cpu":
-        return  # which certifies by itself
+    more |= {"same_as_cpu": same, "levels": report.extra["certified"]["levels"]}
+    bytes_ = x.nbytes + y.nbytes
+    yield Figure(f"metrics, certified, D {width}", seconds, bytes_, operations, "int8", more)
     if time.monotonic() > deadline:
         return
+    seconds = wall_seconds(lambda: mmga.evaluate(query, gallery, exact="float32"), device)
+    yield Figure(f"metrics in float32, D {width}", seconds, bytes_, operations)
 
-    def certified() -> mmga.Report:
-        return mmga.evaluate(query, gallery, exact="certified")
 
-    seconds, found = wall_seconds(certified, device), certified()
-    differ = found.per_query.first_rank != report.per_query.first_rank
-    more = {"mAP": found.mAP, "first_ranks_that_differ": int(differ.sum())}
-    yield Figure(
-        f"metrics from features, D {width}, certified", seconds, None, operations, more=more
+def same_as_cpu(found: mmga.Report, expected: mmga.Report) -> bool:
+    """Return whether two certified reports have the same integers for every query."""
+    sides = found.per_query, expected.per_query
+    return all(
+        np.array_equal(getattr(sides[0], name), getattr(sides[1], name), equal_nan=True)
+        for name in ("first_rank", "num_matches", "tied", "average_precision")
     )
 
 
@@ -143,5 +153,46 @@ def reranked(
         seconds,
         4 * count * width,
         operations,
-        more=more,
+        "int8",
+        more,
+    )
+
+
+def neighbours(
+    device: torch.device,
+    deadline: float,
+    sizes: dict[str, int] = MARKET,
+    width: int = 512,
+    distractors: int = DISTRACTORS,
+) -> Iterator[Figure]:
+    """Yield the time of the nearest of every item, certified and in float32."""
+    query, gallery = market(device, width, sizes, distractors)
+    items = torch.cat([query.rows.whole(), gallery.rows.whole()])
+    del query, gallery
+    operations = len(items) ** 2 * width  # half of the symmetric product
+    found = mmga.nearest(items, items, NEAREST)
+    few = mmga.nearest(items[:CHECKED].cpu(), items.cpu(), NEAREST)[1]
+    same = {"same_as_cpu": torch.equal(found[1][:CHECKED].cpu(), few)}
+    for exact, rate in (("certified", "int8"), ("float32", "ieee")):
+        if time.monotonic() > deadline:
+            return
+        seconds = wall_seconds(
+            functools.partial(mmga.nearest, items, items, NEAREST, exact=exact), device, repeats=1
+        )
+        more = same if exact == "certified" else {}
+        name = f"{NEAREST} nearest of {len(items)} x {width}, {exact}"
+        yield Figure(name, seconds, items.nbytes, operations, rate, more)
+
+
+def jaccard(
+    device: torch.device, deadline: float, count: int = CLUSTERED, width: int = 2048
+) -> Iterator[Figure]:
+    """Yield the time of the Jaccard distances that clustering takes."""
+    items = market(device, width, {**CLASSES, "gallery": count})[1].rows.whole()
+    if time.monotonic() > deadline:
+        return
+    seconds = wall_seconds(functools.partial(mmga.jaccard_distance, items), device, repeats=2)
+    operations = len(items) ** 2 * width
+    yield Figure(
+        f"jaccard distances of {len(items)} x {width}", seconds, items.nbytes, operations, "int8"
     )

@@ -23,8 +23,8 @@ class Figure:
         name: workload and provider.
         seconds: median.
         bytes: that must move, if counted.
-        operations: that must be done, if counted, and of which rate (`ieee`, `tf32`, `bf16`).
-        rate: name of that rate.
+        operations: that must be done, if counted.
+        rate: of these operations: `ieee`, `tf32`, `bf16` or `int8`.
         more: anything else.
     """
 

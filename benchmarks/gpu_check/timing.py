@@ -102,4 +102,10 @@ def measured_rates(device: torch.device, size: int = 8192) -> dict[str, float]:
         with products_in("ieee" if name == "bf16" else name):
             seconds = median_seconds([product], device, repeats=10, warmup=3)
         rates[f"{name}_operations_per_second"] = 2 * size**3 / seconds
+    numbers = [
+        torch.randint(-127, 128, (size, size), dtype=torch.int8, device=device) for _ in range(2)
+    ]
+    product = functools.partial(torch._int_mm, numbers[0], numbers[1].t())
+    seconds = median_seconds([product], device, repeats=10, warmup=3)
+    rates["int8_operations_per_second"] = 2 * size**3 / seconds
     return rates

@@ -82,4 +82,60 @@ Tensor refine_pairs(const Tensor& undecided, const Tensor& x, const Tensor& y,
   return Kernels::refine_pairs(undecided, x, y, settlement);
 }
 
+// Words of a row that has a bit for each of so many columns.
+inline int64_t words_for(int64_t columns) { return (columns + 31) / 32; }
+
+template <typename Kernels>
+Tensor list_bits(const Tensor& bits, int64_t columns) {
+  const Arguments args("list_bits", bits);
+  const auto* words = args.input<int32_t>(bits, "bits", {kAny, words_for(columns)});
+  return Kernels::list_bits(bits, words, bits.size(0), bits.size(1));
+}
+
+inline BoundedLists bounded_lists(const Arguments& args, const Tensor& candidates,
+                                  const Tensor& counts, const Tensor& limits, int64_t kept) {
+  auto* values = args.output<int32_t>(candidates, "candidates", {kAny, kAny, 3});
+  const int64_t lists = candidates.size(0);
+  args.range("k", kept, 1, candidates.size(1) - 1);
+  return {values, args.output<int32_t>(counts, "counts", {lists}),
+          args.output<float>(limits, "limits", {lists}), candidates.size(1), kept};
+}
+
+template <typename Kernels>
+void add_candidates(Tensor candidates, Tensor counts, Tensor limits,
+                    std::optional<Tensor> far_candidates, std::optional<Tensor> far_counts,
+                    std::optional<Tensor> far_limits, int64_t k, const Tensor& bits,
+                    const Tensor& x, const Tensor& y, const Tensor& row_term,
+                    const Tensor& column_term, const Tensor& row_radius,
+                    const Tensor& column_radius, const Tensor& row_slack,
+                    const Tensor& column_slack, int64_t metric, int64_t first_row,
+                    int64_t first_item) {
+  const Arguments args("add_candidates_", candidates);
+  const BoundedLists nearest = bounded_lists(args, candidates, counts, limits, k);
+  BoundedLists farthest{};
+  const bool far = far_candidates.has_value();
+  args.require(far_counts.has_value() == far && far_limits.has_value() == far,
+               "far_candidates: expected with far_counts and far_limits, found some without the "
+               "others");
+  if (far) farthest = bounded_lists(args, *far_candidates, *far_counts, *far_limits, 1);
+  const auto* left = args.input<int16_t>(x, "x", {kAny, kAny});
+  const auto* right = args.input<int16_t>(y, "y", {kAny, x.size(1)});
+  const int64_t rows = x.size(0), columns = y.size(0), words = words_for(columns);
+  args.range("first_row", first_row, 0, candidates.size(0) - rows);
+  const FinePairs pairs{args.input<int32_t>(bits, "bits", {rows, words}),
+                        left,
+                        right,
+                        rows,
+                        words,
+                        x.size(1),
+                        pair_keys(args, x, y, row_term, column_term, metric),
+                        args.input<double>(row_radius, "row_radius", {rows}),
+                        args.input<double>(column_radius, "column_radius", {columns}),
+                        args.input<double>(row_slack, "row_slack", {rows}),
+                        args.input<double>(column_slack, "column_slack", {columns}),
+                        first_row,
+                        first_item};
+  Kernels::add_candidates(candidates, nearest, farthest, pairs);
+}
+
 }  // namespace mmga

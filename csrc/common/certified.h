@@ -66,4 +66,28 @@ struct Settlement {
   int64_t* tied;
 };
 
+// Lists of candidates: items, and the bits of two floats, bounds of their keys.
+struct BoundedLists {
+  int32_t* candidates;  // [lists, slots, 3]; null: there are none
+  int32_t* counts;      // -1: candidates were lost
+  float* limits;
+  int64_t slots;
+  int64_t kept;  // nearest that are wanted
+};
+
+// Rows and columns as 16-bit integers, with the bounds of their keys, and a bit for each pair whose
+// column may be a candidate of the row.
+struct FinePairs {
+  const int32_t* bits;  // [rows, words]
+  const int16_t* x;
+  const int16_t* y;
+  int64_t rows, words, width;
+  PairKeys key;
+  const double* row_radius;
+  const double* column_radius;
+  const double* row_slack;
+  const double* column_slack;
+  int64_t first_row, first_item;  // the list of the first row, the item of the first column
+};
+
 }  // namespace mmga

@@ -1,5 +1,7 @@
 // Features as integers of 8 or 16 bits on the CPU. mmga/ops/reference specifies every function.
 
+#include "common/quantize.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -20,34 +22,12 @@
 namespace mmga {
 namespace {
 
-constexpr float kMostOfByte = 127, kMostOfShort = 32767;
-constexpr int64_t kWidestShorts = 1 << 24;
-
 typedef float Floats __attribute__((vector_size(kVectorBytes)));
 constexpr int64_t kLanes = kVectorBytes / sizeof(float);
 
-// Columns that a vector of the mixing should have, and the most rows.
-constexpr int64_t kColumns = 16, kMostMixed = 64;
-
-// Returns how many entries of a row of `width` are mixed with each other: a power of four.
-int64_t mixed_entries(int64_t width) {
-  int64_t count = 1;
-  while (count < kMostMixed && width % (4 * count) == 0 && width / (4 * count) >= kColumns) {
-    count *= 4;
-  }
-  return count;
-}
-
-// Returns the signs by which entries are multiplied before they are mixed: the last bits of
-// SplitMix64.
 std::vector<float> mixing_signs(int64_t width) {
   std::vector<float> signs(width);
-  for (int64_t i = 0; i < width; ++i) {
-    uint64_t z = (static_cast<uint64_t>(i) + 1) * 0x9E3779B97F4A7C15;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    signs[i] = ((z ^ (z >> 31)) & 1) != 0 ? -1.0F : 1.0F;
-  }
+  for (int64_t i = 0; i < width; ++i) signs[i] = mixing_sign(i);
   return signs;
 }
 

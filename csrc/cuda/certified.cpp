@@ -1,4 +1,4 @@
-// The host side of the operators of certified ranks.
+// The host side of the operators of certified ranks and neighbours.
 #include "args/certified.h"
 
 #include "cuda/certified.cuh"
@@ -11,11 +11,11 @@ namespace {
 constexpr int64_t kNumbers = sizeof(Undecided) / sizeof(int32_t);
 
 // Turns lengths [count + 1] into offsets; returns room for as many pairs.
-Tensor new_pairs(const Device& device, const Tensor& lengths) {
+Tensor new_pairs(const Device& device, const Tensor& lengths, int64_t numbers = kNumbers) {
   auto* offsets = data_of<int64_t>(lengths);
   const int64_t count = lengths.numel() - 1;
   STD_CUDA_CHECK(launch_offsets(offsets, count, device.stream()));
-  return new_tensor<int32_t>(lengths, {device.read(offsets + count), kNumbers});
+  return new_tensor<int32_t>(lengths, {device.read(offsets + count), numbers});
 }
 
 struct Cuda {
@@ -55,6 +55,23 @@ struct Cuda {
                                      data_of<Undecided>(still), device.stream()));
     return still;
   }
+
+  static Tensor list_bits(const Tensor& like, const int32_t* bits, int64_t rows, int64_t words) {
+    const Device device(like);
+    const Tensor lengths = new_tensor<int64_t>(like, {rows + 1});
+    auto* offsets = data_of<int64_t>(lengths);
+    STD_CUDA_CHECK(launch_count_bits(bits, rows, words, offsets, device.stream()));
+    const Tensor pairs = new_pairs(device, lengths, 2);
+    STD_CUDA_CHECK(
+        launch_list_bits(bits, rows, words, offsets, data_of<int32_t>(pairs), device.stream()));
+    return pairs;
+  }
+
+  static void add_candidates(const Tensor& like, const BoundedLists& nearest,
+                             const BoundedLists& farthest, const FinePairs& pairs) {
+    const Device device(like);
+    STD_CUDA_CHECK(launch_add_candidates(nearest, farthest, pairs, device.stream()));
+  }
 };
 
 }  // namespace
@@ -63,4 +80,6 @@ struct Cuda {
 MMGA_CUDA_LIBRARY(m) {
   m.impl("count_certain", TORCH_BOX(&mmga::count_certain<mmga::Cuda>));
   m.impl("refine_pairs", TORCH_BOX(&mmga::refine_pairs<mmga::Cuda>));
+  m.impl("list_bits", TORCH_BOX(&mmga::list_bits<mmga::Cuda>));
+  m.impl("add_candidates_", TORCH_BOX(&mmga::add_candidates<mmga::Cuda>));
 }

@@ -38,4 +38,16 @@ cudaError_t launch_refine_pairs(const Settlement& settlement, const PairRows<T>&
 cudaError_t launch_keep_pairs(const Undecided* pairs, int64_t count, const int64_t* offsets,
                               Undecided* kept, cudaStream_t stream);
 
+// Counts the bits of each of some rows.
+cudaError_t launch_count_bits(const int32_t* bits, int64_t rows, int64_t words, int64_t* counts,
+                              cudaStream_t stream);
+
+// Writes the row and the column of every bit; those of row r begin at offsets[r].
+cudaError_t launch_list_bits(const int32_t* bits, int64_t rows, int64_t words,
+                             const int64_t* offsets, int32_t* pairs, cudaStream_t stream);
+
+// Adds the pairs that have a bit to the rows' lists, as far as their keys allow.
+cudaError_t launch_add_candidates(const BoundedLists& nearest, const BoundedLists& farthest,
+                                  const FinePairs& pairs, cudaStream_t stream);
+
 }  // namespace mmga

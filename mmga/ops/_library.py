@@ -4,6 +4,9 @@ C++ and CUDA kernels are registered by their libraries for the CPU and CUDA keys
 over the reference, which is registered for every device.
 """
 
+import functools
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +41,30 @@ def define(
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mmga::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.mmga, name).default
+
+
+@functools.cache
+def triton_serves() -> bool:
+    """Return whether Triton's kernels serve CUDA tensors in this process."""
+    return (
+        torch.cuda.is_available()
+        and importlib.util.find_spec("triton") is not None
+        and not _extension.disabled()
+    )
+
+
+def by_triton(module: str, name: str) -> Callable[..., Any]:
+    """Return the launcher of an operator; Triton itself is imported at the first call.
+
+    Args:
+        module: of `mmga.ops.triton`.
+        name: of the function in it.
+    """
+
+    def launch(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"mmga.ops.triton.{module}"), name)(*args)
+
+    return launch
 
 
 def has_kernel(name: str, key: str) -> bool:

@@ -11,15 +11,13 @@ On CUDA devices the kernels are Triton's, for every dtype but float64, which the
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmga.ops import _extension, reference
+from mmga.ops import _library, reference
 from mmga.ops._library import LIBRARY, define, has_kernel
 from mmga.ops.memory_format import empty_gradients, memory_format
 
@@ -301,22 +299,18 @@ torch.library.register_autograd(
 
 
 def _triton(name: str, reference_of_float64: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the Triton launcher of an op; Triton itself is imported at the first call."""
+    """Return Triton's launcher of an op, which leaves float64 to the reference."""
+    by_triton = _library.by_triton("attention", name)
 
     def launch(*args: Any) -> Any:
         if any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in args):
             return reference_of_float64(*args)
-        kernels = importlib.import_module("mmga.ops.triton.attention")
-        return getattr(kernels, name)(*args)
+        return by_triton(*args)
 
     return launch
 
 
-if (
-    torch.cuda.is_available()
-    and importlib.util.find_spec("triton") is not None
-    and not _extension.disabled()
-):
+if _library.triton_serves():
     for _name, _reference in (
         ("attention_multiply", _multiply),
         ("attention_multiply_backward", _multiply_backward),

@@ -11,7 +11,7 @@ def backends() -> dict[str, str]:
     """Return, for each back end, `active: ...` or the reason why it is not.
 
     The keys are `reference` (plain PyTorch, always there), `cpu` (C++), `cuda` (CUDA C++) and
-    `triton` (attention on CUDA devices).
+    `triton` (attention and products of 8 bits on CUDA devices).
     """
     record = _extension.load()
     cuda = record["cuda"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops import _extension, reference
-from mmga.ops._library import define, has_kernel
+from mmga.ops._library import LIBRARY, by_triton, define, has_kernel, triton_serves
 from mmga.ops.ranking import COUNT_ALL, Masks, Matches, Tile
 
 # Candidates beyond k that a list collects before it is sorted, which lowers its limit.
@@ -93,7 +93,7 @@ def thresholds(match_start: Tensor, match_key: Tensor, row_slack: Tensor) -> tup
 
 
 def count_certain(
-    tile: Tile,
+    tile: Tile | Int8Tile,
     rows: slice,
     matches: Matches,
     limits: tuple[Tensor, Tensor],
@@ -101,6 +101,8 @@ def count_certain(
     masks: Masks = COUNT_ALL,
 ) -> Tensor:
     """Count the items that certainly precede the matches of a tile's rows.
+
+    A tile of 8-bit rows is never held: its products are compared where they are computed.
 
     Args:
         limits: `thresholds` of the matches, which include the row slack.
@@ -110,9 +112,12 @@ def count_certain(
         The undecided pairs, int32 [P, 4].
     """
     ends = slice(rows.start, rows.stop + 1)
-    undecided: Tensor = _COUNT_CERTAIN(
-        *tile.arguments(),
-        tile.offset,
+    if isinstance(tile, Int8Tile):
+        count, of_tile = _COUNT_CERTAIN_INT8, tuple(tile)
+    else:
+        count, of_tile = _COUNT_CERTAIN, (*tile.arguments(), tile.offset)
+    undecided: Tensor = count(
+        *of_tile,
         bound.row_radius.to(torch.float32),
         bound.column_radius.to(torch.float32),
         bound.column_slack.to(torch.float32),
@@ -127,6 +132,44 @@ def count_certain(
     return undecided
 
 
+class Int8Tile(NamedTuple):
+    """A tile of inner products of `int8_rows` that are computed where they are needed.
+
+    Attributes:
+        x: int8 [R, D].
+        y: int8 [W, D].
+        row_unit: float32 [R], with `column_unit` [W]: units of the numbers.
+        column_unit: see `row_unit`.
+        row_term: float32 [R], with `column_term` [W]: as those of `ranking.Tile`.
+        column_term: see `row_term`.
+        metric: index into `reference.METRICS`: cosine or euclidean.
+        offset: item number of the first column.
+    """
+
+    x: Tensor
+    y: Tensor
+    row_unit: Tensor
+    column_unit: Tensor
+    row_term: Tensor
+    column_term: Tensor
+    metric: int
+    offset: int
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return len(self.y)
+
+    def cut(self, columns: slice) -> Int8Tile:
+        """Return some columns, given their places."""
+        return self._replace(
+            y=self.y[columns],
+            column_unit=self.column_unit[columns],
+            column_term=self.column_term[columns],
+            offset=self.offset + columns.start,
+        )
+
+
 def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """Round features of length 2^15 to integers (`reference.int16_rows`)."""
     numbers, error = _INT16_ROWS(x, norms)
@@ -136,6 +179,15 @@ def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 def multiplies_int8() -> bool:
     """Return whether products of `int8_rows` are fast: the processor has instructions for them."""
     return _extension.int8_instructions() and has_kernel("int8_products_", "CPU")
+
+
+def device_multiplies_int8(device: torch.device) -> bool:
+    """Return whether a CUDA device has tensor cores and all kernels for products of 8 bits."""
+    return (
+        device.type == "cuda"
+        and all(has_kernel(name, "CUDA") for name in ("collect_candidates_", "add_candidates_"))
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,30 +270,6 @@ def filter_candidates(
         *tile.arguments(), *_limits(bound, near, far), first_item, tile.offset, symmetric
     )
     return pairs
-
-
-class Int8Tile(NamedTuple):
-    """A tile of inner products of `int8_rows` that are computed where they are needed.
-
-    Attributes:
-        x: int8 [R, D].
-        y: int8 [W, D].
-        row_unit: float32 [R], with `column_unit` [W]: units of the numbers.
-        column_unit: see `row_unit`.
-        row_term: float32 [R], with `column_term` [W]: as those of `ranking.Tile`.
-        column_term: see `row_term`.
-        metric: index into `reference.METRICS`: cosine or euclidean.
-        offset: item number of the first column.
-    """
-
-    x: Tensor
-    y: Tensor
-    row_unit: Tensor
-    column_unit: Tensor
-    row_term: Tensor
-    column_term: Tensor
-    metric: int
-    offset: int
 
 
 def filter_int8_candidates(
@@ -389,7 +417,14 @@ class CandidateLists:
     Memory: 20 bytes a slot and row.
     """
 
-    def __init__(self, rows: int, k: int, slots: int, far_slots: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        k: int,
+        slots: int,
+        far_slots: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Start with empty lists.
 
         Args:
@@ -397,10 +432,11 @@ class CandidateLists:
             k: nearest wanted.
             slots: candidates of a row, above k; a row with as many is lost.
             far_slots: the same for the farthest; 0: it is not wanted.
+            device: of the rows.
         """
         self._k = k
-        self._nearest = _empty_lists(rows, slots)
-        self._farthest = _empty_lists(rows, far_slots) if far_slots else None
+        self._nearest = _empty_lists(rows, slots, device)
+        self._farthest = _empty_lists(rows, far_slots, device) if far_slots else None
 
     def collect(
         self,
@@ -490,12 +526,12 @@ class CandidateLists:
         return candidates[:, :most, 0].contiguous(), used
 
 
-def _empty_lists(rows: int, slots: int) -> tuple[Tensor, ...]:
+def _empty_lists(rows: int, slots: int, device: torch.device | str) -> tuple[Tensor, ...]:
     """Return the candidates, counts and limits of empty lists."""
     return (
-        torch.empty((rows, slots, 3), dtype=torch.int32, device="cpu"),
-        torch.zeros(rows, dtype=torch.int32, device="cpu"),
-        torch.full((rows,), torch.inf, dtype=torch.float32, device="cpu"),
+        torch.empty((rows, slots, 3), dtype=torch.int32, device=device),
+        torch.zeros(rows, dtype=torch.int32, device=device),
+        torch.full((rows,), torch.inf, dtype=torch.float32, device=device),
     )
 
 
@@ -534,6 +570,17 @@ _COUNT_CERTAIN = define(
     "Tensor(a!) preceding) -> Tensor",
     reference.count_certain,
     _fake_undecided,
+)
+_COUNT_CERTAIN_INT8 = define(
+    "count_certain_int8(Tensor x, Tensor y, Tensor row_unit, Tensor column_unit, "
+    "Tensor row_term, Tensor column_term, int metric, int offset, "
+    "Tensor row_radius, Tensor column_radius, Tensor column_slack, "
+    "Tensor match_start, Tensor match_item, Tensor lower, Tensor upper, "
+    "Tensor ignored_start, Tensor ignored_item, "
+    "Tensor? row_camera, Tensor? column_camera, Tensor? removed, "
+    "Tensor(a!) preceding) -> Tensor",
+    reference.count_certain_int8,
+    lambda x, *inputs: _fake_undecided(x.to(torch.int32)),
 )
 _INT16_ROWS = define(
     "int16_rows(Tensor x, Tensor norms) -> (Tensor, Tensor)",
@@ -621,6 +668,20 @@ _COLLECT_CANDIDATES = define(
     "Tensor? own, int first_row, int first_other, bool mirrored, int seen, int total) -> ()",
     reference.collect_candidates_,
 )
+# Parts of the two operators on CUDA devices whose products are Triton's.
+define(
+    "list_bits(Tensor bits, int columns) -> Tensor",
+    reference.list_bits,
+    lambda bits, columns: _fake_pairs(bits),
+)
+define(
+    "add_candidates_(Tensor(a!) candidates, Tensor(b!) counts, Tensor(c!) limits, "
+    "Tensor(d!)? far_candidates, Tensor(e!)? far_counts, Tensor(f!)? far_limits, int k, "
+    "Tensor bits, Tensor x, Tensor y, Tensor row_term, Tensor column_term, Tensor row_radius, "
+    "Tensor column_radius, Tensor row_slack, Tensor column_slack, int metric, int first_row, "
+    "int first_item) -> ()",
+    reference.add_candidates_,
+)
 _SETTLE_CANDIDATES = define(
     "settle_candidates(Tensor candidates, Tensor counts, Tensor lists, Tensor chosen, "
     "Tensor? order, Tensor x, Tensor? more_x, Tensor? place_x, Tensor term_x, Tensor y, "
@@ -637,3 +698,26 @@ _NEAREST_OF = define(
     reference.nearest_of,
     lambda index, distance, k: (index.new_empty(len(index), k), distance.new_empty(len(index), k)),
 )
+
+
+def int8_products_on_device(
+    x: Tensor, y: Tensor, row_unit: Tensor, column_unit: Tensor, out: Tensor
+) -> None:
+    """Write what `reference.int8_products_` does, by the library that torch has for int8.
+
+    It multiplies shapes that are multiples of 8, and more than 16 rows; others are padded.
+    """
+    rows, columns, width = len(x), len(y), x.shape[1]
+    if not rows or not columns:
+        return
+    more = -width % 8 if width else 8
+    x = torch.nn.functional.pad(x, (0, more, 0, max(0, 24 - rows)))
+    y = torch.nn.functional.pad(y, (0, more, 0, -columns % 8))
+    products = torch._int_mm(x, y.t())[:rows, :columns]
+    out.copy_(products).mul_(row_unit[:, None]).mul_(column_unit)
+
+
+if triton_serves():
+    for _name in ("count_certain_int8", "collect_candidates_"):
+        LIBRARY.impl(_name, by_triton("certified", _name), "CUDA")
+    LIBRARY.impl("int8_products_", int8_products_on_device, "CUDA")

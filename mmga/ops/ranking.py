@@ -11,7 +11,6 @@ Arguments that recur, here and in `certified`:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -49,13 +48,10 @@ class Tile:
         empty = keys.new_empty(0)
         return cls(keys, offset, 0, empty, empty)
 
-    def split(self, width: int | None) -> Iterator[Tile]:
-        """Yield the tile in pieces of at most `width` columns; whole if None."""
-        if width is None or self.values.shape[1] <= width:
-            yield self
-            return
-        for left in range(0, self.values.shape[1], width):
-            yield self.cut(slice(left, left + width))
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.values.shape[1]
 
     def cut(self, columns: slice) -> Tile:
         """Return some columns, given their places."""

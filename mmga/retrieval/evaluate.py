@@ -93,7 +93,7 @@ def evaluate(
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
             ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
             None: certified, but float32 for parts, verification, single-shot galleries, norms
-            outside 2^-40 to 2^40, and CUDA (which certifies if asked to). The report says which.
+            outside 2^-40 to 2^40, and features that exceed a device. The report says which.
         max_rank: length of the CMC curve.
         trials: seeded draws of ``cuhk03-single-shot`` and ``single-shot``, where 0 is the exact
             expectation, and of ``vehicleid``, where 0 means 10.
@@ -339,8 +339,6 @@ def _obstacle(problem: RankingProblem, options: EvaluationOptions) -> str | None
         return "together with verification, which counts float32 distances"
     if options.protocol.single_shot:
         return "of galleries that are drawn"
-    if problem.device.type != "cpu" and options.exact is None:
-        return f"on {problem.device.type} devices unless asked for"
     if problem.share.group.any(not problem.items.near):
         return "of features that exceed the device"
     sides = zip(("query", "gallery"), problem.norms, strict=True)
@@ -369,10 +367,8 @@ def plain_ranks(
 def _certify(problem: RankingProblem, seed: int) -> tuple[PerQuery, Stages]:
     """Rank by exact keys, through the stages that counts of a pilot say are cheapest."""
     sides = problem.queries, problem.share, problem.selection
-    stages, tile = Stages(), None
-    if problem.placed.room is None:
-        stages = plan(*sides, seed)
-    else:  # a device's products are worth no detour
+    stages, tile = plan(*sides, seed), None
+    if problem.placed.room is not None:
         tile = tile_within(problem.placed.room, problem.queries.dimension)
     ranking = CertifiedPass(*sides, stages, problem.placed.memory, tile)
     return ranking.rank(problem.monitor), stages

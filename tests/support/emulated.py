@@ -27,6 +27,7 @@ from mmga.ops import (  # noqa: F401
     neighbours,
     ranking,
 )
+from mmga.ops._library import by_triton
 
 HERE = REPOSITORY / "tests" / "cuda_emulation"
 FOLDER = REPOSITORY / "build" / "cuda_emulation"
@@ -38,6 +39,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
     "-Werror",
+    "-Wno-unknown-pragmas",  # how far loops are unrolled
     "-fvisibility=hidden",
     "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",
     "-DUSE_CUDA",
@@ -65,6 +67,10 @@ OPERATORS = (
     "count_impostors",
     "count_certain",
     "refine_pairs",
+    "list_bits",
+    "add_candidates_",
+    "int16_rows",
+    "int8_rows",
 )
 
 
@@ -168,9 +174,15 @@ def library() -> ctypes.CDLL:
 
 
 def serve_the_cpu() -> torch.library.Library:
-    """Make the emulated operators those of the CPU, in a process without compiled kernels."""
+    """Make the operators of a CUDA device those of the CPU, in a process without compiled kernels.
+
+    Those of Triton are interpreted: TRITON_INTERPRET=1 must be set.
+    """
     library()
     kernels = torch.library.Library("mmga", "IMPL")
     for name in OPERATORS:
         kernels.impl(name, getattr(torch.ops.mmga_emulated, name).default, "CPU")
+    for name in ("count_certain_int8", "collect_candidates_"):
+        kernels.impl(name, by_triton("certified", name), "CPU")
+    kernels.impl("int8_products_", certified.int8_products_on_device, "CPU")
     return kernels

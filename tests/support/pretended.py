@@ -104,6 +104,7 @@ class PretendedDevice(TorchFunctionMode):
             mock.patch.object(placement, "free_bytes", lambda device: free),
             mock.patch.object(placement, "total_bytes", lambda device: total),
             mock.patch("mmga.retrieval.evaluate.resolve_device", self._resolved),
+            mock.patch("mmga.retrieval.bounds.planner.device_multiplies_int8", lambda device: True),
             mock.patch.object(transfer, "streams_on", self._streams),
             mock.patch.object(transfer.BlockTransfer, "blocks", counted),
         ]

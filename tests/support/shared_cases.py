@@ -109,7 +109,7 @@ def small_tiles(planned: str):
             (selection, "_COUNTED_COLUMNS", 100),
             (rank_certified, "making_cost", lambda tiles, width: 0.0),
             (planner, "_FIT_SHARE", 1e9 if planned == "coordinates" else 0.0),
-            (planner, "takes_int8", lambda width: planned == "int8"),
+            (planner, "takes_int8", lambda width, device: planned == "int8"),
         ):
             changed.enter_context(mock.patch.object(module, name, value))
         yield

@@ -82,6 +82,64 @@ def count_certain(
     return torch.cat(undecided).to(torch.int32)
 
 
+def count_certain_int8(
+    x: Tensor,
+    y: Tensor,
+    row_unit: Tensor,
+    column_unit: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    metric: int,
+    offset: int,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    column_slack: Tensor,
+    match_start: Tensor,
+    match_item: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    ignored_start: Tensor,
+    ignored_item: Tensor,
+    row_camera: Tensor | None,
+    column_camera: Tensor | None,
+    removed: Tensor | None,
+    preceding: Tensor,
+) -> Tensor:
+    """Count as `count_certain` in the tile of `int8_products_`, but nothing of undecided pairs.
+
+    Returns:
+        The pairs that are undecided for a match of their row, int32 [P, 4], ascending: row, column,
+        and all matches of the row: 0 and their number.
+    """
+    values = torch.empty(len(x), len(y), dtype=torch.float32, device=x.device)
+    int8_products_(x, y, row_unit, column_unit, values)
+    undecided = count_certain(
+        values,
+        row_term,
+        column_term,
+        metric,
+        offset,
+        row_radius,
+        column_radius,
+        column_slack,
+        match_start,
+        match_item,
+        lower,
+        upper,
+        ignored_start,
+        ignored_item,
+        row_camera,
+        column_camera,
+        removed,
+        preceding,
+    )
+    for row, _, _, last in undecided.tolist():  # take back what these have been counted for
+        preceding[int(match_start[row]) + last : int(match_start[row + 1])] -= 1
+    undecided[:, 2] = 0
+    undecided[:, 3] = match_start.diff()[undecided[:, 0].long()].to(torch.int32)
+    return undecided
+
+
 INTEGER_LENGTH = 2.0**15
 """Length of integer rows. That of a rounded row is below 2^15.5, so that by Cauchy's inequality no
 part of an inner product leaves 32 bits."""
@@ -548,6 +606,61 @@ def _add_candidates(
         counts[row] = len(found) if len(found) < candidates.shape[1] else -1
         if len(found) < candidates.shape[1]:
             candidates[row, : len(found)] = found
+
+
+def list_bits(bits: Tensor, columns: int) -> Tensor:
+    """Return the row and the column of every bit, ascending, int32 [P, 2].
+
+    Args:
+        bits: int32 [R, W / 32], bit j of word i for column 32 i + j.
+        columns: W.
+    """
+    place = torch.arange(32, dtype=torch.int32, device=bits.device)
+    there = (bits[:, :, None] >> place & 1).reshape(len(bits), -1)[:, :columns]
+    return there.nonzero().to(torch.int32).contiguous()
+
+
+def add_candidates_(
+    candidates: Tensor,
+    counts: Tensor,
+    limits: Tensor,
+    far_candidates: Tensor | None,
+    far_counts: Tensor | None,
+    far_limits: Tensor | None,
+    k: int,
+    bits: Tensor,
+    x: Tensor,
+    y: Tensor,
+    row_term: Tensor,
+    column_term: Tensor,
+    row_radius: Tensor,
+    column_radius: Tensor,
+    row_slack: Tensor,
+    column_slack: Tensor,
+    metric: int,
+    first_row: int,
+    first_item: int,
+) -> None:
+    """Add pairs of a tile to the lists of its rows, as `collect_candidates_` does.
+
+    Kernels prune a list whenever its slots are taken, so that fewer are lost.
+
+    Args:
+        candidates: of `collect_candidates_`, with all other lists.
+        bits: of the columns that may be wanted (`list_bits`).
+        x: int16 [R, D], with `y` [W, D], terms, radii and slacks, all float64.
+        first_row: list of the first row.
+        first_item: item of the first column.
+    """
+    lists = (candidates, counts, limits), (far_candidates, far_counts, far_limits)
+    row, column = list_bits(bits, len(y)).long().unbind(1)
+    keys = pair_keys(x, y, row_term, column_term, row, column, metric)
+    error = row_slack[row] + column_slack[column]
+    error += row_radius[row] * column_radius[column]
+    for number in row.unique().tolist():
+        mine = row == number
+        items = column[mine] + first_item
+        _add_candidates(first_row + number, items, keys[mine], error[mine], lists, k)
 
 
 def _outward(values: Tensor, end: float) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import multiplies_int8
+from mmga.ops.certified import device_multiplies_int8, multiplies_int8
 from mmga.retrieval.bounds.approximation import WIDEST_BYTES, Approximator, Int8, Projection
 from mmga.retrieval.features.vectors import VectorSet
 
@@ -50,13 +50,15 @@ def candidates(
     """
     width = vectors.dimension
     choices: list[Approximator] = list(_projections(vectors, operations, seed))
-    if takes_int8(width):
+    if takes_int8(width, vectors.device):
         choices.append(Int8(longest))
     return choices
 
 
-def takes_int8(width: int) -> bool:
-    """Return whether products of 8 bits of features so wide are worth it on this machine."""
+def takes_int8(width: int, device: torch.device) -> bool:
+    """Return whether products of 8 bits of features so wide are worth it on a device."""
+    if device.type != "cpu":
+        return width <= WIDEST_BYTES and device_multiplies_int8(device)
     return _FEWEST_BYTES <= width <= WIDEST_BYTES and multiplies_int8()
 
 

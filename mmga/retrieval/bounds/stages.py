@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmga.common.distributed import Group
-from mmga.ops.certified import Bound
+from mmga.ops.certified import Bound, Int8Tile
 from mmga.ops.distance import exact_term, key_terms, metric_number
 from mmga.ops.ranking import Tile
 from mmga.retrieval.bounds.approximation import (
@@ -51,6 +51,14 @@ class StagedRows:
             self.tile_term[rows],
             [stage.cut(rows) for stage in self.stages],
         )
+
+    def int8_tile(self, items: StagedRows, offset: int) -> tuple[Int8Tile, Bound]:
+        """Return what `tile` does, of 8-bit rows that are multiplied where that is needed."""
+        one, other = self.stages[0], items.stages[0]
+        assert one.unit is not None and other.unit is not None
+        terms, number = (self.tile_term, items.tile_term), metric_number(self.metric)
+        tile = Int8Tile(one.rows, other.rows, one.unit, other.unit, *terms, number, offset)
+        return tile, bound_between(one, other, self.metric)
 
     def tile(self, items: StagedRows, offset: int, values: Tensor) -> tuple[Tile, Bound]:
         """Return the tile of approximate keys against `items`, and how far these may be off.

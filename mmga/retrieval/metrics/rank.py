@@ -192,7 +192,9 @@ class _Count:
             if not isinstance(self.source, BlockSource):
                 read_matches(whole, rows, matches)
             queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
-            for tile, masks in masked(whole, self.selection, queries, cameras):
+            items = slice(whole.offset, whole.offset + whole.width)
+            for part, masks in masked(items, self.selection, queries, cameras, device):
+                tile = whole.cut(slice(part.start - items.start, part.stop - items.start))
                 count_preceding(tile, rows, matches, masks)
                 if self.observer is not None and number >= self.observed:
                     self.observer.tile(pairs, rows, tile, masks[2])
@@ -210,26 +212,32 @@ Cameras = tuple[Tensor, Tensor]
 
 
 def masked(
-    whole: Tile, selection: Selection, queries: slice, cameras: Cameras | None
-) -> Iterator[tuple[Tile, Masks]]:
-    """Yield a tile in pieces, each with the pairs of it that are left out.
+    items: slice,
+    selection: Selection,
+    queries: slice,
+    cameras: Cameras | None,
+    device: torch.device,
+) -> Iterator[tuple[slice, Masks]]:
+    """Yield items of a tile in parts, each with the pairs of it that are left out.
 
     Args:
-        whole: [R, W], whose columns are numbered as the selection's gallery.
+        items: the tile's columns among the selection's gallery.
         selection: what counts for which query.
         queries: the tile's rows among the selection's queries.
         cameras: `selection.cameras`.
+        device: of the tile.
     """
     # The mask of a condition must not be a whole gallery wide.
-    narrow = None if selection.labels.exclusion is None else MASK_COLUMNS
+    whole = selection.labels.exclusion is None
+    width = max(1, items.stop - items.start) if whole else MASK_COLUMNS
     row_camera = None if cameras is None else cameras[0][queries]
-    for tile in whole.split(narrow):
-        columns = slice(tile.offset, tile.offset + tile.values.shape[1])
-        column_camera = None if cameras is None else cameras[1][columns]
+    for left in range(items.start, items.stop, width):
+        part = slice(left, min(left + width, items.stop))
+        column_camera = None if cameras is None else cameras[1][part]
         removed = None
-        if narrow is not None:
-            removed = torch.from_numpy(selection.excludes(queries, columns)).to(tile.values.device)
-        yield tile, (row_camera, column_camera, removed)
+        if not whole:
+            removed = torch.from_numpy(selection.excludes(queries, part)).to(device)
+        yield part, (row_camera, column_camera, removed)
 
 
 def _keys_in_tiles(source: Source, pairs: Pairs, like: Tensor) -> Tensor:

@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 
 from mmga.common.monitor import Monitor
-from mmga.ops.certified import Bound, PairVectors, count_certain, refine_pairs, thresholds
+from mmga.ops.certified import (
+    Bound,
+    Int8Tile,
+    PairVectors,
+    count_certain,
+    refine_pairs,
+    thresholds,
+)
 from mmga.ops.distance import metric_number
 from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.ranking import Masks, Tile
-from mmga.retrieval.bounds.approximation import Approximator, loop_threads
+from mmga.retrieval.bounds.approximation import Approximator, Int8, loop_threads
 from mmga.retrieval.bounds.planner import (
     COUNTING,
     INTEGERS,
@@ -29,6 +36,7 @@ from mmga.retrieval.bounds.planner import (
     making_cost,
     product_cost,
     spread,
+    takes_int8,
 )
 from mmga.retrieval.bounds.stages import StagedRows, Stages
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
@@ -52,6 +60,8 @@ NARROW_TILE, TILE = (2048, 512), (3456, 1024)
 SMALLEST = 64
 # Products of features, in operations, below which there is nothing to save.
 _SMALL = 2e9
+# Matches of a row up to which a device compares each key with all of them.
+_MOST_MATCHES = 512
 # Queries and items of the pilot.
 _PILOT = (96, 1024)
 
@@ -104,7 +114,7 @@ class CertifiedPass:
         what = f"{height} x {width} and its features"
         self.max_rows = rows_within(memory, fixed(), height, row_bytes * height, what)
         self._height, self._width = height, width
-        self._values = torch.empty(height * width, dtype=torch.float32, device=queries.device)
+        self._values: Tensor | None = None
 
     def rank(self, monitor: Monitor, phase: str = "ranks") -> PerQuery:
         """Rank the matches of all selected queries and return the scores of each query."""
@@ -140,14 +150,26 @@ class CertifiedPass:
 
     def _count(self, run: _Run, rows: slice, block: Block, items: StagedRows) -> None:
         """Count the items of a block that this process holds for some of the queries of a run."""
-        whole, bound = run.queries.cut(rows).tile(items, block.begin, self._values)
-        of_rows = slice(run.start + rows.start, run.start + rows.stop)
-        for tile, masks in masked(whole.cut(block.held), self._selection, of_rows, self._cameras):
-            left = tile.offset - block.begin
-            columns = slice(left, left + tile.values.shape[1])
-            part = bound.tile(slice(None), columns)
-            undecided = run.count(rows, tile, part, masks)
+        whole, bound = self._tile(run.queries.cut(rows), items, block, fused=run.fused)
+        queries = slice(run.start + rows.start, run.start + rows.stop)
+        held = slice(block.begin + block.held.start, block.begin + block.held.stop)
+        device = items.exact_term.device
+        for part, masks in masked(held, self._selection, queries, self._cameras, device):
+            columns = slice(part.start - block.begin, part.stop - block.begin)
+            tile = whole.cut(columns)
+            undecided = run.count(rows, tile, bound.tile(slice(None), columns), masks)
             run.refine(rows, items.cut(columns), tile.offset, undecided)
+
+    def _tile(
+        self, queries: StagedRows, items: StagedRows, block: Block, *, fused: bool
+    ) -> tuple[Tile | Int8Tile, Bound]:
+        """Return the tile of some queries and a block, and the bound of its keys."""
+        if fused:
+            return queries.int8_tile(items, block.begin)
+        if self._values is None:
+            size = self._height * self._width
+            self._values = torch.empty(size, dtype=torch.float32, device=block.rows.device)
+        return queries.tile(items, block.begin, self._values)
 
 
 class _Run:
@@ -157,6 +179,7 @@ class _Run:
         start: number of the first query.
         queries: the queries.
         matches: what is counted for them.
+        fused: 8-bit products are compared where they are computed, and no tile is held.
     """
 
     def __init__(self, queries: VectorSet, items: Share, pairs: Pairs, stages: Stages) -> None:
@@ -168,13 +191,16 @@ class _Run:
         item = torch.from_numpy(pairs.match_item).to(queries.device)
         self.matches = matches_of(pairs, items.pair_keys(queries, row, item))
         self._stages = stages
+        most = int(np.diff(pairs.match_start).max(initial=0))
+        on_device = isinstance(stages.tiles, Int8) and queries.device.type != "cpu"
+        self.fused = on_device and most <= _MOST_MATCHES
         slack = self.queries.stages[0].slack
         self._limits = thresholds(self.matches.match_start, self.matches.match_key, slack)
 
-    def count(self, rows: slice, tile: Tile, bound: Bound, masks: Masks) -> Tensor:
+    def count(self, rows: slice, tile: Tile | Int8Tile, bound: Bound, masks: Masks) -> Tensor:
         """Count the pairs of a tile that its bound decides, and return the others."""
         undecided = count_certain(tile, rows, self.matches, self._limits, bound, masks)
-        self._stages.stages[0].note(tile.values.numel(), len(undecided))
+        self._stages.stages[0].note((rows.stop - rows.start) * tile.width, len(undecided))
         return undecided
 
     def refine(self, rows: slice, items: StagedRows, offset: int, undecided: Tensor) -> None:
@@ -214,10 +240,11 @@ def plan(
     """
     share = Share.of(items)
     width, pairs = queries.dimension, float(len(queries)) * len(share)
+    if queries.device.type != "cpu":  # whose products of 8 bits cost next to nothing
+        return Stages(Int8(_longest(queries, share)) if takes_int8(width, queries.device) else None)
     if 2 * pairs * width < _SMALL:
         return Stages()
-    longest = max(float(queries.norms.max()) ** 0.5, share.longest)
-    choices = candidates(_sample(share), longest, 2 * pairs * width, seed)
+    choices = candidates(_sample(share), _longest(queries, share), 2 * pairs * width, seed)
     made = (len(queries) + len(share)) / pairs
     costs = [
         product_cost(tiles, width)
@@ -227,6 +254,11 @@ def plan(
         for tiles in choices
     ]
     return Stages(cheapest(choices, costs, width + COUNTING))
+
+
+def _longest(queries: VectorSet, items: Share) -> float:
+    """Return the largest norm of both sides."""
+    return max(float(queries.norms.max()) ** 0.5, items.longest)
 
 
 def _sample(share: Share) -> VectorSet:

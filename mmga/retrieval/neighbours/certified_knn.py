@@ -37,7 +37,7 @@ from mmga.retrieval.bounds.approximation import (
     int16,
     tile_products,
 )
-from mmga.retrieval.bounds.planner import spread
+from mmga.retrieval.bounds.planner import spread, takes_int8
 from mmga.retrieval.bounds.stages import approximate_terms
 from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
 from mmga.retrieval.neighbours.tile_sizes import TILE, upper_triangle
@@ -118,8 +118,8 @@ def exact_order(vectors: VectorSet, exact: str | None, others: VectorSet | None 
 
     Args:
         vectors: the set that is searched.
-        exact: one of the two, or None for certified where there are bounds: on the CPU, and for
-            features of usual lengths.
+        exact: one of the two, or None for certified where there are bounds: for features of
+            usual lengths, on the CPU and on CUDA devices with kernels of 8-bit products.
         others: the queries, where they are another set.
 
     Raises:
@@ -130,8 +130,10 @@ def exact_order(vectors: VectorSet, exact: str | None, others: VectorSet | None 
     obstacle = beyond_bounds("the set", vectors.norms)
     if others is not None:
         obstacle = obstacle or beyond_bounds("the set of queries", others.norms)
-    if vectors.device.type != "cpu":
-        obstacle = f"on {vectors.device.type} devices"
+    if vectors.device.type != "cpu" and not takes_int8(vectors.dimension, vectors.device):
+        obstacle = f"on {vectors.device.type} devices without kernels of 8-bit products"
+    elif not all(side.near for side in (vectors, others or vectors)):
+        obstacle = "of features that exceed the device"
     if exact == "certified" and obstacle is not None:
         raise UserError(f"exact: certified neighbours are not found {obstacle}; use 'float32'")
     return "float32" if exact == "float32" or obstacle is not None else "certified"

@@ -163,6 +163,11 @@ def neighbours_within(
     if isinstance(radius, bool) or not isinstance(radius, Real) or not 0 <= radius < math.inf:
         raise UserError(f"radius must be a finite distance of at least 0, got {radius!r}")
     vectors = VectorSet([feature_rows(features, "features")], metric)
+    if vectors.device.type != "cpu":
+        raise UserError(
+            f"features: pairs within a radius are found on the CPU, found {vectors.device}; "
+            "give features in host memory"
+        )
     exact_order(vectors, "certified")
     needed = search_bytes(vectors, vectors, 1) + _WITHIN_BYTES * len(vectors)
     check_memory(bound, needed, f"a search among {len(vectors)} vectors")

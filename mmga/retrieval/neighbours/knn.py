@@ -103,7 +103,7 @@ def nearest(
         k: at least 1; at most G.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         exact: ``"certified"``: distances that nearly tie have the order of float64 arithmetic;
-            ``"float32"``: that of float32 tiles; None: certified where that can be (on the CPU).
+            ``"float32"``: that of float32 tiles; None: certified where that can be.
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
         group: of torch.distributed, True for the default one: each process gives its own rows of

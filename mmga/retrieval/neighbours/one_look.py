@@ -34,6 +34,7 @@ from mmga.retrieval.bounds.approximation import (
 )
 from mmga.retrieval.bounds.stages import approximate_terms
 from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys, squared_distances
+from mmga.retrieval.tiles import placement
 
 MEMORY = 256 << 20
 """Bytes of the integers and lists of rows that are looked at together."""
@@ -48,6 +49,15 @@ _PARTS, _PANEL = 8, 64
 # Slots of a list beyond k: when they are taken, the list is pruned. The factor by which they grow
 # for rows that have more candidates, and the bytes of one.
 _SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
+# Candidates of copied vectors that are settled together.
+_SETTLED = 1 << 24
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Return the bytes of rows that are looked at together, and of a set that meets pairs once."""
+    if device.type == "cpu":
+        return MEMORY, SET_MEMORY
+    return placement.total_bytes(device) // 8, placement.total_bytes(device) // 4
 
 
 def _row_bytes(width: int, slots: int) -> int:
@@ -104,34 +114,38 @@ class Look:
         self._farthest, self._own_at_zero = farthest, own_at_zero
         self._progress = progress
         self._metric = metric_number(rows.metric)
-        self._placed = rows.placed(), columns.placed()
+        # A device's candidates are read by the pair, which takes no kernel of its own.
+        on_cpu = rows.device.type == "cpu"
+        self._placed = (rows.placed(), columns.placed()) if on_cpu else (None, None)
         self._int8 = Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
         tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
         self._tile = min(max(tile, _LEAST_TILE), _LARGEST_TILE)
+        if rows.device.type != "cpu":
+            self._tile = _LARGEST_TILE
         self.found = Neighbours(
-            torch.empty(len(rows), k, dtype=torch.int32, device="cpu"),
-            torch.empty(len(rows), k, dtype=torch.float32, device="cpu"),
-            torch.full((len(rows),), torch.nan, dtype=torch.float32, device="cpu"),
+            torch.empty(len(rows), k, dtype=torch.int32, device=rows.device),
+            torch.empty(len(rows), k, dtype=torch.float32, device=rows.device),
+            torch.full((len(rows),), torch.nan, dtype=torch.float32, device=rows.device),
         )
 
     def run(self) -> Neighbours:
         """Find the nearest of all rows."""
         rows, k, most = self._rows, self._k, len(self._columns) + 1
-        chosen = torch.arange(len(rows), dtype=torch.int64, device="cpu")
+        chosen = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
         if rows is self._columns and rows.in_place and len(rows) > _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
             needed = len(rows) * _row_bytes(rows.dimension, slots + far)
-            if needed <= max(SET_MEMORY, 4 * len(rows) * rows.dimension):
+            if needed <= max(_memory(rows.device)[1], 4 * len(rows) * rows.dimension):
                 chosen = self._find_symmetric(slots, far)
                 slots, far = _GROWTH * slots, _GROWTH * far
         order = None
         if len(chosen) == len(rows) and self._columns.in_place:
-            order = _random_order(len(self._columns))
+            order = _random_order(len(self._columns), rows.device)
         while len(chosen):
             slots, far = min(slots, max(most, k + 1)), min(far, most)
             row_bytes = _row_bytes(rows.dimension, slots + far)
-            parts = chosen.split(max(1, MEMORY // row_bytes))
+            parts = chosen.split(max(1, _memory(rows.device)[0] // row_bytes))
             chosen = torch.cat([part[self._find(part, slots, far, order)] for part in parts])
             if len(chosen) and order is None and slots >= most and far in (0, most):
                 raise RuntimeError("a list of all items lacks a neighbour: a bound is too small")
@@ -145,19 +159,22 @@ class Look:
             The rows that must be found again, int64 [L].
         """
         rows, count = self._rows, len(self._rows)
-        order = _random_order(count)
+        order = _random_order(count, rows.device)
         tile = min(self._tile, max(_LEAST_TILE, -(-count // _PARTS // _PANEL) * _PANEL))
+        # Devices write a bit for each pair of rows that are met together.
+        step = count if rows.device.type == "cpu" else tile
         every = self._side(order, columns=False)
-        lists = CandidateLists(count, max(1, self._k - self._own_at_zero), slots, far_slots)
+        k = max(1, self._k - self._own_at_zero)
+        lists = CandidateLists(count, k, slots, far_slots, rows.device)
         for begin in range(0, count, tile):
             end = min(begin + tile, count)
             theirs = every.cut(slice(begin, end))
-            own = torch.arange(begin, end, device="cpu") if self._own_at_zero else None
+            own = torch.arange(begin, end, device=rows.device) if self._own_at_zero else None
             place = CandidatePlace(begin, 0, False, count)
             theirs.collect(lists, theirs, rows.metric, begin, place, own)
-            if begin > 0:
-                place = CandidatePlace(0, begin, True, count)
-                earlier = every.cut(slice(0, begin))
+            for first in range(0, begin, step):
+                earlier = every.cut(slice(first, min(first + step, begin)))
+                place = CandidatePlace(first, begin, True, count)
                 earlier.collect(lists, theirs, rows.metric, begin, place, None)
             if self._progress is not None:
                 self._progress("neighbours", end * end, count * count)
@@ -181,7 +198,8 @@ class Look:
         first, last = int(chosen[0]), int(chosen[-1]) + 1
         mine = self._side(chosen, columns=False)
         # Of a row that is at 0 from itself, only others are searched.
-        lists = CandidateLists(len(chosen), max(1, self._k - self._own_at_zero), slots, far_slots)
+        k = max(1, self._k - self._own_at_zero)
+        lists = CandidateLists(len(chosen), k, slots, far_slots, rows.device)
         own = None
         if self._own_at_zero:
             own = chosen if order is None else order.argsort()[chosen]
@@ -229,31 +247,40 @@ class Look:
             lost: int64 [L], places of rows that must be found again.
             order: the item that each candidate's number stands for; None: the number itself.
         """
-        sure = torch.ones(len(chosen), dtype=torch.bool, device="cpu")
+        sure = torch.ones(len(chosen), dtype=torch.bool, device=chosen.device)
         sure[lost] = False
         numbers, chosen = sure.nonzero()[:, 0], chosen[sure]
         if not len(chosen):
             return
         x, y = self._placed
         if x is None or y is None:
-            near, distances = self._copied(chosen, *lists.listed(), numbers, order)
-            if self._own_at_zero:
-                near = torch.cat([chosen[:, None].to(torch.int32), near], 1)
-                distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
-            near, distances = nearest_of(near, distances, self._k)
-        else:
-            own = self._own_at_zero
-            near, distances = lists.nearest(numbers, chosen, order, (x, y), self._metric, own=own)
+            self._settle_copies(chosen, lists, numbers, order)
+            return
+        own = self._own_at_zero
+        near, distances = lists.nearest(numbers, chosen, order, (x, y), self._metric, own=own)
         self.found.index[chosen] = near[:, : self._k]
         self.found.distances[chosen] = distances[:, : self._k].float()
-        if not self._farthest:
-            return
-        if x is None or y is None:
-            far = self._copied(chosen, *lists.listed(farthest=True), numbers, order)[1]
-            far = far.masked_fill_(far.isinf(), 0).amax(1)
-        else:
+        if self._farthest:
             far = lists.farthest(numbers, chosen, order, (x, y), self._metric)
-        self.found.maxima[chosen] = far.float()
+            self.found.maxima[chosen] = far.float()
+
+    def _settle_copies(
+        self, chosen: Tensor, lists: CandidateLists, numbers: Tensor, order: Tensor | None
+    ) -> None:
+        """Settle rows, given the numbers of their lists, by vectors that are copied by the pair."""
+        index, used = lists.listed()
+        step = max(1, _SETTLED // max(1, index.shape[1]))
+        for mine, own in zip(chosen.split(step), numbers.split(step), strict=True):
+            near, distances = self._copied(mine, index, used, own, order)
+            if self._own_at_zero:
+                near = torch.cat([mine[:, None].to(torch.int32), near], 1)
+                distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
+            near, distances = nearest_of(near, distances, self._k)
+            self.found.index[mine] = near
+            self.found.distances[mine] = distances.float()
+        if self._farthest:
+            far = self._copied(chosen, *lists.listed(farthest=True), numbers, order)[1]
+            self.found.maxima[chosen] = far.masked_fill_(far.isinf(), 0).amax(1).float()
 
     def _copied(
         self, chosen: Tensor, index: Tensor, used: Tensor, numbers: Tensor, order: Tensor | None
@@ -273,7 +300,7 @@ class Look:
         if order is not None:
             item = order[item]
             index[row, slot] = item.to(torch.int32)
-        distances = torch.full(index.shape, torch.inf, dtype=torch.float64, device="cpu")
+        distances = torch.full(index.shape, torch.inf, dtype=torch.float64, device=index.device)
         distances[row, slot] = self._distances(chosen[row], item)
         return index, distances
 
@@ -353,7 +380,8 @@ class _Side:
         )
 
 
-def _random_order(count: int) -> Tensor:
+def _random_order(count: int, device: torch.device) -> Tensor:
     """Return the numbers below `count` in random order, the same at every call."""
     generator = torch.Generator("cpu").manual_seed(0)
-    return torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
+    order = torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
+    return order.to(device)

@@ -63,12 +63,14 @@ def cheapest_tiles(
         seed: of the directions.
     """
     own, width = rows is columns, rows.dimension
+    longest = max(float(side.norms.max()) for side in (rows, columns)) ** 0.5
+    if rows.device.type != "cpu":  # whose other products of float32 are worth no bound
+        return Int8(longest)
     pairs = len(rows) * float(len(columns)) / (2 if own else 1)
     operations = 2 * pairs * width
     if operations < _SMALL_LOOK:
         return None
-    longest = max(float(side.norms.max()) for side in (rows, columns)) ** 0.5
-    if takes_int8(width) and not kept:
+    if takes_int8(width, rows.device) and not kept:
         if k > _LARGEST_SHARE * len(columns):
             return None
         if operations < _LARGE:

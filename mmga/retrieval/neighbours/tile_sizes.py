@@ -79,7 +79,7 @@ def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
         k: neighbours wanted.
     """
     width, count = rows.dimension, len(columns)
-    if takes_int8(width):
+    if takes_int8(width, rows.device):
         return look_bytes(rows, columns, k)
     vectors = len(rows) + (0 if rows is columns else count)
     sides = vectors * (12 + 2 * (width + 24))
