@@ -142,7 +142,7 @@ class Reranking:
                 squared = self._kept.index_select(0, part)
             else:
                 squared = original[low:high]
-            yield slice(low, high), self._mixed(squared, part, _between(overlaps, low, high))
+            yield slice(low, high), self._mixed(squared, part, overlaps.cut(low, high))
 
     def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.CsrRows) -> Tensor:
         scale = 0.5 if self.vectors.metric == "cosine" else 1.0
@@ -290,10 +290,3 @@ def graph_vectors(
     ):
         raise UserError("re-ranking needs at least one query and one gallery item, found none")
     return VectorSet(sides, metric, chosen, device=device)
-
-
-def _between(rows: ops.CsrRows, low: int, high: int) -> ops.CsrRows:
-    first, last = int(rows.offsets[low]), int(rows.offsets[high])
-    return ops.CsrRows(
-        rows.offsets[low : high + 1] - first, rows.columns[first:last], rows.values[first:last]
-    )
