@@ -146,6 +146,25 @@ def check_certified(exact: str | None) -> None:
         )
 
 
+def check_on_cpu(device: torch.device) -> None:
+    """Raise a `UserError` where features are on another device."""
+    if device.type != "cpu":
+        raise UserError(
+            "group: several processes search features on the CPU; move all of them there, or "
+            "search by one process"
+        )
+
+
+def check_bounds(side: str, norms: Tensor) -> None:
+    """Raise a `UserError` where squared norms, float64 [N], let no neighbours be certified."""
+    obstacle = beyond_bounds(side, norms)
+    if obstacle is not None:
+        raise UserError(
+            f"group: several processes find certified neighbours, which is not possible "
+            f"{obstacle}; search by one process"
+        )
+
+
 def held_vectors(
     name: str,
     own: ShardedMatrix | None,
@@ -190,23 +209,16 @@ def held_vectors(
             if metric == "cosine":
                 own, norms = lifted(own, norms)
             vectors = VectorSet([own], metric, norms=norms)
-        obstacle = beyond_bounds(f"the {name}", norms)
+        check_bounds(f"the {name}", norms)
         if queries is not None:
-            obstacle = obstacle or beyond_bounds("the set of queries", queries.norms)
-        if obstacle is not None:
-            raise UserError(
-                f"group: several processes find certified neighbours, which is not possible "
-                f"{obstacle}; search by one process"
-            )
+            check_bounds("the set of queries", queries.norms)
     return vectors, counts
 
 
 def _check_fit(name: str, own: ShardedMatrix, queries: VectorSet | None, width: int) -> None:
-    if own.device.type != "cpu" or (queries is not None and queries.device.type != "cpu"):
-        raise UserError(
-            "group: several processes search features on the CPU; move both sides there, or "
-            "search by one process"
-        )
+    check_on_cpu(own.device)
+    if queries is not None:
+        check_on_cpu(queries.device)
     if queries is not None and own.shape[1] != queries.dimension:
         raise UserError(
             f"query and gallery must have one dimension, got {queries.dimension} and {own.shape[1]}"

@@ -120,10 +120,10 @@ def _listed(path: Path) -> tuple[int, int, list[tuple[int, int, list[Path]]]]:
     try:
         listed = read_json_object(path)
         rows, width = listed["shape"]
-        shards = [
-            (*map(int, shard["rows"]), [path.parent / shard[name] for name in _PARTS])
-            for shard in listed["shards"]
-        ]
+        shards = []
+        for shard in listed["shards"]:
+            begin, end = map(int, shard["rows"])
+            shards.append((begin, end, [path.parent / shard[name] for name in _PARTS]))
         known = [0, *(end for _, end, _ in shards)]
         if known[-1] != rows or any(
             begin != before or end <= begin
