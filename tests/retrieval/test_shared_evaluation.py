@@ -110,12 +110,13 @@ def test_what_is_sent_does_not_grow_with_the_features(workers):
 
 def test_exchanges_keep_every_bit(workers):
     odd = torch.tensor([0.0, -0.0, torch.nan, 1.5, torch.inf], dtype=torch.float64)
-    first, second = workers.values(2, shared_cases.exchanged)
+    (mine, *first), (theirs, *second) = workers.values(2, shared_cases.exchanged)
     assert first == second
+    assert [mine, theirs] == [(0, [0, 1, 10], [2, 1]), (1, [2, 11, 12], [1, 2])]
     bits, columns, rows, most = first
     assert bits == odd.view(torch.int64).tolist()
     assert columns == [
         {"name": ("<U1", ["a"])},
         {"name": ("<U3", ["a", "bcd"]), "more": ("<i2", [[0] * 3] * 2)},
     ]
-    assert rows == [[1.0, 1.0]] * 2 and most == -2
+    assert rows == [[[1.0, 1.0]] * 2, [0, 1, 2, *range(10, 17)]] and most == -2

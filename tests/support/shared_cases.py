@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 import mmga
+from mmga.common import distributed
 from mmga.common.distributed import Group
 from mmga.retrieval.bounds import planner
 from mmga.retrieval.metrics import rank_certified
@@ -254,5 +255,10 @@ def exchanged(group, rank: int) -> list[object]:
         {name: (array.dtype.str, array.tolist()) for name, array in one.items()}
         for one in ours.columns(arrays)
     ]
-    rows = ours.rows(torch.full((2 * rank, 2), float(rank)))
-    return [union.view(torch.int64).tolist(), columns, rows.tolist(), ours.most(rank - 3)]
+    rows = [ours.rows(torch.full((2 * rank, 2), float(rank)))]
+    with mock.patch.object(distributed, "_GATHERED", 1):  # row by row
+        rows.append(ours.rows(torch.arange(3 + 4 * rank) + 10 * rank))
+    dealt, sizes = distributed.exchange(torch.arange(3) + 10 * rank, [2 - rank, 1 + rank], ours)
+    own = rank, dealt.tolist(), sizes
+    values = [union.view(torch.int64).tolist(), columns, [part.tolist() for part in rows]]
+    return [own, *values, ours.most(rank - 3)]
