@@ -382,7 +382,7 @@ def sparse_part(x: Tensor, near: Any, queries: int) -> Figures:
     d = stage("distances", lambda: set_distances(sets, near, feature_set.pair_distances))
     encoded = encoded_distances(d, near.maxima, rule)
     weights = stage("weights", lambda: ops.encode(sets, *encoded))
-    rows = stage("mean", lambda: averaged(weights, near, rule))
+    rows = stage("mean", lambda: averaged(weights, near.index, rule))
     inverted = stage("inverted index", lambda: ops.transpose_rows(rows, queries))
     found = stage("Jaccard rows", lambda: ops.jaccard_rows(rows, inverted, torch.arange(queries)))
     total = sum(stages.values())

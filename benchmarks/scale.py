@@ -1,13 +1,16 @@
-"""Evaluation and neighbours by 1, 2 and 4 processes: bytes sent, memory, seconds, one result.
+"""What several processes cost: bytes sent, memory, seconds, and whether results are those of one.
 
     python benchmarks/scale.py --json scale.json
     python benchmarks/scale.py --gallery 20000 --only 1 2        # a try that takes seconds
+    python benchmarks/scale.py --tasks jaccard --gallery 500000 --only 1x2 2x1
+    python benchmarks/scale.py --tasks evaluate --gallery 1000000 --only 1x2 2x1
 
 A simulated gallery is written as four .npz shards, which are dealt to the processes and read into
-memory. The payload of every collective is counted, and what the model of docs/scale.md says stands
-beside it. Peaks are those that the report gives, of the process that took most. Processes have one
-thread each. In a network of its own (`unshare --net`, with lo up) the bytes that went over lo are
-counted, too.
+memory. `--only` names numbers of processes, each of one thread, or 1x2: one of two threads. Every
+task has processes of its own. The payload of every collective is counted, and what the model of
+docs/scale.md says stands beside it. Peaks are of resident memory beyond imports, features included,
+sampled in each process. In a network of its own (`unshare --net`, with lo up) the bytes that went
+over lo are counted, too.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -31,9 +35,15 @@ import mmga
 from mmga.common import memory
 from mmga.common.distributed import Group, join
 from mmga.retrieval.features.load import load_share
+from mmga.retrieval.neighbours.shared_set import SharedSet
+from mmga.retrieval.reranking import jaccard as jaccard_module
 
+TASKS = ("evaluate", "nearest", "rerank", "jaccard")
 SHARDS = 4
 NEAREST = 100  # gallery items of a query's list
+LIMIT = 0.62  # of Jaccard distances
+LISTED = 30  # neighbours in a list of the graph that they come from
+RULE = mmga.KReciprocal()
 MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
 
 
@@ -58,82 +68,163 @@ def received() -> int:
 
 def counting(sent: dict[str, int]) -> None:
     """Count the payload of the collectives of this process, in bytes."""
-    reduce, gather = dist.all_reduce, dist.all_gather
 
-    def counted_reduce(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
-        sent["all_reduce"] += tensor.numel() * tensor.element_size()
-        return reduce(tensor, *args, **options)
+    def count(name: str, place: int) -> None:
+        call = getattr(dist, name)
 
-    def counted_gather(parts: list[torch.Tensor], tensor: torch.Tensor, **options: Any) -> Any:
-        sent["all_gather"] += tensor.numel() * tensor.element_size()
-        return gather(parts, tensor, **options)
+        def counted(*args: Any, **options: Any) -> Any:
+            sent[name] += args[place].numel() * args[place].element_size()
+            return call(*args, **options)
 
-    dist.all_reduce, dist.all_gather = counted_reduce, counted_gather
+        setattr(dist, name, counted)
+
+    for name, place in (("all_reduce", 0), ("all_gather", 1), ("all_to_all_single", 1)):
+        sent[name] = 0
+        count(name, place)
 
 
-def member(folder: Path, out: Path) -> None:
-    """Evaluate as one process of torchrun, and let the first one write what was measured."""
-    torch.set_num_threads(1)
+def noting(seen: dict[str, int]) -> None:
+    """Note what the exchanges of a graph depend on: entries of rows, pairs, vectors fetched."""
+    csr, sent, pairs = SharedSet.csr_of_all, SharedSet._sent, SharedSet.pair_distances
+    rows = jaccard_module.rows_of_own
+    seen |= dict.fromkeys(("set entries", "encoded entries", "fetched", "asked"), 0)
+
+    def noted_csr(self: SharedSet, sparse: Any) -> Any:
+        seen["set entries"] += len(sparse.values)
+        return csr(self, sparse)
+
+    def noted_sent(self: SharedSet, places: Any) -> Any:
+        seen["fetched"] += len(places) if isinstance(places, torch.Tensor) else 0
+        return sent(self, places)
+
+    def noted_pairs(self: SharedSet, left: Any, right: Any) -> Any:
+        seen["asked"] += len(right.unique())
+        return pairs(self, left, right)
+
+    def noted_rows(own: Any, *args: Any, **options: Any) -> Any:
+        seen["encoded entries"] += len(own.values)
+        return rows(own, *args, **options)
+
+    SharedSet.csr_of_all, SharedSet._sent = noted_csr, noted_sent  # type: ignore[method-assign]
+    SharedSet.pair_distances = noted_pairs  # type: ignore[method-assign]
+    jaccard_module.rows_of_own = noted_rows
+
+
+class Sampler(threading.Thread):
+    """A thread that samples the resident memory of this process beyond the baseline."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._peak, self._done = memory.Peak(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Sample until the peak is asked for."""
+        while not self._done.wait(0.05):
+            self._peak.sample()
+
+    def peak(self) -> int:
+        """End, and return the peak in bytes."""
+        self._done.set()
+        self.join()
+        return self._peak.bytes
+
+
+def call(task: str, query: Any, gallery: Any, group: Group) -> Any:
+    """Return what a task makes of the features."""
+    if task == "jaccard":
+        return mmga.jaccard_distance(gallery, max_distance=LIMIT, group=group)
+    if task == "nearest":
+        return mmga.nearest(query, gallery, NEAREST, group=group)
+    rule = RULE if task == "rerank" else None
+    return mmga.evaluate(query, gallery, rerank=rule, group=group)
+
+
+def digest(task: str, result: Any, group: Group) -> str:
+    """Return a digest of what must be the same for any number of processes."""
+    if task == "jaccard":  # the rows of all
+        parts = (result.crow_indices().diff(), result.col_indices(), result.values())
+        data = [group.rows(part).numpy().tobytes() for part in parts]
+    elif task == "nearest":
+        data = [part.numpy().tobytes() for part in result]
+    else:
+        values = result.as_dict()
+        same = {name: values[name] for name in values if name not in MEASURED}
+        data = [json.dumps(same).encode()]
+    return hashlib.sha256(b"".join(data)).hexdigest()
+
+
+def member(folder: Path, out: Path, task: str, threads: int) -> None:
+    """Run a task as one process of torchrun, and let the first one write what was measured."""
+    torch.set_num_threads(threads)
     memory.baseline()
-    sent = {"all_reduce": 0, "all_gather": 0}
+    sent: dict[str, int] = {}
+    seen: dict[str, int] = {}
     counting(sent)
+    noting(seen)
     with join(torch.device("cpu"), watched="scale") as group:
         query = mmga.load_features(folder / "query.npz")
         gallery = load_share(str(folder / "gallery-*.npz"), group)
+        sampler = Sampler()
         group.texts("")  # all have read theirs
-        before, begun, over_lo = time.process_time(), time.perf_counter(), received()
+        spent, begun, over_lo = time.process_time(), time.perf_counter(), received()
         sent.update(dict.fromkeys(sent, 0))
-        report = mmga.evaluate(query, gallery, group=group)
+        result = call(task, query, gallery, group)
+        payload, spent = dict(sent), time.process_time() - spent
         group.texts("")
-        over_lo = received() - over_lo
-        seconds, spent = time.perf_counter() - begun, time.process_time() - before
-        table = group.table([report.peak_memory_bytes, spent]).tolist()
-        payload = dict(sent)
-        lists = nearest(query, gallery, group, sent)
+        over_lo, seconds = received() - over_lo, time.perf_counter() - begun
+        rows = group.table([sampler.peak(), spent, *payload.values(), *seen.values()])
+        result_digest = digest(task, result, group)
         if group.leads:
-            values = report.as_dict()
-            figures = {name: values[name] for name in values if name not in MEASURED}
-            measured = {
-                "sent": payload,
-                "over_lo": over_lo,
-                "peak": max(row[0] for row in table),
-                "cpu_seconds": [row[1] for row in table],
-                "seconds": seconds,
-                "matches": int(report.per_query.num_matches.sum()),
-                "report": figures,
-                "nearest": lists,
-            }
-            out.write_text(json.dumps(measured))
+            names = ("peak", "cpu_seconds", *payload, *seen)
+            columns = dict(zip(names, rows.t().tolist(), strict=True))
+            matches = 0
+            if task in ("evaluate", "rerank"):
+                matches = int(result.per_query.num_matches.sum())
+            measured = {"seconds": seconds, "over_lo": over_lo, "digest": result_digest}
+            out.write_text(json.dumps(measured | {"matches": matches} | columns))
 
 
-def nearest(
-    query: mmga.Features, gallery: mmga.Features | None, group: Group, sent: dict[str, int]
-) -> dict[str, Any]:
-    """Find neighbours, and return what was measured, with a digest of the lists."""
-    group.texts("")
-    before, over_lo = time.process_time(), received()
-    sent.update(dict.fromkeys(sent, 0))
-    found = mmga.nearest(query, gallery, NEAREST, group=group)
-    payload, spent = dict(sent), time.process_time() - before
-    group.texts("")
-    digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in found)).hexdigest()
-    return {
-        "sent": payload,
-        "over_lo": received() - over_lo,
-        "cpu_seconds": group.table([spent])[:, 0].tolist(),
-        "lists": digest,
-    }
-
-
-def model(processes: int, options: argparse.Namespace, matches: int) -> dict[str, float]:
-    """Return the payloads that docs/scale.md derives, in bytes."""
+def model(task: str, processes: int, options: argparse.Namespace, one: Any) -> dict[str, float]:
+    """Return the payload of the process that gives most, as docs/scale.md derives it, in bytes."""
+    payload = {"all_reduce": 0.0, "all_gather": 0.0, "all_to_all_single": 0.0}
     if processes == 1:
-        return {"all_reduce": 0.0, "all_gather": 0.0}
+        return payload
     share = -(-options.gallery // processes)
-    return {
-        "all_gather": 24.0 * share,
-        "all_reduce": 16.0 * matches + 24.0 * options.queries + 2048 * (4 * options.width + 8),
-    }
+    if task in ("evaluate", "rerank"):
+        payload["all_gather"] += 24.0 * share
+        sample = 2048 * (4 * options.width + 8)
+        payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries + sample
+    if task == "nearest":
+        payload["all_gather"] += 12.0 * options.queries * min(NEAREST, share)
+    if task in ("jaccard", "rerank"):
+        both = options.queries if task == "rerank" else 0
+        listed = RULE.list_length if both else LISTED
+        items, own = both + options.gallery, -(-both // processes) + share
+        payload["all_gather"] += own * (4 * options.width + 8 + 8 * listed + 12)
+        payload["all_gather"] += 12 * max(one["set entries"]) + 12 * max(one["encoded entries"])
+        answers = (items - own) * (12 * min(listed, own) + 4 * bool(both))
+        fetched = (4 * options.width + 8) * max(one["fetched"]) + 8 * max(one["asked"])
+        payload["all_to_all_single"] += answers + fetched
+        payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries * bool(both)
+    if task == "jaccard":
+        payload["all_gather"] += 16 * own
+    return payload
+
+
+def launch(folder: Path, task: str, processes: int, threads: int) -> Any:
+    """Run a task by several processes and return what was measured."""
+    out = folder / "measured.json"
+    words = ["--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
+    words += ["--rdzv-endpoint", "127.0.0.1:0", __file__, "member", str(folder), str(out)]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, task, str(threads)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    return json.loads(out.read_text())
+
+
+def listed(values: list[float], scale: float = 1.0, form: str = ".1f") -> str:
+    """Return numbers in words."""
+    return ", ".join(f"{value / scale:{form}}" for value in values)
 
 
 def main() -> None:
@@ -142,47 +233,41 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=3368)
     parser.add_argument("--gallery", type=int, default=400_000)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--only", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--only", nargs="+", default=["1", "2", "4"], metavar="PROCESSES[xTHREADS]")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "processes": {}}
+    results: dict[str, Any] = {"machine": machine(), "tasks": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_sets(folder, options.queries, options.gallery, options.width)
-        for processes in options.only:
-            out = folder / "measured.json"
-            words = ["--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
-            words += ["--rdzv-endpoint", "127.0.0.1:0", __file__, "member", name, str(out)]
-            launch = [sys.executable, "-m", "torch.distributed.run", *words]
-            subprocess.run(launch, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            one = json.loads(out.read_text())
-            one["model"] = model(processes, options, one["matches"])
-            one["same"] = one["report"] == found.setdefault("report", one["report"])
-            lists = one["nearest"]
-            share = min(NEAREST, -(-options.gallery // processes))
-            lists["model"] = 12.0 * options.queries * share * (processes > 1)
-            one["same"] &= lists["lists"] == found.setdefault("lists", lists["lists"])
-            found["processes"][processes] = {k: v for k, v in one.items() if k != "report"}
-            told = ", ".join(
-                f"{kind} {one['sent'][kind]} B (model {one['model'][kind]:.0f})"
-                for kind in one["sent"]
-            )
-            print(
-                f"{processes}: {told}; over lo {one['over_lo']} B; "
-                f"peak {one['peak'] / 2**20:.0f} MiB; CPU seconds "
-                f"{', '.join(f'{spent:.1f}' for spent in one['cpu_seconds'])}; neighbours "
-                f"{lists['sent']['all_gather']} B (model {lists['model']:.0f}), over lo "
-                f"{lists['over_lo']} B, CPU seconds "
-                f"{', '.join(f'{spent:.1f}' for spent in lists['cpu_seconds'])}; results "
-                f"{'the same' if one['same'] else 'OTHERS'}",
-                flush=True,
-            )
+        for task in options.tasks:
+            first: Any = None
+            for run in options.only:
+                processes, threads = (*map(int, run.split("x")), 1)[:2]
+                one = launch(folder, task, processes, threads)
+                first = first or one
+                one["model"] = model(task, processes, options, one)
+                one["same"] = one["digest"] == first["digest"]
+                one["ratio"] = one["seconds"] / first["seconds"]
+                results["tasks"].setdefault(task, {})[run] = one
+                told = ", ".join(
+                    f"{kind} {max(one[kind]):.0f} B (model {value:.0f})"
+                    for kind, value in one["model"].items()
+                )
+                print(
+                    f"{task}, {processes} x {threads} threads: {one['seconds']:.2f} s, "
+                    f"{one['ratio']:.2f} of the first; CPU seconds {listed(one['cpu_seconds'])}; "
+                    f"peaks {listed(one['peak'], 2**20, '.0f')} MiB; {told}; over lo "
+                    f"{one['over_lo']} B; results {'the same' if one['same'] else 'OTHERS'}",
+                    flush=True,
+                )
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["member"]:
-        member(Path(sys.argv[2]), Path(sys.argv[3]))
+        member(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
     else:
         main()

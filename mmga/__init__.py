@@ -27,6 +27,8 @@ _PUBLIC = {
     "to_scipy": "mmga.retrieval.neighbours.sparse",
     "jaccard_distance": "mmga.retrieval.reranking.jaccard",
     "kneighbors_graph": "mmga.retrieval.neighbours.graphs",
+    "load_distances": "mmga.retrieval.neighbours.sparse_files",
+    "save_distances": "mmga.retrieval.neighbours.sparse_files",
     "nearest": "mmga.retrieval.neighbours.knn",
     "neighbours_within": "mmga.retrieval.neighbours.graphs",
     "rerank": "mmga.retrieval.reranking.rerank",
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
     from mmga.retrieval.neighbours.query_expansion import expand_queries as expand_queries
     from mmga.retrieval.neighbours.sparse import to_dense as to_dense
     from mmga.retrieval.neighbours.sparse import to_scipy as to_scipy
+    from mmga.retrieval.neighbours.sparse_files import load_distances as load_distances
+    from mmga.retrieval.neighbours.sparse_files import save_distances as save_distances
     from mmga.retrieval.reranking.index import GalleryIndex as GalleryIndex
     from mmga.retrieval.reranking.jaccard import jaccard_distance as jaccard_distance
     from mmga.retrieval.reranking.rerank import rerank as rerank

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import logging
+import math
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ PATIENCE = datetime.timedelta(hours=2)
 """Longest time that a process waits for the others, such as while the first one evaluates."""
 START = datetime.timedelta(minutes=5)
 """Longest time between the start of the first process and that of the last."""
+_GATHERED = 64 << 20  # bytes that are exchanged at once where rows of all processes are joined
 
 
 def environment() -> tuple[int, int, int]:
@@ -252,7 +254,16 @@ class Group:
         if self.world == 1:
             return rows
         sizes = self.table([len(rows)])[:, 0].long().tolist()
-        return gather(rows.to(self.device), sizes, self).cpu()
+        joined = rows.new_empty((sum(sizes), *rows.shape[1:]), device="cpu")
+        of_all = joined.split(sizes)
+        row_bytes = rows.element_size() * math.prod(rows.shape[1:])
+        step = max(1, _GATHERED // max(1, self.world * row_bytes))
+        for begin in range(0, max(sizes), step):  # two copies of all are never held
+            counts = [min(max(size - begin, 0), step) for size in sizes]
+            found = gather(rows[begin : begin + step].to(self.device), counts, self).cpu()
+            for part, some in zip(of_all, found.split(counts), strict=True):
+                part[begin : begin + len(some)] = some
+        return joined
 
     def columns(self, own: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         """Return the arrays of all processes, each under the names that it gave.
@@ -396,6 +407,23 @@ def gather(rows: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=group.processes)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def exchange(rows: Tensor, sizes: Sequence[int], group: Group) -> tuple[Tensor, list[int]]:
+    """Send rows to each process, and return those that come from each, and how many.
+
+    Args:
+        rows: [n, ...] on the CPU, those for process 0 first.
+        sizes: how many are for each process.
+        group: the processes.
+    """
+    if group.world == 1:
+        return rows, list(sizes)
+    coming = group.table(sizes)[:, group.rank].long().tolist()
+    sent = rows.to(group.device).contiguous()
+    found = sent.new_empty((sum(coming), *rows.shape[1:]))
+    dist.all_to_all_single(found, sent, coming, list(sizes), group=group.processes)
+    return found.cpu(), coming
 
 
 def gather_with_gradient(rows: Tensor, sizes: Sequence[int], group: Group) -> Tensor:

@@ -22,6 +22,12 @@ class CsrRows(NamedTuple):
     columns: Tensor
     values: Tensor
 
+    def cut(self, first: int, last: int) -> "CsrRows":
+        """Return rows first to last."""
+        begin, end = int(self.offsets[first]), int(self.offsets[last])
+        offsets = self.offsets[first : last + 1] - begin
+        return CsrRows(offsets, self.columns[begin:end], self.values[begin:end])
+
 
 def _unknown() -> torch.SymInt:
     return torch.library.get_ctx().new_dynamic_size()
@@ -117,13 +123,16 @@ _mix_distances = _library.define(
 )
 
 
-def expanded_sets(neighbours: Tensor, list_length: int, half_length: int) -> tuple[Tensor, Tensor]:
+def expanded_sets(
+    neighbours: Tensor, list_length: int, half_length: int, wanted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the expanded k-reciprocal set of every item (Zhong et al., steps 2 and 3).
 
     Args:
         neighbours: [N, K] int32, nearest first in the order of (distance, index).
         list_length: length of a neighbour list, self included, k1 + 1 in the paper.
         half_length: the same for the sets that are joined.
+        wanted: items whose sets are wanted, int64 [M]; those of others are empty. None: all.
     """
     _check_lists(neighbours, list_length, "list_length")
     _check_lists(neighbours, half_length, "half_length")
@@ -133,6 +142,9 @@ def expanded_sets(neighbours: Tensor, list_length: int, half_length: int) -> tup
         raise ValueError(f"neighbours must be indices of its own {len(neighbours)} rows")
     sets = _reciprocal_sets(neighbours, list_length)
     half = _reciprocal_sets(neighbours, half_length)
+    if wanted is not None:
+        offsets, theirs = _entries_of(sets[0], wanted)
+        sets = offsets, sets[1][theirs]
     joined: tuple[Tensor, Tensor] = _expand_sets(*sets, *half)
     return joined
 
@@ -150,10 +162,41 @@ def encode(sets: tuple[Tensor, Tensor], distances: Tensor, maxima: Tensor | None
     return CsrRows(*sets, _encode(sets[0], distances, maxima))
 
 
-def average_rows(rows: CsrRows, neighbours: Tensor, k2: int) -> CsrRows:
-    """Return the mean of the rows of each item's first k2 neighbours (step 5)."""
+def _entries_of(offsets: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Return offsets of rows of which all but the wanted are empty, and which entries stay."""
+    sizes = offsets.diff()
+    kept = torch.zeros_like(sizes, dtype=torch.bool)
+    kept[wanted] = True
+    return torch.cat([offsets[:1], (sizes * kept).cumsum(0)]), kept.repeat_interleave(sizes)
+
+
+def keep_rows(rows: CsrRows, wanted: Tensor) -> CsrRows:
+    """Return rows of which all but the wanted ones, int64 [M], are empty."""
+    offsets, theirs = _entries_of(rows.offsets, wanted)
+    return CsrRows(offsets, rows.columns[theirs], rows.values[theirs])
+
+
+def average_rows(
+    rows: CsrRows, neighbours: Tensor, k2: int, wanted: Tensor | None = None
+) -> CsrRows:
+    """Return the mean of the rows of each item's first k2 neighbours (step 5).
+
+    Args:
+        rows: of N items.
+        neighbours: [N, K] int32.
+        k2: 1 to K.
+        wanted: items whose means are wanted, int64 [M]; those of others are empty. None: all.
+    """
     _check_lists(neighbours, k2, "k2")
-    return CsrRows(*_average_rows(*rows, neighbours, k2))
+    if wanted is None:
+        return CsrRows(*_average_rows(*rows, neighbours, k2))
+    # The others' neighbours are one more item, whose row is empty.
+    count = len(neighbours)
+    lists = neighbours.new_full((count + 1, k2), count)
+    lists[wanted] = neighbours[wanted, :k2]
+    offsets = torch.cat([rows.offsets, rows.offsets[-1:]])
+    means = CsrRows(*_average_rows(offsets, rows.columns, rows.values, lists, k2))
+    return means.cut(0, count)
 
 
 def transpose_rows(rows: CsrRows, first: int = 0) -> CsrRows:
@@ -187,13 +230,33 @@ class JaccardJoin:
     def __init__(self, rows: CsrRows, max_distance: float) -> None:
         """Index the heavy entries of V, [N, N], for distances up to a limit in [0, 1)."""
         self._rows, self._limit = rows, max_distance
-        self._heavy = CsrRows(*_prefix_rows(*rows, max_distance))
+        self._heavy = heavy_rows(rows, max_distance)
         self._index = transpose_rows(self._heavy)
 
     def upper(self, chosen: Tensor) -> CsrRows:
         """Return the distances of rows [M] int64 to the items from each one's own on, [M, N]."""
-        near = _jaccard_join(*self._rows, *self._heavy, *self._index, chosen, self._limit)
-        return CsrRows(*near)
+        return join_rows(self._rows, self._heavy, self._index, chosen, self._limit)
+
+
+def heavy_rows(rows: CsrRows, max_distance: float) -> CsrRows:
+    """Return the heavy entries of rows of V, for a prefix filter (`reference.prefix_rows`)."""
+    return CsrRows(*_prefix_rows(*rows, max_distance))
+
+
+def join_rows(
+    rows: CsrRows, heavy: CsrRows, index: CsrRows, chosen: Tensor, max_distance: float
+) -> CsrRows:
+    """Return the Jaccard distances up to `max_distance` of chosen rows (`reference.jaccard_join`).
+
+    Args:
+        rows: V.
+        heavy: `heavy_rows` of V, of the chosen rows at least.
+        index: the inverted index of heavy rows: of all items, or of those that are looked for,
+            but a back end without this kernel finds others, too.
+        chosen: [M] int64, rows of V.
+        max_distance: the one of the heavy rows.
+    """
+    return CsrRows(*_jaccard_join(*rows, *heavy, *index, chosen, max_distance))
 
 
 def symmetrise(rows: CsrRows) -> CsrRows:

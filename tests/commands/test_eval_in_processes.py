@@ -19,11 +19,7 @@ MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("features")
-    query, gallery = shared_cases.sides("")
-    query.save(out / "query.npz")
-    gallery.save(out / "gallery.npz")
-    for number, (first, last) in enumerate([(0, 100), (100, 350), (350, 360), (360, 701)]):
-        gallery.cut(first, last).save(out / f"shard-{number}.npz")
+    shared_cases.write(out, "")
     return out
 
 
@@ -32,10 +28,13 @@ def report(file):
     return {name: value for name, value in values.items() if name not in MEASURED}
 
 
-@pytest.mark.parametrize("gallery", ["gallery.npz", "shard-*.npz"])
-def test_processes_write_the_report_of_one(folder, gallery, tmp_path):
+@pytest.mark.parametrize(
+    ("gallery", "more"),
+    [("gallery.npz", []), ("shard-*.npz", []), ("shard-*.npz", ["--rerank", "--k1", "9"])],
+)
+def test_processes_write_the_report_of_one(folder, gallery, more, tmp_path):
     words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / gallery)]
-    words += ["--bootstrap", "10"]
+    words += ["--bootstrap", "10", *more]
     files = [str(tmp_path / name) for name in ("one.json", "one.csv", "three.json", "three.csv")]
     command.main([*words, "--json", files[0], "--per-query", files[1]])
     last = ["--json", files[2], "--per-query", files[3]]
@@ -83,10 +82,11 @@ def test_comparisons_are_those_of_one_process(folder, tmp_path, flags, capsys):
         ("interrupted", [130] * 3, "interrupted"),
     ],
 )
-def test_one_that_fails_ends_all(folder, tmp_path, how, codes, said):
+@pytest.mark.parametrize("more", [[], ["--rerank"]], ids=["plain", "re-ranked"])
+def test_one_that_fails_ends_all(folder, tmp_path, how, codes, said, more):
     words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
     words += ["--json", str(tmp_path / "r.json")]
-    found, errors = failing.run(how, ["eval", *words], tmp_path)
+    found, errors = failing.run(how, ["eval", *words, *more], tmp_path)
     assert found == codes
     assert len(errors.splitlines()) == 1 and said in errors
     assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob(".*"))
@@ -104,7 +104,7 @@ def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
     [
         ({"--gallery": ["shard-0.npz", "broken.npz", "shard-1.npz"]}, "broken.npz could not be"),
         ({"--query": ["absent.npz"]}, "absent.npz: no such file or folder"),
-        ({"--rerank": []}, "rerank: neighbours are not shared by processes yet"),
+        ({"--rerank": [], "--lambda-value": ["0"]}, "two sets, not with a lambda_value of 0"),
         ({"--k1": ["7"]}, "--k1 belongs to re-ranking"),
         ({"--quary": []}, "unknown option --quary"),
         ({"--json": ["/proc/none/r.json"]}, "/proc/none/r.json could not be written"),

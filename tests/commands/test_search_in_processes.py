@@ -12,11 +12,7 @@ from mmga import search as command
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("features")
-    query, gallery = shared_cases.sides("names")
-    query.save(out / "query.npz")
-    gallery.save(out / "gallery.npz")
-    for number, (first, last) in enumerate([(0, 100), (100, 350), (350, 360), (360, 701)]):
-        gallery.cut(first, last).save(out / f"shard-{number}.npz")
+    shared_cases.write(out, "names")
     return out
 
 

@@ -28,12 +28,13 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
 
     from mmga.extraction import resumable
     from mmga.retrieval.neighbours.shared_knn import SharedItems
+    from mmga.retrieval.neighbours.shared_set import SharedSet
     from mmga.retrieval.tiles.share import Share
 
     torch.set_num_threads(1)
     workers.environment(rank, world, port)
     blocks, embed, calls = Share.blocks, resumable.embed_images, []
-    nearest = SharedItems.nearest
+    nearest, searched = SharedItems.nearest, SharedSet._nearest_here
 
     def happen() -> None:
         if rank != 1:
@@ -49,8 +50,13 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
             raise KeyboardInterrupt
 
     def changed_blocks(self, width):
-        happen()
+        if "--rerank" not in words:
+            happen()
         return blocks(self, width)
+
+    def changed_search(self, others, k, farthest):
+        happen()
+        return searched(self, others, k, farthest)
 
     def changed_nearest(self, queries, k, search):
         def changed(*given):
@@ -66,7 +72,7 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
         return embed(*args, **options)
 
     Share.blocks, resumable.embed_images, resumable.SHARD = changed_blocks, changed_embed, 4
-    SharedItems.nearest = changed_nearest
+    SharedItems.nearest, SharedSet._nearest_here = changed_nearest, changed_search
     verb, *words = words
     sys.exit(importlib.import_module(f"mmga.{verb}").main(words))
 

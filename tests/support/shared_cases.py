@@ -1,6 +1,8 @@
 """Evaluations by several processes: the sets, the cases, and what a process returns."""
 
 import contextlib
+import math
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -8,10 +10,13 @@ import torch
 import torch.distributed as dist
 
 import mmga
+from mmga.common import distributed
 from mmga.common.distributed import Group
 from mmga.retrieval.bounds import planner
 from mmga.retrieval.metrics import rank_certified
+from mmga.retrieval.neighbours import shared_set
 from mmga.retrieval.protocols import selection
+from mmga.retrieval.reranking import certified_ranks
 from mmga.retrieval.tiles import parts, sources
 
 NUM_QUERY, NUM_GALLERY, WIDTH = 53, 701, 24
@@ -50,6 +55,23 @@ CASES = {
     "names": {"kind": "names"},
     "short rows": {"kind": "short"},
     "short rows, float32": {"kind": "short", "exact": "float32"},
+    "re-ranked": {"rerank": mmga.KReciprocal()},
+    "re-ranked, euclidean": {"rerank": mmga.KReciprocal(7, 3), "metric": "euclidean"},
+    "re-ranked, torchreid": {"rerank": mmga.KReciprocal(6, 1, 0.1, "torchreid")},
+    "re-ranked, fastreid": {
+        "rerank": mmga.KReciprocal(9, 4, 0.6, "fastreid"),
+        "protocol": "other-cameras",
+    },
+    "re-ranked, matlab": {
+        "rerank": mmga.KReciprocal(half="matlab"),
+        "protocol": "market1501-matlab",
+        "verification": True,
+    },
+    "re-ranked, 8-bit tiles": {"kind": "wide", "planned": "int8", "rerank": mmga.KReciprocal()},
+    "re-ranked, pooled": {"protocol": "multi-query", "rerank": mmga.KReciprocal(4, 2)},
+    "re-ranked, names": {"kind": "names", "rerank": mmga.KReciprocal(1000, 3)},
+    "re-ranked, 8 bits": {"kind": "int8", "rerank": mmga.KReciprocal(5, 9, 1.0)},
+    "re-ranked, short rows": {"kind": "short", "rerank": mmga.KReciprocal()},
 }
 
 
@@ -92,6 +114,15 @@ def sides(kind: str) -> tuple[mmga.Features, mmga.Features]:
     return query, gallery
 
 
+def write(folder: Path, kind: str) -> None:
+    """Write queries, and the gallery as one file and as four shards, of which some are small."""
+    query, gallery = sides(kind)
+    query.save(folder / "query.npz")
+    gallery.save(folder / "gallery.npz")
+    for number, (first, last) in enumerate([(0, 100), (100, 350), (350, 360), (360, 701)]):
+        gallery.cut(first, last).save(folder / f"shard-{number}.npz")
+
+
 @contextlib.contextmanager
 def small_tiles(planned: str):
     """Let tiles be small, so that shares end within them, and small sets have several stages.
@@ -108,6 +139,7 @@ def small_tiles(planned: str):
             (rank_certified, "_SMALL", 0.0 if planned else 1e18),
             (selection, "_COUNTED_COLUMNS", 100),
             (rank_certified, "making_cost", lambda tiles, width: 0.0),
+            (certified_ranks, "_TILE", (64, 100)),
             (planner, "_FIT_SHARE", 1e9 if planned == "coordinates" else 0.0),
             (planner, "takes_int8", lambda width, device: planned == "int8"),
         ):
@@ -126,7 +158,8 @@ def evaluated(group, rank: int, name: str, ends: list[int]) -> dict[str, object]
     """
     options = dict(CASES[name])
     query, gallery = sides(options.pop("kind", ""))
-    with small_tiles(options.pop("planned", "")):
+    block = mock.patch.object(shared_set, "BLOCK", 4 * math.prod(query.rows.shape[1:]) * 400)
+    with small_tiles(options.pop("planned", "")), block:
         if options.get("protocol") == "all-vs-all":
             own = None
         else:
@@ -165,11 +198,25 @@ def unlike(group, rank: int, what: str) -> object:
         own = None
     elif what == "memory":
         options["memory"] = 1000
-    elif what == "rerank":
+    elif what.startswith("rerank"):
         options["rerank"] = mmga.KReciprocal()
+        if what == "rerank float32":
+            options["exact"] = "float32"
+        elif what == "rerank one set":
+            options["protocol"], own = "all-vs-all", None
+        elif what == "rerank excluding":
+            options["exclude"] = "time < query.time"
+        elif what == "rerank jaccard":
+            options["rerank"] = mmga.KReciprocal(lambda_value=0)
+        elif what == "rerank long":
+            options["metric"] = "euclidean"
+            own.features[5:] *= 1e-13 if odd else 1
     elif what == "single shot":
         options["protocol"] = "cuhk03-single-shot"
-    return mmga.evaluate(query, own, **options).mAP
+    failing = mock.Mock(side_effect=ZeroDivisionError("of all numbers"))
+    broken = mock.patch.object(certified_ranks._Run, "look", failing)
+    with broken if odd and what == "rerank and fail" else contextlib.nullcontext():
+        return mmga.evaluate(query, own, **options).mAP
 
 
 def sent(group, rank: int, kind: str) -> dict[str, int]:
@@ -208,5 +255,10 @@ def exchanged(group, rank: int) -> list[object]:
         {name: (array.dtype.str, array.tolist()) for name, array in one.items()}
         for one in ours.columns(arrays)
     ]
-    rows = ours.rows(torch.full((2 * rank, 2), float(rank)))
-    return [union.view(torch.int64).tolist(), columns, rows.tolist(), ours.most(rank - 3)]
+    rows = [ours.rows(torch.full((2 * rank, 2), float(rank)))]
+    with mock.patch.object(distributed, "_GATHERED", 1):  # row by row
+        rows.append(ours.rows(torch.arange(3 + 4 * rank) + 10 * rank))
+    dealt, sizes = distributed.exchange(torch.arange(3) + 10 * rank, [2 - rank, 1 + rank], ours)
+    own = rank, dealt.tolist(), sizes
+    values = [union.view(torch.int64).tolist(), columns, [part.tolist() for part in rows]]
+    return [own, *values, ours.most(rank - 3)]

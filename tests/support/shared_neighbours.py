@@ -78,8 +78,7 @@ def found(group, rank: int, name: str, ends: list[int]) -> tuple[bytes, bytes]:
     own = items if group is None else part(items, *[0, *ends][rank : rank + 2])
     with contextlib.ExitStack() as changed:
         if options.pop("tiles", None):
-            tiles = mock.Mock(side_effect=lambda *sides, **_: Int8(longest(sides[:2])))
-            changed.enter_context(mock.patch.object(knn, "cheapest_tiles", tiles))
+            changed.enter_context(mock.patch.object(knn, "cheapest_tiles", int8))
         merged = options.pop("merged", shared_knn.MERGED)
         changed.enter_context(mock.patch.object(shared_knn, "MERGED", merged))
         distances, index = mmga.nearest(query, own, group=group, **options)
@@ -87,8 +86,9 @@ def found(group, rank: int, name: str, ends: list[int]) -> tuple[bytes, bytes]:
     return distances.tobytes(), index.tobytes()
 
 
-def longest(sides) -> float:
-    return max(float(side.norms.max()) for side in sides) ** 0.5
+def int8(rows, columns, *rest, **options) -> Int8:
+    """Choose 8-bit tiles, whatever the cost."""
+    return Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
 
 
 def unlike(group, rank: int, what: str) -> object:

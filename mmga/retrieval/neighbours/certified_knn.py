@@ -78,10 +78,12 @@ def certified_neighbours(
 
     Returns:
         Lists in the order of (float64 distance, index) with squared distances rounded to float32.
-        Each vector's largest distance is exact unless tiles are of the features, else the tiles'.
+        Each vector's largest distance is likewise exact, but the tiles' where they are kept.
     """
     search = _Search(vectors, vectors, k, tiles, tile or TILE, progress)
-    return search.through_features(kept, farthest) if tiles is None else search.through(farthest)
+    if tiles is None and (kept is not None or not farthest):
+        return search.through_features(kept, farthest)
+    return search.through(farthest)
 
 
 def certified_nearest(
@@ -90,16 +92,19 @@ def certified_nearest(
     k: int,
     tiles: Approximator | None = None,
     *,
+    farthest: bool = False,
     progress: Progress | None = None,
 ) -> Neighbours:
     """Return the k nearest items of every query, as `certified_neighbours` those of one set.
 
-    Largest distances are NaN. Queries that are the items meet each pair once; a query is then as
-    far from itself as from a copy: of a cosine, rounding may leave something.
+    Queries that are the items meet each pair once; a query is then as far from itself as from a
+    copy: of a cosine, rounding may leave something.
     """
     search = _Search(queries, items, k, tiles, TILE, progress)
     search.own_at_zero = False
-    return search.through_features(None, False) if tiles is None else search.through(False)
+    if tiles is None and not farthest:
+        return search.through_features(None, False)
+    return search.through(farthest)
 
 
 def certified_within(
@@ -325,10 +330,10 @@ class _Search:
         The one is the farthest of a sample by the tiles: the larger, the fewer pairs are candidates
         for the farthest.
         """
-        side = self._rows
-        sample = spread(len(side.vectors), _SAMPLE)
-        far_away = side.cut(sample)
-        own = 0.0 if self._cosine else side.vectors.norms[sample].float() / 2
+        side, others = self._rows, self._columns
+        sample = spread(len(others.vectors), _SAMPLE)
+        far_away = others.cut(sample)
+        own = 0.0 if self._cosine else others.vectors.norms[sample].float() / 2
         far = torch.empty(len(side.vectors), dtype=torch.int64, device="cpu")
         values = torch.empty(TILE, len(sample), dtype=torch.float32, device="cpu")
         for rows in side.slices(TILE):

@@ -30,7 +30,7 @@ from mmga.retrieval.neighbours.certified_knn import (
 )
 from mmga.retrieval.neighbours.one_look import Look
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
-from mmga.retrieval.neighbours.shared_knn import SharedItems, merged_bytes
+from mmga.retrieval.neighbours.shared_knn import SharedItems, check_certified, merged_bytes
 from mmga.retrieval.neighbours.tile_sizes import (
     check_memory,
     search_bytes,
@@ -161,11 +161,7 @@ def _nearest_of_all(
     """Return what `_nearest_of_one` returns of the rows that all processes hold."""
     with group.together():
         bound = parse(settings.memory)
-        if settings.exact not in (None, "certified"):
-            raise UserError(
-                f"exact: several processes find certified neighbours, found {settings.exact!r}; "
-                "leave it out, or search by one process"
-            )
+        check_certified(settings.exact)
         check_metric(settings.metric)
         whole_number("k", settings.k)
         queries = VectorSet([feature_rows(query, "query")], settings.metric)
@@ -277,6 +273,7 @@ def nearest_items(
     k: int,
     *,
     exact: str | None = None,
+    farthest: bool = False,
     progress: Progress | None = None,
 ) -> Neighbours:
     """Return the k nearest items of every query and their squared distances.
@@ -286,17 +283,19 @@ def nearest_items(
         items: the vectors that are searched.
         k: 1 to the number of items.
         exact: see `search`.
+        farthest: each query's largest distance is wanted, too, of certified neighbours; else it
+            may be NaN.
         progress: called as (phase, done, total).
 
     Raises:
         UserError: the order cannot be certified and shall be.
     """
     if exact_order(items, exact, queries) == "certified":
-        tiles = cheapest_tiles(queries, items, k, farthest=False)
+        tiles = cheapest_tiles(queries, items, k, farthest=farthest)
         with loop_threads(tiles):
             if isinstance(tiles, Int8):
-                return Look(queries, items, k, progress=progress).run()
-            return certified_nearest(queries, items, k, tiles, progress=progress)
+                return Look(queries, items, k, farthest=farthest, progress=progress).run()
+            return certified_nearest(queries, items, k, tiles, farthest=farthest, progress=progress)
     with torch_alone():
         return _float32_nearest(queries, items, k, progress)
 

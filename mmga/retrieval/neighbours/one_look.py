@@ -120,7 +120,7 @@ class Look:
         self._int8 = Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
         tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
         self._tile = min(max(tile, _LEAST_TILE), _LARGEST_TILE)
-        if rows.device.type != "cpu":
+        if not on_cpu:
             self._tile = _LARGEST_TILE
         self.found = Neighbours(
             torch.empty(len(rows), k, dtype=torch.int32, device=rows.device),

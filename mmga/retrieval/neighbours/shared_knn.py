@@ -57,37 +57,7 @@ class SharedItems:
             UserError: no process has any, the sides do not fit each other, or a value is NaN or
                 infinite; in the process that has them, a PeerError in the others.
         """
-        counts = group.table([0 if own is None else len(own)])[:, 0].long().tolist()
-        norms = torch.zeros(0, dtype=torch.float64, device="cpu")
-        with group.together():
-            if not sum(counts):
-                raise UserError(
-                    "gallery: no process of the group has any of it; give each process its rows, "
-                    "and None where there are none"
-                )
-            if own is not None:
-                _check_fit(own, queries)
-                norms = torch.cat([squared_norms(rows) for rows in own.values()])
-            bad = (~norms.isfinite()).nonzero()[:, 0]
-            if len(bad):
-                row = sum(counts[: group.rank]) + int(bad[0])
-                raise UserError(f"gallery: expected finite features, row {row} holds others")
-        longest = group.most(float(norms.max()) if len(norms) else 0.0)
-        check_scale("gallery", torch.tensor([longest], dtype=torch.float64, device="cpu"))
-        vectors = None
-        with group.together():
-            if own is not None and len(own):
-                if queries.metric == "cosine":
-                    own, norms = lifted(own, norms)
-                vectors = VectorSet([own], queries.metric, norms=norms)
-            obstacle = beyond_bounds("the gallery", norms) or beyond_bounds(
-                "the set of queries", queries.norms
-            )
-            if obstacle is not None:
-                raise UserError(
-                    f"group: several processes find certified neighbours, which is not possible "
-                    f"{obstacle}; search by one process"
-                )
+        vectors, counts = held_vectors("gallery", own, queries.metric, group, queries)
         return cls(vectors, counts, group)
 
     def __len__(self) -> int:
@@ -167,13 +137,94 @@ def merged_bytes(queries: int, k: int, group: Group) -> int:
     return min(max(MERGED, step), queries * step)
 
 
-def _check_fit(own: ShardedMatrix, queries: VectorSet) -> None:
-    if own.device.type != "cpu" or queries.device.type != "cpu":
+def check_certified(exact: str | None) -> None:
+    """Raise a `UserError` where another order is asked for than several processes find."""
+    if exact not in (None, "certified"):
         raise UserError(
-            "group: several processes search features on the CPU; move both sides there, or "
+            f"exact: several processes find certified neighbours, found {exact!r}; leave it out, "
+            "or search by one process"
+        )
+
+
+def check_on_cpu(device: torch.device) -> None:
+    """Raise a `UserError` where features are on another device."""
+    if device.type != "cpu":
+        raise UserError(
+            "group: several processes search features on the CPU; move all of them there, or "
             "search by one process"
         )
-    if own.shape[1] != queries.dimension:
+
+
+def check_bounds(side: str, norms: Tensor) -> None:
+    """Raise a `UserError` where squared norms, float64 [N], let no neighbours be certified."""
+    obstacle = beyond_bounds(side, norms)
+    if obstacle is not None:
+        raise UserError(
+            f"group: several processes find certified neighbours, which is not possible "
+            f"{obstacle}; search by one process"
+        )
+
+
+def held_vectors(
+    name: str,
+    own: ShardedMatrix | None,
+    metric: str,
+    group: Group,
+    queries: VectorSet | None = None,
+) -> tuple[VectorSet | None, list[int]]:
+    """Return the vectors that this process holds, and how many each one holds.
+
+    Args:
+        name: of the side, for messages.
+        own: rows of this process, perhaps none.
+        metric: "cosine" or "euclidean".
+        group: the processes.
+        queries: what the vectors are compared with; None: each other.
+
+    Raises:
+        UserError: no process has any, sides do not fit each other, or a value is NaN or infinite;
+            in the process that has them, a PeerError in the others.
+    """
+    told = group.table([0, 0] if own is None else [len(own), own.shape[1]]).long()
+    counts, widths = told[:, 0].tolist(), told[:, 1][told[:, 1] > 0].tolist()
+    norms = torch.zeros(0, dtype=torch.float64, device="cpu")
+    with group.together():
+        if not sum(counts):
+            raise UserError(
+                f"{name}: no process of the group has any of it; give each process its rows, "
+                "and None where there are none"
+            )
+        if own is not None:
+            _check_fit(name, own, queries, widths[0])
+            norms = torch.cat([squared_norms(rows) for rows in own.values()])
+        bad = (~norms.isfinite()).nonzero()[:, 0]
+        if len(bad):
+            row = sum(counts[: group.rank]) + int(bad[0])
+            raise UserError(f"{name}: expected finite features, row {row} holds others")
+    longest = group.most(float(norms.max()) if len(norms) else 0.0)
+    check_scale(name, torch.tensor([longest], dtype=torch.float64, device="cpu"))
+    vectors = None
+    with group.together():
+        if own is not None and len(own):
+            if metric == "cosine":
+                own, norms = lifted(own, norms)
+            vectors = VectorSet([own], metric, norms=norms)
+        check_bounds(f"the {name}", norms)
+        if queries is not None:
+            check_bounds("the set of queries", queries.norms)
+    return vectors, counts
+
+
+def _check_fit(name: str, own: ShardedMatrix, queries: VectorSet | None, width: int) -> None:
+    check_on_cpu(own.device)
+    if queries is not None:
+        check_on_cpu(queries.device)
+    if queries is not None and own.shape[1] != queries.dimension:
         raise UserError(
             f"query and gallery must have one dimension, got {queries.dimension} and {own.shape[1]}"
+        )
+    if own.shape[1] != width:
+        raise UserError(
+            f"{name}: expected rows of {width} values as in the other processes, found "
+            f"{own.shape[1]}"
         )

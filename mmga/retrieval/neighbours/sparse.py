@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 
-def to_torch(matrix: ops.CsrRows) -> Tensor:
-    """Return square sparse rows as torch's CSR, with int32 indices where these suffice."""
+def to_torch(matrix: ops.CsrRows, width: int | None = None) -> Tensor:
+    """Return sparse rows as torch's CSR, with int32 indices where these suffice.
+
+    Args:
+        matrix: [N, width].
+        width: columns; N if None.
+    """
     count = len(matrix.offsets) - 1
     wide = torch.int64 if len(matrix.values) > torch.iinfo(torch.int32).max else torch.int32
     with warnings.catch_warnings():
@@ -28,7 +33,7 @@ def to_torch(matrix: ops.CsrRows) -> Tensor:
             matrix.offsets.to(wide),
             matrix.columns.to(wide),
             matrix.values,
-            (count, count),
+            (count, count if width is None else width),
             check_invariants=False,
             device=matrix.values.device,
         )
@@ -54,7 +59,7 @@ def to_scipy(matrix: Tensor, *, by_distance: bool = False) -> csr_matrix:
         from scipy.sparse import csr_matrix
     except ImportError as error:
         raise UserError("SciPy is not installed: pip install 'mmga[mat]'") from error
-    _check_sparse(matrix)
+    check_sparse(matrix)
     parts = (matrix.values(), matrix.col_indices(), matrix.crow_indices())
     values, columns, offsets = (part.numpy() for part in parts)
     if by_distance:
@@ -77,13 +82,14 @@ def to_dense(matrix: Tensor, absent: float = 1.0) -> NDArray[np.float64]:
     Raises:
         UserError: it is no such matrix.
     """
-    _check_sparse(matrix)
+    check_sparse(matrix)
     rows = np.repeat(np.arange(matrix.shape[0]), matrix.crow_indices().diff().cpu().numpy())
     dense = np.full(tuple(matrix.shape), absent)
     dense[rows, matrix.col_indices().cpu().numpy()] = matrix.values().cpu().numpy()
     return dense
 
 
-def _check_sparse(matrix: Tensor) -> None:
+def check_sparse(matrix: Tensor) -> None:
+    """Raise a `UserError` unless a matrix is a torch sparse CSR tensor."""
     if not isinstance(matrix, Tensor) or matrix.layout != torch.sparse_csr:
         raise UserError(f"matrix must be a torch sparse CSR tensor, got {type(matrix).__name__}")

@@ -28,7 +28,7 @@ from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Masks, Matches, Tile
 from mmga.retrieval.bounds.approximation import Int8, loop_threads
 from mmga.retrieval.bounds.stages import StagedRows, Stages
-from mmga.retrieval.metrics.rank import PAIR_LIMIT, PerQuery, matches_of, score
+from mmga.retrieval.metrics.rank import PAIR_LIMIT, PerQuery, add_up, matches_of, score
 from mmga.retrieval.protocols.selection import Pairs, Selection
 from mmga.retrieval.reranking.distances import RerankedSource
 from mmga.retrieval.tiles.sources import tile_height
@@ -51,8 +51,10 @@ def rank_reranked(
 ) -> PerQuery:
     """Rank the matches of all selected queries by re-ranked distances of exact distances.
 
+    Processes of a group count what each one's items add, for the same queries at a time.
+
     Args:
-        source: the graph, and which of its queries and items are ranked; `source.certified`.
+        source: the graph, and which of its queries and items are ranked; its neighbours certified.
         selection: what counts for which query, without a condition on pairs.
         monitor: is told of pairs done and in all.
         phase: name of this pass for `monitor`.
@@ -60,27 +62,34 @@ def rank_reranked(
     vectors, scores = source.reranking.vectors, PerQuery.empty(selection.num_matches)
     stages = Stages(Int8(float(vectors.norms.max()) ** 0.5) if multiplies_int8() else None)
     height = tile_height(len(selection.queries), _TILE[0])
-    done, total = 0, len(selection.queries) * source.columns
+    done, total = 0, len(selection.queries) * (source.held.stop - source.held.start)
+    group = source.reranking.processes
     with contextlib.ExitStack() as stack:
         stack.enter_context(loop_threads(stages.tiles))
         for pairs in selection.pairs(PAIR_LIMIT, height):
-            run = _Run(source, selection, pairs, stages)
-            blocks = run.blocks()
-            for block in blocks:
-                share = run.look(block)
-                if share > _UNDECIDED and stages.tiles is not None:  # once more, without 8 bits
-                    stages = Stages()
-                    stack.close()
-                    stack.enter_context(loop_threads(stages.tiles))
-                    run = _Run(source, selection, pairs, stages)
-                    blocks = run.blocks()
-                    break
-                done += pairs.count * len(block[1])
-                monitor.step(phase, done, total)
-            for block in blocks:
-                run.look(block)
-                done += pairs.count * len(block[1])
-                monitor.step(phase, min(done, total), total)
+            with group.together():
+                run = _Run(source, selection, pairs, stages)
+            keys = group.union(run.keys)
+            with group.together():
+                run.take(keys)
+                blocks = run.blocks()
+                for block in blocks:
+                    share = run.look(block)
+                    if share > _UNDECIDED and stages.tiles is not None:  # once more, without 8 bits
+                        stages = Stages()
+                        stack.close()
+                        stack.enter_context(loop_threads(stages.tiles))
+                        run = _Run(source, selection, pairs, stages)
+                        run.take(keys)
+                        blocks = run.blocks()
+                        break
+                    done += pairs.count * len(block[1])
+                    monitor.step(phase, done, total)
+                for block in blocks:
+                    run.look(block)
+                    done += pairs.count * len(block[1])
+                    monitor.step(phase, min(done, total), total)
+            add_up(run.matches, group)
             score(scores, selection, pairs, run.matches)
     return scores
 
@@ -89,13 +98,14 @@ class _Run:
     """Queries that are ranked together.
 
     Attributes:
+        keys: final distances of the matches that this process holds, 0 of others, float64 [M].
         matches: their matches by final distances, and what precedes these.
     """
 
     def __init__(
         self, source: RerankedSource, selection: Selection, pairs: Pairs, stages: Stages
     ) -> None:
-        """Compute the final distances of the matches, and list the items with an overlap."""
+        """Compute final distances of the matches, and list the items with an overlap."""
         graph = source.reranking
         self._source, self._vectors, self._rule = source, graph.vectors, graph.rule
         self._stages, self._metric = stages, graph.vectors.metric
@@ -105,25 +115,35 @@ class _Run:
         self._cameras = selection.cameras(graph.device)
         if self._cameras is not None:
             self._cameras = self._cameras[0][pairs.start : pairs.stop], self._cameras[1]
-        overlap_row, overlap_item, overlap = source.overlaps(self._rows)
-        width, count = source.columns, pairs.count
-        listed = overlap_row * width + overlap_item
+        self._pairs, self._listed = pairs, source.overlaps(self._rows)
+        overlap_row, overlap_item, overlap = self._listed
+        listed = overlap_row * source.columns + overlap_item
         row, item = torch.from_numpy(pairs.match_row), torch.from_numpy(pairs.match_item)
-        wanted = row * width + item
+        self.keys = torch.zeros(len(item), dtype=torch.float64, device="cpu")
+        here = ((item >= source.held.start) & (item < source.held.stop)).nonzero()[:, 0]
+        row, item = row[here], item[here]
+        wanted = row * source.columns + item
         at = torch.searchsorted(listed, wanted).clamp_max(max(0, len(listed) - 1))
         jaccard = torch.ones(len(row), dtype=torch.float64, device="cpu")
         if len(listed):
             jaccard = torch.where(listed[at] == wanted, overlap[at], jaccard)
         distance = self._vectors.pair_distances(self._rows[row], source.vectors_of(item))
-        self.matches = matches_of(pairs, self._final(row, jaccard, distance))
-        self._order_overlaps(overlap_row, overlap_item, overlap, listed)
+        self.keys[here] = self._final(row, jaccard, distance)
+
+    def take(self, keys: Tensor) -> None:
+        """Take the final distances of all matches, float64 [M], before blocks are looked at."""
+        self.matches = matches_of(self._pairs, keys)
+        width, count = self._source.columns, self._pairs.count
+        row, item, overlap = self._listed
+        listed = row * width + item
+        self._order_overlaps(row, item, overlap, listed)
         self._bound_matches(listed, width, count)
 
     def blocks(self) -> Iterator[tuple[int, StagedRows]]:
-        """Yield the gallery block by block at every stage, each with its first item."""
-        vectors, width = self._vectors, self._source.columns
-        for left in range(0, width, _TILE[1]):
-            items = torch.arange(left, min(left + _TILE[1], width), device="cpu")
+        """Yield the items held here block by block at every stage, each with its first item."""
+        vectors, held = self._vectors, self._source.held
+        for left in range(held.start, held.stop, _TILE[1]):
+            items = torch.arange(left, min(left + _TILE[1], held.stop), device="cpu")
             chosen = self._source.vectors_of(items)
             first, last = int(chosen[0]), int(chosen[-1]) + 1
             whole = last - first == len(chosen)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
@@ -20,11 +21,15 @@ from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features import JUNK
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.shares import share_of
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import search
+from mmga.retrieval.neighbours.shared_knn import check_bounds, check_on_cpu
+from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.neighbours.tile_sizes import tile_on
 from mmga.retrieval.reranking.encode import encode, mix
 from mmga.retrieval.reranking.settings import KReciprocal
+from mmga.retrieval.reranking.shared_encoding import encode_shared
 from mmga.retrieval.tiles.problem import RankingProblem
 
 KEPT_BYTES = 512 << 20
@@ -48,7 +53,11 @@ class Reranking:
         maxima: float64 [Q], largest squared distance of each query to any vector.
         seconds: what the neighbour pass and the sparse stages took.
         exact: whose order the neighbours have: certified or float32.
+        held: places of the gallery items that this process holds.
+        processes: those that hold the gallery.
     """
+
+    processes = Group()
 
     def __init__(
         self,
@@ -80,6 +89,7 @@ class Reranking:
         self._first = queries or 0
         self.queries = len(vectors) if queries is None else queries
         self.gallery = len(vectors) - self._first
+        self.held = slice(0, self.gallery)
         self._tile = tile_on(self.device, len(vectors), vectors.dimension)
         limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
         keep = keep and queries is not None and 4 * self.queries * self.gallery <= limit
@@ -126,8 +136,12 @@ class Reranking:
 
     @property
     def first(self) -> int:
-        """Number of the gallery's first vector."""
+        """Number of the gallery's first item in the graph."""
         return self._first
+
+    def vectors_of(self, items: Tensor) -> Tensor:
+        """Return places in `vectors` of gallery items that this process holds, int64 [K]."""
+        return self._first - self.held.start + items
 
     def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
         overlaps = self.overlaps(queries)
@@ -142,7 +156,7 @@ class Reranking:
                 squared = self._kept.index_select(0, part)
             else:
                 squared = original[low:high]
-            yield slice(low, high), self._mixed(squared, part, _between(overlaps, low, high))
+            yield slice(low, high), self._mixed(squared, part, overlaps.cut(low, high))
 
     def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.CsrRows) -> Tensor:
         scale = 0.5 if self.vectors.metric == "cosine" else 1.0
@@ -167,6 +181,43 @@ class Reranking:
         return result
 
 
+class SharedReranking(Reranking):
+    """A graph whose gallery several processes hold, for certified ranks alone.
+
+    Each process has all queries and its own gallery items: their features and their encodings.
+    """
+
+    def __init__(
+        self, vectors: VectorSet, items: SharedSet, rule: KReciprocal, progress: Progress
+    ) -> None:
+        """Find the neighbours of all vectors together, and encode those of this process.
+
+        Args:
+            vectors: all queries, and after them the gallery items that this process holds.
+            items: all vectors of the graph, queries and gallery, each held by one process.
+            rule: settings.
+            progress: called as (phase, done, total).
+        """
+        self.rule, self.vectors, self.device = rule, vectors, vectors.device
+        self.processes, self.exact = items.group, "certified"
+        first, last = items.ranges[1]
+        self._first = self.queries = len(vectors) - (last - first)
+        self.gallery = len(items) - self._first
+        self.held = slice(first - self._first, last - self._first)
+        self._tile = tile_on(self.device, len(vectors), vectors.dimension)
+        start = time.perf_counter()
+        k = rule.neighbours_needed(len(items))
+        found = items.nearest(k, farthest=rule.divides, progress=progress)
+        searched = time.perf_counter()
+        graph = torch.arange(self._first, device="cpu"), torch.arange(first, last, device="cpu")
+        self._rows, maxima = encode_shared(items, found, rule, torch.cat(graph))
+        self.maxima = maxima[: self._first].double()
+        with self.processes.together():
+            self._inverted = ops.transpose_rows(self._rows, self._first)
+        encoded = time.perf_counter()
+        self.seconds = {"neighbours": searched - start, "encoding": encoded - searched}
+
+
 class RerankedSource:
     """Re-ranked distances as tiles of whole rows, for the pass that counts ranks.
 
@@ -174,6 +225,7 @@ class RerankedSource:
         reranking: the graph.
         queries: int64 [Q'], of the graph's queries those that are ranked.
         columns: items that are ranked.
+        held: those of them that this process holds.
     """
 
     dtype = torch.float64
@@ -193,13 +245,15 @@ class RerankedSource:
         self._items = None if whole else torch.from_numpy(items).to(self.device)
         self.columns = len(items)
         self.max_rows = reranking.group
+        ends = reranking.held.start, reranking.held.stop
+        self.held = slice(*np.searchsorted(items, ends).tolist())
 
     def vectors_of(self, items: Tensor) -> Tensor:
-        """Return the numbers of items, int64 [K], among the graph's vectors."""
-        return self.reranking.first + (items if self._items is None else self._items[items])
+        """Return places among the graph's vectors of items that are held here, int64 [K]."""
+        return self.reranking.vectors_of(items if self._items is None else self._items[items])
 
     def overlaps(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows, items and Jaccard distances below 1 of some queries, [E] each, ascending."""
+        """Return rows, items held here and Jaccard distances below 1 of queries, ascending, [E]."""
         rows = self.reranking.overlaps(queries)
         row = torch.arange(len(queries), device=self.device)
         row = row.repeat_interleave(rows.offsets.diff())
@@ -235,29 +289,63 @@ def reranked_source(
     if selection.protocol.junk_in_graph:
         junk = np.flatnonzero(selection.labels.gallery_pids == JUNK)
         gallery_rows = np.union1d(gallery_rows, junk)
-    itself = gallery is query
-    vectors = graph_vectors(
-        query,
-        None if itself else gallery,
-        problem.metric,
-        rows=(query_rows, gallery_rows),
-        device=problem.device,
-    )
-    reranking = Reranking(
-        vectors,
-        None if itself else len(query_rows),
-        rule,
-        exact=problem.exact,
-        keep=keep,
-        memory=None if problem.placed.memory is None else problem.placed.memory // 2,
-        progress=problem.monitor.step,
-    )
+    if problem.share.group.world > 1:
+        reranking: Reranking = _shared(rule, problem, (query_rows, gallery_rows))
+    else:
+        itself = gallery is query
+        vectors = graph_vectors(
+            query,
+            None if itself else gallery,
+            problem.metric,
+            rows=(query_rows, gallery_rows),
+            device=problem.device,
+        )
+        reranking = Reranking(
+            vectors,
+            None if itself else len(query_rows),
+            rule,
+            exact=problem.exact,
+            keep=keep,
+            memory=None if problem.placed.memory is None else problem.placed.memory // 2,
+            progress=problem.monitor.step,
+        )
     problem.monitor.add("neighbours", sum(reranking.seconds.values()))
     return RerankedSource(
         reranking,
         np.searchsorted(query_rows, selection.queries),
         np.searchsorted(gallery_rows, selection.gallery),
     )
+
+
+def _shared(
+    rule: KReciprocal, problem: RankingProblem, rows: tuple[np.ndarray, np.ndarray]
+) -> SharedReranking:
+    """Return the graph of rows of queries and gallery, of which processes hold the gallery.
+
+    Raises:
+        UserError: the neighbours cannot be certified, or a side is empty.
+    """
+    group, held = problem.share.group, problem.held
+    low, high = np.searchsorted(rows[1], [held.start, held.stop]).tolist()
+    first, last = share_of(len(rows[0]), group)
+
+    def vectors(queries: np.ndarray) -> VectorSet:
+        chosen = [queries, rows[1][low:high]]
+        norms = [of[torch.from_numpy(at)] for of, at in zip(problem.norms, chosen, strict=True)]
+        chosen[1] = chosen[1] - held.start
+        sides = [problem.query.rows, problem.gallery.rows]
+        places = [torch.from_numpy(at) for at in chosen]
+        return VectorSet(sides, problem.metric, places, norms=torch.cat(norms))
+
+    with group.together():
+        _check_not_empty(*map(len, rows))
+        check_on_cpu(problem.device)
+        for side, norms in zip(("query", "gallery"), problem.norms, strict=True):
+            check_bounds(side, norms)
+        every, own = vectors(rows[0]), vectors(rows[0][first:last])
+    counts = [last - first, high - low]
+    items = SharedSet.of(own if len(own) else None, counts, problem.metric, group)
+    return SharedReranking(every, items, rule, problem.monitor.step)
 
 
 def graph_vectors(
@@ -285,15 +373,12 @@ def graph_vectors(
         None if at is None or len(at) == len(side) else torch.from_numpy(at)
         for side, at in zip(sides, rows, strict=False)
     ]
-    if any(
-        not (len(side) if at is None else len(at)) for side, at in zip(sides, chosen, strict=True)
-    ):
-        raise UserError("re-ranking needs at least one query and one gallery item, found none")
+    _check_not_empty(
+        *(len(side) if at is None else len(at) for side, at in zip(sides, chosen, strict=True))
+    )
     return VectorSet(sides, metric, chosen, device=device)
 
 
-def _between(rows: ops.CsrRows, low: int, high: int) -> ops.CsrRows:
-    first, last = int(rows.offsets[low]), int(rows.offsets[high])
-    return ops.CsrRows(
-        rows.offsets[low : high + 1] - first, rows.columns[first:last], rows.values[first:last]
-    )
+def _check_not_empty(*counts: int) -> None:
+    if not all(counts):
+        raise UserError("re-ranking needs at least one query and one gallery item, found none")

@@ -33,14 +33,17 @@ def encode(neighbours: Neighbours, rule: KReciprocal, distance_of: PairDistances
     sets = expanded_sets(neighbours, rule)
     distances = set_distances(sets, neighbours, distance_of)
     rows = ops.encode(sets, *encoded_distances(distances, neighbours.maxima, rule))
-    return averaged(rows, neighbours, rule)
+    return averaged(rows, neighbours.index, rule)
 
 
 @kernels_alone()
-def expanded_sets(neighbours: Neighbours, rule: KReciprocal) -> tuple[Tensor, Tensor]:
-    """Return every item's expanded k-reciprocal set: CSR offsets and columns."""
+def expanded_sets(
+    neighbours: Neighbours, rule: KReciprocal, wanted: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return every item's expanded k-reciprocal set, or those wanted: CSR offsets and columns."""
     n = len(neighbours.index)
-    return ops.expanded_sets(neighbours.index, min(rule.list_length, n), min(rule.half_length, n))
+    lengths = min(rule.list_length, n), min(rule.half_length, n)
+    return ops.expanded_sets(neighbours.index, *lengths, wanted)
 
 
 @kernels_alone()
@@ -50,9 +53,8 @@ def set_distances(
     """Return the squared distance of each entry of the sets, from the lists where they have it."""
     distances = ops.listed_distances(sets, neighbours.index, neighbours.distances)
     unlisted = (distances < 0).nonzero()[:, 0]
-    if len(unlisted):
-        rows = torch.searchsorted(sets[0], unlisted, right=True) - 1
-        distances[unlisted] = distance_of(rows, sets[1][unlisted].long())
+    rows = torch.searchsorted(sets[0], unlisted, right=True) - 1
+    distances[unlisted] = distance_of(rows, sets[1][unlisted].long())
     return distances
 
 
@@ -68,10 +70,21 @@ def encoded_distances(
 
 
 @kernels_alone()
-def averaged(rows: CsrRows, neighbours: Neighbours, rule: KReciprocal) -> CsrRows:
-    """Return V after the k2-mean."""
-    k2 = min(rule.k2, len(neighbours.index))
-    return ops.average_rows(rows, neighbours.index, k2) if k2 > 1 else rows
+def averaged(
+    rows: CsrRows, index: Tensor, rule: KReciprocal, wanted: Tensor | None = None
+) -> CsrRows:
+    """Return V after the k2-mean.
+
+    Args:
+        rows: V before it.
+        index: neighbours, int32 [N, K].
+        rule: k2.
+        wanted: items whose rows are wanted, int64 [M]; those of others are empty. None: all.
+    """
+    k2 = min(rule.k2, len(index))
+    if k2 > 1:
+        return ops.average_rows(rows, index, k2, wanted)
+    return rows if wanted is None else ops.keep_rows(rows, wanted)
 
 
 def jaccard(

@@ -146,7 +146,7 @@ class GalleryIndex:
         sets = expanded_sets(near, rule)
         distances = set_distances(sets, near, vectors.pair_distances)
         encoded = ops.encode(sets, *encoded_distances(distances, near.maxima, rule))
-        final = averaged(encoded, near, rule)
+        final = averaged(encoded, near.index, rule)
         parts = (
             rows.whole(),
             near.index,
