@@ -187,7 +187,7 @@ class _Meeting:
                     continue
             except RuntimeError:
                 self._lose_store()
-            if self._verb is not None and not self._met.wait(GRACE):  # it waits for a connection
+            if self._verb is not None and not self._met.wait(BEAT):  # it waits for a connection
                 self._part()
                 sys.stderr.flush()
                 os._exit(told(self._verdict or UserError())[0])

@@ -98,7 +98,7 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
     from mmga.common.errors import UserError
 
     if how == "watched":
-        _say_when_there(folder / f"there-{rank}")
+        _watched(folder, rank)
         return
     meeting.BEAT = 0.1
     kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
@@ -124,17 +124,32 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
         distributed.resolve_device = device.resolve_device = no_device
 
 
-def _say_when_there(file: Path) -> None:
-    """Write a file once this process is known to the others of its run."""
-    from mmga.common import meeting
+def _watched(folder: Path, rank: int) -> None:
+    """Write a file once this process is known to the others, and one when it is done.
 
-    hears = meeting._Meeting._hears
+    In between it takes its time wherever it exchanges or writes, so that it can be killed there.
+    """
+    from mmga.common import files, meeting, watch
+    from mmga.common.distributed import Group
 
-    def heard(self: meeting._Meeting) -> bool:
-        file.touch()
-        return hears(self)
+    def after(seconds: float, function: Any) -> Any:
+        def changed(*given: Any, **named: Any) -> Any:
+            time.sleep(seconds)
+            return function(*given, **named)
 
-    meeting._Meeting._hears = heard
+        return changed
+
+    def telling(name: str, function: Any) -> Any:
+        def changed(*given: Any) -> Any:
+            (folder / f"{name}-{rank}").touch()
+            return function(*given)
+
+        return changed
+
+    Group.table = after(0.05, Group.table)
+    files._replace = after(0.05, files._replace)  # when a file is written and has not its name
+    meeting._Meeting._hears = telling("there", meeting._Meeting._hears)
+    watch.Watch.end = telling("done", watch.Watch.end)
 
 
 def begin(how: str, words: list[str], folder: Path, world: int = 3, failing: int = 1) -> list[Any]:

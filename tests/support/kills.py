@@ -63,7 +63,7 @@ def results(out: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for file in out.rglob("*"):
         name = file.relative_to(out).as_posix()
-        if file.is_file() and not name.startswith(("out-", "err-", "there-")):
+        if file.is_file() and not name.startswith(("out-", "err-", "there-", "done-")):
             data = file.read_bytes()
             found[name] = data
             if b'"mAP"' in data and name == "r.json":
@@ -126,10 +126,12 @@ class Killing:
             out = self.folder / f"{verb}-alone"
             out.mkdir()
             with self._started(verb, out, 3) as (running, clock):
-                while any(process.exitcode is None for process in running):
+                while len(list(out.glob("done-*"))) < 3:
                     clock.sleep()
-                assert not any(process.exitcode for process in running)
                 self.duration[verb] = clock.seconds
+                for process in running:
+                    process.join()
+                assert not any(process.exitcode for process in running)
             self.expected[verb] = results(out)
         return self.expected[verb]
 
@@ -172,7 +174,7 @@ class Killing:
     @contextlib.contextmanager
     def _started(self, verb: str, out: Path, world: int) -> Iterator[tuple[list, _Clock]]:
         """Yield processes once all are there, and a clock that begins then."""
-        for file in out.glob("there-*"):
+        for file in (*out.glob("there-*"), *out.glob("done-*")):
             file.unlink()
         running = failing.begin("watched", words(verb, self.inputs, out), out, world)
         try:
