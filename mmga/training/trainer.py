@@ -92,8 +92,8 @@ def train(
     Args:
         config: the whole configuration; a resumed run takes only some changes of it.
         folder: the run's folder.
-        resume: go on from the folder's last checkpoint, as a run does that torchrun began and starts
-            again (`--max-restarts`).
+        resume: go on from the folder's last checkpoint; a run that torchrun began and starts again
+            (`--max-restarts`) does so anyway.
         data: the data set, if the caller has it already.
         progress: called with ("train", steps done, steps in all) and by evaluations.
         observe: called by the first process with the network and the run's position, after every
