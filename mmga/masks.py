@@ -4,12 +4,14 @@
     mmga masks --data market1501 --root DIR --out masks/ --by detectors --device cuda
     mmga masks --data market1501 --root DIR --out masks/ --from lip --source parsing/
     mmga masks --data market1501 --root DIR --out masks/ --from pose14 --source poses/
+    torchrun --nproc-per-node 8 -m mmga.masks -- --data msmt17 --root DIR --out masks/
 
 Writes one PNG an image, manifest.json and preview.png. An interrupted run goes on when it is
 started again.
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from mmga.bodyparts.detector import Detector
     from mmga.bodyparts.importers import Importer
     from mmga.bodyparts.mask_folder import Make, MaskMaker
+    from mmga.common.distributed import Group
     from mmga.data.dataset import ImageSet
 
 _OF_DATA = ("data", "root", "split", "boxes")  # options that choose the data set
@@ -101,61 +104,99 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     if detector is not None and options.kind is None:
         options = dataclasses.replace(options, by="detectors")
     _check(options)
+    from mmga.common.distributed import join, own_device
+
+    device = own_device(options.device)
+    with join(device, watched="masks") as group:
+        if group.world > 1:
+            options = dataclasses.replace(options, device=str(device))
+        _make(options, detector, group)
+    return 0
+
+
+def _make(options: Options, detector: "Detector | None", group: "Group") -> None:
+    """Make the masks by one process or several, of which the first one counts and draws them."""
     from mmga.bodyparts.importers import open_importer
-    from mmga.bodyparts.mask_folder import MaskMaker, projection
+    from mmga.bodyparts.mask_folder import MaskMaker
     from mmga.common import memory
-    from mmga.common.progress import bar
     from mmga.data.dataset import joined
-    from mmga.data.pictures import Notes, take_notes
     from mmga.data.readers.by_name import load
 
-    data = load(DataConfig(**{name: getattr(options, name) for name in _OF_DATA}))
-    data.need(*options.splits)
-    images = joined(*(getattr(data, split) for split in dict.fromkeys(options.splits)))
-    broken: dict[str, str] = {}
-    by = _by(options)
-
-    def announce(left: int, seconds: float) -> None:
-        if left:
-            print(projection(left, seconds, options.device), flush=True)
-
-    importer = None
-    if options.kind is not None:
-        assert options.source is not None  # checked
-        importer = open_importer(options.kind, options.source, data, options.skeletons)
-    maker = MaskMaker(options.out, {"data": data.name, **_origin(options)})
-    maker.check_paths(images.paths)
-    maker.begin()
-    if importer is not None:
-        maker.forget_empty()
+    with group.together():
+        data = load(DataConfig(**{name: getattr(options, name) for name in _OF_DATA}))
+        data.need(*options.splits)
+        images = joined(*(getattr(data, split) for split in dict.fromkeys(options.splits)))
+        importer = None
+        if options.kind is not None:
+            assert options.source is not None  # checked
+            importer = open_importer(options.kind, options.source, data, options.skeletons)
+        maker = MaskMaker(options.out, {"data": data.name, **_origin(options)}, group)
+        maker.check_paths(images.paths)
+        if group.leads:
+            maker.begin()
+            if importer is not None:
+                maker.forget_empty()
     places = maker.missing(images.paths)
-    if len(places) < len(images):
+    if group.leads and len(places) < len(images):
         print(
             f"{len(images) - len(places)} of {len(images)} images are done already; remove "
             f"{options.out} to make their masks anew"
         )
+    broken: dict[str, str] = {}
     if places:
         memory.keep_freed()
-        make = _making(options, images, importer, detector, broken)
-        try:
-            with bar() as progress:
-                maker.make(
-                    images.paths,
-                    places,
-                    make,
-                    batch_size=options.batch or BATCHES[by],
-                    broken=broken,
-                    progress=progress,
-                    projected=announce if importer is None and by == "detectors" else None,
-                )
-        except KeyboardInterrupt:
+        # The first process of each machine goes ahead: weights are downloaded once.
+        for turn in (True, False):
+            with group.together():
+                if (group.local_rank == 0) == turn:
+                    make = _making(options, images, importer, detector, broken)
+        _make_missing(options, maker, images, places, make, broken)
+    for text in group.texts(json.dumps(broken)):
+        broken |= json.loads(text)
+    with group.together():
+        if group.leads:
+            _finish(options, maker, images, sum(path in broken for path in images.paths))
+
+
+def _make_missing(
+    options: Options,
+    maker: "MaskMaker",
+    images: "ImageSet",
+    places: "list[int]",
+    make: "Make",
+    broken: dict[str, str],
+) -> None:
+    """Make the masks of the images at `places`, and say what was done to images."""
+    from mmga.bodyparts.mask_folder import projection
+    from mmga.common.progress import bar_of
+    from mmga.data.pictures import Notes, take_notes
+
+    by, group = _by(options), maker.group
+
+    def announce(left: int, seconds: float) -> None:
+        if left and group.leads:
+            print(projection(left * group.world, seconds, options.device), flush=True)
+
+    try:
+        with bar_of(group.leads) as progress, group.together():
+            maker.make(
+                images.paths,
+                places,
+                make,
+                batch_size=options.batch or BATCHES[by],
+                broken=broken,
+                progress=progress,
+                projected=announce if options.kind is None and by == "detectors" else None,
+            )
+    except KeyboardInterrupt:
+        if group.leads:
             print("mmga masks: interrupted; the same command goes on", file=sys.stderr)
-            raise
-        notes = Notes()
-        notes.add(take_notes())
+        raise
+    notes = Notes()
+    notes.add(take_notes())
+    notes.gather(group.texts)
+    if group.leads:
         notes.say()
-    _finish(options, maker, images, sum(path in broken for path in images.paths))
-    return 0
 
 
 def _making(
@@ -298,7 +339,7 @@ def _origin(options: Options) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    cli.run("masks", Options, body, argv)
+    cli.run("masks", Options, body, argv, shared=True)
 
 
 if __name__ == "__main__":

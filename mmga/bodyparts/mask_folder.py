@@ -1,8 +1,13 @@
-"""Make a folder of masks resumably, and summarise it."""
+"""Make a folder of masks resumably, and summarise it.
 
+Several processes share the images out among themselves.
+"""
+
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +18,7 @@ import numpy as np
 import torch
 
 from mmga.bodyparts.importers import is_silhouette
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path, read_json_object
 from mmga.common.progress import Progress
@@ -34,6 +40,8 @@ LONG = 1800
 """Seconds on a CPU from which a GPU is advised."""
 
 EMPTY = "without_person.txt"
+"""Paths of images in which nobody was found; processes but the first add to files of their own,
+`without_person.1.txt` and so on, until the first one joins them."""
 
 Make = Callable[[Sequence[int]], Iterable[PartMask | None]]
 """From places in the image set to their masks, in that order; None where there is nobody."""
@@ -49,10 +57,12 @@ class MaskMaker:
     Attributes:
         out: the folder; masks are at the images' relative paths, with the suffix .png.
         origin: of the masks, as the manifest records it. A folder of another origin is refused.
+        group: the processes that share the images, which have the folder in common.
     """
 
     out: Path
     origin: dict[str, Any]
+    group: Group = dataclasses.field(default_factory=Group)
 
     def begin(self) -> None:
         """Create the folder, or check that it was begun with the same origin.
@@ -99,18 +109,32 @@ class MaskMaker:
                 )
 
     def missing(self, paths: Sequence[str]) -> list[int]:
-        """Return the places of `paths` that have no mask yet and were not found empty."""
-        empty = self.empty()
-        return [
-            place
-            for place, path in enumerate(paths)
-            if path not in empty and not self._file(path).is_file()
-        ]
+        """Return the places of `paths` that have no mask yet and were not found empty.
+
+        The processes of a group take what the first one sees.
+        """
+        places = []
+        if self.group.leads:
+            empty = self.empty()
+            places = [
+                place
+                for place, path in enumerate(paths)
+                if path not in empty and not self._file(path).is_file()
+            ]
+        return self.group.rows(torch.tensor(places, dtype=torch.int64, device="cpu")).tolist()
 
     def empty(self) -> set[str]:
         """Return the paths of images in which nobody was found."""
-        file = self.out / EMPTY
-        return set(file.read_text(errors="replace").splitlines()) if file.is_file() else set()
+        return {
+            path
+            for file in self._empty_files()
+            for path in file.read_text(errors="replace").splitlines()
+        }
+
+    def _empty_files(self) -> list[Path]:
+        return [self.out / EMPTY] * (self.out / EMPTY).is_file() + sorted(
+            self.out.glob(f"{Path(EMPTY).stem}.*{Path(EMPTY).suffix}")
+        )
 
     def forget_empty(self) -> None:
         """Forget the images in which nobody was found: an import may have their files by now.
@@ -119,7 +143,8 @@ class MaskMaker:
             UserError: the list cannot be removed.
         """
         try:
-            (self.out / EMPTY).unlink(missing_ok=True)
+            for file in self._empty_files():
+                file.unlink()
         except OSError as error:
             raise UserError(f"{self.out / EMPTY} could not be removed: {error.strerror}") from error
 
@@ -136,7 +161,8 @@ class MaskMaker:
     ) -> None:
         """Make masks batch by batch, and write each batch while the next is made.
 
-        Each file is written atomically.
+        Each file is written atomically. The processes of a group take whole batches in turn, so
+        that batches, and with them every mask, are those of one process.
 
         Args:
             paths: of all images of the set.
@@ -144,30 +170,33 @@ class MaskMaker:
             make: makes the masks of a batch.
             batch_size: images in a batch.
             broken: paths that `make` has found unreadable: neither written nor noted as empty.
-            progress: called with ("masks", done, in all).
-            projected: called with the projected time after the first batch.
+            progress: called with ("masks", done, in all), of this process' share.
+            projected: called with the images left and the projected time after the first batch, of
+                this process' share.
 
         Raises:
             UserError: a mask cannot be made, or not be written (a full disk): finished masks
                 stay, and the same call makes the others.
         """
+        starts = range(0, len(places), batch_size)[self.group.rank :: self.group.world]
+        batches = [places[start : start + batch_size] for start in starts]
+        total = sum(map(len, batches))
         done, begun = 0, time.perf_counter()
         with ThreadPoolExecutor(1) as writer:
             written: Future[None] | None = None
-            for start in range(0, len(places), batch_size):
-                batch = places[start : start + batch_size]
+            for batch in batches:
                 made = list(zip((paths[place] for place in batch), make(batch), strict=True))
                 if written is not None:
                     written.result()
                 written = writer.submit(
                     self._write_batch, [(path, mask) for path, mask in made if path not in broken]
                 )
+                if not done and projected is not None:
+                    left = total - len(batch)
+                    projected(left, (time.perf_counter() - begun) / len(batch) * left)
                 done += len(batch)
-                if start == 0 and projected is not None:
-                    seconds = time.perf_counter() - begun
-                    projected(len(places) - done, seconds / done * (len(places) - done))
                 if progress is not None:
-                    progress("masks", done, len(places))
+                    progress("masks", done, total)
             if written is not None:
                 written.result()
 
@@ -180,7 +209,7 @@ class MaskMaker:
         from mmga.common.version import __version__
 
         masks, silhouettes, by_camera = part_areas(images, MaskFolder(self.out))
-        empty = self.empty()
+        empty = self._join_empty(images.paths)
         without = sum(path in empty for path in images.paths)  # an image may be of two splits
         manifest = {
             "schema": 1,
@@ -202,6 +231,21 @@ class MaskMaker:
         self._write(manifest)
         return manifest
 
+    def _join_empty(self, paths: Sequence[str]) -> set[str]:
+        """Return what the processes found empty, and leave it in one file, in images' order."""
+        empty, files = self.empty(), self._empty_files()
+        if not empty:
+            return empty
+        places = {path: place for place, path in enumerate(paths)}
+        ordered = sorted(empty, key=lambda path: (places.get(path, -1), path))
+        text = "".join(f"{path}\n" for path in ordered)
+        if [(file.name, file.read_text(errors="replace")) for file in files] != [(EMPTY, text)]:
+            with atomic_path(self.out / EMPTY) as temporary:
+                temporary.write_text(text)
+            for file in set(files) - {self.out / EMPTY}:
+                file.unlink()
+        return empty
+
     def _file(self, path: str) -> Path:
         return self.out / Path(path).with_suffix(".png")
 
@@ -222,13 +266,18 @@ class MaskMaker:
 
     def _note_empty(self, path: str) -> None:
         # Appended line by line: a resumed run does not search these images again.
+        own = self.out / EMPTY
+        if not self.group.leads:
+            own = own.with_stem(f"{own.stem}.{self.group.rank}")
+        size = own.stat().st_size if own.is_file() else 0
         try:
-            with (self.out / EMPTY).open("a") as file:
+            with own.open("a") as file:
                 file.write(f"{path}\n")
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(own, size)  # to whole lines
             raise UserError(
-                f"{self.out / EMPTY} could not be written: {error.strerror}; make room: the same "
-                "command goes on"
+                f"{own} could not be written: {error.strerror}; make room: the same command goes on"
             ) from error
 
     def _write(self, manifest: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from mmga.common import options as flags
 from mmga.common import threads
-from mmga.common.errors import PeerError, UserError
+from mmga.common.errors import PeerError, UserError, say_error
 
 Options = TypeVar("Options")
 
@@ -68,7 +68,7 @@ def run(
         options = parse(verb, options_class, words, start)
         if not shared:
             _check_alone(verb)
-        code = body(options) or 0
+        code = _of_several(body, options) if _several() else body(options)
         sys.stdout.flush()
     except PeerError as error:
         raise SystemExit(error.code) from None
@@ -89,6 +89,22 @@ def run(
         raise SystemExit(code)
 
 
+def _of_several(body: Callable[[Options], int | None], options: Options) -> int | None:
+    """Call `body`; what ends it before it has met the other processes of its run ends these, too.
+
+    Raises:
+        Exception: the body's, or a PeerError where another process tells it.
+    """
+    # Connections that end are told in one sentence, not by torch in pages.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        return body(options)
+    except Exception as error:
+        from mmga.common import meeting
+
+        raise meeting.refuse(error) from error.__cause__
+
+
 def parse(
     verb: str, options_class: type[Options], words: list[str], default: Options | None = None
 ) -> Options:
@@ -104,7 +120,7 @@ def parse(
     try:
         return flags.parse(options_class, words, default)
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if _several() and os.environ.get("RANK", "0") != "0":
             raise SystemExit(2) from None  # torchrun gives all the same words; the first one tells
         _fail(verb, str(error))
 
@@ -136,13 +152,18 @@ def wrapped(line: str, indent: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
+def _several() -> bool:
+    """Return whether this process is one of several of a run."""
+    world = os.environ.get("WORLD_SIZE", "")
+    return world.isdecimal() and int(world) > 1
+
+
 def _check_alone(verb: str) -> None:
     """Refuse processes that would all do the same and write the same files."""
-    world = os.environ.get("WORLD_SIZE", "")
-    if "LOCAL_RANK" in os.environ and world.isdecimal() and int(world) > 1:
+    if "LOCAL_RANK" in os.environ and _several():
         raise UserError(
-            f"mmga {verb} runs in one process, and torchrun started {world}; start it without "
-            "torchrun"
+            f"mmga {verb} runs in one process, and torchrun started {os.environ['WORLD_SIZE']}; "
+            "start it without torchrun"
         )
 
 
@@ -151,13 +172,6 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def say_error(verb: str, sentence: str) -> None:
-    """Print one line on stderr, in which nothing steers a terminal."""
-    line = " ".join(sentence.split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"mmga {verb}: error: {line}", file=sys.stderr, flush=True)
 
 
 def _fail(verb: str, sentence: str) -> NoReturn:

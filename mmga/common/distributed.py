@@ -21,16 +21,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from mmga.common.device import resolve_device
 from mmga.common.errors import PeerError, UserError
-from mmga.common.watch import MEETING, Watch, told
+from mmga.common.meeting import meet
+from mmga.common.watch import Watch, told
 
 PATIENCE = datetime.timedelta(hours=2)
 """Longest time that a process waits for the others, such as while the first one evaluates."""
-START = datetime.timedelta(minutes=5)
-"""Longest time between the start of the first process and that of the last."""
 _GATHERED = 64 << 20  # bytes that are exchanged at once where rows of all processes are joined
 
 
@@ -82,7 +80,7 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
             what concerns all.
 
     Raises:
-        UserError: the others did not start within `START`.
+        UserError: the others did not start in time, or one of them has ended (see `meet`).
     """
     rank, world, local = environment()
     if world == 1:
@@ -92,17 +90,23 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
         torch.cuda.set_device(device)
     exchanged = device if device.type == "cuda" else torch.device("cpu")
     ours = not dist.is_initialized()
-    if ours:
-        # Default arguments of this module hold the group that exists when it is first imported,
-        # which DistributedDataParallel would do.
-        importlib.import_module("torch.distributed.nn.functional")
-        _initialise("nccl" if device.type == "cuda" else "gloo", world)
     watch = None
-    if watched is not None:
-        with _meeting(world, MEETING):
+    with meet(rank, world, watched) if ours else contextlib.nullcontext() as store:
+        if ours:
+            # Default arguments of this module hold the group that exists when it is first
+            # imported, which DistributedDataParallel would do.
+            importlib.import_module("torch.distributed.nn.functional")
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=store,
+                rank=rank,
+                world_size=world,
+                timeout=PATIENCE,
+            )
+        if watched is not None:
             watch = Watch(rank, world, watched)
-        if rank:
-            logging.getLogger("mmga").setLevel(logging.ERROR)
+    if watch is not None and rank:
+        logging.getLogger("mmga").setLevel(logging.ERROR)
     group = Group(rank, world, local, exchanged, watch=watch)
     try:
         yield group
@@ -121,27 +125,6 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
         if ours:
             gc.collect()
             dist.destroy_process_group()
-
-
-def _initialise(backend: str, world: int) -> None:
-    """Start the default process group, once all processes are there."""
-    with _meeting(world, START):
-        store, rank, _ = next(iter(rendezvous("env://", timeout=START)))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
-
-
-@contextlib.contextmanager
-def _meeting(world: int, time: datetime.timedelta) -> Iterator[None]:
-    """Say what to do where processes do not find each other within a time."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.distributed's are of this kind
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(
-            f"the {world} processes of the run did not meet at {place} within "
-            f"{time.total_seconds():.0f} s ({str(error).splitlines()[0][:160]}); start all of "
-            "them, with one address and a free port"
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Exceptions for mistakes in the user's input, and checks of single numbers."""
 
 import operator
+import sys
 from numbers import Real
 from typing import Any
 
@@ -23,6 +24,13 @@ class PeerError(UserError):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+def say_error(verb: str, sentence: str) -> None:
+    """Print one line of a command on stderr, in which nothing steers a terminal."""
+    line = " ".join(sentence.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print(f"mmga {verb}: error: {line}", file=sys.stderr, flush=True)
 
 
 def first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import TypeGuard
 import torch
 import torch.distributed as dist
 
-from mmga.common.errors import PeerError, UserError
+from mmga.common.errors import PeerError, UserError, say_error
 
 GRACE = 2.0
 """Seconds in which a process that is told of a failure may leave by itself."""
@@ -65,7 +65,7 @@ class Watch:
         """
         code, sentence = told(error)
         if isinstance(error, UserError) or _of_the_machine(error) or _out_of_memory(error):
-            self._say(sentence)
+            say_error(self._verb, sentence)
         else:
             traceback.print_exception(error)
             sys.stderr.flush()
@@ -90,7 +90,7 @@ class Watch:
         said = (
             "another process of the run ended without a word: it was killed, or its machine is gone"
         )
-        self._say(said)
+        say_error(self._verb, said)
         return PeerError(said, 1)
 
     def close(self) -> None:
@@ -165,11 +165,6 @@ class Watch:
             sys.stderr.flush()
             os._exit(code)
 
-    def _say(self, sentence: str) -> None:
-        from mmga.common import cli  # with all that parses command lines, which a library does not
-
-        cli.say_error(self._verb, sentence)
-
     def _lost(self) -> _Message:
         """Say that the next process has ended, and return what is said."""
         following = (self._rank + 1) % self._world
@@ -177,7 +172,7 @@ class Watch:
             f"process {following} of the {self._world} of the run ended without a word: it was "
             "killed, perhaps because memory ran out; give it more, or start more processes"
         )
-        self._say(sentence)
+        say_error(self._verb, sentence)
         return following, 1, sentence
 
 

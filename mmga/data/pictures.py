@@ -12,6 +12,7 @@ many (`Notes`).
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import stat
@@ -83,6 +84,11 @@ class Notes:
     def add(self, notes: list[Note]) -> None:
         """Add notes; those on a picture that was spoken of before are dropped."""
         self.found.update(note for note in notes if note not in _said)
+
+    def gather(self, texts: Callable[[str], list[str]]) -> None:
+        """Take the notes of all processes of a group, given how it exchanges texts."""
+        for text in texts(json.dumps(sorted(self.found))):
+            self.found.update((key, path) for key, path in json.loads(text))
 
     def say(self) -> None:
         """Log one line for each thing that was done, with the number of pictures and the first."""

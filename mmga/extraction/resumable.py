@@ -106,8 +106,7 @@ def extract_to(
             listed=listed,
             progress=progress,
         )
-    for text in group.texts(json.dumps(sorted(notes.found))):
-        notes.found.update((key, path) for key, path in json.loads(text))
+    notes.gather(group.texts)
     with group.together():
         if not group.leads:
             return ""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmga.common.errors import UserError
+from mmga.common.files import atomic_path
 from mmga.config import Config, as_dict, merged, recipe_config
 
 try:
@@ -31,6 +32,10 @@ _CHANGEABLE = {
 }
 """Settings that a resumed run may change, by section. The others fix the network's shapes, the
 identities' numbers, or what the position within an epoch means."""
+
+
+STARTER = "started_by.txt"
+"""File of a run that torchrun may start again (`--max-restarts`)."""
 
 
 def check_folder(folder: Path, resume: bool) -> None:
@@ -77,6 +82,28 @@ def changes(before: Mapping[str, Any], config: Config, folder: Path) -> list[str
                 )
             found.append(f"{name} {value} (was {was})")
     return found
+
+
+def goes_on(folder: Path) -> bool:
+    """Return whether torchrun, which began a run in a folder, has started this process again."""
+    file = folder / STARTER
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not again or not file.is_file() or not (folder / "last.safetensors").is_file():
+        return False
+    return file.read_text(encoding="utf-8") == _starter()
+
+
+def note_starter(folder: Path) -> None:
+    """Write down which torchrun began or resumed a run, if it may start the run again."""
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        with atomic_path(folder / STARTER) as temporary:
+            temporary.write_text(_starter(), encoding="utf-8")
+
+
+def _starter() -> str:
+    # The number of the run is often the same for all; that of torchrun's process is not.
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"torchrun {run}, process {os.getppid()} on {platform.node()}\n"
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from mmga.models import checkpoint as checkpoints
 from mmga.models.checkpoint import Position
 from mmga.training.attention_metrics import mean_mask
 from mmga.training.lr_schedule import learning_rate
-from mmga.training.run_folder import changes, check_folder, locked
+from mmga.training.run_folder import changes, check_folder, goes_on, locked, note_starter
 from mmga.training.run_log import RunLog
 from mmga.training.setup import Sets, State, prepare
 from mmga.training.step import NotFinite, Step, check_guides, freeze_statistics, wrap
@@ -92,7 +92,8 @@ def train(
     Args:
         config: the whole configuration; a resumed run takes only some changes of it.
         folder: the run's folder.
-        resume: go on from the folder's last checkpoint.
+        resume: go on from the folder's last checkpoint; a run that torchrun began and starts again
+            (`--max-restarts`) does so anyway.
         data: the data set, if the caller has it already.
         progress: called with ("train", steps done, steps in all) and by evaluations.
         observe: called by the first process with the network and the run's position, after every
@@ -112,7 +113,11 @@ def train(
         with group.together():
             if group.leads:
                 held.enter_context(locked(folder))
+        resume = group.any(resume or (group.leads and goes_on(folder)))
+        with group.together():
             check_folder(folder, resume)
+            if group.leads:
+                note_starter(folder)
             last, saved, changed = folder / "last.safetensors", None, []
             if resume:
                 saved = checkpoints.load_checkpoint(last)

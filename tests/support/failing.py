@@ -1,31 +1,39 @@
-"""Processes of a command, of which one fails or is killed, while others compute for long."""
+"""Processes of a command, of which one fails or is killed, while others wait or compute."""
 
+import contextlib
+import functools
 import importlib
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import workers
+from full_disk import disk_with
 
 
-def member(rank: int, world: int, port: str, how: str, words: list[str], folder: Path) -> None:
+def member(
+    rank: int, world: int, port: str, how: str, words: list[str], folder: Path, failing: int
+) -> None:
     """Run a command as one of several processes; stdout and stderr go to files.
 
     Args:
-        rank: of this process; the second one is that which fails.
+        rank: of this process.
         world: number of processes.
         port: where they meet.
         how: what happens, see below.
         words: the command and its words.
         folder: of the files.
+        failing: rank of the process that fails.
     """
     for number, name in ((1, "out"), (2, "err")):
         flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
         os.dup2(os.open(folder / f"{name}-{rank}", flags), number)
     import torch
 
+    from mmga.bodyparts.mask_folder import MaskMaker
     from mmga.extraction import resumable
     from mmga.retrieval.neighbours.shared_knn import SharedItems
     from mmga.retrieval.neighbours.shared_set import SharedSet
@@ -34,10 +42,12 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
     torch.set_num_threads(1)
     workers.environment(rank, world, port)
     blocks, embed, calls = Share.blocks, resumable.embed_images, []
+    disk = contextlib.ExitStack()
     nearest, searched = SharedItems.nearest, SharedSet._nearest_here
+    write = MaskMaker._write_batch
 
     def happen() -> None:
-        if rank != 1:
+        if rank != failing:
             if how.endswith("while the others compute"):
                 time.sleep(600)
         elif how.startswith("killed"):
@@ -48,6 +58,8 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
             raise ZeroDivisionError("of all numbers")
         elif how.startswith("interrupted"):
             raise KeyboardInterrupt
+        elif how.startswith("a full disk"):
+            disk.enter_context(disk_with(400))
 
     def changed_blocks(self, width):
         if "--rerank" not in words:
@@ -66,28 +78,108 @@ def member(rank: int, world: int, port: str, how: str, words: list[str], folder:
         return nearest(self, queries, k, changed)
 
     def changed_embed(*args, **options):
+        happen_second()
+        return embed(*args, **options)
+
+    def changed_write(self, made):
+        happen_second()
+        return write(self, made)
+
+    def happen_second() -> None:
         calls.append(len(calls))
         if len(calls) == 2:
             happen()
-        return embed(*args, **options)
 
     Share.blocks, resumable.embed_images, resumable.SHARD = changed_blocks, changed_embed, 4
     SharedItems.nearest, SharedSet._nearest_here = changed_nearest, changed_search
+    MaskMaker._write_batch = changed_write
+    _before_meeting(how, rank, failing, world, folder)
     verb, *words = words
     sys.exit(importlib.import_module(f"mmga.{verb}").main(words))
 
 
-def run(how: str, words: list[str], folder: Path, world: int = 3) -> tuple[list[int | None], str]:
+def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path) -> None:
+    """Let happen what concerns processes that have not met all others."""
+    import torch.distributed as dist
+
+    from mmga.common import device, distributed, meeting
+    from mmga.common.errors import UserError
+
+    if how == "watched":
+        _watched(folder, rank)
+        return
+    meeting.BEAT = 0.1
+    kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
+    if how == "killed before another one is there":
+        if rank == (failing - 1) % world:
+            time.sleep(600)
+        count = meeting._Meeting._count
+
+        def counted(self: meeting._Meeting, key: str) -> int:
+            found = count(self, key)
+            if rank == failing and key == "there" and found == world - 1:
+                kill()
+            return found
+
+        meeting._Meeting._count = counted
+    elif how == "killed while the others connect" and rank == failing:
+        dist.init_process_group = lambda *_, **__: kill()
+    elif how == "without a device" and rank == failing:
+
+        def no_device(name: str) -> None:
+            raise UserError(f"--device {name}: there is none")
+
+        distributed.resolve_device = device.resolve_device = no_device
+
+
+def _watched(folder: Path, rank: int) -> None:
+    """Write a file once this process is known to the others, and one when it is done.
+
+    In between it takes its time wherever it exchanges or writes, so that it can be killed there.
+    """
+    from mmga.common import files, meeting, watch
+    from mmga.common.distributed import Group
+
+    def after(seconds: float, function: Any) -> Any:
+        def changed(*given: Any, **named: Any) -> Any:
+            time.sleep(seconds)
+            return function(*given, **named)
+
+        return changed
+
+    def telling(name: str, function: Any) -> Any:
+        def changed(*given: Any) -> Any:
+            (folder / f"{name}-{rank}").touch()
+            return function(*given)
+
+        return changed
+
+    Group.table = after(0.05, Group.table)
+    files._replace = after(0.05, files._replace)  # when a file is written and has not its name
+    meeting._Meeting._hears = telling("there", meeting._Meeting._hears)
+    watch.Watch.end = telling("done", watch.Watch.end)
+
+
+def begin(how: str, words: list[str], folder: Path, world: int = 3, failing: int = 1) -> list[Any]:
+    """Start processes; arguments are those of `member`."""
+    port = workers.free_port()
+    return [
+        workers.start(member, rank, world, port, how, words, folder, failing)
+        for rank in range(world)
+    ]
+
+
+def run(
+    how: str, words: list[str], folder: Path, world: int = 3, failing: int = 1
+) -> tuple[list[int | None], str]:
     """Return the exit codes of all processes, None of one that goes on, and what was on stderr.
 
     Arguments are those of `member`.
     """
-    port = workers.free_port()
-    running = [
-        workers.start(member, rank, world, port, how, words, folder) for rank in range(world)
-    ]
-    for process in running:
-        process.join(60)
+    running = begin(how, words, folder, world, failing)
+    for rank, process in enumerate(running):
+        late = how == "killed before another one is there" and rank == (failing - 1) % world
+        process.join(0 if late else 60)
     codes = [process.exitcode for process in running]
     for process in running:
         process.kill()

@@ -21,7 +21,8 @@ WORLD = 5
 SIZES = (1, 2, 3, WORLD)
 _PRELOADED = [
     *("mmga.eval", "mmga.retrieval.evaluate", "mmga.retrieval.metrics.bootstrap", "mmga.extract"),
-    *("mmga.search", "mmga.retrieval.reranking.ranked_lists"),
+    *("mmga.search", "mmga.retrieval.reranking.ranked_lists", "mmga.masks"),
+    *("mmga.bodyparts.mask_folder", "mmga.bodyparts.importers"),
     *("mmga.extraction.of_run", "mmga.extraction.resumable", "mmga.data.readers.image_list"),
     *("torch.distributed.nn.functional", "torchvision.io", "torch._dynamo"),
 ]
@@ -40,7 +41,8 @@ def start(target: Callable[..., None], *args: object) -> Any:
     _CONTEXT.set_forkserver_preload(_PRELOADED)
     # Whatever the current folder is, and the version of Python, which may not pass its path on.
     paths = os.pathsep.join([str(REPOSITORY), *sys.path])
-    with mock.patch.dict(os.environ, PYTHONPATH=paths):
+    # As commands set it, before torch is imported.
+    with mock.patch.dict(os.environ, PYTHONPATH=paths, TORCH_CPP_LOG_LEVEL="ERROR"):
         forkserver.ensure_running()
     process = _CONTEXT.Process(target=target, args=args, daemon=True)
     process.start()

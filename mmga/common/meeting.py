@@ -1,0 +1,252 @@
+"""Find the other processes of a run, and notice one that ends before all have met.
+
+Each process says in the run's store that it is there, and says it again every second until it is
+connected with all others. Each listens to the next one that was there. What ends one of them is
+written into the store, where all look. Processes that were never there are waited for.
+"""
+
+import contextlib
+import datetime
+import itertools
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed.rendezvous import rendezvous
+
+from mmga.common.errors import PeerError, UserError, first_line, say_error
+from mmga.common.watch import GRACE, told
+
+START = datetime.timedelta(minutes=5)
+"""Longest time between the start of the first process and that of the last."""
+STORE = datetime.timedelta(seconds=10)
+"""Time in which torchrun's store, which is there before the processes, answers."""
+BEAT = 1.0
+"""Seconds between two words of a process."""
+SILENT = 5
+"""Words of one's own, so many after the last word of another one, by which that one has ended."""
+_MET = "-1"
+_numbers = itertools.count()
+_came = False
+
+
+@contextlib.contextmanager
+def meet(rank: int, world: int, verb: str | None) -> Iterator[Store]:
+    """Yield the run's store once all processes are there, to a block that connects them.
+
+    Args:
+        rank: number of this process.
+        world: number of processes.
+        verb: name of a command, whose process is its to end; None raises errors alone.
+
+    Raises:
+        UserError: one of the processes has ended, or was not there within `START`; a PeerError in
+            those that need not tell it.
+    """
+    global _came
+    _came = True
+    meeting = _Meeting(rank, world, verb, START)
+    try:
+        meeting.wait()
+        yield meeting.store
+    except RuntimeError as error:  # torch.distributed's are of this kind
+        raise meeting.reason(error) from error
+    finally:
+        meeting.close()
+
+
+def refuse(error: Exception) -> Exception:
+    """Tell the others of an error that ends this process before it has met them.
+
+    Returns:
+        The error, or a PeerError where another process tells the same one.
+    """
+    world, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
+    if _came or dist.is_initialized() or not (world.isdecimal() and rank.isdecimal()):
+        return error
+    try:
+        return _Meeting(int(rank), int(world), None, STORE).refuse(error)
+    except (UserError, RuntimeError, KeyError):  # nobody is there, or could be
+        return error
+
+
+class _Meeting:
+    """The processes of a run until all are connected.
+
+    Attributes:
+        store: of the run.
+    """
+
+    def __init__(self, rank: int, world: int, verb: str | None, time: datetime.timedelta) -> None:
+        self._rank, self._world, self._verb = rank, world, verb
+        self._verdict: UserError | None = None
+        self._telling, self._met = threading.Lock(), threading.Event()
+        self._tells_of_store = False
+        self._thread = threading.Thread(target=self._listen, name="meeting", daemon=True)
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        self._place = f"{host}:{port}"
+        of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._hosts = rank == 0 and not of_torchrun
+        now = {"wait_for_workers": False}  # unlike `rendezvous`, which then hears nothing
+        self.store: Store
+        try:
+            if of_torchrun:
+                self.store, *_ = next(iter(rendezvous("env://", timeout=STORE)))
+            else:
+                self.store = TCPStore(
+                    host, port, world, self._hosts, time, multi_tenant=True, **now
+                )
+            words = TCPStore(host, port, world, False, STORE, **now)
+        except RuntimeError as error:
+            raise self._apart(error) from error
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._words = PrefixStore(f"mmga/{attempt}/{next(_numbers)}", words)
+
+    def wait(self) -> None:
+        """Return once all processes are there; errors are those of `meet`."""
+        self._words.add(f"beat {self._rank}", 1)
+        if self._rank:  # the first one on each machine
+            machine = os.environ.get("GROUP_RANK", platform.node())
+            self._tells_of_store = self._words.add(f"others of {machine}", 1) == 1
+        self._words.add("there", 1)
+        self._thread.start()
+        end, pause = time.monotonic() + START.total_seconds(), 0.01
+        while not self._hears() and self._count("there") < self._world:
+            if time.monotonic() > end:
+                absent = [r for r in range(self._world) if not self._count(f"beat {r}")]
+                self._tell(
+                    2,
+                    f"process {absent[0] if absent else 0} of the {self._world} of the run did not "
+                    f"meet the others at {self._place} within {START.total_seconds():.0f} s; start "
+                    "all of them, with one address and a free port",
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, 0.2)
+        if self._verdict is not None:
+            self._part()
+            raise self._verdict
+
+    def close(self) -> None:
+        """Say no more: this process is connected with all others, or ends."""
+        if not self._met.is_set():
+            self._met.set()
+            with contextlib.suppress(RuntimeError):  # the store has ended with its process
+                self._words.set(f"beat {self._rank}", _MET)
+        if self._thread.is_alive():
+            self._thread.join(BEAT)
+
+    def reason(self, error: RuntimeError) -> UserError:
+        """Return why this process found no connection."""
+        end = time.monotonic() + (SILENT + 2) * BEAT
+        while self._verdict is None and time.monotonic() < end:
+            time.sleep(0.1)
+        return self._verdict or self._apart(error)
+
+    def refuse(self, error: Exception) -> Exception:
+        """Tell the others that this process will not come; see the function `refuse`."""
+        self._words.add("refusing", 1)
+        code, sentence = told(error)
+        first = self._is_first(code, sentence)
+        if self._hosts:  # whose store the others have yet to find
+            self._until(lambda: self._count("heard") + self._count("refusing") >= self._world, 8)
+        self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
+        return error if first or not self._hears() else self._verdict or error
+
+    def _apart(self, error: RuntimeError) -> UserError:
+        return UserError(
+            f"the {self._world} processes of the run did not meet at {self._place} "
+            f"({first_line(error)[:160]}); start all of them, with one address and a free port"
+        )
+
+    def _count(self, key: str) -> int:
+        return int(self._words.add(key, 0))
+
+    def _listen(self) -> None:
+        """Say again and again that this process is there, and listen to the next one."""
+        last, silent = (self._rank, 0), 0
+        while not self._met.wait(BEAT):
+            try:
+                self._words.add(f"beat {self._rank}", 1)
+                said = self._next()
+                silent = silent + 1 if said == last and said[1] > 0 else 0
+                last = said
+                if silent >= SILENT:
+                    self._words.add("heard", 1)  # in its place
+                    self._tell(
+                        1,
+                        f"process {said[0]} of the {self._world} of the run ended before all had "
+                        "met: it was killed, or its machine is gone; start all of them again",
+                    )
+                if not self._hears():
+                    continue
+            except RuntimeError:
+                self._lose_store()
+            if self._verb is not None and not self._met.wait(BEAT):  # it waits for a connection
+                self._part()
+                sys.stderr.flush()
+                os._exit(told(self._verdict or UserError())[0])
+            return
+
+    def _next(self) -> tuple[int, int]:
+        """Return the next process that was ever there, and how often it said so."""
+        for step in range(1, self._world):
+            rank = (self._rank + step) % self._world
+            if count := self._count(f"beat {rank}"):
+                return rank, count
+        return self._rank, 0
+
+    def _hears(self) -> bool:
+        """Return whether something ends the run; it is then known."""
+        if self._verdict is None and self._words.check(["verdict"]):
+            _, code, sentence = json.loads(self._words.get("verdict"))
+            self._verdict = self._verdict or PeerError(sentence, code)
+        return self._verdict is not None
+
+    def _is_first(self, code: int, sentence: str) -> bool:
+        """Write what ends the run into the store, and return whether nothing else was there."""
+        mine = json.dumps([self._rank, code, sentence])
+        return bool(self._words.compare_set("verdict", "", mine).decode() == mine)
+
+    def _tell(self, code: int, sentence: str) -> None:
+        """Tell what ends the run, unless another process does."""
+        with self._telling:
+            if self._verdict is None and self._is_first(code, sentence):
+                self._say(code, sentence)
+
+    def _say(self, code: int, sentence: str) -> None:
+        if self._verb is None:
+            self._verdict = UserError(sentence)
+            return
+        self._verdict = PeerError(sentence, code)
+        say_error(self._verb, sentence)
+
+    def _lose_store(self) -> None:
+        """Take the end of the store, which is that of its process; one on each machine tells it."""
+        with self._telling:
+            if self._verdict is not None or self._met.is_set():
+                return
+            sentence = (
+                f"process 0 of the {self._world} of the run, or torchrun on its machine, ended "
+                f"before all had met: nothing answers at {self._place}; start all of them again"
+            )
+            if self._tells_of_store:
+                self._say(1, sentence)
+            else:
+                self._verdict = PeerError(sentence, 1)
+
+    def _part(self) -> None:
+        """Wait until all who are there know what ends the run: the store may end with this one."""
+        with contextlib.suppress(RuntimeError):
+            self._words.add("heard", 1)
+            self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
+
+    def _until(self, holds: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not holds() and time.monotonic() < end:
+            time.sleep(0.05)

@@ -1,0 +1,31 @@
+"""Processes of a run that end before all have met."""
+
+import failing
+import pytest
+import shared_cases
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    out = tmp_path_factory.mktemp("features")
+    for name, side in zip(("query", "gallery"), shared_cases.sides(""), strict=True):
+        side.save(out / f"{name}.npz")
+    return ["eval", "--query", str(out / "query.npz"), "--gallery", str(out / "gallery.npz")]
+
+
+@pytest.mark.parametrize(
+    ("how", "which", "codes", "said"),
+    [
+        ("killed before another one is there", 2, [1, None, -9, 1], "process 2 of the 4 of the"),
+        ("killed before another one is there", 0, [-9, 1, 1, None], "process 0 of the 4 of the"),
+        ("killed while the others connect", 2, [1, 1, -9, 1], "process 2 of the 4 of the run"),
+        ("killed while the others connect", 0, [-9, 1, 1, 1], "process 0 of the 4 of the run"),
+        ("without a device", 0, [2] * 4, "--device cpu: there is none"),
+        ("without a device", 3, [2] * 4, "--device cpu: there is none"),
+    ],
+)
+def test_one_that_ends_before_all_have_met_ends_all(words, tmp_path, how, which, codes, said):
+    found, errors = failing.run(how, words, tmp_path, 4, which)
+    assert found == codes
+    assert len(errors.splitlines()) == 1 and errors.startswith("mmga eval: error: ")
+    assert said in errors
