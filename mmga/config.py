@@ -166,6 +166,12 @@ class LossConfig:
     """Guide of the attention maps: the image's own masks [PAPER], its whole body on every map,
     or, as controls that show no image its own mask, the mean mask of the training set or the masks
     of another identity's image in the batch [OURS]."""
+    mask_blur: float = 0.0
+    """Reach, 0 to 0.1 of the image's height, to which the borders of masks as guides are blurred
+    (as labels are smoothed in space: Islam and Glocker, IPMI 2021)."""
+    mask_fade: float = 0.0
+    """Share, 0 to 1, of mask_weight that is taken back during the run, evenly from epoch to epoch
+    (as deeply-supervised nets do: Lee et al., AISTATS 2015)."""
     margin: float = 1.2
     """Margin of the batch-hard triplet, in Euclidean distance [AUTHOR]."""
     smoothing: float = 0.0
@@ -223,6 +229,9 @@ class BatchConfig:
     """zero after normalisation (the mean colour) [AUTHOR], or the mean colour's value [TRICKS]."""
     erase_mask: bool = True
     """Erase the mask in the same rectangle."""
+    part_drop: float = 0.0
+    """Probability, 0 to 1, of covering the upper or the bottom body, as its mask shows it, with the
+    mean colour (occluded samples: Huang et al., CVPR 2018)."""
     new_background: float = 0.0
     """Probability, 0 to 1, with which other images' scenes replace all that an image's mask does
     not cover [OURS]."""
@@ -288,13 +297,15 @@ def default_root() -> Path | None:
 _MANY = 10**9
 _SEEDS = (0, 2**63 - 1)
 _PROBABILITY = (0, 1)
-_RANGES: dict[str, tuple[int, int | None]] = {
+_RANGES: dict[str, tuple[int, float | None]] = {
     **dict.fromkeys(("height", "width", "p", "epochs", "checkpoint_every", "log_every"), (1, None)),
     "batch_size": (1, None),
     **dict.fromkeys(("val_ids", "warmup_epochs", "eval_every", "split"), (0, None)),
     **dict.fromkeys(("schemes", "pad", "id_weight", "mask_weight"), (0, None)),
     **dict.fromkeys(("margin", "attention_lr", "weight_decay", "clip_norm", "gamma"), (0, None)),
     **dict.fromkeys(("flip", "erasing", "new_background", "smoothing", "halved_at"), _PROBABILITY),
+    **dict.fromkeys(("part_drop", "mask_fade"), _PROBABILITY),
+    "mask_blur": (0, 0.1),
     **dict.fromkeys(("seed", "data_seed"), _SEEDS),
     **dict.fromkeys(("threads", "workers"), (0, 1024)),
     **dict.fromkeys(("persons", "test_persons"), (2, None)),

@@ -171,7 +171,8 @@ def _make_missing(
     from mmga.common.progress import bar_of
     from mmga.data.pictures import Notes, take_notes
 
-    by, group = _by(options), maker.group
+    group = maker.group
+    detected = options.kind is None and _by(options) == "detectors"
 
     def announce(left: int, seconds: float) -> None:
         if left and group.leads:
@@ -183,10 +184,12 @@ def _make_missing(
                 images.paths,
                 places,
                 make,
-                batch_size=options.batch or BATCHES[by],
+                batch_size=_batch(options) * _threads(options),
                 broken=broken,
                 progress=progress,
-                projected=announce if options.kind is None and by == "detectors" else None,
+                projected=announce
+                if options.kind is None and _by(options) == "detectors"
+                else None,
             )
     except KeyboardInterrupt:
         if group.leads:
@@ -218,17 +221,20 @@ def _making(
     from mmga.bodyparts.mask_folder import made_of_images
     from mmga.common.device import resolve_device
 
+    device = resolve_device(options.device)
     skipped = broken if options.skip_broken else None
     if _by(options) == "parser":
+        from mmga.bodyparts.mask_folder import in_threads
         from mmga.bodyparts.parser import Parser
 
-        return made_of_images(images, Parser(device=resolve_device(options.device)), skipped)
+        parser = in_threads(Parser(device=device), _threads(options), _batch(options))
+        return made_of_images(images, parser, skipped)
     from mmga.bodyparts.detector import Thresholds, TorchvisionDetector, masks_of
 
     find = detector or TorchvisionDetector(
         options.weights,
         min_size=options.min_size,
-        device=resolve_device(options.device),
+        device=device,
         thresholds=Thresholds(score=options.score),
     )
     return made_of_images(images, masks_of(find), skipped)
@@ -237,6 +243,22 @@ def _making(
 def _by(options: Options) -> Literal["parser", "detectors"]:
     """Return who makes the masks that are not imported."""
     return options.by or ("detectors" if options.weights else "parser")
+
+
+def _batch(options: Options) -> int:
+    """Return the number of images at a time in the network."""
+    return options.batch or BATCHES[_by(options)]
+
+
+def _threads(options: Options) -> int:
+    """Return the number of batches at a time: the parser's on a CPU go side by side."""
+    import torch
+
+    from mmga.common.device import resolve_device
+
+    parsed = options.kind is None and _by(options) == "parser"
+    on_cpu = parsed and resolve_device(options.device).type == "cpu"
+    return torch.get_num_threads() if on_cpu else 1
 
 
 def _finish(options: Options, maker: "MaskMaker", images: "ImageSet", broken: int) -> None:

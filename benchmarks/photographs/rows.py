@@ -19,6 +19,9 @@ STRIPES = {"model": {"heads": 8}}
 
 ROWS = {
     **ABLATION,
+    "6a": Row("full, masks with blurred borders", {"loss": {"mask_blur": 0.04}}),
+    "6b": Row("full, guidance fades out", {"loss": {"mask_fade": 1.0}}),
+    "6c": Row("full, parts of the body covered", {"batch": {"part_drop": 0.3}}),
     "6S": Row("full, with stripes", STRIPES),
     "4S": Row("both modules, no masks, with stripes", {**STRIPES, "loss": {"mask_weight": 0.0}}),
 }

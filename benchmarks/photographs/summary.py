@@ -11,7 +11,12 @@ from benchmarks.photographs.plan import HARD, PARTIAL, TESTS
 from benchmarks.photographs.rows import row_named
 from benchmarks.photographs.statistics import Outcome, difference, last_gain, read
 
-PAIRS = (("6", "4"), ("4", "1"), ("6", "1"), ("6", "A"), ("6", "B"), ("6S", "4S"))
+OPTIONS = ("6a", "6b", "6c")
+
+PAIRS = (
+    *(("6", "4"), ("4", "1"), ("6", "1"), ("6", "A"), ("6", "B"), ("6S", "4S")),
+    *((option, row) for option in OPTIONS for row in ("6", "4")),
+)
 """Rows that are compared."""
 
 GROUPS = {

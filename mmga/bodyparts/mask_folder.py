@@ -5,6 +5,7 @@ Several processes share the images out among themselves.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -45,6 +46,9 @@ EMPTY = "without_person.txt"
 
 Make = Callable[[Sequence[int]], Iterable[PartMask | None]]
 """From places in the image set to their masks, in that order; None where there is nobody."""
+
+Masks = Callable[[Sequence[torch.Tensor]], Iterable[PartMask | None]]
+"""From images, uint8 [3, H, W], to their masks; None where nobody is seen."""
 
 Projected = Callable[[int, float], None]
 """Called after the first batch with the number of images left and the seconds they may take."""
@@ -287,14 +291,14 @@ class MaskMaker:
 
 def made_of_images(
     images: ImageSet,
-    masks: Callable[[Sequence[torch.Tensor]], Iterable[PartMask | None]],
+    masks: Masks,
     broken: dict[str, str] | None,
 ) -> Make:
     """Return a function that makes the masks of images, given their places in the set.
 
     Args:
         images: the set.
-        masks: makes the masks of a batch of images, uint8 [3, H, W]; None where nobody is seen.
+        masks: makes the masks of a batch.
         broken: filled with the message by path of each image that cannot be decoded; None raises.
     """
 
@@ -313,6 +317,26 @@ def made_of_images(
             yield None if image is None else next(made)
 
     return make
+
+
+def in_threads(masks: Masks, threads: int, piece: int) -> Masks:
+    """Return a function that makes the masks of a batch piece by piece in several threads.
+
+    Each thread computes with one of torch's: pieces side by side keep two cores busy, the many
+    small steps of one network, each divided among the cores, do not.
+
+    Args:
+        masks: makes the masks of a piece.
+        threads: pieces at a time.
+        piece: images in a piece.
+    """
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def made(images: Sequence[torch.Tensor]) -> Iterator[PartMask | None]:
+        pieces = [images[start : start + piece] for start in range(0, len(images), piece)]
+        return itertools.chain.from_iterable(pool.map(masks, pieces))
+
+    return made
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

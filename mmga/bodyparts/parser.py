@@ -56,15 +56,22 @@ class Parser:
         fuse(network.eval())
         self.network = network.to(self.device).to(memory_format=torch.channels_last)
 
+    @torch.inference_mode()
     def __call__(self, images: Sequence[torch.Tensor]) -> list[PartMask | None]:
         """Return the mask of each image, uint8 [3, H, W]; None where nobody is seen."""
+        if not images:
+            return []
         masks: list[PartMask | None] = [None] * len(images)
-        for size in dict.fromkeys(image.shape[-2:] for image in images):
-            places = [place for place, image in enumerate(images) if image.shape[-2:] == size]
-            labels = self.labels(torch.stack([images[place] for place in places]))
+        sizes = list(dict.fromkeys(image.shape[-2:] for image in images))
+        places = [[at for at, one in enumerate(images) if one.shape[-2:] == size] for size in sizes]
+        small = [self._resized(torch.stack([images[at] for at in some])) for some in places]
+        # Images of all sizes at once: torch is slow with few images and one thread.
+        scores = self._scores(torch.cat(small)).split([len(some) for some in places])
+        for size, some, own in zip(sizes, places, scores, strict=True):
+            labels = _decided(own, size)
             there = (labels > 0).flatten(1).float().mean(1) >= LEAST
-            for place, own, seen in zip(places, labels, there.tolist(), strict=True):
-                masks[place] = PartMask(own) if seen else None
+            for at, mine, seen in zip(some, labels, there.tolist(), strict=True):
+                masks[at] = PartMask(mine) if seen else None
         return masks
 
     @torch.inference_mode()
@@ -74,10 +81,19 @@ class Parser:
         Args:
             images: [B, 3, H, W], RGB, values 0 to 255.
         """
-        x = resized(images.to(self.device).float(), INPUT)
+        return _decided(self._scores(self._resized(images)), images.shape[-2:])
+
+    def _resized(self, images: torch.Tensor) -> torch.Tensor:
+        return resized(images.to(self.device).float(), INPUT)
+
+    def _scores(self, x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        scores = self.network(x) + self.network(x.flip(-1)).flip(-1)  # and of the mirror images
-        return enlarged(scores, images.shape[-2:]).argmax(1).byte().cpu()
+        return self.network(x) + self.network(x.flip(-1)).flip(-1)  # and of the mirror images
+
+
+def _decided(scores: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return the labels of images of a size, uint8 [B, H, W] on the CPU."""
+    return enlarged(scores, size).argmax(1).byte().cpu()
 
 
 def version() -> str:

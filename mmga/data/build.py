@@ -108,6 +108,7 @@ def train_loader(
             erasing=batch.erasing,
             erasing_fill=batch.erasing_fill,
             erase_mask=batch.erase_mask,
+            part_drop=batch.part_drop,
             new_background=batch.new_background,
         ),
         seed=config.run.seed,

@@ -110,9 +110,8 @@ def read_image(path: str | os.PathLike[str]) -> torch.Tensor:
         UserError: the file is missing, cannot be decoded or declares more than MAX_PIXELS.
     """
     with _named(f"image {path}", "decoded", "replace or remove it"), _first(path) as picture:
-        decode = _torchvision_jpeg()
         plain = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
-        if decode is not None and plain and _orientation(picture) == 1:
+        if plain and _orientation(picture) == 1 and (decode := _torchvision_jpeg()) is not None:
             return decode(torch.from_numpy(np.fromfile(path, dtype=np.uint8)))
         upright, stored = _upright(picture, path)
         pixels = _rgb(upright, stored, path)  # [H, W, 3]

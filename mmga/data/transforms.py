@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from mmga.data.masks import BACKGROUND, BOTTOM, UPPER
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """Colours are normalised by ImageNet's statistics, RGB."""
@@ -88,6 +90,8 @@ class TrainTransform:
         erasing_fill: after normalisation: `zero` (the mean colour), `mean` (the value of MEAN, as
             Bag of Tricks has it) or `random` (unit normal noise).
         erase_mask: whether the label is erased, too (a covered pixel is no body).
+        part_drop: probability of covering upper or bottom body, one of those that the label shows,
+            with the mean colour; the label is treated as by erasing.
         new_background: probability with which scenes of other images replace the image's own,
             before all else; the loader, which has those images, does it (`replace_background`).
     """
@@ -101,6 +105,7 @@ class TrainTransform:
     erasing_aspect: tuple[float, float] = (0.3, 3.3)
     erasing_fill: str = "zero"
     erase_mask: bool = True
+    part_drop: float = 0.0
     new_background: float = 0.0
 
     def __post_init__(self) -> None:
@@ -119,6 +124,8 @@ class TrainTransform:
             top, left = random.integers(0, 2 * self.pad + 1, size=2).tolist()
             image = pad_and_crop(image, self.pad, top, left)
             labels = None if labels is None else pad_and_crop(labels, self.pad, top, left)
+        if labels is not None and self.part_drop and random.random() < self.part_drop:
+            image, labels = self._without_a_part(image, labels, random)
         erased = None
         if random.random() < self.erasing:
             erased = draw_rectangle(self.size, self.erasing_area, self.erasing_aspect, random)
@@ -126,6 +133,18 @@ class TrainTransform:
             labels = labels.clone()  # the image set's own tensor where nothing else changed it
             erased.fill(labels, 0)
         return Sample(image, labels, erased, int(random.integers(2**62)))
+
+    def _without_a_part(
+        self, image: torch.Tensor, labels: torch.Tensor, random: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return an image and its labels with one part, where it shows any, covered."""
+        parts = [part for part in (UPPER, BOTTOM) if (labels == part).any()]
+        if not parts:
+            return image, labels
+        covered = labels == parts[random.integers(len(parts))]
+        colour = torch.tensor(MEAN, dtype=torch.float32, device=image.device).mul(255).round()
+        image = torch.where(covered, colour.to(torch.uint8)[:, None, None], image)
+        return image, labels.masked_fill(covered, BACKGROUND) if self.erase_mask else labels
 
 
 def resize(

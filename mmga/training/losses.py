@@ -87,6 +87,7 @@ def mask_loss(
     counts: Tensor | None = None,
     whole_only: bool = False,
     prior: Tensor | None = None,
+    blur: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the mask guided attention loss: RMSE between maps and masks.
 
@@ -104,6 +105,7 @@ def mask_loss(
         whole_only: guide every map by the whole body (an ablation).
         prior: float [3, H, W], masks that are every image's target in place of its own (a control:
             position alone); the images that count are the same.
+        blur: of the masks, see `part_targets`.
 
     Returns:
         The loss and its terms by name, scalars.
@@ -116,7 +118,7 @@ def mask_loss(
     for name, maps in attention.items():
         size = (maps.shape[-2], maps.shape[-1])
         if size not in cache:
-            own, known = part_targets(labels, parts, has_mask, size)
+            own, known = part_targets(labels, parts, has_mask, size, blur)
             if prior is not None:
                 pooled = torch.nn.functional.adaptive_avg_pool2d(prior, size)  # [3, h, w]
                 own = pooled.expand_as(own)
@@ -213,6 +215,7 @@ def total_loss(
         counts=counts,
         whole_only=config.guide == "whole",
         prior=prior,
+        blur=config.mask_blur,
     )
     total = triplet + config.id_weight * identity
     if config.mask_weight:

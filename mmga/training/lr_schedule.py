@@ -1,8 +1,8 @@
-"""Learning rate schedule of a run."""
+"""Schedules of a run: its learning rate, and the weight of its mask loss."""
 
 import math
 
-from mmga.config import OptimizerConfig
+from mmga.config import LossConfig, OptimizerConfig
 
 WARMUP_START = 0.01
 """Share of the learning rate at which a warm-up starts [Bag of Tricks]."""
@@ -17,3 +17,8 @@ def learning_rate(config: OptimizerConfig, epoch: int, epochs: int) -> float:
     if config.schedule == "cosine":
         return rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     return rate * config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
+
+
+def mask_weight(config: LossConfig, epoch: int, epochs: int) -> float:
+    """Return the weight of the mask loss in an epoch, counted from 0, of a run of `epochs`."""
+    return config.mask_weight * (1 - config.mask_fade * epoch / epochs)

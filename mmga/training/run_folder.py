@@ -22,11 +22,12 @@ logger = logging.getLogger(__name__)
 _CHANGEABLE = {
     "data": {"root", "masks", "splits_file", "distractors", "test"}
     | {"allow_missing_masks", "skip_broken", "workers", "cache"},
-    "loss": {"id_weight", "mask_weight", "guide", "margin", "smoothing"},
+    "loss": {"id_weight", "mask_weight", "guide", "margin", "smoothing"}
+    | {"mask_blur", "mask_fade"},
     "optimizer": {"lr", "schedule", "milestones", "gamma", "warmup_epochs", "clip_norm", "ema"}
     | {"attention_lr", "weight_decay", "beta2"},
     "batch": {"interpolation", "flip", "pad", "erasing", "erasing_fill", "erase_mask"}
-    | {"new_background"},
+    | {"new_background", "part_drop"},
     "run": {"epochs", "device", "threads", "precision", "channels_last", "compile", "norm"}
     | {"deterministic", "eval_every", "checkpoint_every", "log_every", "flip_test", "protocol"},
 }

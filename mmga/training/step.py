@@ -4,6 +4,7 @@ Legend: `W` processes. Losses and gradients are those of one process that has th
 for batch normalisation, whose statistics are each process' own unless synced).
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ class Step:
         paths: path of each training image, for messages.
         prior: float [3, H, W], the mean mask, where that guides every image.
         images: images of all processes in the last step.
+        mask_weight: in place of the configuration's, for an epoch of a schedule.
     """
 
     forward: Any
@@ -148,6 +150,7 @@ class Step:
     paths: Sequence[str]
     prior: Tensor | None = None
     images: int = 0
+    mask_weight: float | None = None
 
     def take(self, batch: Batch, step: int, gradients: bool = False) -> dict[str, Any]:
         """Take one step.
@@ -196,6 +199,8 @@ class Step:
             output: Output = self.forward(images)
             whole, self.images = whole_batch(output, batch, self.group)
             masks, weights = guides(batch, self.config.loss.guide), self.config.loss
+            if self.mask_weight is not None:
+                weights = dataclasses.replace(weights, mask_weight=self.mask_weight)
             losses = total_loss(output, batch.pids, masks, weights, prior=self.prior, whole=whole)
         return losses, output
 

@@ -27,7 +27,7 @@ from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.checkpoint import Position
 from mmga.training.attention_metrics import mean_mask
-from mmga.training.lr_schedule import learning_rate
+from mmga.training.lr_schedule import learning_rate, mask_weight
 from mmga.training.run_folder import changes, check_folder, goes_on, locked, note_starter
 from mmga.training.run_log import RunLog
 from mmga.training.setup import Sets, State, prepare
@@ -195,6 +195,7 @@ class _Training:
         for epoch in range(position.epoch, run.epochs):
             rate = learning_rate(self.config.optimizer, epoch, run.epochs)
             self._begin_epoch(rate)
+            self.step.mask_weight = mask_weight(self.config.loss, epoch, run.epochs)
             began = time.perf_counter()
             for offset, batch in enumerate(self._batches(epoch, start), start + 1):
                 step += 1

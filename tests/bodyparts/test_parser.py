@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from paths import REPOSITORY
 from PIL import Image
 
 from mmga import masks
+from mmga.bodyparts.mask_folder import in_threads
+from mmga.bodyparts.network import ParserNetwork, fuse
 from mmga.bodyparts.parser import INPUT, WEIGHTS, Parser
 from mmga.bodyparts.quality import PARTS, ious
 from mmga.common.errors import UserError
-from mmga.data.masks import read_mask
+from mmga.data.masks import PartMask, read_mask
 from mmga.data.synthetic import synthetic
 
 TRAIN = "Market-1501-v15.09.15/bounding_box_train"
@@ -117,6 +120,40 @@ def test_images_of_several_sizes_in_one_batch(persons):
     halved = two.labels[::2, ::2]
     assert (halved == one.labels).float().mean() > 0.97
     assert INPUT[0] > INPUT[1]
+
+
+def test_images_of_all_sizes_go_through_the_network_at_once(persons):
+    small = persons.image(0)
+    parser, seen = Parser(), []
+    parser.network.register_forward_hook(lambda _, given, scores: seen.append(len(scores)))
+    parser([small, small[:, :-4], small, small[:, 9:, 3:]])
+    assert seen == [4, 4]  # and the mirror images
+    assert parser([]) == []
+
+
+@pytest.mark.parametrize("size", [(160, 64), (75, 33)])
+def test_a_fused_network_pads_nothing_and_gives_the_same_scores(size):
+    torch.manual_seed(0)
+    network = ParserNetwork().eval()
+    images = 255 * torch.rand(2, 3, *size)
+    with torch.inference_mode():
+        before = network(images)
+        fuse(network)
+        assert not any(isinstance(one, torch.nn.ZeroPad2d) for one in network.modules())
+        assert torch.allclose(network(images), before, atol=1e-4 * float(before.abs().max()))
+
+
+def test_pieces_of_a_batch_are_made_side_by_side():
+    both = threading.Barrier(2, timeout=30)
+
+    def first_pixels(images):
+        both.wait()
+        assert torch.get_num_threads() == 1
+        return [PartMask(image[0]) for image in images]
+
+    images = [torch.full((3, 2, 2), value, dtype=torch.uint8) for value in range(10)]
+    made = in_threads(first_pixels, threads=2, piece=3)(images)
+    assert [int(mask.labels[0, 0]) for mask in made] == list(range(10))
 
 
 @pytest.mark.parametrize(

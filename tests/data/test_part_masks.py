@@ -144,6 +144,19 @@ def test_targets_keep_the_mass_of_the_mask():
     torch.testing.assert_close(targets.double().mean((2, 3)), expected, rtol=0, atol=1e-6)
 
 
+def test_targets_may_have_blurred_borders():
+    labels = torch.zeros(1, 40, 9, dtype=torch.uint8)
+    labels[:, :20] = 1
+    yes = torch.ones(1, dtype=torch.bool)
+    targets, known = part_targets(labels, yes, yes, (40, 9), blur=0.1)
+    upper = targets[0, 1, :, 4]
+    assert known.all() and (upper[:16] > 0.999).all() and (upper[24:] < 0.001).all()
+    assert (upper[16:25].diff() < 0).all()
+    torch.testing.assert_close(upper + upper.flip(0), torch.ones(40))
+    hard, _ = part_targets(labels, yes, yes, (40, 9))
+    assert torch.equal(hard[0, 1], (labels[0] == 1).float())
+
+
 def test_every_set_is_readable_by_name():
     for name in (*LABEL_SETS, "silhouette"):
         assert to_part_mask(np.zeros((2, 2), np.uint8), name).labels.sum() == 0

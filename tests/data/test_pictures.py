@@ -11,6 +11,7 @@ from PIL import Image
 from tiffs import write_tiff
 
 from mmga.common.errors import UserError
+from mmga.data import pictures
 from mmga.data.dataset import ImageFiles
 from mmga.data.loader import Loading, eval_batches
 from mmga.data.pictures import MAX_PIXELS, Notes, eight_bits, read_image, take_notes
@@ -219,3 +220,13 @@ def test_notes_of_other_readers_are_not_repeated(caplog):
         notes.add([("turned", "only/here.jpg")])
         notes.say()
     assert len(caplog.messages) == 1
+
+
+def test_torchvision_is_not_imported_for_what_pillow_decodes(tmp_path, monkeypatch):
+    def refuse():
+        raise AssertionError("imported")
+
+    monkeypatch.setattr(pictures, "_torchvision_jpeg", refuse)
+    for suffix in ("bmp", "png"):
+        Image.new("RGB", (3, 2), (9, 8, 7)).save(tmp_path / f"a.{suffix}")
+        assert read_image(tmp_path / f"a.{suffix}")[:, 0, 0].tolist() == [9, 8, 7]

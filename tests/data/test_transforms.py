@@ -71,6 +71,24 @@ def test_erasing_may_spare_the_mask():
     assert torch.equal(sample.labels, _pair()[1])
 
 
+def test_one_part_is_covered_by_its_mask():
+    transform = TrainTransform(size=SIZE, flip=0.0, erasing=0.0, part_drop=1.0)
+    image, labels = _pair()
+    dropped = set()
+    for seed in range(20):
+        sample = _apply(transform, seed, (image, labels))
+        covered = sample.labels == 0
+        (part,) = labels[covered].unique().tolist()
+        dropped.add(part)
+        assert torch.equal(covered, labels == part)
+        assert torch.equal(sample.image[:, ~covered], image[:, ~covered])
+        assert normalise(sample.image[None])[0, :, covered].abs().max() < 0.01
+    assert dropped == {1, 2}
+    silhouette = torch.full_like(labels, 3)
+    assert torch.equal(_apply(transform, 0, (image, silhouette)).image, image)
+    assert torch.equal(_pair()[0], image)  # the set's own
+
+
 @pytest.mark.parametrize("fill", ["zero", "mean", "random"])
 def test_fills(fill):
     images = torch.full((2, 3, *SIZE), 7.0)

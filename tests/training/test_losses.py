@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -239,6 +240,10 @@ def test_the_total_is_the_weighted_sum(generator):
     torch.testing.assert_close(parts["id"], identity)
     torch.testing.assert_close(parts["mask"], mask)
     torch.testing.assert_close(parts["loss"], triplet + 3 * identity + 10 * mask)
+    blurred = dataclasses.replace(weights, mask_blur=0.1)
+    soft, _ = mask_loss(attention, labels, yes, yes, blur=0.1)
+    assert abs(soft - mask) > 1e-4
+    torch.testing.assert_close(total_loss(output, classes, masks, blurred)["mask"], soft)
     upper = output._replace(embeddings={"upper": embeddings["upper"]})
     only = total_loss(upper, classes, masks, weights)
     torch.testing.assert_close(

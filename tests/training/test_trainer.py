@@ -66,6 +66,16 @@ def test_a_run_leaves_everything_in_its_folder(tmp_path):
     assert {phase for phase, _, _ in told} >= {"train", "query", "gallery"}
 
 
+def test_guidance_may_fade_out(tmp_path):
+    config = small(loss={"mask_weight": 8.0, "mask_fade": 0.5})
+    trainer.train(config, tmp_path, data=data())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if line["kind"] == "train"):
+        weight = 8.0 * (1 - 0.5 * (line["epoch"] - 1) / config.run.epochs)
+        total = line["triplet"] + config.loss.id_weight * line["id"] + weight * line["mask"]
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+
+
 @pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, stop_at):
     """SIGTERM in the middle of an epoch saves; the resumed run ends with the same bits."""
