@@ -187,9 +187,7 @@ def _make_missing(
                 batch_size=_batch(options) * _threads(options),
                 broken=broken,
                 progress=progress,
-                projected=announce
-                if options.kind is None and _by(options) == "detectors"
-                else None,
+                projected=announce if detected else None,
             )
     except KeyboardInterrupt:
         if group.leads:
