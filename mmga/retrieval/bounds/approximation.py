@@ -8,6 +8,7 @@ docs/certified.md derives every term.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -321,10 +322,13 @@ Approximator = Projection | Int8
 """Approximates the vectors of tiles."""
 
 
-def loop_threads(tiles: Approximator | None) -> AbstractContextManager[None]:
+def loop_threads(
+    tiles: Approximator | None, pairs: float = math.inf
+) -> AbstractContextManager[None]:
     """Return a context that gives the threads to what multiplies the tiles of a loop.
 
     Args:
         tiles: what tiles are made from; None: the features.
+        pairs: as in `kernels_alone`.
     """
-    return kernels_alone() if isinstance(tiles, Int8) else torch_alone()
+    return kernels_alone(pairs) if isinstance(tiles, Int8) else torch_alone()

@@ -80,7 +80,6 @@ def nearest(
 
 
 @float32_products()
-@kernels_alone()
 def nearest(
     query: ArrayLike,
     gallery: ArrayLike | None,
@@ -119,15 +118,22 @@ def nearest(
             or infinite.
     """
     processes, settings = Group.of(group), _Settings(k, metric, exact, memory)
-    if processes.world == 1:
-        found = _nearest_of_one(query, gallery, settings, progress)
-    else:
-        found = _nearest_of_all(query, gallery, settings, progress, processes)
-    distances = from_squared(found.distances, metric)
-    index = found.index.long()
+    with kernels_alone(_count(query) * _count(gallery)):
+        if processes.world == 1:
+            found = _nearest_of_one(query, gallery, settings, progress)
+        else:
+            found = _nearest_of_all(query, gallery, settings, progress, processes)
+        distances = from_squared(found.distances, metric)
+        index = found.index.long()
     if isinstance(query, np.ndarray):
         return distances.cpu().numpy(), index.cpu().numpy()
     return distances, index
+
+
+def _count(side: ArrayLike | None) -> int:
+    """Return the rows of a side; 0 of what is none."""
+    shape: Sequence[int] = getattr(getattr(side, "rows", side), "shape", ())
+    return shape[0] if len(shape) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +258,7 @@ def search(
             distances_of, count - distances_of, dtype=torch.float32, device=vectors.device
         )
     size = tile_for(count) if alone and tiles is None else None
-    with loop_threads(tiles):
+    with loop_threads(tiles, count * count):
         if isinstance(tiles, Int8):
             look = Look(vectors, vectors, k, farthest=farthest, own_at_zero=True, progress=progress)
             neighbours = look.run()
@@ -292,7 +298,7 @@ def nearest_items(
     """
     if exact_order(items, exact, queries) == "certified":
         tiles = cheapest_tiles(queries, items, k, farthest=farthest)
-        with loop_threads(tiles):
+        with loop_threads(tiles, len(queries) * len(items)):
             if isinstance(tiles, Int8):
                 return Look(queries, items, k, farthest=farthest, progress=progress).run()
             return certified_nearest(queries, items, k, tiles, farthest=farthest, progress=progress)
