@@ -106,7 +106,7 @@ def body(options: Options, detector: "Detector | None" = None) -> int:
     _check(options)
     from mmga.common.distributed import join, own_device
 
-    device = own_device(options.device)
+    device = own_device("cpu" if options.kind is not None else options.device)
     with join(device, watched="masks") as group:
         if group.world > 1:
             options = dataclasses.replace(options, device=str(device))

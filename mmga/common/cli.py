@@ -68,7 +68,7 @@ def run(
         options = parse(verb, options_class, words, start)
         if not shared:
             _check_alone(verb)
-        code = _of_several(body, options) if _several() else body(options)
+        code = _of_several(body, options) if shared and _several() else body(options)
         sys.stdout.flush()
     except PeerError as error:
         raise SystemExit(error.code) from None

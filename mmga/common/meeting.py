@@ -29,7 +29,7 @@ STORE = datetime.timedelta(seconds=10)
 """Time in which torchrun's store, which is there before the processes, answers."""
 BEAT = 1.0
 """Seconds between two words of a process."""
-SILENT = 5
+SILENT = 4
 """Words of one's own, so many after the last word of another one, by which that one has ended."""
 _MET = "-1"
 _numbers = itertools.count()
@@ -56,9 +56,13 @@ def meet(rank: int, world: int, verb: str | None) -> Iterator[Store]:
         meeting.wait()
         yield meeting.store
     except RuntimeError as error:  # torch.distributed's are of this kind
-        raise meeting.reason(error) from error
-    finally:
-        meeting.close()
+        reason = meeting.reason(error)
+        meeting.leave(reason)
+        raise reason from error
+    except BaseException as error:
+        meeting.leave(error)
+        raise
+    meeting.close()
 
 
 def refuse(error: Exception) -> Exception:
@@ -83,7 +87,9 @@ class _Meeting:
         store: of the run.
     """
 
-    def __init__(self, rank: int, world: int, verb: str | None, time: datetime.timedelta) -> None:
+    def __init__(
+        self, rank: int, world: int, verb: str | None, patience: datetime.timedelta
+    ) -> None:
         self._rank, self._world, self._verb = rank, world, verb
         self._verdict: UserError | None = None
         self._telling, self._met = threading.Lock(), threading.Event()
@@ -100,7 +106,7 @@ class _Meeting:
                 self.store, *_ = next(iter(rendezvous("env://", timeout=STORE)))
             else:
                 self.store = TCPStore(
-                    host, port, world, self._hosts, time, multi_tenant=True, **now
+                    host, port, world, self._hosts, patience, multi_tenant=True, **now
                 )
             words = TCPStore(host, port, world, False, STORE, **now)
         except RuntimeError as error:
@@ -133,13 +139,17 @@ class _Meeting:
             raise self._verdict
 
     def close(self) -> None:
-        """Say no more: this process is connected with all others, or ends."""
-        if not self._met.is_set():
-            self._met.set()
-            with contextlib.suppress(RuntimeError):  # the store has ended with its process
-                self._words.set(f"beat {self._rank}", _MET)
-        if self._thread.is_alive():
-            self._thread.join(BEAT)
+        """Say no more: this process is connected with all others."""
+        with contextlib.suppress(RuntimeError):  # the store has ended with its process
+            self._words.set(f"beat {self._rank}", _MET)
+        self._met.set()
+        self._thread.join(BEAT)
+
+    def leave(self, error: BaseException) -> None:
+        """Say no more: this process ends, and with it all others."""
+        with contextlib.suppress(RuntimeError):
+            self._is_first(*told(error))
+        self._met.set()
 
     def reason(self, error: RuntimeError) -> UserError:
         """Return why this process found no connection."""

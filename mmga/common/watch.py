@@ -99,8 +99,9 @@ class Watch:
         Raises:
             PeerError: one of them has failed.
         """
-        self._left.set()
+        # Not left before it is sent: that may take its time where the process before has ended.
         self._send((_DONE, 0, ""))
+        self._left.set()
         self._thread.join()
         if self.verdict is not None:
             raise self.verdict
@@ -109,10 +110,10 @@ class Watch:
         """Release the thread of the process before this one, and wait a little for one's own."""
         self._quiet = True
         self._left.set()
-        self._send((_DONE, 0, ""))
+        self._send((_DONE, 0, ""), datetime.timedelta(seconds=2 * GRACE))
         self._thread.join(2 * GRACE)
 
-    def _send(self, message: _Message) -> None:
+    def _send(self, message: _Message, patience: datetime.timedelta = MEETING) -> None:
         """Send the one message that the process before this one waits for."""
         with self._sending:
             if self._sent:
@@ -123,9 +124,10 @@ class Watch:
         head = torch.tensor([rank, code, len(text)], dtype=torch.int64, device="cpu")
         before = (self._rank - 1) % self._world
         try:
-            dist.send(head, before, group=self.control)
-            if len(text):
-                dist.send(text, before, group=self.control)
+            for part in (head, text) if len(text) else (head,):
+                sent = dist.isend(part, before, group=self.control)
+                assert sent is not None
+                sent.wait(patience)
         except RuntimeError:
             pass  # it has ended
 
@@ -159,7 +161,9 @@ class Watch:
             return
         self.verdict = PeerError(f"process {rank} of the run met an error: {sentence}", code)
         self._heard.set()
-        if (self._rank - 1) % self._world != rank:
+        if (self._rank - 1) % self._world == rank:
+            self._sent = True  # nobody waits for a message: gloo may try to send it for long
+        else:
             self._send(message)
         if not self._left.wait(GRACE):
             sys.stderr.flush()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.config import Config, as_dict, merged, recipe_config
@@ -85,20 +86,36 @@ def changes(before: Mapping[str, Any], config: Config, folder: Path) -> list[str
     return found
 
 
-def goes_on(folder: Path) -> bool:
-    """Return whether torchrun, which began a run in a folder, has started this process again."""
+@contextlib.contextmanager
+def opened(folder: Path, resume: bool, group: Group) -> Iterator[bool]:
+    """Hold a run's folder, and yield whether the run goes on from the checkpoint that is there.
+
+    It does so where that is asked for, and where torchrun, which began it, has started its
+    processes again.
+
+    Raises:
+        UserError: the folder is held by another run, or a run cannot begin in it or be resumed.
+    """
+    with contextlib.ExitStack() as held:
+        with group.together():
+            if group.leads:
+                held.enter_context(locked(folder))
+                resume = resume or _is_started_again(folder)
+        resume = group.any(resume)
+        with group.together():
+            check_folder(folder, resume)
+            if group.leads and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+                with atomic_path(folder / STARTER) as temporary:
+                    temporary.write_text(_starter(), encoding="utf-8")
+        yield resume
+
+
+def _is_started_again(folder: Path) -> bool:
     file = folder / STARTER
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if not again or not file.is_file() or not (folder / "last.safetensors").is_file():
         return False
     return file.read_text(encoding="utf-8") == _starter()
-
-
-def note_starter(folder: Path) -> None:
-    """Write down which torchrun began or resumed a run, if it may start the run again."""
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
-        with atomic_path(folder / STARTER) as temporary:
-            temporary.write_text(_starter(), encoding="utf-8")
 
 
 def _starter() -> str:

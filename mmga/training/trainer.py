@@ -28,7 +28,7 @@ from mmga.models import checkpoint as checkpoints
 from mmga.models.checkpoint import Position
 from mmga.training.attention_metrics import mean_mask
 from mmga.training.lr_schedule import learning_rate, mask_weight
-from mmga.training.run_folder import changes, check_folder, goes_on, locked, note_starter
+from mmga.training.run_folder import changes, opened
 from mmga.training.run_log import RunLog
 from mmga.training.setup import Sets, State, prepare
 from mmga.training.step import NotFinite, Step, check_guides, freeze_statistics, wrap
@@ -109,15 +109,8 @@ def train(
     """
     check(config)
     device = prepare(config)
-    with join(device) as group, contextlib.ExitStack() as held:
+    with join(device) as group, opened(folder, resume, group) as resume:
         with group.together():
-            if group.leads:
-                held.enter_context(locked(folder))
-        resume = group.any(resume or (group.leads and goes_on(folder)))
-        with group.together():
-            check_folder(folder, resume)
-            if group.leads:
-                note_starter(folder)
             last, saved, changed = folder / "last.safetensors", None, []
             if resume:
                 saved = checkpoints.load_checkpoint(last)

@@ -18,6 +18,8 @@ def words(tmp_path_factory):
     [
         ("killed before another one is there", 2, [1, None, -9, 1], "process 2 of the 4 of the"),
         ("killed before another one is there", 0, [-9, 1, 1, None], "process 0 of the 4 of the"),
+        ("interrupted before another one is there", 2, [130, None, 130, 130], "interrupted"),
+        ("waiting before another one is there", 0, [2, 2, 2, None], "did not meet the others at"),
         ("killed while the others connect", 2, [1, 1, -9, 1], "process 2 of the 4 of the run"),
         ("killed while the others connect", 0, [-9, 1, 1, 1], "process 0 of the 4 of the run"),
         ("without a device", 0, [2] * 4, "--device cpu: there is none"),
@@ -27,5 +29,5 @@ def words(tmp_path_factory):
 def test_one_that_ends_before_all_have_met_ends_all(words, tmp_path, how, which, codes, said):
     found, errors = failing.run(how, words, tmp_path, 4, which)
     assert found == codes
-    assert len(errors.splitlines()) == 1 and errors.startswith("mmga eval: error: ")
+    assert len(errors.splitlines()) == 1 and errors.startswith("mmga eval: ")
     assert said in errors

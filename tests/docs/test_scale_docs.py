@@ -34,9 +34,12 @@ def folder(tmp_path, monkeypatch):
     gallery.cut(300, len(gallery)).save("shard-1.npz")
     write_run(tmp_path / "runs" / "x")
     (tmp_path / "photos").mkdir()
+    rows = ["path,pid,camid,split"]
     for index in range(6):
         pixels = np.full((*SIZE, 3), index * 20, np.uint8)
-        Image.fromarray(pixels).save(f"photos/{index // 2:04d}_c1s1_{index:06d}.png")
+        rows.append(f"photos/{index // 2:04d}_c1s1_{index:06d}.png,{index // 2},1,train")
+        Image.fromarray(pixels).save(rows[-1].split(",")[0])
+    (tmp_path / "photos.csv").write_text("\n".join(rows))
     return tmp_path
 
 
@@ -48,6 +51,7 @@ def test_commands_run(folder):
         codes, said = failing.run("nothing", [verb, *words[6:]], folder, 2)
         assert codes == [0, 0], said
     assert (folder / "report.json").is_file() and (folder / "gallery.json").is_file()
+    assert (folder / "masks" / "manifest.json").is_file()
 
 
 def example(rank: int, port: str, out: str) -> None:

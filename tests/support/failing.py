@@ -1,6 +1,7 @@
 """Processes of a command, of which one fails or is killed, while others wait or compute."""
 
 import contextlib
+import datetime
 import functools
 import importlib
 import os
@@ -12,6 +13,8 @@ from typing import Any
 
 import workers
 from full_disk import disk_with
+
+_LATE = "before another one is there"
 
 
 def member(
@@ -110,18 +113,26 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
         return
     meeting.BEAT = 0.1
     kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
-    if how == "killed before another one is there":
+    if how.endswith(_LATE):
         if rank == (failing - 1) % world:
             time.sleep(600)
-        count = meeting._Meeting._count
+        count, wait = meeting._Meeting._count, meeting._Meeting.wait
+
+        def waiting(self: meeting._Meeting) -> None:
+            if how.startswith("waiting"):
+                meeting.START = datetime.timedelta(seconds=3)
+            wait(self)
 
         def counted(self: meeting._Meeting, key: str) -> int:
             found = count(self, key)
             if rank == failing and key == "there" and found == world - 1:
-                kill()
+                if how.startswith("killed"):
+                    kill()
+                if how.startswith("interrupted"):
+                    raise KeyboardInterrupt
             return found
 
-        meeting._Meeting._count = counted
+        meeting._Meeting._count, meeting._Meeting.wait = counted, waiting
     elif how == "killed while the others connect" and rank == failing:
         dist.init_process_group = lambda *_, **__: kill()
     elif how == "without a device" and rank == failing:
@@ -178,7 +189,7 @@ def run(
     """
     running = begin(how, words, folder, world, failing)
     for rank, process in enumerate(running):
-        late = how == "killed before another one is there" and rank == (failing - 1) % world
+        late = how.endswith(_LATE) and rank == (failing - 1) % world
         process.join(0 if late else 60)
     codes = [process.exitcode for process in running]
     for process in running:

@@ -205,5 +205,5 @@ def main(kills: int, seed: int, verbs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    count, seed, *names = [*sys.argv[1:], "0"][: max(len(sys.argv) - 1, 2)]
-    main(int(count), int(seed), names or list(WORDS))
+    count, *more = sys.argv[1:]
+    main(int(count), int(more[0]) if more else 0, more[1:] or list(WORDS))
