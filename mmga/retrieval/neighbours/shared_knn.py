@@ -208,11 +208,18 @@ def held_vectors(
         if own is not None and len(own):
             if metric == "cosine":
                 own, norms = lifted(own, norms)
-            vectors = VectorSet([own], metric, norms=norms)
+            vectors = VectorSet(_in_place(own), metric, norms=norms)
         check_bounds(f"the {name}", norms)
         if queries is not None:
             check_bounds("the set of queries", queries.norms)
     return vectors, counts
+
+
+def _in_place(rows: ShardedMatrix) -> list[ShardedMatrix]:
+    """Return rows in parts that are read in place where they can be: shards of float32."""
+    if rows.stored != torch.float32:
+        return [rows]
+    return [ShardedMatrix([shard]) for shard in rows.shards if len(shard)]
 
 
 def _check_fit(name: str, own: ShardedMatrix, queries: VectorSet | None, width: int) -> None:
