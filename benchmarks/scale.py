@@ -101,9 +101,9 @@ def noting(seen: dict[str, int]) -> None:
         seen["asked"] += len(right.unique())
         return pairs(self, left, right)
 
-    def noted_rows(own: Any, *args: Any, **options: Any) -> Any:
-        seen["encoded entries"] += len(own.values)
-        return rows(own, *args, **options)
+    def noted_rows(encoded: Any, *args: Any, **options: Any) -> Any:
+        seen["encoded entries"] += len(encoded[0].values)
+        return rows(encoded, *args, **options)
 
     SharedSet.csr_of_all, SharedSet._sent = noted_csr, noted_sent  # type: ignore[method-assign]
     SharedSet.pair_distances = noted_pairs  # type: ignore[method-assign]

@@ -385,10 +385,16 @@ def gather(rows: Tensor, sizes: Sequence[int], group: Group) -> Tensor:
     if group.world == 1:
         return rows
     # Equal shapes are what every back end can exchange.
-    padded = rows.new_zeros(max(*sizes, 1), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in sizes]
+    most = max(*sizes, 1)
+    padded = rows.contiguous()
+    if len(rows) < most:
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+    found = rows.new_empty(len(sizes) * most, *rows.shape[1:])
+    parts = list(found.split(most))
     dist.all_gather(parts, padded, group=group.processes)
+    if min(sizes) == most:
+        return found
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 

@@ -208,11 +208,35 @@ def held_vectors(
         if own is not None and len(own):
             if metric == "cosine":
                 own, norms = lifted(own, norms)
-            vectors = VectorSet([own], metric, norms=norms)
+            vectors = VectorSet([side for side, _ in in_place(own)], metric, norms=norms)
         check_bounds(f"the {name}", norms)
         if queries is not None:
             check_bounds("the set of queries", queries.norms)
     return vectors, counts
+
+
+def in_place(
+    rows: ShardedMatrix, chosen: Tensor | None = None
+) -> list[tuple[ShardedMatrix, Tensor | None]]:
+    """Return rows in parts that are read in place where they can be: shards of float32.
+
+    Args:
+        rows: feature rows.
+        chosen: of which these are wanted, ascending int64; None: all.
+
+    Returns:
+        Sides of a `VectorSet`, each with the rows that are chosen of it.
+    """
+    if rows.stored != torch.float32:
+        return [(rows, chosen)]
+    parts: list[tuple[ShardedMatrix, Tensor | None]] = []
+    for start, shard in zip(rows.starts, rows.shards, strict=False):
+        places = None
+        if chosen is not None:
+            places = chosen[(chosen >= start) & (chosen < start + len(shard))] - start
+        if len(shard if places is None else places):
+            parts.append((ShardedMatrix([shard]), places))
+    return parts or [(rows, chosen)]
 
 
 def _check_fit(name: str, own: ShardedMatrix, queries: VectorSet | None, width: int) -> None:

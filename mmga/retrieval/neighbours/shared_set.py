@@ -99,18 +99,15 @@ class SharedSet:
     def rows_of_all(self, rows: Tensor) -> Tensor:
         """Return the rows [N, ...] of all vectors, given those of the vectors held here."""
         sizes = [last - first for first, last in self.ranges]
-        parts = [self.group.rows(part) for part in rows.split(sizes)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _joined([self.group.rows(part) for part in rows.split(sizes)])
 
     def csr_of_all(self, rows: CsrRows) -> CsrRows:
         """Return the sparse rows of all vectors, given [N, ...] of which others' are empty."""
-        sizes, columns, values = [], [], []
-        for part in (rows.cut(*ends) for ends in self.ranges):
-            sizes.append(self.group.rows(part.offsets.diff()))
-            columns.append(self.group.rows(part.columns))
-            values.append(self.group.rows(part.values))
-        offsets = torch.cat([rows.offsets[:1], torch.cat(sizes).cumsum(0)])
-        return CsrRows(offsets, torch.cat(columns), torch.cat(values))
+        parts = [rows.cut(*ends) for ends in self.ranges]
+        sizes = _joined([self.group.rows(part.offsets.diff()) for part in parts])
+        columns = _joined([self.group.rows(part.columns) for part in parts])
+        values = _joined([self.group.rows(part.values) for part in parts])
+        return CsrRows(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), columns, values)
 
     def nearest(self, k: int, *, farthest: bool, progress: Progress | None = None) -> Neighbours:
         """Return the k nearest of the vectors held here among all, themselves at distance 0.
@@ -269,3 +266,8 @@ class SharedSet:
         answers, coming = exchange(found.flatten(), [size * columns for size in sizes], self.group)
         parts = [one.view(len(known), -1) for one in answers.split(coming) if len(one)]
         return torch.cat([known, *parts], 1)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return tensors one after the other, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

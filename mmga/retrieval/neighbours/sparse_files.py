@@ -106,8 +106,13 @@ def load_distances(path: str | os.PathLike[str], first: int = 0, last: int | Non
             sizes.append(np.diff(starts[low : high + 1]))
             columns.append(indices[starts[low] : starts[high]])
             values.append(data[starts[low] : starts[high]])
-    offsets, column, value = np.concatenate(sizes), np.concatenate(columns), np.concatenate(values)
-    parts = (torch.from_numpy(part) for part in (offsets.cumsum(), column, value))
+    counts, column, value = np.concatenate(sizes), np.concatenate(columns), np.concatenate(values)
+    outside = len(column) and not 0 <= column.min() <= column.max() < width
+    if outside or (counts < 0).any() or counts.sum() != len(column):
+        raise UserError(
+            f"{path}: its shards hold no sparse rows of {width} columns; write the distances again"
+        )
+    parts = (torch.from_numpy(part) for part in (counts.cumsum(), column, value))
     return to_torch(CsrRows(*parts), width)
 
 

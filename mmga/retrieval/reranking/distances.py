@@ -24,7 +24,7 @@ from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.shares import share_of
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import search
-from mmga.retrieval.neighbours.shared_knn import check_bounds, check_on_cpu
+from mmga.retrieval.neighbours.shared_knn import check_bounds, check_on_cpu, in_place
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.neighbours.tile_sizes import tile_on
 from mmga.retrieval.reranking.encode import encode, mix
@@ -330,12 +330,12 @@ def _shared(
     first, last = share_of(len(rows[0]), group)
 
     def vectors(queries: np.ndarray) -> VectorSet:
-        chosen = [queries, rows[1][low:high]]
-        norms = [of[torch.from_numpy(at)] for of, at in zip(problem.norms, chosen, strict=True)]
-        chosen[1] = chosen[1] - held.start
-        sides = [problem.query.rows, problem.gallery.rows]
-        places = [torch.from_numpy(at) for at in chosen]
-        return VectorSet(sides, problem.metric, places, norms=torch.cat(norms))
+        at = torch.from_numpy(queries), torch.from_numpy(rows[1][low:high])
+        norms = torch.cat([of[some] for of, some in zip(problem.norms, at, strict=True)])
+        sides = in_place(problem.query.rows, at[0])
+        sides += in_place(problem.gallery.rows, at[1] - held.start)
+        parts, chosen = zip(*sides, strict=True)
+        return VectorSet(parts, problem.metric, chosen, norms=norms)
 
     with group.together():
         _check_not_empty(*map(len, rows))

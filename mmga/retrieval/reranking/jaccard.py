@@ -126,7 +126,7 @@ def jaccard_distance(
     searched = time.perf_counter()
     rows = encode(found.neighbours, rule, vectors.pair_distances)
     encoded = time.perf_counter()
-    matrix = _all_rows(rows, n, max_distance, _Stored(bound, n, rows), progress)
+    matrix = _all_rows(rows, n, max_distance, _Stored(bound, n, len(rows.values)), progress)
     _log(n, (start, searched, encoded), matrix)
     return to_torch(matrix)
 
@@ -159,15 +159,15 @@ def _of_all(
     found = items.nearest(k, farthest=rule.divides, progress=progress)
     searched = time.perf_counter()
     first, last = items.ranges[0]
-    rows = encode_shared(items, found, rule, items.numbers)[0].cut(first, last)
+    rows = [encode_shared(items, found, rule, items.numbers)[0].cut(first, last)]
     del found
     encoded = time.perf_counter()
     matrix = rows_of_own(
         rows,
         group,
         limit if limit is None else max(limit, _ROUNDING),
-        join=_joins(limit, rows),
-        stored=_Stored(settings.memory, n, rows),
+        join=_joins(limit, "cpu"),
+        stored=_Stored(settings.memory, n, len(rows[0].values)),
         progress=progress,
     )
     matrix = _holding_themselves(matrix, first)
@@ -202,7 +202,7 @@ def _all_rows(
 ) -> ops.CsrRows:
     # Half of all pairs where few are kept; mirroring many would cost what it saves.
     upper = max_distance is not None
-    join = _joins(max_distance, rows)
+    join = _joins(max_distance, rows.offsets.device.type)
     if max_distance is not None:
         max_distance = max(max_distance, _ROUNDING)
     if join and max_distance is not None:
@@ -225,20 +225,20 @@ def _all_rows(
     return ops.symmetrise(whole) if upper else whole
 
 
-def _joins(max_distance: float | None, rows: ops.CsrRows) -> bool:
-    """Return whether a prefix filter finds the distances of V up to a limit soonest."""
+def _joins(max_distance: float | None, device: str) -> bool:
+    """Return whether a prefix filter finds the distances up to a limit soonest on a device."""
     if max_distance is None or max_distance > _NEAR:
         return False
-    return has_kernel("jaccard_join", rows.offsets.device.type.upper())
+    return has_kernel("jaccard_join", device.upper())
 
 
 class _Stored:
     """The memory that distances take while the matrix is put together, under a bound."""
 
-    def __init__(self, memory: int | None, items: int, rows: ops.CsrRows) -> None:
-        """Begin with the encodings of this process, of which the matrix of all items is made."""
+    def __init__(self, memory: int | None, items: int, encoded: int) -> None:
+        """Begin with the entries of the encodings that are held here, of so many items in all."""
         self._memory, self._items = memory, items
-        self._needed = _ENCODED_BYTES * len(rows.values)
+        self._needed = _ENCODED_BYTES * encoded
 
     def __call__(self, entries: int, done: int) -> None:
         """Add entries that are kept, once so many of the items are done.

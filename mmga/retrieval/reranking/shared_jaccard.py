@@ -18,7 +18,7 @@ from mmga.ops import k_reciprocal as ops
 from mmga.ops.k_reciprocal import CsrRows
 from mmga.ops.kernel_threads import kernels_alone
 
-BLOCK = 64 << 20
+BLOCK = 16 << 20
 """Bytes of the encodings of all processes that are looked at together, of at least one row each."""
 _ENTRY_BYTES = 12
 _ROWS = 8192  # of a block that are looked at between two calls of `progress`
@@ -26,7 +26,7 @@ _ROWS = 8192  # of a block that are looked at between two calls of `progress`
 
 @kernels_alone()
 def rows_of_own(
-    own: CsrRows,
+    encoded: list[CsrRows],
     group: Group,
     limit: float | None,
     *,
@@ -37,13 +37,15 @@ def rows_of_own(
     """Return the Jaccard distances of this process' items to all, [n, N].
 
     Args:
-        own: V of this process' items, [n, N], which are numbered by process.
+        encoded: V of this process' items, [n, N], which are numbered by process; it is taken out
+            of the list, so that its memory is free once it is copied.
         group: the processes.
         limit: distances up to this one are kept; None: those below 1.
         join: they are found by a prefix filter, which needs its kernel and a limit.
         stored: told of entries that are kept, and of items done.
         progress: called as (phase, done, total).
     """
+    own = encoded.pop()
     told = group.table([len(own.offsets) - 1, len(own.columns)]).long()
     counts, total = told[:, 0].tolist(), int(told[:, 0].sum())
     row_bytes = _ENTRY_BYTES * max(1, int(told[:, 1].sum()) // total)

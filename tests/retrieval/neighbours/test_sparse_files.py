@@ -69,6 +69,11 @@ def damaged(folder, how):
     elif how == "short":
         file = folder / listed["shards"][0]["indices"]
         np.save(file, np.load(file)[:-1])
+    elif how in ("indices", "indptr"):
+        file = folder / listed["shards"][0][how]
+        changed = np.load(file)
+        changed[7] = 400 if how == "indices" else -1
+        np.save(file, changed)
     elif how == "pickled":
         np.save(folder / listed["shards"][0]["data"], np.array([{}]), allow_pickle=True)
     return found
@@ -81,6 +86,8 @@ def damaged(folder, how):
         ("rows", "do not hold consecutive rows"),
         ("gone", "data.npy could not be read"),
         ("short", "do not hold 301 sparse rows; write the distances again"),
+        ("indices", "hold no sparse rows of 301 columns; write the distances again"),
+        ("indptr", "hold no sparse rows of 301 columns; write the distances again"),
         ("pickled", "data.npy could not be read"),
     ],
 )
