@@ -31,8 +31,8 @@ from mmga.common.errors import UserError
 
 SECONDS = 480
 REHEARSAL = ROOT / "build" / "gpu_check" / "rehearsal.json"
-# Steps in their order, by worth, and the seconds after which each is stopped: with a card they fit
-# the time together. The last two need none.
+# Steps in their order, by worth, and the seconds after which each is stopped: up to the sanitizer
+# they fit the time together, and compiled training takes what is left. The last two need no card.
 LIMITS = {
     "build": 110,
     "kernels": 80,
@@ -47,6 +47,7 @@ LIMITS = {
     "jaccard": 15,
     "training": 35,
     "sanitizer": 40,
+    "training_compiled": 120,
     "compile": 240,
     "emulation": 240,
 }
@@ -195,6 +196,7 @@ def measures() -> dict[str, Measure]:
         "neighbours": evaluation.neighbours,
         "jaccard": evaluation.jaccard,
         "training": training.figures,
+        "training_compiled": training.compiled,
     }
 
 
