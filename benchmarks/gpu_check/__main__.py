@@ -160,7 +160,7 @@ def sanitizer(card: str | None, seconds: float) -> None:
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).is_file():
         raise Skipped("compute-sanitizer is not installed")
-    tests = sorted((ROOT / "tests" / "ops").glob("test_cuda_[knrv]*.py"))
+    tests = sorted((ROOT / "tests" / "ops").glob("test_cuda_[ciknrv]*.py"))
     for check in ("memcheck", "racecheck"):
         options = ["--error-exitcode", "9", "--target-processes", "all", "--tool", check]
         program = [sys.executable, "-m", "pytest", "-x", "-m", "cuda", *tests]

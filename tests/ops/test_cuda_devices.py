@@ -7,6 +7,9 @@ import torch
 from pretended import CUDA, MixedDevices, PretendedDevice
 from whole_evaluation import PARTS
 
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
+
 
 @pytest.mark.parametrize("name", PARTS)
 def test_nothing_mixes_devices(name):
@@ -37,3 +40,17 @@ def test_the_device_is_told_from_the_host():
         ):
             with pytest.raises(MixedDevices):
                 refused()
+
+
+def test_a_device_is_asked_a_few_times_whatever_the_number_of_pairs():
+    """Each operation is a launch: their number must not grow with pairs that fit together."""
+    asked = []
+    for count in (300, 3000):
+        rows = torch.randn(count, 2048, generator=torch.Generator().manual_seed(0))
+        with PretendedDevice() as device:
+            vectors = VectorSet([ShardedMatrix([rows.to("cuda")])], "cosine")
+            pairs = torch.arange(count, device="cuda").repeat(5)
+            before = device.near
+            vectors.exact_distances(pairs, pairs.flip(0))
+            asked.append((device.near - before, before))
+    assert asked[0] == asked[1]
