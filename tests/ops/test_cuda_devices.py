@@ -7,6 +7,8 @@ import torch
 from pretended import CUDA, MixedDevices, PretendedDevice
 from whole_evaluation import PARTS
 
+import mmga
+from mmga.common.errors import UserError
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
 
@@ -54,3 +56,10 @@ def test_a_device_is_asked_a_few_times_whatever_the_number_of_pairs():
             vectors.exact_distances(pairs, pairs.flip(0))
             asked.append((device.near - before, before))
     assert asked[0] == asked[1]
+
+
+def test_pairs_within_a_radius_are_found_on_the_cpu():
+    with PretendedDevice():
+        rows = torch.randn(20, 40).to("cuda")
+        with pytest.raises(UserError, match="found on the CPU, found cuda:0; give features in"):
+            mmga.neighbours_within(rows, 0.5)
