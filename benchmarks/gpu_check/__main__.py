@@ -143,7 +143,10 @@ def emulation(card: str | None, seconds: float) -> None:
 
 def kernels(card: str | None, seconds: float) -> None:
     """Every test that needs a card, and Triton's, which take one if it is there."""
-    pytest(["tests", "-m", "cuda"], seconds / 2, MMGA_REQUIRE_KERNELS="cpu,cuda,triton")
+    ours = [*sorted((ROOT / "tests" / "ops").glob("test_cuda_*.py"))]
+    ours += [ROOT / "tests" / "ops" / "test_streaming.py"]
+    ours += [ROOT / "tests" / "retrieval" / "features" / "test_transfer.py"]
+    pytest([*ours, "-m", "cuda"], seconds / 2, MMGA_REQUIRE_KERNELS="cpu,cuda,triton")
     files = sorted((ROOT / "tests" / "ops").glob("test_*_triton.py"))
     pytest([*files, "-k", "not compile"], seconds / 2, MMGA_REQUIRE_KERNELS="triton")
 
