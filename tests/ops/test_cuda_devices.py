@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from pretended import CUDA, MixedDevices, PretendedDevice
-from whole_evaluation import PARTS
+from whole_evaluation import PARTS, figures, sides
 
 import mmga
 from mmga.common.errors import UserError
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.metrics import rank_certified
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -63,3 +64,18 @@ def test_pairs_within_a_radius_are_found_on_the_cpu():
         rows = torch.randn(20, 40).to("cuda")
         with pytest.raises(UserError, match="found on the CPU, found cuda:0; give features in"):
             mmga.neighbours_within(rows, 0.5)
+
+
+@pytest.mark.parametrize("most", [0, 512])
+def test_rows_of_many_matches_are_counted_in_tiles(monkeypatch, most):
+    expected = figures(mmga.evaluate(*sides("cpu")))
+    fused = []
+    monkeypatch.setattr(rank_certified, "_MOST_MATCHES", most)
+    tile = rank_certified.StagedRows.int8_tile
+    monkeypatch.setattr(
+        rank_certified.StagedRows, "int8_tile", lambda *given: fused.append(1) or tile(*given)
+    )
+    with PretendedDevice():
+        report = mmga.evaluate(*sides("cuda"))
+    assert figures(report) == expected and bool(fused) == bool(most)
+    assert report.extra["certified"]["levels"][0]["precision"] == "int8"
