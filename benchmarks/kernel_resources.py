@@ -163,7 +163,8 @@ def compiled(
     """
     names = kernel.arg_names
     even = [i for i, name in enumerate(names) if types.get(name, "")[:1] == "*" or name in EVEN]
-    even += [i for i, name in enumerate(names) if name in types and (name == "D" or "_" in name)]
+    stride = r"D|\w+_[bci]"  # other sizes are not specialised
+    even += [i for i, name in enumerate(names) if name in types and re.fullmatch(stride, name)]
     source = ASTSource(
         fn=kernel,
         signature={name: types.get(name, "constexpr") for name in names},

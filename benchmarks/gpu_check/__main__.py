@@ -31,8 +31,8 @@ from mmga.common.errors import UserError
 
 SECONDS = 480
 REHEARSAL = ROOT / "build" / "gpu_check" / "rehearsal.json"
-# Steps in their order, by worth, and the seconds after which each is stopped: with a card they fit
-# the time together. The last two need none.
+# Steps in their order, by worth, and the seconds after which each is stopped: up to the sanitizer
+# they fit the time together, and compiled training takes what is left. The last two need no card.
 LIMITS = {
     "build": 110,
     "kernels": 80,
@@ -47,6 +47,7 @@ LIMITS = {
     "jaccard": 15,
     "training": 35,
     "sanitizer": 40,
+    "training_compiled": 120,
     "compile": 240,
     "emulation": 240,
 }
@@ -142,7 +143,10 @@ def emulation(card: str | None, seconds: float) -> None:
 
 def kernels(card: str | None, seconds: float) -> None:
     """Every test that needs a card, and Triton's, which take one if it is there."""
-    pytest(["tests", "-m", "cuda"], seconds / 2, MMGA_REQUIRE_KERNELS="cpu,cuda,triton")
+    ours = [*sorted((ROOT / "tests" / "ops").glob("test_cuda_*.py"))]
+    ours += [ROOT / "tests" / "ops" / "test_streaming.py"]
+    ours += [ROOT / "tests" / "retrieval" / "features" / "test_transfer.py"]
+    pytest([*ours, "-m", "cuda"], seconds / 2, MMGA_REQUIRE_KERNELS="cpu,cuda,triton")
     files = sorted((ROOT / "tests" / "ops").glob("test_*_triton.py"))
     pytest([*files, "-k", "not compile"], seconds / 2, MMGA_REQUIRE_KERNELS="triton")
 
@@ -159,7 +163,7 @@ def sanitizer(card: str | None, seconds: float) -> None:
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).is_file():
         raise Skipped("compute-sanitizer is not installed")
-    tests = sorted((ROOT / "tests" / "ops").glob("test_cuda_[knrv]*.py"))
+    tests = sorted((ROOT / "tests" / "ops").glob("test_cuda_[ciknrv]*.py"))
     for check in ("memcheck", "racecheck"):
         options = ["--error-exitcode", "9", "--target-processes", "all", "--tool", check]
         program = [sys.executable, "-m", "pytest", "-x", "-m", "cuda", *tests]
@@ -195,6 +199,7 @@ def measures() -> dict[str, Measure]:
         "neighbours": evaluation.neighbours,
         "jaccard": evaluation.jaccard,
         "training": training.figures,
+        "training_compiled": training.compiled,
     }
 
 

@@ -89,7 +89,7 @@ def test_no_test_is_no_success(tmp_path):
 
 def test_limits_fit_the_time():
     """Steps end at their own limits, and those that need a card fit together with the build."""
-    needed = {*gpu_check.LIMITS} - {"compile", "emulation"}
+    needed = {*gpu_check.LIMITS} - {"training_compiled", "compile", "emulation"}
     assert sum(gpu_check.LIMITS[name] for name in needed) <= gpu_check.SECONDS == 480
     assert [*gpu_check.LIMITS][-2:] == ["compile", "emulation"]
     assert {*gpu_check.CHECKS, "rates", *gpu_check.measures()} == {*gpu_check.LIMITS}
@@ -147,6 +147,8 @@ def test_the_benchmarks_run_in_miniature():
     assert whole.more["mAP"] > 0.5 and "110 items" in whole.name
     steps = [*training.figures(CPU, late, 2, (64, 32), "tiny")]
     assert steps[1].more["times_without_attention"] > 0
+    one_graph = [*training.compiled(CPU, late, 2, (64, 32), "tiny", None)]
+    assert ["plain" in one.name for one in one_graph] == [False, True]
     assert not [*attention.figures(CPU, 0.0, 2, maps, compiled=False)]  # the time is over
 
 

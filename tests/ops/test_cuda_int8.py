@@ -111,3 +111,24 @@ def test_full_lists_are_pruned(cuda):
         bits, *numbers, *terms, *tight, 2, 0, 0,
     )  # fmt: skip
     assert lost[1].tolist() == [-1] * 5 and lost[2].tolist() == [-torch.inf] * 5
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (7, torch.zeros(5, 4, dtype=torch.int32), r"bits: expected .* int32 tensor \[5, 5\]"),
+        (8, torch.zeros(5, 28, dtype=torch.int16), r"y: expected .* int16 tensor \[\*, 28\]"),
+        (6, 80, "k: expected 1 to 79, found 80"),
+        (17, 3, "first_row: expected 0 to 2, found 3"),
+        (3, torch.zeros(7, 70, 3, dtype=torch.int32), "expected with far_counts and far_limits"),
+    ],
+)
+def test_wrong_arguments_are_refused(cuda, place, value, message):
+    numbers, terms, errors = fine_sides(5, 150, 29)
+    bits, _ = some_bits(5, 150, 0.3)
+    given = [*empty_lists(7, 80), None, None, None, 4, bits, *numbers, *terms, *errors, 2, 1, 0]
+    given[place] = value
+    with pytest.raises(RuntimeError, match=f"add_candidates_: .*{message}"):
+        cuda.results("add_candidates_", *given)
+    with pytest.raises(RuntimeError, match=r"list_bits: bits: expected .* \[\*, 3\]"):
+        cuda.results("list_bits", bits, 70)

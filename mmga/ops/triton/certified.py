@@ -126,7 +126,7 @@ def _store_bits(
     tl.store(to, packed, mask=there[:, None] & (place < words)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "W", "removed_step", "words", "steps", "offset"])
 def count_certain_kernel(
     x_ptr,
     y_ptr,
@@ -205,7 +205,7 @@ def count_certain_kernel(
     _store_bits(undecided_ptr, undecided, rows, word, rows < R, words, BLOCK_M, BLOCK_N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "W", "row_words", "column_words"])
 def filter_kernel(
     x_ptr,
     y_ptr,

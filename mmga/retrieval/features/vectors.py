@@ -26,8 +26,10 @@ from mmga.ops.distance import (
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.transfer import BlockTransfer
 
-_BLOCK = 512  # rows that are read together for their norms
+# Rows that are read together for their norms, on the CPU and on a device, where each launch counts.
+_BLOCK, _DEVICE_BLOCK = 512, 8192
 _PAIR_NUMBERS = 1 << 22  # numbers of the rows of pairs that are copied together
+_DEVICE_PAIRS = 1 << 22  # pairs that a device sums together from rows in place
 
 
 class VectorSet:
@@ -98,8 +100,9 @@ class VectorSet:
 
     def _read_norms(self) -> Tensor:
         norms = torch.empty(len(self), dtype=torch.float64, device=self.device)
-        for begin in range(0, len(self), _BLOCK):
-            end = min(begin + _BLOCK, len(self))
+        step = _BLOCK if self.device.type == "cpu" else _DEVICE_BLOCK
+        for begin in range(0, len(self), step):
+            end = min(begin + step, len(self))
             norms[begin:end] = squared_norms(self.block(begin, end))
         if not norms.isfinite().all():
             bad = int((~norms.isfinite()).nonzero()[0])
@@ -354,6 +357,8 @@ def exact_pair_keys(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -
     """
     keys = torch.empty(len(rows), dtype=torch.float64, device=x.device)
     step = max(1, _PAIR_NUMBERS // x.dimension)
+    if x.device.type != "cpu" and x.in_place and y.in_place:
+        step = _DEVICE_PAIRS
     for begin in range(0, len(rows), step):
         i, j = rows[begin : begin + step], columns[begin : begin + step]
         sums = _pair_sums(x, i, y, j)

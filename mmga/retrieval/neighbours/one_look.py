@@ -60,6 +60,14 @@ def _memory(device: torch.device) -> tuple[int, int]:
     return placement.total_bytes(device) // 8, placement.total_bytes(device) // 4
 
 
+def _tile(rows: VectorSet) -> int:
+    """Return the columns of a tile."""
+    if rows.device.type != "cpu":
+        return _LARGEST_TILE
+    tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
+    return min(max(tile, _LEAST_TILE), _LARGEST_TILE)
+
+
 def _row_bytes(width: int, slots: int) -> int:
     """Return the bytes of a row's integers, of 8 and of 16 bits, and of its lists."""
     return 3 * width + _SLOT_BYTES * slots
@@ -69,12 +77,13 @@ def look_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     """Return the most bytes that a `Look` takes beyond the features, its lists included."""
     width, own = rows.dimension, rows is columns
     slots = k + max(_SPARE, k // 2) + _SPARE
-    held = MEMORY
+    held, of_set = _memory(rows.device)
     if own and rows.in_place:
-        held = max(SET_MEMORY, 4 * len(rows) * width)
-    copied = 0 if rows.in_place else 4 * width
+        held = max(of_set, 4 * len(rows) * width)
+    read_in_place = rows.in_place and rows.device.type == "cpu"
+    copied = 0 if read_in_place else 4 * width
     sides = min(held, len(rows) * (_row_bytes(width, slots) + copied))
-    tile = min(max(_LEAST_TILE, _TILE_BYTES // max(1, width)), _LARGEST_TILE, len(columns))
+    tile = min(_tile(rows), len(columns))
     # Of a tile: features, both kinds of integers and the packed ones; and pairs that are passed on.
     tiles = 8 * tile * width + 24 * tile * slots
     return sides + tiles + 48 * (len(rows) + len(columns)) + 32 * k * len(rows)
@@ -118,10 +127,7 @@ class Look:
         on_cpu = rows.device.type == "cpu"
         self._placed = (rows.placed(), columns.placed()) if on_cpu else (None, None)
         self._int8 = Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
-        tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
-        self._tile = min(max(tile, _LEAST_TILE), _LARGEST_TILE)
-        if not on_cpu:
-            self._tile = _LARGEST_TILE
+        self._tile = _tile(rows)
         self.found = Neighbours(
             torch.empty(len(rows), k, dtype=torch.int32, device=rows.device),
             torch.empty(len(rows), k, dtype=torch.float32, device=rows.device),
