@@ -85,9 +85,8 @@ def mask_loss(
     has_mask: Tensor,
     *,
     counts: Tensor | None = None,
-    whole_only: bool = False,
+    config: LossConfig | None = None,
     prior: Tensor | None = None,
-    blur: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the mask guided attention loss: RMSE between maps and masks.
 
@@ -102,29 +101,30 @@ def mask_loss(
         has_mask: bool [B].
         counts: float [3], by how many images with known whole, upper and bottom each term is
             divided; by default those of the batch. In a process group: the mean over processes.
-        whole_only: guide every map by the whole body (an ablation).
+        config: whose `guide` may be the whole body for every map (an ablation), and whose
+            `mask_blur` blurs the masks; by default LossConfig().
         prior: float [3, H, W], masks that are every image's target in place of its own (a control:
             position alone); the images that count are the same.
-        blur: of the masks, see `part_targets`.
 
     Returns:
         The loss and its terms by name, scalars.
     """
     if not attention:
         return labels.new_zeros((), dtype=torch.float32), {}
+    config = config or LossConfig()
     cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     terms: dict[str, Tensor] = {}
     present = []
     for name, maps in attention.items():
         size = (maps.shape[-2], maps.shape[-1])
         if size not in cache:
-            own, known = part_targets(labels, parts, has_mask, size, blur)
+            own, known = part_targets(labels, parts, has_mask, size, config.mask_blur)
             if prior is not None:
                 pooled = torch.nn.functional.adaptive_avg_pool2d(prior, size)  # [3, h, w]
                 own = pooled.expand_as(own)
             cache[size] = own, known
         targets, known = cache[size]
-        part = 0 if whole_only else GUIDING_PARTS[name]
+        part = 0 if config.guide == "whole" else GUIDING_PARTS[name]
         count = known[:, part].sum() if counts is None else counts[part]
         rmse = mask_rmse(maps, targets[:, part])
         # The smallest share of an image among W processes is 1/W, so no count between 0 and 1e-6.
@@ -213,9 +213,8 @@ def total_loss(
         output.attention,
         *masks,
         counts=counts,
-        whole_only=config.guide == "whole",
+        config=config,
         prior=prior,
-        blur=config.mask_blur,
     )
     total = triplet + config.id_weight * identity
     if config.mask_weight:

@@ -125,7 +125,8 @@ def test_perfect_maps_have_a_finite_gradient():
 def test_whole_only_guides_every_map_by_the_whole_body(generator):
     maps = torch.rand(3, 1, 4, 2, generator=generator)
     labels, yes = _labels(generator, 3), torch.ones(3, dtype=torch.bool)
-    _, terms = mask_loss({"whole": maps, "upper": maps}, labels, yes, yes, whole_only=True)
+    config, both = LossConfig(guide="whole"), {"whole": maps, "upper": maps}
+    _, terms = mask_loss(both, labels, yes, yes, config=config)
     assert terms["upper"] == terms["whole"]
     _, terms = mask_loss({"whole": maps, "upper": maps}, labels, yes, yes)
     assert terms["upper"] != terms["whole"]
@@ -241,7 +242,7 @@ def test_the_total_is_the_weighted_sum(generator):
     torch.testing.assert_close(parts["mask"], mask)
     torch.testing.assert_close(parts["loss"], triplet + 3 * identity + 10 * mask)
     blurred = dataclasses.replace(weights, mask_blur=0.1)
-    soft, _ = mask_loss(attention, labels, yes, yes, blur=0.1)
+    soft, _ = mask_loss(attention, labels, yes, yes, config=blurred)
     assert abs(soft - mask) > 1e-4
     torch.testing.assert_close(total_loss(output, classes, masks, blurred)["mask"], soft)
     upper = output._replace(embeddings={"upper": embeddings["upper"]})
