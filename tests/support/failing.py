@@ -31,9 +31,7 @@ def member(
         folder: of the files.
         failing: rank of the process that fails.
     """
-    for number, name in ((1, "out"), (2, "err")):
-        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
-        os.dup2(os.open(folder / f"{name}-{rank}", flags), number)
+    _write_to_files(folder, rank)
     import torch
 
     from mmga.bodyparts.mask_folder import MaskMaker
@@ -99,6 +97,13 @@ def member(
     _before_meeting(how, rank, failing, world, folder)
     verb, *words = words
     sys.exit(importlib.import_module(f"mmga.{verb}").main(words))
+
+
+def _write_to_files(folder: Path, rank: int) -> None:
+    """Let stdout and stderr of this process go to files."""
+    for number, name in ((1, "out"), (2, "err")):
+        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+        os.dup2(os.open(folder / f"{name}-{rank}", flags), number)
 
 
 def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path) -> None:
