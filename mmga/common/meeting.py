@@ -163,8 +163,7 @@ class _Meeting:
         self._words.add("refusing", 1)
         code, sentence = told(error)
         first = self._is_first(code, sentence)
-        if self._hosts:  # whose store the others have yet to find
-            self._until(lambda: self._count("heard") + self._count("refusing") >= self._world, 8)
+        self._wait_for_late_ones()
         self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
         return error if first or not self._hears() else self._verdict or error
 
@@ -254,7 +253,13 @@ class _Meeting:
         """Wait until all who are there know what ends the run: the store may end with this one."""
         with contextlib.suppress(RuntimeError):
             self._words.add("heard", 1)
+            self._wait_for_late_ones()
             self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
+
+    def _wait_for_late_ones(self) -> None:
+        """Where the store ends with this process, let those find it who have yet to come."""
+        if self._hosts:
+            self._until(lambda: self._count("heard") + self._count("refusing") >= self._world, 8)
 
     def _until(self, holds: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds
