@@ -11,6 +11,13 @@ from mmga.retrieval.bounds.approximation import Int8
 from mmga.retrieval.neighbours import knn, shared_knn
 
 NUM_QUERY, NUM_ITEMS, WIDTH = 23, 301, 40
+# Where the items of the processes end: evenly, with processes that hold one item or none.
+ENDS = {
+    1: [[301]],
+    2: [[150, 301], [0, 301], [300, 301]],
+    3: [[1, 101, 301], [100, 200, 301]],
+    5: [[60, 120, 180, 240, 301], [128, 128, 130, 301, 301]],
+}
 # Arguments of nearest; `kind` of the sets, and the tiles that searches are made of.
 CASES = {
     "random": {"k": 7},

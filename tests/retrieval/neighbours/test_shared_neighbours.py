@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import shared_neighbours
-from shared_neighbours import CASES, NUM_ITEMS
+from shared_neighbours import CASES, ENDS, NUM_ITEMS
 from workers import SIZES
 
 from mmga import nearest
@@ -16,15 +16,6 @@ from mmga.common.errors import UserError
 @functools.cache
 def alone(name):
     return shared_neighbours.found(None, 0, name, [NUM_ITEMS])
-
-
-# Where the items of the processes end: evenly, with processes that hold one item or none.
-ENDS = {
-    1: [[301]],
-    2: [[150, 301], [0, 301], [300, 301]],
-    3: [[1, 101, 301], [100, 200, 301]],
-    5: [[60, 120, 180, 240, 301], [128, 128, 130, 301, 301]],
-}
 
 
 @pytest.mark.parametrize("name", CASES)

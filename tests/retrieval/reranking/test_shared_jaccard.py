@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import shared_jaccard_cases
 from shared_jaccard_cases import CASES
-from shared_neighbours import NUM_ITEMS, sides
+from shared_neighbours import ENDS, NUM_ITEMS, sides
 from workers import SIZES
 
 from mmga import jaccard_distance
@@ -20,21 +20,11 @@ def alone(name):
     return shared_jaccard_cases.rows(None, 0, name, [NUM_ITEMS])
 
 
-# Where the items of the processes end: evenly, with processes that hold one item or none. Cases
-# take them in turn.
-ENDS = {
-    1: [[301]],
-    2: [[150, 301], [0, 301], [300, 301]],
-    3: [[1, 101, 301], [100, 200, 301]],
-    5: [[60, 120, 180, 240, 301], [128, 128, 130, 301, 301]],
-}
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_any_number_of_processes_gets_the_same_matrix(workers, name):
     number = list(CASES).index(name)
     for size in SIZES:
-        ends = ENDS[size][number % len(ENDS[size])]
+        ends = ENDS[size][number % len(ENDS[size])]  # cases take them in turn
         parts = workers.values(size, shared_jaccard_cases.rows, name, ends)
         assert tuple(map(b"".join, zip(*parts, strict=True))) == alone(name), (size, ends)
 
