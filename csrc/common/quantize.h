@@ -11,6 +11,10 @@ constexpr float kMostOfByte = 127, kMostOfShort = 32767;
 // The most numbers of a row whose products with 16-bit integers are bounded (docs/certified.md).
 constexpr int64_t kWidestShorts = 1 << 24;
 
+// Entries and squared norms below which rows become 0: their scales would not be float32 numbers.
+constexpr float kLeastEntry = 0x1p-100F;
+constexpr double kLeastSquared = 0x1p-170;
+
 // Columns that the mixing of a row should have, and the most rows.
 constexpr int64_t kColumns = 16, kMostMixed = 64;
 

@@ -135,9 +135,11 @@ class Shorts {
 
   void write(int64_t row, const float* from) const {
     const double norm = squared_[row];
-    const double scale = norm > 0 ? 1 / (kIntegerUnit * std::sqrt(norm)) : 0;
+    const bool is_short = norm < kLeastSquared;
+    const double scale = is_short ? 0 : 1 / (kIntegerUnit * std::sqrt(norm));
     left_[row] =
         std::sqrt(round_to_shorts(from, width_, static_cast<float>(scale), to_ + row * width_));
+    if (is_short && norm > 0) left_[row] = 1 / kIntegerUnit;
   }
 
   const Tensor numbers, error;
@@ -168,7 +170,7 @@ class Bytes {
   void write(int64_t row, const float* from, float* scratch) const {
     mix(from, signs_.data(), width_, mixed_, scratch);
     const float largest = largest_of(scratch, width_);
-    const float scale = largest > 0 ? kMostOfByte / largest : 0;
+    const float scale = largest < kLeastEntry ? 0 : kMostOfByte / largest;
     const float one = largest / kMostOfByte;
     const double rest = round_to_bytes(scratch, width_, scale, one, to_ + row * width_);
     unit_[row] = one * shrink_;

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kWarpThreads)
       largest = size > largest ? size : largest;
     });
     largest = warp_max(largest);
-    const float scale = largest > 0 ? kMostOfByte / largest : 0;
+    const float scale = largest < kLeastEntry ? 0 : kMostOfByte / largest;
     const float unit = largest / kMostOfByte;
     double squares = 0;
     each_mixed<kCount>(line, x.width, [&](int64_t place, float value) {
@@ -67,8 +67,9 @@ __global__ void __launch_bounds__(kWarpThreads)
 __global__ void __launch_bounds__(kWarpThreads)
     int16_rows_kernel(const FeatureRows x, const double* norms, int16_t* numbers, double* errors) {
   for (int64_t row = warp_number(); row < x.rows; row += warp_count()) {
-    const double length = kIntegerUnit * sqrt(norms[row]);
-    const float scale = norms[row] > 0 ? static_cast<float>(1 / length) : 0;
+    const double norm = norms[row];
+    const bool is_short = norm < kLeastSquared;
+    const float scale = is_short ? 0 : static_cast<float>(1 / (kIntegerUnit * sqrt(norm)));
     double squares = 0;
     for (int64_t i = row * x.width + lane(); i < (row + 1) * x.width; i += kWarp) {
       const float value = x.values[i] * scale;
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kWarpThreads)
       numbers[i] = static_cast<int16_t>(whole);
     }
     squares = warp_sum(squares);
-    if (lane() == 0) errors[row] = sqrt(squares);
+    if (lane() == 0) errors[row] = is_short && norm > 0 ? 1 / kIntegerUnit : sqrt(squares);
   }
 }
 

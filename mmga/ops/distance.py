@@ -19,8 +19,7 @@ METRICS = ("cosine", "euclidean")
 SMALLEST, LARGEST = 2.0**-50, 2.0**50
 """Norms between which products of two rows keep the digits of float32."""
 LEAST_NORM, LARGEST_NORM = 2.0**-40, 2.0**40
-"""Norms between which no product under- or overflows by more than the bounds of certified ranks
-allow."""
+"""Norms between which rows are not scaled where the metric is the cosine."""
 GIVEN = 0
 """Number of the metric of tiles that hold keys already."""
 

@@ -20,7 +20,6 @@ from mmga.common.progress import Progress
 from mmga.ops import _extension
 from mmga.ops._library import has_kernel
 from mmga.ops.precision import float32_products
-from mmga.retrieval.bounds.approximation import beyond_bounds
 from mmga.retrieval.bounds.stages import Stages
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.duplicates import duplicated_items
@@ -92,8 +91,8 @@ def evaluate(
         rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
             ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
-            None: certified, but float32 for parts, verification, single-shot galleries, norms
-            outside 2^-40 to 2^40, and features that exceed a device. The report says which.
+            None: certified, but float32 for parts, verification, single-shot galleries and
+            features that exceed a device. The report says which.
         max_rank: length of the CMC curve.
         trials: seeded draws of ``cuhk03-single-shot`` and ``single-shot``, where 0 is the exact
             expectation, and of ``vehicleid``, where 0 means 10.
@@ -341,8 +340,7 @@ def _obstacle(problem: RankingProblem, options: EvaluationOptions) -> str | None
         return "of galleries that are drawn"
     if problem.share.group.any(not problem.items.near):
         return "of features that exceed the device"
-    sides = zip(("query", "gallery"), problem.norms, strict=True)
-    return next((why for side in sides if (why := beyond_bounds(*side))), None)
+    return None
 
 
 def plain_ranks(

@@ -17,6 +17,7 @@ def test_int8_rows(cuda, width):
     x = torch.randn(9, width, generator=torch.Generator().manual_seed(width))
     x[3] = 0
     x[4] *= 1e-30
+    x[5] *= 1e-33
     _, unit, _ = check(cuda, "int8_rows", x, rtol=1e-5)
     assert torch.equal(unit, reference.int8_rows(x)[1])
 
@@ -25,6 +26,8 @@ def test_int8_rows(cuda, width):
 def test_int16_rows(cuda, width):
     x = torch.randn(9, width, generator=torch.Generator().manual_seed(width))
     x[3] = 0
+    x[4] *= 1e-24
+    x[5] *= 1e-30
     norms = x.double().square().sum(1)
     check(cuda, "int16_rows", x, norms, rtol=1e-5)
 

@@ -73,11 +73,6 @@ def test_the_cases_differ_and_are_what_they_say():
         ("rerank one set", ["UserError"] * 2, "rerank: .* not under protocol all-vs-all; start"),
         ("rerank excluding", ["UserError"] * 2, "rerank: .* of two sets, not with exclude; start"),
         ("rerank jaccard", ["UserError"] * 2, "rerank: .* not with a lambda_value of 0; start"),
-        (
-            "rerank long",
-            ["UserError", "PeerError"],
-            "certified neighbours, .* gallery",
-        ),
         ("rerank and fail", ["PeerError", "ZeroDivisionError"], "of all numbers"),
         ("single shot", ["UserError"] * 2, "cuhk03-single-shot draws or halves its sets"),
     ],

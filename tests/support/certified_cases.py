@@ -6,6 +6,8 @@ import torch
 from mmga.retrieval.bounds.approximation import Projection
 from mmga.retrieval.features import Features
 
+KINDS = ("grid", "duplicates", "last bits", "rotated", "flat", "lengths")
+
 
 def nearly_tied(kind, seed, queries=6, items=60, width=24, persons=4):
     """Return two sides whose distances tie or differ in the last bits."""
@@ -29,6 +31,11 @@ def nearly_tied(kind, seed, queries=6, items=60, width=24, persons=4):
         x *= torch.tensor([0.5, 1.0, 3.0])[torch.randint(0, 3, (count, 1), generator=g)]
     else:
         x = torch.randn(count, width, generator=g)
+    if kind == "lengths":  # from 1, or almost the shortest set, down to numbers below the normal
+        exponents = torch.tensor([0, -1, -39, -41, -54, -58, -61, -75, -86, -105, -126, -140])
+        chosen = exponents[torch.randint(0, len(exponents), (count,), generator=g)]
+        chosen[[0, 1, -2, -1]] = 0
+        x = (x.double() * 2.0 ** (chosen - 44 * (seed % 2))[:, None]).float()
     if seed % 3 == 0:
         x[seed % count] = 0
     pids, camids = draw.integers(0, persons, count), draw.integers(0, 3, count)

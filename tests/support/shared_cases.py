@@ -208,9 +208,6 @@ def unlike(group, rank: int, what: str) -> object:
             options["exclude"] = "time < query.time"
         elif what == "rerank jaccard":
             options["rerank"] = mmga.KReciprocal(lambda_value=0)
-        elif what == "rerank long":
-            options["metric"] = "euclidean"
-            own.features[5:] *= 1e-13 if odd else 1
     elif what == "single shot":
         options["protocol"] = "cuhk03-single-shot"
     failing = mock.Mock(side_effect=ZeroDivisionError("of all numbers"))

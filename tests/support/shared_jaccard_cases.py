@@ -90,8 +90,6 @@ def unlike(group, rank: int, what: str) -> list[int]:
         options["memory"] = "1K"
     elif what == "float32":
         options["exact"] = "float32"
-    elif what == "long":
-        own = own * np.float32(1e-13 if odd else 1)
     failing = mock.Mock(side_effect=ZeroDivisionError("of all numbers"))
     changes = {
         "memory of distances": (shared_set.SharedSet, "search_bytes", lambda items, k: 0),

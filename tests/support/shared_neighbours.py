@@ -28,6 +28,7 @@ CASES = {
     "near ties, euclidean": {"kind": "near ties", "k": 9, "metric": "euclidean"},
     "zeros": {"kind": "zeros", "k": 150},
     "short rows": {"kind": "short", "k": 12},
+    "short rows, euclidean": {"kind": "short", "k": 12, "metric": "euclidean"},
     "16 bits": {"kind": "half", "k": 5},
     "8 bits": {"kind": "int8", "k": 5, "metric": "euclidean"},
     "8-bit tiles": {"k": 6, "tiles": "int8"},
@@ -123,11 +124,6 @@ def unlike(group, rank: int, what: str) -> object:
         options["memory"] = 1000
     elif what == "float32":
         options["exact"] = "float32"
-    elif what == "long" and odd:
-        own = own * np.float32(1e-13)
-        options["metric"] = "euclidean"
-    elif what == "long":
-        options["metric"] = "euclidean"
     elif what == "none in the last" and odd:
         own = None
     elif what == "a tensor":

@@ -141,6 +141,8 @@ def count_certain_int8(
 
 
 INTEGER_LENGTH = 2.0**15
+# Entries and squared norms below which rows become 0: their scales would not be float32 numbers.
+LEAST_ENTRY, LEAST_SQUARED = 2.0**-100, 2.0**-170
 """Length of integer rows. That of a rounded row is below 2^15.5, so that by Cauchy's inequality no
 part of an inner product leaves 32 bits."""
 
@@ -150,15 +152,17 @@ def int16_rows(x: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         x: float32 [N, D], D at most 2^24.
-        norms: their squared norms, float64 [N]; rows of norm 0 become 0.
+        norms: their squared norms, float64 [N]; rows below 2^-170 become 0.
 
     Returns:
         int16 [N, D] and float64 [N], the length of the rounding error, in the integers' unit.
     """
-    scale = torch.where(norms > 0, INTEGER_LENGTH / norms.sqrt(), 0.0).float()
+    short = norms < LEAST_SQUARED
+    scale = torch.where(short, 0.0, INTEGER_LENGTH / norms.sqrt()).float()
     scaled = x * scale[:, None]
     whole = scaled.round().clamp(-32767, 32767)
-    return whole.to(torch.int16), (scaled - whole).double().norm(dim=1)
+    error = (scaled - whole).double().norm(dim=1)
+    return whole.to(torch.int16), torch.where(short & (norms > 0), INTEGER_LENGTH, error)
 
 
 def mixed(x: Tensor) -> Tensor:
@@ -198,6 +202,8 @@ def mixed_entries(width: int) -> int:
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Round `mixed` rows to multiples of a 127th of their largest entry.
 
+    Rows of entries below 2^-100 become 0. Kernels may lose squares of errors below 2^-126.
+
     Returns:
         int8 [N, D]; the float32 unit [N] of each row's numbers, with which their inner products are
         about those of x; and float64 [N], the length of the rounding error.
@@ -205,7 +211,7 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, shrink = mixed(x), mixed_entries(x.shape[1]) ** -0.5
     largest = rows.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
     # A quotient of tensors: torch takes that of a number as a product with the reciprocal.
-    scale = torch.where(largest > 0, torch.full_like(largest, 127) / largest, 0.0)
+    scale = torch.where(largest < LEAST_ENTRY, 0.0, torch.full_like(largest, 127) / largest)
     unit = largest / 127
     numbers = (rows * scale[:, None]).round()
     rest = rows - numbers * unit[:, None]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmga.ops.certified import UNIT, Bound, gamma, int8_products_, int8_rows, int16_rows
-from mmga.ops.distance import LARGEST_NORM, LEAST_NORM, exact_sqrt, squared_norms
+from mmga.ops.distance import exact_sqrt, squared_norms
 from mmga.ops.kernel_threads import kernels_alone, torch_alone
 from mmga.ops.reference import INTEGER_LENGTH
 
@@ -35,24 +35,10 @@ _OTHER_ROUNDINGS = 32
 # float32 roundings on the way to numbers of 8 bits, relative to a feature's norm: six of sums and
 # differences, two of what is left, with room to spare.
 _MIXING = 16
+# Bounds on what underflows in float32, of a squared distance and of the rounding error of a row.
+_UNDERFLOW, _LOST = 2.0**-106, 2.0**-54
 # Factor on radii and slacks for their own rounding to float32 and in float32.
 _OUTWARD = 1 + 2.0**-20
-
-
-def beyond_bounds(side: str, norms: Tensor) -> str | None:
-    """Return why norms have no relative bound on float32 rounding; None where they have.
-
-    Args:
-        side: name of the set, for the message.
-        norms: squared norms, float64 [N]; zero norms are allowed.
-    """
-    bad = (norms > 0) & ((norms < LEAST_NORM**2) | (norms > LARGEST_NORM**2))
-    if not bool(bad.any()):
-        return None
-    return (
-        f"of norms outside {LEAST_NORM:.1e} to {LARGEST_NORM:.1e}; {side} has {int(bad.sum())}, "
-        f"such as {float(norms[bad][0].sqrt()):.1e}"
-    )
 
 
 def roundings(width: int, block: int) -> int:
@@ -198,8 +184,10 @@ class Int8:
         length = exact_sqrt(norms)
         # Where features of norm 1 are e and f away from their approximations, inner products are
         # off by at most e + f + e f.
-        away = error * (1 + gamma(numbers.shape[1])) * torch.where(norms > 0, 1 / length, 0.0)
-        away = (away + _MIXING * UNIT) * _OUTWARD
+        away = (error + _LOST) * (1 + gamma(numbers.shape[1]))
+        away = away * torch.where(norms > 0, 1 / length, 0.0)
+        away = ((away + _MIXING * UNIT) * _OUTWARD).clamp_max(1)
+        unit = torch.where(away < 1, unit, 0.0)
         slack = _slack(_OTHER_ROUNDINGS * UNIT * _OUTWARD, norms, metric)
         if metric == "cosine":
             unit = torch.where(norms > 0, unit / length, 0.0).to(torch.float32)
@@ -215,7 +203,9 @@ def _slack(error: float, norms: Tensor, metric: str) -> Tensor:
     A squared distance is off by twice that, at most by the error times the sum of the squared
     norms; a cosine by the error itself, of which each side bears half.
     """
-    return error * norms if metric == "euclidean" else torch.full_like(norms, error / 2)
+    if metric == "cosine":
+        return torch.full_like(norms, error / 2)
+    return error * norms + _UNDERFLOW
 
 
 class Projection:

@@ -81,7 +81,7 @@ class CertifiedPass:
         """Take both sides.
 
         Args:
-            queries: the selected queries, of norms within `beyond_bounds`.
+            queries: the selected queries.
             items: the selected gallery items, likewise, or those that this process holds.
             selection: what counts for which query.
             stages: whose account is kept there.

@@ -31,7 +31,6 @@ from mmga.retrieval.bounds.approximation import (
     EXACT,
     Approximation,
     Approximator,
-    beyond_bounds,
     bound_between,
     identity,
     int16,
@@ -123,8 +122,8 @@ def exact_order(vectors: VectorSet, exact: str | None, others: VectorSet | None 
 
     Args:
         vectors: the set that is searched.
-        exact: one of the two, or None for certified where there are bounds: for features of
-            usual lengths, on the CPU and on CUDA devices with kernels of 8-bit products.
+        exact: one of the two, or None for certified where that can be: on the CPU and on CUDA
+            devices with kernels of 8-bit products.
         others: the queries, where they are another set.
 
     Raises:
@@ -132,9 +131,7 @@ def exact_order(vectors: VectorSet, exact: str | None, others: VectorSet | None 
     """
     if exact not in (None, *EXACT):
         raise UserError(f"exact: expected {' or '.join(EXACT)}, found {exact!r}")
-    obstacle = beyond_bounds("the set", vectors.norms)
-    if others is not None:
-        obstacle = obstacle or beyond_bounds("the set of queries", others.norms)
+    obstacle = None
     if vectors.device.type != "cpu" and not takes_int8(vectors.dimension, vectors.device):
         obstacle = f"on {vectors.device.type} devices without kernels of 8-bit products"
     elif not all(side.near for side in (vectors, others or vectors)):

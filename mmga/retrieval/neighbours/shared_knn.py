@@ -14,7 +14,6 @@ from mmga.common.errors import UserError
 from mmga.ops.certified import nearest_of
 from mmga.ops.distance import squared_norms
 from mmga.ops.neighbours import Neighbours
-from mmga.retrieval.bounds.approximation import beyond_bounds
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import (
     VectorSet,
@@ -155,16 +154,6 @@ def check_on_cpu(device: torch.device) -> None:
         )
 
 
-def check_bounds(side: str, norms: Tensor) -> None:
-    """Raise a `UserError` where squared norms, float64 [N], let no neighbours be certified."""
-    obstacle = beyond_bounds(side, norms)
-    if obstacle is not None:
-        raise UserError(
-            f"group: several processes find certified neighbours, which is not possible "
-            f"{obstacle}; search by one process"
-        )
-
-
 def held_vectors(
     name: str,
     own: ShardedMatrix | None,
@@ -209,9 +198,6 @@ def held_vectors(
             if metric == "cosine":
                 own, norms = lifted(own, norms)
             vectors = VectorSet([side for side, _ in in_place(own)], metric, norms=norms)
-        check_bounds(f"the {name}", norms)
-        if queries is not None:
-            check_bounds("the set of queries", queries.norms)
     return vectors, counts
 
 

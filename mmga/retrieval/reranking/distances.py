@@ -24,7 +24,7 @@ from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.shares import share_of
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import search
-from mmga.retrieval.neighbours.shared_knn import check_bounds, check_on_cpu, in_place
+from mmga.retrieval.neighbours.shared_knn import check_on_cpu, in_place
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.neighbours.tile_sizes import tile_on
 from mmga.retrieval.reranking.encode import encode, mix
@@ -340,8 +340,6 @@ def _shared(
     with group.together():
         _check_not_empty(*map(len, rows))
         check_on_cpu(problem.device)
-        for side, norms in zip(("query", "gallery"), problem.norms, strict=True):
-            check_bounds(side, norms)
         every, own = vectors(rows[0]), vectors(rows[0][first:last])
     counts = [last - first, high - low]
     items = SharedSet.of(own if len(own) else None, counts, problem.metric, group)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from certified_cases import decaying, nearly_tied, some_subspace
+from certified_cases import KINDS, decaying, nearly_tied, some_subspace
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +76,7 @@ def patch_tiles_of_bytes(patch, tile):
     suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
 )
 @given(
-    kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
+    kind=st.sampled_from(KINDS),
     seed=st.integers(0, 10_000),
     metric=st.sampled_from(["cosine", "euclidean"]),
     directions=st.sampled_from(["none", "fitted", "random", "skewed", "bytes"]),
@@ -112,7 +112,7 @@ def test_lists_are_those_of_float64(
 
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(
-    kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
+    kind=st.sampled_from(KINDS),
     seed=st.integers(0, 10_000),
     metric=st.sampled_from(["cosine", "euclidean"]),
     tiles=st.sampled_from(["features", "fitted", "bytes"]),
@@ -360,11 +360,37 @@ def test_clusters_from_certified_neighbours():
     torch.testing.assert_close(certain, plain, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("tiles", ["features", "fitted", "bytes"])
+@pytest.mark.parametrize("exponent", [-45, -52, -58, -61, -70, -80, -90, -110, -130, -141])
+@pytest.mark.parametrize("longest", [1, 2.0**-45, 2.0**48])
+@pytest.mark.parametrize("few", ["long", "short"])
+def test_short_rows_among_others_have_the_order_of_float64(
+    tiles, exponent, longest, few, monkeypatch
+):
+    g = torch.Generator().manual_seed(exponent)
+    x = torch.randn(500, 64, generator=g)
+    if few == "short":  # which are about as far from all others
+        x[:] = torch.stack([x[0, torch.randperm(64, generator=g)] for _ in x])
+    many = slice(8, None) if few == "long" else slice(8)
+    x *= longest / 16
+    x[many] = (x[many].double() * (2.0**exponent * 16 / longest)).float()
+    items = VectorSet([ShardedMatrix([x])], "euclidean")
+    assert exact_order(items, "certified") == "certified"
+    chosen = None
+    if tiles == "bytes":
+        chosen = bytes_of(items)
+    elif tiles == "fitted":
+        chosen = some_subspace("fitted", 64, 12, 0, items.block(0, 500))
+    monkeypatch.setattr(searching, "TILE", 64)
+    patch_tiles_of_bytes(monkeypatch, 64)
+    found = lists_of(items, 5, chosen)
+    index, distance, maxima = brute_force(items, 5)
+    assert torch.equal(found.index, index)
+    assert torch.equal(found.distances, distance.float())
+    assert torch.equal(found.maxima, maxima.float())
+
+
 def test_what_cannot_be_certified_is_said():
-    tiny = VectorSet([ShardedMatrix([torch.rand(20, 8) * 1e-14])], "euclidean")
-    assert exact_order(tiny, None) == "float32"
-    with pytest.raises(UserError, match="exact: certified neighbours are not found of norms"):
-        exact_order(tiny, "certified")
     with pytest.raises(UserError, match="exact: expected certified or float32, found 'no'"):
         mmga.jaccard_distance(torch.rand(20, 8), exact="no")
 
@@ -440,7 +466,7 @@ def test_candidates_that_are_no_items_are_refused(item):
 
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(
-    kind=st.sampled_from(["grid", "duplicates", "last bits", "rotated", "flat"]),
+    kind=st.sampled_from(KINDS),
     seed=st.integers(0, 10_000),
     metric=st.sampled_from(["cosine", "euclidean"]),
     k=st.sampled_from([1, 4, 21]),

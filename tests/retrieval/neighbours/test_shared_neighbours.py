@@ -50,7 +50,6 @@ def test_the_cases_have_ties_that_numbers_decide():
         ("nothing", ["UserError", "PeerError"], "no process of the group has any of it"),
         ("memory", ["UserError", "PeerError"], "memory: .* does not suffice for the 5 nearest"),
         ("float32", ["UserError", "PeerError"], "several processes find certified neighbours, fo"),
-        ("long", ["PeerError", "UserError"], "of norms outside .* the gallery has 101, such as"),
     ],
 )
 def test_what_does_not_fit_ends_all(workers, what, kinds, said):
