@@ -290,6 +290,10 @@ def test_what_is_no_radius(radius, metric, sentence):
         mmga.neighbours_within(persons(0), radius, metric)
 
 
-def test_features_that_have_no_bounds_are_refused():
-    with pytest.raises(UserError, match="certified neighbours are not found"):
-        mmga.neighbours_within(persons(0) * 2.0**45, 1.0, "euclidean")
+@pytest.mark.parametrize("scale", [2.0**-48, 2.0**45])
+def test_a_power_of_two_changes_no_pair(scale):
+    x = persons(0)
+    one, other = (mmga.neighbours_within(x * by, 6 * by, "euclidean") for by in (1.0, scale))
+    assert len(one.values()) > 2 * len(x)
+    assert torch.equal(one.col_indices(), other.col_indices())
+    assert torch.equal(one.values() * scale, other.values())
