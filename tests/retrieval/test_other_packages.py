@@ -105,3 +105,17 @@ def test_a_file_of_column_ordered_rows_is_read_in_its_order(tmp_path):
     for name in ("f.npz", "f.safetensors", "f.pt"):
         Features(rows, np.arange(6)).save(tmp_path / name)
         assert np.array_equal(mmga.load_features(tmp_path / name).features.numpy(), rows), name
+
+
+@pytest.mark.parametrize("exact", ["certified", "float32"])
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_column_order_and_a_zero_vector_in_a_search(kind, exact):
+    rows = np.random.default_rng(0).standard_normal((30, 8)).astype(kind)
+    rows[7] = 0
+    distances, indices = mmga.nearest(rows, rows, 30, "cosine", exact=exact)
+    assert (distances[indices == 7] == 1).all()
+    parts = np.concatenate([rows, rows[::-1]], axis=1)
+    for same in (np.asfortranarray(rows), parts[:, :8]):
+        found = mmga.nearest(same, same, 30, "cosine", exact=exact)
+        assert np.array_equal(found[0], distances)
+        assert np.array_equal(found[1], indices)
