@@ -628,7 +628,9 @@ void collect_candidates_(
   share(strips, [&](const auto& next) {
     Collector collector(packed, columns, rows, fine, metric, place, lists);
     for (int64_t s = next(); s < strips; s = next()) {
-      collector.collect(s * strip, std::min(height, (s + 1) * strip), found[s]);
+      std::vector<Mirrored> mine;  // grows here: ends of neighbouring strips share a cache line
+      collector.collect(s * strip, std::min(height, (s + 1) * strip), mine);
+      found[s] = std::move(mine);
     }
   });
   if (mirrored) mirror(found, place, width, width + first_row + height, lists);

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "common/checks.h"
@@ -75,11 +76,16 @@ class ChunkedRows {
     share(chunks(), [&](const auto& next) {
       auto scratch = make_scratch();
       for (int64_t c = next(); c < chunks(); c = next()) {
+        // They grow here: the ends of neighbouring chunks share a cache line.
+        std::vector<int32_t> columns;
+        std::vector<double> values;
         for (int64_t row = first_row(c); row < first_row(c + 1); ++row) {
-          const size_t before = columns_[c].size();
-          append(scratch, row, columns_[c], values_[c]);
-          counts_[row] = columns_[c].size() - before;
+          const size_t before = columns.size();
+          append(scratch, row, columns, values);
+          counts_[row] = columns.size() - before;
         }
+        columns_[c] = std::move(columns);
+        values_[c] = std::move(values);
       }
     });
   }

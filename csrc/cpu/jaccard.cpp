@@ -30,12 +30,11 @@ constexpr double kLightShare = 0.35, kLighter = 0.7;
 template <typename T>
 class MarkedSums {
  public:
-  static constexpr int64_t kBlock = 8;               // sums of a mark: a cache line of float64
-  static constexpr int64_t kMarks = 8;               // marks of a word
-  static constexpr int64_t kSums = kBlock * kMarks;  // sums of a word of marks
+  static constexpr int64_t kSums = 64;  // of a mark
 
   explicit MarkedSums(int64_t n)
-      : marks_((n + kSums - 1) / kSums * kMarks, 0), sums_(marks_.size() * kBlock, T(0)) {}
+      : marks_((n + kSumsOfWord - 1) / kSumsOfWord * kMarks, 0),
+        sums_(marks_.size() * kSums, T(0)) {}
 
   // Adds min(weight, value) to the sums of a column's rows, which ascend, from row `from` on.
   void add_minima(double weight, const int32_t* rows, const double* values, int64_t count,
@@ -45,7 +44,7 @@ class MarkedSums {
     const auto add = [&](int64_t f) {
       const int32_t row = rows[f];
       sums[row] += static_cast<T>(weight < values[f] ? weight : values[f]);
-      marks[row / kBlock] = 1;
+      marks[row / kSums] = 1;
     };
     if (from == 0) {
       for (int64_t f = 0; f < count; ++f) add(f);
@@ -61,16 +60,20 @@ class MarkedSums {
     T* sums = sums_.data();
     uint8_t* marks = marks_.data();
     const int64_t blocks = static_cast<int64_t>(marks_.size());
-    for (int64_t block = from / kSums * kMarks; block < blocks; block += kMarks) {
+    for (int64_t first = from / kSumsOfWord * kMarks; first < blocks; first += kMarks) {
       uint64_t marked;
-      std::memcpy(&marked, marks + block, sizeof marked);
+      std::memcpy(&marked, marks + first, sizeof marked);
       if (marked == 0) continue;
-      std::memset(marks + block, 0, sizeof marked);
-      take(block * kBlock, sums + block * kBlock);
+      for (int64_t block = first; block < first + kMarks; ++block) {
+        if (marks[block] != 0) take(block * kSums, sums + block * kSums);
+      }
+      std::memset(marks + first, 0, sizeof marked);
     }
   }
 
  private:
+  static constexpr int64_t kMarks = sizeof(uint64_t), kSumsOfWord = kSums * kMarks;
+
   std::vector<uint8_t> marks_;
   std::vector<T> sums_;
 };
@@ -91,11 +94,10 @@ MMGA_VECTOR_CLONES int64_t count_overlaps(Overlaps& overlaps, double least) {
 // overlaps. There is room for `capacity`.
 MMGA_VECTOR_CLONES void drain_overlaps(Overlaps& overlaps, double least, int64_t capacity,
                                        int32_t* columns, double* distances) {
-  constexpr int64_t kBlock = Overlaps::kBlock;
+  constexpr int64_t kBlock = 8;  // a cache line
   int64_t count = 0;
   overlaps.drain(0, [&](int64_t item, double* sums) {
-    for (int64_t b = 0; b < Overlaps::kMarks; ++b, item += kBlock) {
-      double* block = sums + b * kBlock;
+    for (double* block = sums; block < sums + Overlaps::kSums; block += kBlock, item += kBlock) {
       double largest = 0.0;
       for (int64_t t = 0; t < kBlock; ++t) largest = largest < block[t] ? block[t] : largest;
       if (largest >= least) {
