@@ -5,6 +5,7 @@ Legend: ``Q`` queries, ``G`` gallery items.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -192,6 +193,15 @@ class Selection:
     def by_identity(self) -> bool:
         """Whether the items that no count holds are a query's identity and whole cameras alone."""
         return not self._path_items and self.labels.exclusion is None
+
+    def of_queries(self, places: Array) -> Selection:
+        """Return the same of some of the queries.
+
+        Args:
+            places: in `queries`, ascending int64.
+        """
+        camera = None if self.query_camera is None else self.query_camera[places]
+        return dataclasses.replace(self, queries=self.queries[places], query_camera=camera)
 
     def cameras(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Return the camera codes of queries and items on a device, None without such."""
