@@ -37,6 +37,7 @@ from mmga.retrieval.protocols.protocol import (
 from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
+    from mmga.common.distributed import Group
     from mmga.common.grid import Grid
     from mmga.pages.content import Evaluated
     from mmga.retrieval.features import Features
@@ -333,7 +334,7 @@ def passed_on(options: Options) -> dict[str, Any]:
 
     parameters = inspect.signature(evaluate).parameters.values()
     names = [one.name for one in parameters if one.kind is one.KEYWORD_ONLY]
-    others = ("rerank", "progress", "protocol", "group", "query_shares")
+    others = ("rerank", "progress", "protocol", "group")
     passed = {name: getattr(options, name) for name in names if name not in others}
     return passed | {"protocol": rules_of(options)}
 
@@ -368,7 +369,6 @@ def body(options: Options) -> None:
     with cli.imports():
         from mmga.common import memory
         from mmga.common.distributed import join, own_device
-        from mmga.common.grid import in_grid
 
     memory.baseline()
     usual = "cpu" if options.run is None else "auto"
@@ -379,8 +379,7 @@ def body(options: Options) -> None:
         if options.report is not None and group.world > 1:
             raise UserError("--report: a page is written by one process; leave it out with several")
         rule = reranker(options)
-        with in_grid(group, options.query_shares) as grid:
-            done = _evaluate(options, rule, grid)
+        done = _evaluate(options, rule, group)
     if done is not None and options.report is not None:
         from mmga.pages.content import Evaluated
 
@@ -391,7 +390,7 @@ def body(options: Options) -> None:
 
 
 def _evaluate(
-    options: Options, rule: KReciprocal | None, grid: "Grid"
+    options: Options, rule: KReciprocal | None, group: "Group"
 ) -> "tuple[Report, Sides, dict[str, Any], dict[str, Report]] | None":
     """Evaluate by one process or several, of which the first one prints and writes.
 
@@ -401,15 +400,17 @@ def _evaluate(
     """
     import time
 
+    from mmga.common.grid import grid_of
     from mmga.common.progress import bar_of
     from mmga.retrieval.evaluate import evaluate
     from mmga.retrieval.metrics.bootstrap import bootstrap
 
-    begun, group = time.perf_counter(), grid.whole
-    settings = passed_on(options) | {"group": grid}
+    begun = time.perf_counter()
+    settings = passed_on(options) | {"group": group}
     if group.world > 1:
         settings["device"] = group.device
     with group.together():
+        grid = grid_of(group, options.query_shares)
         query, gallery = load_shares(options, grid)
         loaded = time.perf_counter() - begun
         other = load_other(options, grid) if options.compare else None
@@ -482,8 +483,8 @@ def _explain(options: Options, sides: "Sides", settings: dict[str, Any]) -> None
         raise UserError("--explain needs a query and a gallery")
     for name in cli.changed(options, *_NOT_EXPLAINED):
         raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
-    group = settings["group"].whole
-    names = ("metric", "exact", "device", "memory", "exclude", "group")
+    group = settings["group"]
+    names = ("metric", "exact", "device", "memory", "exclude", "group", "query_shares")
     passed = {name: settings[name] for name in names}
     with bar_of(group.leads) as progress:
         steps = explain(*sides, *(options.explain or ()), progress=progress, **passed)

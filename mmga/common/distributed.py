@@ -147,7 +147,7 @@ class Group:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: dist.ProcessGroup | None = None
     watch: Watch | None = None
-    numbers: Sequence[int] | None = None
+    numbers: range | None = None
 
     @classmethod
     def of(cls, given: "dist.ProcessGroup | Group | bool | None") -> "Group":

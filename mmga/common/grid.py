@@ -47,26 +47,53 @@ class Grid:
             yield
 
 
-@contextlib.contextmanager
-def in_grid(processes: Group | Grid, query_shares: int) -> Iterator[Grid]:
-    """Yield processes as a grid, whose rows and columns end with the block.
+def grid_of(processes: Group, query_shares: int) -> Grid:
+    """Return processes as a grid that says where they stand; rows and columns exchange nothing.
 
     Args:
-        processes: all of which call this; a grid is yielded as it is.
+        processes: `W` of them.
+        query_shares: `R`, the number of rows.
+
+    Raises:
+        UserError: they do not form so many rows.
+    """
+    rows = whole_number("query_shares", query_shares)
+    if rows < 1 or processes.world % rows:
+        raise UserError(
+            f"query_shares: expected a divisor of the number of processes, {processes.world}, "
+            f"found {rows}; start others, or give another number"
+        )
+    columns = processes.world // rows
+    row, column = divmod(processes.rank, columns)
+    lines = range(row * columns, (row + 1) * columns), range(column, processes.world, columns)
+    return Grid(processes, *(_part(processes, line) for line in lines))
+
+
+def _part(processes: Group, line: range) -> Group:
+    """Return some processes as a group; all, and one alone, need no new one."""
+    if len(line) == processes.world:
+        return processes
+    if len(line) == 1:
+        return Group()
+    place = line.index(processes.rank)
+    return dataclasses.replace(processes, rank=place, world=len(line), numbers=line)
+
+
+@contextlib.contextmanager
+def in_grid(processes: Group, query_shares: int) -> Iterator[Grid]:
+    """Yield processes as a grid, whose rows and columns exchange until the block ends.
+
+    Args:
+        processes: `W` of them, all of which call this.
         query_shares: `R`, the same in all of them.
 
     Raises:
         UserError: they do not form so many rows, or are a part of the default group.
     """
-    if isinstance(processes, Grid):
-        yield processes
-        return
-    rows, world = check_shares(query_shares, processes), processes.world
-    columns = world // rows
-    if rows in (1, world):
-        alone = Group()
-        row, column = (processes, alone) if rows == 1 else (alone, processes)
-        yield Grid(processes, row, column)
+    grid, world = grid_of(processes, query_shares), processes.world
+    rows, columns = grid.column.world, grid.row.world
+    if 1 in (rows, columns):
+        yield grid
         return
     if dist.get_world_size() != world:
         raise UserError(
@@ -77,34 +104,13 @@ def in_grid(processes: Group | Grid, query_shares: int) -> Iterator[Grid]:
     lines += [range(first, world, columns) for first in range(columns)]
     # All processes make all groups, in one order.
     made: list[Any] = [dist.new_group(list(line), timeout=PATIENCE) for line in lines]
-    mine = [
-        dataclasses.replace(
-            processes,
-            rank=line.index(processes.rank),
-            world=len(line),
-            processes=one,
-            numbers=line,
-        )
-        for line, one in zip(lines, made, strict=True)
-        if processes.rank in line
-    ]
+    row, column = (one for line, one in zip(lines, made, strict=True) if processes.rank in line)
     try:
-        yield Grid(processes, *mine)
-    finally:
-        for one in mine:
-            dist.destroy_process_group(one.processes)
-
-
-def check_shares(query_shares: int, processes: Group) -> int:
-    """Return the number of rows of a grid.
-
-    Raises:
-        UserError: processes do not form so many.
-    """
-    rows = whole_number("query_shares", query_shares)
-    if rows < 1 or processes.world % rows:
-        raise UserError(
-            f"query_shares: expected a divisor of the number of processes, {processes.world}, "
-            f"found {rows}; start others, or give another number"
+        yield Grid(
+            processes,
+            dataclasses.replace(grid.row, processes=row),
+            dataclasses.replace(grid.column, processes=column),
         )
-    return rows
+    finally:
+        for one in (row, column):
+            dist.destroy_process_group(one)

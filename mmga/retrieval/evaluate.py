@@ -78,7 +78,7 @@ def evaluate(
     exclude: str | None = None,
     ap: str | None = None,
     progress: Progress | None = None,
-    group: ProcessGroup | Group | Grid | bool | None = None,
+    group: ProcessGroup | Group | bool | None = None,
     query_shares: int = 1,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
@@ -87,20 +87,16 @@ def evaluate(
     items precede each match is counted in them. The order is (distance, gallery index).
 
     Args:
-        query: features of the queries, the same in every process of a group; with `query_shares`
-            those of this process, None for none.
+        query: features of the queries, the same in every process of a group.
         gallery: features of the gallery; None where one set is ranked, and in a group for none.
-            With `query_shares` also of one set the share of this process.
         metric: ``"cosine"`` or ``"euclidean"``.
         protocol: a name of `mmga.retrieval.protocols.protocol.PROTOCOLS`, or rules of one's own.
         rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
-            ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
-            None: certified, but float32 for parts, verification, single-shot galleries, norms
-            outside 2^-40 to 2^40, and features that exceed a device. The report says which.
+            ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine;
+            None: certified, but not of parts, verification, drawn galleries and extreme norms.
         max_rank: length of the CMC curve.
-        trials: seeded draws of ``cuhk03-single-shot`` and ``single-shot``, where 0 is the exact
-            expectation, and of ``vehicleid``, where 0 means 10.
+        trials: seeded draws of single-shot protocols (0: the expectation) and vehicleid (0: 10).
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
         device: where to compute; that of the gallery if None.
@@ -112,21 +108,16 @@ def evaluate(
             None: half where every query has a match, else none.
         exclude: leave out pairs for which a condition on columns of the gallery item and the query
             holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
-        ap: mean of the precisions at the matches (``"hits"``), or of those before and at each
-            (``"trapezoid"``); None: the protocol's own, hits but for ``market1501-matlab``.
+        ap: ``"hits"`` or ``"trapezoid"``, mean of what precisions; None: the protocol's own.
         progress: called as (phase, done, total).
-        group: of torch.distributed, True for the default one: each process gives its own rows of
-            the gallery, and all return one report (docs/scale.md).
-        query_shares: number R of shares that the queries are dealt out in, too, which divides the
-            processes: of W processes number r has share ``r // (W // R)`` of the queries and share
-            ``r % (W // R)`` of the gallery.
+        group: of torch.distributed, True for all: each gives its rows of the gallery.
+        query_shares: R: of W processes number r gives share r // (W / R) of the queries, and share
+            r % (W / R) of the gallery, also of one set; None for an empty one (docs/scale.md).
 
     Raises:
         UserError: the features or options do not fit, or no query has a match.
     """
-    given = group if isinstance(group, Grid) else Group.of(group)
-    processes = given.whole if isinstance(given, Grid) else given
-    with processes.together():
+    with (processes := Group.of(group)).together():
         check_kinds(query, gallery, rerank)
         options = EvaluationOptions(
             metric=metric,
@@ -143,13 +134,9 @@ def evaluate(
             fpr=fpr,
             strangers=strangers,
             exclude=exclude,
-            query_shares=given.column.world if isinstance(given, Grid) else query_shares,
+            query_shares=query_shares,
         )
-    if processes.world > 1:
-        options.check_group()
-        processes.agree("the options", repr(options))
-    with in_grid(given, options.query_shares) as grid:
-        return _evaluate(query, gallery, options, device, Monitor(progress), grid)
+    return _evaluate(query, gallery, options, device, Monitor(progress), processes)
 
 
 @float32_products()
@@ -216,10 +203,28 @@ def _evaluate(
     options: EvaluationOptions,
     device: str | torch.device | None,
     monitor: Monitor,
+    processes: Group,
+) -> Report:
+    """Evaluate by processes that agree on the options."""
+    begun = time.perf_counter()
+    if processes.world > 1:
+        options.check_group()
+        processes.agree("the options", repr(options))
+    with in_grid(processes, options.query_shares) as grid:
+        report = _evaluate_in(grid, query, gallery, options, device, monitor)
+    return _finish(report, begun, monitor, processes)
+
+
+def _evaluate_in(
     grid: Grid,
+    query: Features | None,
+    gallery: Features | None,
+    options: EvaluationOptions,
+    device: str | torch.device | None,
+    monitor: Monitor,
 ) -> Report:
     """Check options and features, and evaluate as the protocol asks."""
-    rules, begun, processes = options.protocol, time.perf_counter(), grid.whole
+    rules = options.protocol
     asked, shared = _shared(query, gallery, options, grid)
     where = resolve_device(device or shared.features.rows.device, "device")
     options.check(asked.features, shared.features, where)
@@ -232,8 +237,7 @@ def _evaluate(
         with grid.together():
             every = asked.whole()
         asked = SharedGallery.of_one_set(pooled(every, options.pool), grid.column)
-    report = _ranked(asked, shared, options, where, monitor, grid)
-    return _finish(report, begun, monitor, processes)
+    return _ranked(asked, shared, options, where, monitor, grid)
 
 
 def _gathered(
@@ -366,8 +370,10 @@ def ranking_problem(
             whole.agree("the gallery", gallery_norms.numpy().tobytes())
 
     def chosen(side: Features, norms: Tensor, rows: np.ndarray, first: int) -> VectorSet:
-        at = torch.from_numpy(rows - first)
+        at: Tensor | None = torch.from_numpy(rows - first)
         norms = norms[torch.from_numpy(rows)]
+        if len(rows) == len(side.rows) and (np.diff(rows) > 0).all():
+            at = None  # all of them, in their order
         return VectorSet([side.rows], options.metric, [at], norms=norms, device=device)
 
     low, high = np.searchsorted(selection.gallery, [shared.first, shared.last]).tolist()
@@ -469,8 +475,7 @@ def pair_counter(problem: RankingProblem, options: EvaluationOptions) -> PairCou
         options.cross_camera,
         options.strangers,
         options.seed,
-        own=problem.own,
-        grid=problem.grid,
+        asked=problem.asked,
     )
 
 

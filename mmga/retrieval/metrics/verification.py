@@ -19,6 +19,7 @@ from mmga.common.grid import Grid
 from mmga.ops.ranking import Impostors, Matches, Tile, count_impostors
 from mmga.retrieval.features import UNKNOWN
 from mmga.retrieval.protocols.selection import Pairs, Selection
+from mmga.retrieval.tiles.share import Asked
 
 BINS = 1 << 16
 TARGETS = (1e-4, 1e-3, 1e-2)
@@ -83,8 +84,7 @@ class PairCounter:
         strangers: float | None = None,
         seed: int = 0,
         *,
-        own: Selection | None = None,
-        grid: Grid | None = None,
+        asked: Asked | None = None,
     ) -> None:
         """Start all counts at zero.
 
@@ -96,14 +96,13 @@ class PairCounter:
             strangers: share of the identities whose items open-set figures take from the gallery;
                 None: `STRANGERS` where every query has a match, else none.
             seed: seed of which identities these are.
-            own: the same of the queries that this process ranks, if they are not all.
-            grid: the processes that each count the items that they hold.
+            asked: the queries that this process ranks; None: all.
 
         Raises:
             UserError: cameras are missing, or the share is none.
         """
         self._selection, self._squared = selection, squared
-        self._grid = grid or Grid()
+        self._grid = Grid() if asked is None else asked.grid
         self.width = largest / BINS
         units = self.width * np.arange(1, BINS + 1)
         edges = units**2 if squared else units
@@ -116,10 +115,7 @@ class PairCounter:
         last = np.iinfo(np.int64).max
         self._nearest_item, self._first_item = np.full(count, last), np.full(count, last)
         self._cross_camera = cross_camera
-        ranked = np.ones(count, bool)
-        if own is not None:
-            ranked = np.isin(selection.queries, own.queries)
-        self._places = np.flatnonzero(ranked)  # of the queries that this process ranks
+        self._places = np.arange(count) if asked is None else asked.places.numpy()
         self._row_camera, self._column_camera = _cameras(selection, cross_camera)
         self._run: tuple[Pairs, Impostors] | None = None
         self._choose_strangers(strangers, seed)

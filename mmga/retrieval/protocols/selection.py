@@ -185,7 +185,8 @@ class Selection:
     excluded: dict[str, int]
     distractors: int
     labels: Labels = field(repr=False)
-    _by_pid: Array = field(repr=False)  # positions in `gallery`, sorted by (pid, position)
+    # Positions in `gallery` of the identities of queries, sorted by (pid, position).
+    _by_pid: Array = field(repr=False)
     _sorted_pids: Array = field(repr=False)
     _path_items: dict[int, Array] = field(repr=False)  # query row -> positions of its own path
 
@@ -349,10 +350,11 @@ def select(
     unknown = [labels.unknown(side, protocol.needs_cameras) for side in ("query", "gallery")]
     gallery = np.flatnonzero((labels.gallery_pids != JUNK) & ~unknown[1])
     gallery_pids = labels.gallery_pids[gallery]
-    by_pid = np.argsort(gallery_pids, kind="stable")
     eligible = query_rows = np.flatnonzero((labels.query_pids != JUNK) & ~unknown[0])
     if by_identity:
         query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
+    by_pid = np.flatnonzero(np.isin(gallery_pids, labels.query_pids[query_rows]))
+    by_pid = by_pid[np.argsort(gallery_pids[by_pid], kind="stable")]
     selection = Selection(
         protocol=protocol,
         queries=query_rows,
@@ -363,7 +365,7 @@ def select(
         query_camera=None,
         gallery_camera=None,
         excluded={},
-        distractors=int((~np.isin(gallery_pids, labels.query_pids[query_rows])).sum()),
+        distractors=len(gallery) - len(by_pid),
         labels=labels,
         _by_pid=by_pid,
         _sorted_pids=gallery_pids[by_pid],
