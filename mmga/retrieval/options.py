@@ -92,7 +92,6 @@ class EvaluationOptions:
         if rule is None:
             return []
         return [
-            (self.query_shares > 1, "with query_shares"),
             (not isinstance(rule, KReciprocal), "by other rules than KReciprocal"),
             (isinstance(rule, KReciprocal) and not rule.lambda_value, "with a lambda_value of 0"),
             (self.exact == "float32", "with exact='float32'"),
@@ -139,6 +138,11 @@ class EvaluationOptions:
             (
                 reranked and (rules.splits is not None or rules.single_shot),
                 f"rerank: protocol {rules.name} reports plain figures only",
+            ),
+            (
+                reranked and self.query_shares > 1,
+                "rerank: one graph of all queries and items is made, whose queries are not dealt "
+                "out; leave out query_shares",
             ),
             (
                 self.verification and rules.splits is not None,

@@ -138,7 +138,10 @@ def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
         ({"--rerank": [], "--lambda-value": ["0"]}, "two sets, not with a lambda_value of 0"),
         ({"--k1": ["7"]}, "--k1 belongs to re-ranking"),
         ({"--query-shares": ["2"]}, "expected a divisor of the number of processes, 3, found 2"),
-        ({"--query-shares": ["3"], "--rerank": []}, "two sets, not with query_shares; start"),
+        (
+            {"--query-shares": ["3"], "--rerank": []},
+            "queries are not dealt out; leave out query_shares",
+        ),
         ({"--quary": []}, "unknown option --quary"),
         ({"--json": ["/proc/none/r.json"]}, "/proc/none/r.json could not be written"),
     ],

@@ -123,7 +123,7 @@ def test_what_does_not_fit_ends_all(workers, what, kinds, said):
     [
         ("shares", "UUUU", "query_shares: expected a divisor of the number of processes, 4, fou"),
         ("unlike shares", "UPPP", "the options of process 2 differ from those of process 0"),
-        ("rerank", "UUUU", "rerank: .* not with query_shares; start one process"),
+        ("rerank", "UUUU", "rerank: one graph of all queries .*; leave out query_shares"),
         ("queries", "UPPP", "the queries of process 1 differ from those of process 0"),
         ("gallery", "UPPP", "the gallery of process 2 differ from those of process 0"),
         ("no queries", "UPPP", "query: no process of the group has any of it; give each"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids
+from mmga.common.arrays import among
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
@@ -353,7 +354,7 @@ def select(
     eligible = query_rows = np.flatnonzero((labels.query_pids != JUNK) & ~unknown[0])
     if by_identity:
         query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
-    by_pid = np.flatnonzero(np.isin(gallery_pids, labels.query_pids[query_rows]))
+    by_pid = np.flatnonzero(among(gallery_pids, labels.query_pids[query_rows]))
     by_pid = by_pid[np.argsort(gallery_pids[by_pid], kind="stable")]
     selection = Selection(
         protocol=protocol,
