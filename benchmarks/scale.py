@@ -4,12 +4,15 @@
     python benchmarks/scale.py --gallery 20000 --only 1 2        # a try that takes seconds
     python benchmarks/scale.py --tasks jaccard --gallery 500000 --only 1x2 2x1
     python benchmarks/scale.py --tasks evaluate --gallery 1000000 --only 1x2 2x1
+    python benchmarks/scale.py --tasks one-set --gallery 100000 --only 1 4 4/2 4/4
 
 A simulated gallery is written as four .npz shards, which are dealt to the processes and read into
-memory. `--only` names numbers of processes, each of one thread, or 1x2: one of two threads. Every
-task has processes of its own. The payload of every collective is counted, and what the model of
-docs/scale.md says stands beside it. Peaks are of resident memory beyond imports, features included,
-sampled in each process. In a network of its own (`unshare --net`, with lo up) the bytes that went
+memory. `--only` names numbers of processes, each of one thread; 1x2: one of two threads; 4/2: four
+that deal the queries out in two shares. Every task has processes of its own. The payload of every
+collective is counted, and what the model of docs/scale.md says stands beside it. Of memory, each
+process samples its peaks: private memory beyond imports, features included; all private memory
+(RssAnon); and its proportional set (Pss), in which a page of a library counts once for all
+processes that have it. In a network of its own (`unshare --net`, with lo up) the bytes that went
 over lo are counted, too.
 """
 
@@ -17,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,11 +38,12 @@ from measure import machine
 import mmga
 from mmga.common import memory
 from mmga.common.distributed import Group, join
+from mmga.common.grid import Grid, grid_of
 from mmga.retrieval.features.load import load_share
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.reranking import jaccard as jaccard_module
 
-TASKS = ("evaluate", "nearest", "rerank", "jaccard")
+TASKS = ("evaluate", "one-set", "nearest", "rerank", "jaccard")
 SHARDS = 4
 NEAREST = 100  # gallery items of a query's list
 LIMIT = 0.62  # of Jaccard distances
@@ -111,42 +116,73 @@ def noting(seen: dict[str, int]) -> None:
 
 
 class Sampler(threading.Thread):
-    """A thread that samples the resident memory of this process beyond the baseline."""
+    """A thread that samples the memory of this process.
+
+    Attributes:
+        peaks: in bytes; `peak` is private memory beyond the baseline.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self._peak, self._done = memory.Peak(), threading.Event()
+        self.peaks = {"peak": 0, "private": 0, "proportional": 0}
         self.start()
 
     def run(self) -> None:
-        """Sample until the peak is asked for."""
+        """Sample until the peaks are asked for."""
+        number = 0
         while not self._done.wait(0.05):
             self._peak.sample()
+            self._note("private", "status", "RssAnon")
+            if number % 6 == 0:  # the kernel looks at every page
+                self._note("proportional", "smaps_rollup", "Pss")
+            number += 1
 
-    def peak(self) -> int:
-        """End, and return the peak in bytes."""
+    def _note(self, name: str, file: str, line: str) -> None:
+        found = re.search(
+            rf"^{line}:\s+(\d+) kB", Path("/proc/self", file).read_text(), re.MULTILINE
+        )
+        if found is not None:
+            self.peaks[name] = max(self.peaks[name], int(found.group(1)) * 1024)
+
+    def end(self) -> dict[str, int]:
+        """End, and return the peaks."""
         self._done.set()
         self.join()
-        return self._peak.bytes
+        return self.peaks | {"peak": self._peak.bytes}
 
 
-def call(task: str, query: Any, gallery: Any, group: Group) -> Any:
+def sides(folder: Path, task: str, grid: Grid) -> tuple[Any, Any]:
+    """Return the queries and the gallery that this process reads."""
+    items = str(folder / "gallery-*.npz")
+    asked = items if task == "one-set" else folder / "query.npz"
+    query = load_share(asked, grid.column)
+    return query, load_share(items, grid.row) if task != "one-set" or grid.deals else None
+
+
+def call(task: str, query: Any, gallery: Any, grid: Grid) -> Any:
     """Return what a task makes of the features."""
+    group, shares = grid.whole, grid.column.world
     if task == "jaccard":
         return mmga.jaccard_distance(gallery, max_distance=LIMIT, group=group)
     if task == "nearest":
-        return mmga.nearest(query, gallery, NEAREST, group=group)
+        return mmga.nearest(query, gallery, NEAREST, group=group, query_shares=shares)
     rule = RULE if task == "rerank" else None
-    return mmga.evaluate(query, gallery, rerank=rule, group=group)
+    protocol = "all-vs-all" if task == "one-set" else "market1501"
+    return mmga.evaluate(
+        query, gallery, rerank=rule, protocol=protocol, group=group, query_shares=shares
+    )
 
 
-def digest(task: str, result: Any, group: Group) -> str:
+def digest(task: str, result: Any, grid: Grid) -> str:
     """Return a digest of what must be the same for any number of processes."""
+    group = grid.whole
     if task == "jaccard":  # the rows of all
         parts = (result.crow_indices().diff(), result.col_indices(), result.values())
         data = [group.rows(part).numpy().tobytes() for part in parts]
-    elif task == "nearest":
-        data = [part.numpy().tobytes() for part in result]
+    elif task == "nearest":  # those of all queries, of the first process of each row
+        first = grid.row.leads
+        data = [group.rows(part if first else part[:0]).numpy().tobytes() for part in result]
     else:
         values = result.as_dict()
         same = {name: values[name] for name in values if name not in MEASURED}
@@ -154,7 +190,7 @@ def digest(task: str, result: Any, group: Group) -> str:
     return hashlib.sha256(b"".join(data)).hexdigest()
 
 
-def member(folder: Path, out: Path, task: str, threads: int) -> None:
+def member(folder: Path, out: Path, task: str, threads: int, query_shares: int) -> None:
     """Run a task as one process of torchrun, and let the first one write what was measured."""
     torch.set_num_threads(threads)
     memory.baseline()
@@ -163,40 +199,47 @@ def member(folder: Path, out: Path, task: str, threads: int) -> None:
     counting(sent)
     noting(seen)
     with join(torch.device("cpu"), watched="scale") as group:
-        query = mmga.load_features(folder / "query.npz")
-        gallery = load_share(str(folder / "gallery-*.npz"), group)
+        grid = grid_of(group, query_shares)
+        query, gallery = sides(folder, task, grid)
         sampler = Sampler()
         group.texts("")  # all have read theirs
         spent, begun, over_lo = time.process_time(), time.perf_counter(), received()
         sent.update(dict.fromkeys(sent, 0))
-        result = call(task, query, gallery, group)
+        result = call(task, query, gallery, grid)
         payload, spent = dict(sent), time.process_time() - spent
         group.texts("")
         over_lo, seconds = received() - over_lo, time.perf_counter() - begun
-        rows = group.table([sampler.peak(), spent, *payload.values(), *seen.values()])
-        result_digest = digest(task, result, group)
+        peaks = sampler.end()
+        rows = group.table([*peaks.values(), spent, *payload.values(), *seen.values()])
+        result_digest = digest(task, result, grid)
         if group.leads:
-            names = ("peak", "cpu_seconds", *payload, *seen)
+            names = (*peaks, "cpu_seconds", *payload, *seen)
             columns = dict(zip(names, rows.t().tolist(), strict=True))
             matches = 0
-            if task in ("evaluate", "rerank"):
+            if task in ("evaluate", "one-set", "rerank"):
                 matches = int(result.per_query.num_matches.sum())
             measured = {"seconds": seconds, "over_lo": over_lo, "digest": result_digest}
             out.write_text(json.dumps(measured | {"matches": matches} | columns))
 
 
-def model(task: str, processes: int, options: argparse.Namespace, one: Any) -> dict[str, float]:
+def model(task: str, grid: Grid, options: argparse.Namespace, one: Any) -> dict[str, float]:
     """Return the payload of the process that gives most, as docs/scale.md derives it, in bytes."""
     payload = {"all_reduce": 0.0, "all_gather": 0.0, "all_to_all_single": 0.0}
+    processes, rows, columns = (part.world for part in (grid.whole, grid.column, grid.row))
     if processes == 1:
         return payload
-    share = -(-options.gallery // processes)
-    if task in ("evaluate", "rerank"):
-        payload["all_gather"] += 24.0 * share
-        sample = 2048 * (4 * options.width + 8)
-        payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries + sample
-    if task == "nearest":
-        payload["all_gather"] += 12.0 * options.queries * min(NEAREST, share)
+    share = -(-options.gallery // columns)
+    queries = options.gallery if task == "one-set" else options.queries
+    if task in ("evaluate", "one-set", "rerank"):
+        if columns > 1:  # added up along rows, and gathered
+            payload["all_gather"] += (8.0 if task == "one-set" else 24.0) * share
+            sample = 2048 * (4 * options.width + 8)
+            payload["all_reduce"] += (16.0 * one["matches"] + 24.0 * queries) / rows + sample
+        if rows > 1:  # gathered along columns
+            payload["all_gather"] += 64.0 * -(-queries // rows)
+            payload["all_reduce"] += 96 * 4 * options.width
+    if task == "nearest" and columns > 1:
+        payload["all_gather"] += 12.0 * -(-queries // rows) * min(NEAREST, share)
     if task in ("jaccard", "rerank"):
         both = options.queries if task == "rerank" else 0
         listed = RULE.list_length if both else LISTED
@@ -212,12 +255,13 @@ def model(task: str, processes: int, options: argparse.Namespace, one: Any) -> d
     return payload
 
 
-def launch(folder: Path, task: str, processes: int, threads: int) -> Any:
+def launch(folder: Path, task: str, processes: int, threads: int, query_shares: int) -> Any:
     """Run a task by several processes and return what was measured."""
     out = folder / "measured.json"
     words = ["--nproc-per-node", str(processes), "--rdzv-backend", "c10d"]
     words += ["--rdzv-endpoint", "127.0.0.1:0", __file__, "member", str(folder), str(out)]
-    command = [sys.executable, "-m", "torch.distributed.run", *words, task, str(threads)]
+    words += [task, str(threads), str(query_shares)]
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     return json.loads(out.read_text())
 
@@ -234,7 +278,9 @@ def main() -> None:
     parser.add_argument("--gallery", type=int, default=400_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--only", nargs="+", default=["1", "2", "4"], metavar="PROCESSES[xTHREADS]")
+    parser.add_argument(
+        "--only", nargs="+", default=["1", "2", "4"], metavar="PROCESSES[xTHREADS][/SHARES]"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "tasks": {}}
@@ -244,10 +290,13 @@ def main() -> None:
         for task in options.tasks:
             first: Any = None
             for run in options.only:
-                processes, threads = (*map(int, run.split("x")), 1)[:2]
-                one = launch(folder, task, processes, threads)
+                parts = re.fullmatch(r"(\d+)(?:x(\d+))?(?:/(\d+))?", run)
+                assert parts is not None, run
+                processes, threads, shares = (int(part or 1) for part in parts.groups())
+                one = launch(folder, task, processes, threads, shares)
                 first = first or one
-                one["model"] = model(task, processes, options, one)
+                grid = grid_of(Group(world=processes), shares)
+                one["model"] = model(task, grid, options, one)
                 one["same"] = one["digest"] == first["digest"]
                 one["ratio"] = one["seconds"] / first["seconds"]
                 results["tasks"].setdefault(task, {})[run] = one
@@ -256,9 +305,11 @@ def main() -> None:
                     for kind, value in one["model"].items()
                 )
                 print(
-                    f"{task}, {processes} x {threads} threads: {one['seconds']:.2f} s, "
+                    f"{task}, {run}: {one['seconds']:.2f} s, "
                     f"{one['ratio']:.2f} of the first; CPU seconds {listed(one['cpu_seconds'])}; "
-                    f"peaks {listed(one['peak'], 2**20, '.0f')} MiB; {told}; over lo "
+                    f"peaks {listed(one['peak'], 2**20, '.0f')} MiB beyond imports, private "
+                    f"{listed(one['private'], 2**20, '.0f')}, proportional "
+                    f"{listed(one['proportional'], 2**20, '.0f')}; {told}; over lo "
                     f"{one['over_lo']} B; results {'the same' if one['same'] else 'OTHERS'}",
                     flush=True,
                 )
@@ -268,6 +319,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["member"]:
-        member(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+        member(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:]))
     else:
         main()

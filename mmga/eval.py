@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
@@ -37,6 +38,7 @@ from mmga.retrieval.reranking.settings import KReciprocal, Variant
 
 if TYPE_CHECKING:
     from mmga.common.distributed import Group
+    from mmga.common.grid import Grid
     from mmga.pages.content import Evaluated
     from mmga.retrieval.features import Features
     from mmga.retrieval.metrics.report import Report
@@ -127,6 +129,9 @@ class Options(Inputs):
     memory: Size = None
     """Bytes that may be allocated beyond the features, such as 512M or 2G; by default there is
     no bound."""
+    query_shares: int = 1
+    """Shares that the processes of torchrun deal the queries out in, where these are many; they
+    divide the processes, and those of one share deal out the gallery."""
     verification: bool = False
     """Add TPR at FPR, EER, thresholds, and open-set rates."""
     cross_camera: bool = False
@@ -165,7 +170,8 @@ _NOT_EXPLAINED = (
     *("strangers", "bootstrap", "compare", "per_query", "report"),
 )
 Given = TypeVar("Given", bound=Inputs)
-Sides = tuple["Features", "Features | None"]
+Sides = tuple["Features | None", "Features | None"]
+Reader = Callable[..., "Features | None"]
 
 
 def with_protocol(inputs: Given) -> Given:
@@ -186,24 +192,25 @@ def rules_of(inputs: Inputs) -> Protocol:
     return named(inputs.protocol or "market1501")
 
 
-def load(inputs: Inputs, group: "Group | None" = None) -> tuple["Features", "Features | None"]:
+def load(inputs: Inputs) -> tuple["Features", "Features | None"]:
     """Read both sides; the gallery is None where one set is ranked against itself.
-
-    Args:
-        inputs: what is read.
-        group: processes of which each reads its share of the gallery, which may be None.
 
     Raises:
         UserError: the inputs contradict each other, or cannot be read.
     """
-    from mmga.common.distributed import Group
-    from mmga.retrieval.features import load_features
-    from mmga.retrieval.features.load import holds_side, load_share
+    from mmga.common.grid import Grid
 
-    group = group or Group()
+    query, gallery = load_shares(inputs, Grid())
+    assert query is not None  # of one process
+    return query, gallery
+
+
+def load_shares(inputs: Inputs, grid: "Grid") -> "Sides":
+    """Read of both sides what a process of a grid has, which may be nothing; else as `load`."""
+    from mmga.retrieval.features.load import holds_side
+
     one_set = rules_of(inputs).one_set
-    read = functools.partial(load_features, pattern=inputs.pattern)
-    read_share = functools.partial(load_share, group=group, pattern=inputs.pattern)
+    read, read_share = _readers(inputs, grid)
     if inputs.run is not None:
         if inputs.features or inputs.query or inputs.gallery:
             raise UserError("--run extracts its own features; leave out feature files")
@@ -214,7 +221,7 @@ def load(inputs: Inputs, group: "Group | None" = None) -> tuple["Features", "Fea
                 f"protocol {inputs.protocol} ranks one set, a run's test split has two sides; "
                 "write features with mmga extract and give one file as --features"
             )
-        return _of_run(inputs, inputs.run, group)
+        return _of_run(inputs, inputs.run, grid)
     if inputs.data is not None or inputs.root is not None:
         raise UserError("--data and --root say what a run is evaluated on; name it with --run")
     columns = {"query": inputs.query_columns, "gallery": inputs.gallery_columns}
@@ -226,11 +233,13 @@ def load(inputs: Inputs, group: "Group | None" = None) -> tuple["Features", "Fea
                 raise UserError(
                     f"{inputs.protocol} ranks one set: give its columns as --query-columns"
                 )
-            return read(inputs.features, columns=inputs.query_columns), None
+            return _one_set(inputs, inputs.features, grid)
         gallery = read_share(inputs.features, side="gallery", columns=columns["gallery"])
         pooled = rules_of(inputs).pools and holds_side(inputs.features, "mquery")
-        query = read(inputs.features, "mquery" if pooled else "query", columns["query"])
-        if pooled:
+        query = read(
+            inputs.features, side="mquery" if pooled else "query", columns=columns["query"]
+        )
+        if pooled and query is not None:
             query.notes.append(
                 f"{inputs.features}: the images of the queries are those of mquery_f"
             )
@@ -248,7 +257,27 @@ def load(inputs: Inputs, group: "Group | None" = None) -> tuple["Features", "Fea
     )
 
 
-def _of_run(inputs: Inputs, run: Path, group: "Group") -> tuple["Features", "Features | None"]:
+def _readers(inputs: Inputs, grid: "Grid") -> "tuple[Reader, Reader]":
+    """Return what reads this process' queries, and its items of the gallery."""
+    from mmga.retrieval.features.load import load_share
+
+    query, gallery = (
+        functools.partial(load_share, group=group, pattern=inputs.pattern)
+        for group in (grid.column, grid.row)
+    )
+    return query, gallery
+
+
+def _one_set(inputs: Inputs, path: Any, grid: "Grid") -> "Sides":
+    """Read this process' queries of one set, and its items of the set where queries are shared."""
+    query, gallery = (
+        read(path, columns=inputs.query_columns) if shared else None
+        for read, shared in zip(_readers(inputs, grid), (True, grid.deals), strict=True)
+    )
+    return query, gallery
+
+
+def _of_run(inputs: Inputs, run: Path, grid: "Grid") -> "Sides":
     from mmga.common import memory
     from mmga.common.distributed import own_device
     from mmga.common.progress import bar_of
@@ -256,28 +285,25 @@ def _of_run(inputs: Inputs, run: Path, group: "Group") -> tuple["Features", "Fea
     from mmga.retrieval.features.shares import share_of
 
     memory.keep_freed()
-    with bar_of(group.leads) as progress:
+    with bar_of(grid.whole.leads) as progress:
         query, gallery = features_of_run(
             run,
             DataChoice(inputs.data, inputs.root),
             device=str(own_device(inputs.device or "auto")),
             multi_query=inputs.protocol == "multi-query",
             progress=progress,
-            group=group,
+            group=grid.whole,
         )
-    return query, gallery.cut(*share_of(len(gallery), group), alone=True)
+    own = query.cut(*share_of(len(query), grid.column), alone=True) if grid.deals else query
+    return own, gallery.cut(*share_of(len(gallery), grid.row), alone=True)
 
 
-def load_other(options: Options, group: "Group") -> "tuple[Features, Features | None]":
+def load_other(options: Options, grid: "Grid") -> "Sides":
     """Read the features that --compare names."""
-    from mmga.retrieval.features import load_features
-    from mmga.retrieval.features.load import load_share
-
-    read = functools.partial(load_features, pattern=options.pattern)
-    share = functools.partial(load_share, group=group, pattern=options.pattern)
+    read, share = _readers(options, grid)
     columns = {"query": options.query_columns, "gallery": options.gallery_columns}
     if rules_of(options).one_set:
-        return read(options.compare, columns=options.query_columns), None
+        return _one_set(options, options.compare, grid)
     if len(options.compare) > 2:
         raise UserError(
             f"--compare: expected one file with both sides, or query and gallery, found "
@@ -288,7 +314,7 @@ def load_other(options: Options, group: "Group") -> "tuple[Features, Features | 
         query = read(one, columns=options.query_columns)
         return query, share(more[0], columns=options.gallery_columns)
     gallery = share(one, side="gallery", columns=columns["gallery"])
-    return read(one, "query", columns["query"]), gallery
+    return read(one, side="query", columns=columns["query"]), gallery
 
 
 def reranker(options: Options) -> KReciprocal | None:
@@ -357,8 +383,10 @@ def body(options: Options) -> None:
     if done is not None and options.report is not None:
         from mmga.pages.content import Evaluated
 
-        report, sides, settings, compared = done
-        _write_page(given, Evaluated(report, *sides, settings, rule), {**compared, **others})
+        report, (query, gallery), settings, compared = done
+        assert query is not None  # of one process
+        evaluated = Evaluated(report, query, gallery, settings, rule)
+        _write_page(given, evaluated, {**compared, **others})
 
 
 def _evaluate(
@@ -372,6 +400,7 @@ def _evaluate(
     """
     import time
 
+    from mmga.common.grid import grid_of
     from mmga.common.progress import bar_of
     from mmga.retrieval.evaluate import evaluate
     from mmga.retrieval.metrics.bootstrap import bootstrap
@@ -381,9 +410,10 @@ def _evaluate(
     if group.world > 1:
         settings["device"] = group.device
     with group.together():
-        query, gallery = load(options, group)
+        grid = grid_of(group, options.query_shares)
+        query, gallery = load_shares(options, grid)
         loaded = time.perf_counter() - begun
-        other = load_other(options, group) if options.compare else None
+        other = load_other(options, grid) if options.compare else None
     if options.explain is not None:
         _explain(options, (query, gallery), settings)
         return None
@@ -454,13 +484,14 @@ def _explain(options: Options, sides: "Sides", settings: dict[str, Any]) -> None
     for name in cli.changed(options, *_NOT_EXPLAINED):
         raise UserError(f"--explain compares plain figures; leave out {cli.flag(name)}")
     group = settings["group"]
-    names = ("metric", "exact", "device", "memory", "exclude", "group")
+    names = ("metric", "exact", "device", "memory", "exclude", "group", "query_shares")
     passed = {name: settings[name] for name in names}
     with bar_of(group.leads) as progress:
         steps = explain(*sides, *(options.explain or ()), progress=progress, **passed)
-    notes = list(sides[0].notes)
-    for text in group.texts(json.dumps([] if sides[1] is None else sides[1].notes)):
-        notes += json.loads(text)
+    notes: list[str] = []
+    for side in sides:
+        for text in group.texts(json.dumps([] if side is None else side.notes)):
+            notes += json.loads(text)
     with group.together():
         if not group.leads:
             return

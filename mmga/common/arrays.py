@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mmga.common.errors import UserError, first_line
 
+_BLOCK = 1 << 16  # values that are looked up together
+
 
 class _Lent:
     """A read-only array under an interface that does not say so, for readers that never write."""
@@ -102,3 +104,16 @@ def _dense(name: str, given: Tensor) -> Tensor:
 
 def _named(kind: object) -> str:
     return str(kind).removeprefix("torch.")
+
+
+def among(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return which values [N] are among the wanted ones, bool [N], as `np.isin`, in little memory.
+
+    Numbers are looked up in blocks, where `np.isin` sorts all values with copies of them.
+    """
+    wanted, found = np.unique(wanted), np.zeros(len(values), bool)
+    for begin in range(0, len(values) if len(wanted) else 0, _BLOCK):
+        block = values[begin : begin + _BLOCK]
+        places = np.searchsorted(wanted, block).clip(max=len(wanted) - 1)
+        found[begin : begin + _BLOCK] = wanted[places] == block
+    return found

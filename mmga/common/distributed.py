@@ -25,7 +25,7 @@ from torch import Tensor
 from mmga.common.device import resolve_device
 from mmga.common.errors import PeerError, UserError
 from mmga.common.meeting import meet
-from mmga.common.watch import Watch, told
+from mmga.common.watch import Watch, is_lost, told
 
 PATIENCE = datetime.timedelta(hours=2)
 """Longest time that a process waits for the others, such as while the first one evaluates."""
@@ -138,6 +138,7 @@ class Group:
         device: of exchanged tensors.
         processes: group of torch.distributed; None is the default one.
         watch: ends this process when another one fails, or None.
+        numbers: of its processes among those that a user counts; None: their ranks.
     """
 
     rank: int = 0
@@ -146,6 +147,7 @@ class Group:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     processes: dist.ProcessGroup | None = None
     watch: Watch | None = None
+    numbers: range | None = None
 
     @classmethod
     def of(cls, given: "dist.ProcessGroup | Group | bool | None") -> "Group":
@@ -177,6 +179,10 @@ class Group:
     def leads(self) -> bool:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
+
+    def number(self, rank: int) -> int:
+        """Return the number by which a user knows a process."""
+        return rank if self.numbers is None else self.numbers[rank]
 
     def table(self, row: Sequence[float]) -> Tensor:
         """Return the rows of all processes, float64 [W, n] on the CPU."""
@@ -286,8 +292,8 @@ class Group:
             others = [n for n, digest in enumerate(digests) if digest != digests[0]]
             if others:
                 raise UserError(
-                    f"{what} of process {others[0]} differ from those of process 0; give every "
-                    "process of the group the same"
+                    f"{what} of process {self.number(others[0])} differ from those of process "
+                    f"{self.number(0)}; give every process of the group the same"
                 )
 
     def texts(self, text: str) -> list[str]:
@@ -311,6 +317,8 @@ class Group:
     def together(self) -> Iterator[None]:
         """Run a block in which processes exchange nothing; an error of one ends all.
 
+        A connection that is lost, of smaller groups in the block, is none: all lose theirs.
+
         Raises:
             Exception: the block's own, in the first process that has one.
             PeerError: in all other processes.
@@ -319,6 +327,8 @@ class Group:
         try:
             yield
         except Exception as caught:
+            if is_lost(caught):
+                raise
             error = caught
         self.raise_first(error)
 
@@ -334,8 +344,9 @@ class Group:
             return
         if error is not None and self.watch is not None:
             self.watch.announce(error)  # to those who compute for a while yet
+        peer = isinstance(error, PeerError)
         try:
-            states = self.table([0 if error is None else told(error)[0]])
+            states = self.table([0 if error is None else told(error)[0], peer])
         except RuntimeError:
             if error is None:
                 raise
@@ -343,12 +354,16 @@ class Group:
         failed = states[:, 0].nonzero().flatten().tolist()
         if not failed:
             return
-        first = failed[0]
+        # Those that have heard of an error, in a row of a grid, are not its first.
+        first = min(failed, key=lambda rank: (bool(states[rank, 1]), rank))
         said = self.texts("" if error is None else str(error))
-        if error is not None and (first == self.rank or isinstance(error, PeerError)):
+        if error is not None and (first == self.rank or peer):
             raise self._reported(error)
         code = int(states[first, 0])
-        raise PeerError(f"process {first} of the run met an error: {said[first]}", code)
+        text = said[first]
+        if not states[first, 1]:
+            text = f"process {self.number(first)} of the run met an error: {text}"
+        raise PeerError(text, code)
 
     def _reported(self, error: Exception) -> Exception:
         """Return an error of this process for those who called it, or what a command leaves by."""

@@ -77,8 +77,7 @@ class Watch:
         Args:
             error: that this process ends with.
         """
-        lost = isinstance(error, RuntimeError) and "gloo" in str(error)
-        lost |= isinstance(error, dist.DistError)
+        lost = is_lost(error)
         if lost:
             self._heard.wait(2 * GRACE)
         self._quiet = True
@@ -190,6 +189,12 @@ def told(error: BaseException) -> tuple[int, str]:
         said = " ".join(str(error).split())[:200]
         return 1, f"a process ran out of memory ({said}); give --memory, or start more processes"
     return 130 if isinstance(error, KeyboardInterrupt) else 1, str(error)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether it says that another process is gone, and nothing of this one."""
+    of_gloo = isinstance(error, RuntimeError) and "gloo" in str(error)
+    return of_gloo or isinstance(error, dist.DistError)
 
 
 def _of_the_machine(error: BaseException) -> TypeGuard[OSError]:

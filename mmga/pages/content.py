@@ -126,8 +126,8 @@ def collect(evaluated: Evaluated, progress: Progress | None = None) -> Content |
     gallery = query if evaluated.gallery is None else evaluated.gallery
     device = resolve_device(evaluated.settings.get("device") or gallery.rows.device, "device")
     options = dataclasses.replace(options, verification=True, strangers=0.0)
-    shared = SharedGallery(gallery, 0, len(gallery))
-    problem = ranking_problem(query, shared, options, device, Monitor(progress))
+    asked, shared = SharedGallery.alone(query), SharedGallery.alone(gallery)
+    problem = ranking_problem(asked, shared, options, device, Monitor(progress))
     selection = problem.selection
     source = problem.source()
     sampler = PairSampler(

@@ -145,9 +145,9 @@ def _scores(
     """Rank the items of one camera for all queries; None where none has a match among them."""
     part = copy.copy(gallery)  # items keep their places, by which a query is left out itself
     part.pids = np.where(gallery.camids == camera, gallery.pids, JUNK)
-    shared = SharedGallery(part, 0, len(part))
+    asked, shared = SharedGallery.alone(query), SharedGallery.alone(part)
     try:
-        problem = ranking_problem(query, shared, options, device, Monitor())
+        problem = ranking_problem(asked, shared, options, device, Monitor())
     except NoMatch:
         return None
     return plain_ranks(problem, options)[0]

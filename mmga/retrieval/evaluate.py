@@ -15,6 +15,7 @@ from mmga.common.arrays import as_tensor
 from mmga.common.device import resolve_device
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError, whole_number
+from mmga.common.grid import Grid, in_grid
 from mmga.common.monitor import Monitor
 from mmga.common.progress import Progress
 from mmga.ops import _extension
@@ -50,13 +51,13 @@ from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
 from mmga.retrieval.tiles.problem import RankingProblem, checked, zero_vectors
-from mmga.retrieval.tiles.share import Share
+from mmga.retrieval.tiles.share import Asked, Share
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
 
 
 @float32_products()
 def evaluate(
-    query: Features,
+    query: Features | None,
     gallery: Features | None = None,
     *,
     metric: str = "cosine",
@@ -77,6 +78,7 @@ def evaluate(
     ap: str | None = None,
     progress: Progress | None = None,
     group: ProcessGroup | Group | bool | None = None,
+    query_shares: int = 1,
 ) -> Report:
     """Rank a gallery for every query and report CMC, mAP and mINP.
 
@@ -90,12 +92,10 @@ def evaluate(
         protocol: a name of `mmga.retrieval.protocols.protocol.PROTOCOLS`, or rules of one's own.
         rerank: a re-ranking such as `mmga.KReciprocal`; its figures stand beside the plain ones.
         exact: ``"certified"``: the order of float64 arithmetic, the same on every machine;
-            ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine.
-            None: certified, but float32 for parts, verification, single-shot galleries and
-            features that exceed a device. The report says which.
+            ``"float32"``: that of float32 tiles, the same for any tiles and threads on one machine;
+            None: certified, but not of parts, verification, drawn galleries or beyond a device.
         max_rank: length of the CMC curve.
-        trials: seeded draws of ``cuhk03-single-shot`` and ``single-shot``, where 0 is the exact
-            expectation, and of ``vehicleid``, where 0 means 10.
+        trials: seeded draws of single-shot protocols (0: the expectation) and vehicleid (0: 10).
         seed: seed of whatever is drawn.
         pool: ``"mean"`` or ``"max"``, how ``multi-query`` pools.
         device: where to compute; that of the gallery if None.
@@ -107,11 +107,11 @@ def evaluate(
             None: half where every query has a match, else none.
         exclude: leave out pairs for which a condition on columns of the gallery item and the query
             holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
-        ap: mean of the precisions at the matches (``"hits"``), or of those before and at each
-            (``"trapezoid"``); None: the protocol's own, hits but for ``market1501-matlab``.
+        ap: ``"hits"`` or ``"trapezoid"``, mean of what precisions; None: the protocol's own.
         progress: called as (phase, done, total).
-        group: of torch.distributed, True for the default one: each process gives its own rows of
-            the gallery, and all return one report (docs/scale.md).
+        group: of torch.distributed, True for all: each gives its rows of the gallery.
+        query_shares: R: of W processes number r gives share r // (W / R) of the queries, and share
+            r % (W / R) of the gallery, also of one set; None for an empty one (docs/scale.md).
 
     Raises:
         UserError: the features or options do not fit, or no query has a match.
@@ -133,6 +133,7 @@ def evaluate(
             fpr=fpr,
             strangers=strangers,
             exclude=exclude,
+            query_shares=query_shares,
         )
     return _evaluate(query, gallery, options, device, Monitor(progress), processes)
 
@@ -196,69 +197,120 @@ def evaluate_distances(
 
 
 def _evaluate(
-    query: Features,
+    query: Features | None,
     gallery: Features | None,
     options: EvaluationOptions,
     device: str | torch.device | None,
     monitor: Monitor,
-    group: Group,
+    processes: Group,
+) -> Report:
+    """Evaluate by processes that agree on the options."""
+    begun = time.perf_counter()
+    if processes.world > 1:
+        options.check_group()
+        processes.agree("the options", repr(options))
+    with in_grid(processes, options.query_shares) as grid:
+        report = _evaluate_in(grid, query, gallery, options, device, monitor)
+    return _finish(report, begun, monitor, processes)
+
+
+def _evaluate_in(
+    grid: Grid,
+    query: Features | None,
+    gallery: Features | None,
+    options: EvaluationOptions,
+    device: str | torch.device | None,
+    monitor: Monitor,
 ) -> Report:
     """Check options and features, and evaluate as the protocol asks."""
-    rules, begun = options.protocol, time.perf_counter()
-    if group.world > 1:
-        options.check_group()
-        group.agree("the options", repr(options))
-    shared = _shared(query, gallery, options, group)
+    rules = options.protocol
+    asked, shared = _shared(query, gallery, options, grid)
     where = resolve_device(device or shared.features.rows.device, "device")
-    options.check(query, shared.features, where)
+    options.check(asked.features, shared.features, where)
+    if rules.splits or rules.single_shot:  # small sets, which every process ranks as a whole
+        asked, shared = _gathered(asked, shared, rules, grid)
+        grid = Grid()
     if rules.splits:
-        gallery = shared.features
-        if rules.splits == "draws":
-            repeats = drawn_galleries(query, rules, options.trials, options.seed)
-        else:
-            repeats = both_directions(query, gallery, rules)
-        same = {**options.of_a_part(), "device": where}
-        report = evaluate_repeats(evaluate, repeats, same, monitor.progress)
-        report.num_query, report.num_gallery = len(query), len(gallery)
-        for name, rows in left_out(query, None if rules.one_set else gallery).items():
-            report.excluded[name] = report.excluded.get(name, 0) + rows
-        return report
+        return _evaluate_parts(asked.features, shared.features, options, where, monitor)
     if rules.pools:
-        query = pooled(query, options.pool)
-    return _finish(_ranked(query, shared, options, where, monitor), begun, monitor, group)
+        with grid.together():
+            every = asked.whole()
+        asked = SharedGallery.of_one_set(pooled(every, options.pool), grid.column)
+    return _ranked(asked, shared, options, where, monitor, grid)
+
+
+def _gathered(
+    asked: SharedGallery, shared: SharedGallery, rules: Rules, grid: Grid
+) -> tuple[SharedGallery, SharedGallery]:
+    """Return both sides with the rows of all processes, in every process."""
+    with grid.together():
+        query = asked.whole()
+    with grid.together():
+        gallery = query if rules.one_set else shared.whole()
+    return SharedGallery.alone(query), SharedGallery.alone(gallery)
+
+
+def _evaluate_parts(
+    query: Features,
+    gallery: Features,
+    options: EvaluationOptions,
+    device: torch.device,
+    monitor: Monitor,
+) -> Report:
+    """Average evaluations of parts of the sets, as the protocol halves or draws them."""
+    rules = options.protocol
+    if rules.splits == "draws":
+        repeats = drawn_galleries(query, rules, options.trials, options.seed)
+    else:
+        repeats = both_directions(query, gallery, rules)
+    same = {**options.of_a_part(), "device": device}
+    report = evaluate_repeats(evaluate, repeats, same, monitor.progress)
+    report.num_query, report.num_gallery = len(query), len(gallery)
+    for name, rows in left_out(query, None if rules.one_set else gallery).items():
+        report.excluded[name] = report.excluded.get(name, 0) + rows
+    return report
 
 
 def _shared(
-    query: Features, gallery: Features | None, options: EvaluationOptions, group: Group
-) -> SharedGallery:
-    """Return the gallery that is meant, and what this process holds of it."""
-    rules = options.protocol
+    query: Features | None, gallery: Features | None, options: EvaluationOptions, grid: Grid
+) -> tuple[SharedGallery, SharedGallery]:
+    """Return the queries and the gallery that are meant, and what this process holds of them."""
+    rules, group = options.protocol, grid.whole
     with group.together():
-        if rules.one_set and gallery is not None and gallery is not query:
+        if query is None and not grid.deals:
+            raise UserError("query: missing; give features of the queries")
+        if rules.one_set and gallery is not None and gallery is not query and not grid.deals:
             raise UserError(
                 f"protocol {rules.name} ranks one set against itself; leave out gallery"
             )
         if not rules.one_set and gallery is None and group.world == 1:
             raise UserError(f"gallery: missing; protocol {rules.name} needs one")
-    if rules.one_set:
-        return SharedGallery.of_one_set(query, group)
     named = rules.own_image == "path" or options.exclude is not None
-    return SharedGallery.gathered(gallery, group, columns=named)
+    with grid.together():
+        asked = SharedGallery.gathered(query, grid.column, columns=named, name="query")
+    with grid.together():
+        if not rules.one_set:
+            return asked, SharedGallery.gathered(gallery, grid.row, columns=named)
+        if grid.deals:
+            return asked, SharedGallery.of_queries(asked, gallery, grid.row)
+        return asked, SharedGallery.of_one_set(asked.features, grid.row)
 
 
 def _ranked(
-    query: Features,
+    asked: SharedGallery,
     shared: SharedGallery,
     options: EvaluationOptions,
     device: torch.device,
     monitor: Monitor,
+    grid: Grid,
 ) -> Report:
     """Rank plainly and re-ranked, and report, as checked options ask."""
-    problem = ranking_problem(query, shared, options, device, monitor)
+    problem = ranking_problem(asked, shared, options, device, monitor, grid)
     selection, rules = problem.selection, options.protocol
     counter = pair_counter(problem, options) if options.verification else None
     scores, stages = plain_ranks(problem, options, counter)
-    report = _report(selection, scores, options.max_rank, (query, shared.features), device)
+    sides = asked.features, asked.features if rules.one_set else shared.features
+    report = _report(selection, scores, options.max_rank, sides, device)
     report.seconds = monitor.seconds
     report.metric, report.precision, report.exact = options.metric, "ieee", "float32"
     if stages is not None:
@@ -278,16 +330,18 @@ def _ranked(
 
 
 def ranking_problem(
-    query: Features,
+    asked: SharedGallery,
     shared: SharedGallery,
     options: EvaluationOptions,
     device: torch.device,
     monitor: Monitor,
+    grid: Grid | None = None,
 ) -> RankingProblem:
     """Place the features, apply the protocol, and read all rows once for their norms."""
-    gallery, group = shared.features, shared.group
+    grid = grid or Grid()
+    query, gallery, whole = asked.features, shared.features, grid.whole
     itself = gallery is query
-    with monitor.timed("load"), group.together():
+    with monitor.timed("load"), whole.together():
         placed = placement.place(query.rows, gallery.rows, device, options.memory)
     query = query.with_rows(placed.query)
     other = query if itself else gallery.with_rows(placed.gallery)
@@ -299,30 +353,47 @@ def ranking_problem(
             labels,
             every_query=options.verification,
             progress=monitor.progress,
-            group=group,
+            group=whole,
         )
     with monitor.timed("load"):
-        with group.together():
-            query, query_norms = checked("query", query, options.metric)
-        group.agree("the queries", query_norms.numpy().tobytes() + labels.query_pids.tobytes())
+        with grid.together():
+            query, query_norms = checked("query", query, options.metric, asked.first, grid.column)
+        whole.agree("the queries", query_norms.numpy().tobytes() + labels.query_pids.tobytes())
         gallery, gallery_norms = query, query_norms
         if not itself:
-            gallery, gallery_norms = checked("gallery", other, options.metric, shared.first, group)
+            with grid.together():
+                gallery, gallery_norms = checked(
+                    "gallery", other, options.metric, shared.first, grid.row
+                )
+        if grid.deals:
+            whole.agree("the gallery", gallery_norms.numpy().tobytes())
 
-    def chosen(side: Features, norms: Tensor, rows: np.ndarray, first: int = 0) -> VectorSet:
-        at = torch.from_numpy(rows - first)
+    def chosen(side: Features, norms: Tensor, rows: np.ndarray, first: int) -> VectorSet:
+        at: Tensor | None = torch.from_numpy(rows - first)
         norms = norms[torch.from_numpy(rows)]
+        if len(rows) == len(side.rows) and (np.diff(rows) > 0).all():
+            at = None  # all of them, in their order
         return VectorSet([side.rows], options.metric, [at], norms=norms, device=device)
 
     low, high = np.searchsorted(selection.gallery, [shared.first, shared.last]).tolist()
     items = chosen(gallery, gallery_norms, selection.gallery[low:high], shared.first)
+    here = (selection.queries >= asked.first) & (selection.queries < asked.last)
+    places = np.flatnonzero(here)
+    own = selection.of_queries(places) if grid.deals else selection
     return RankingProblem(
         query=query,
         gallery=gallery,
         norms=(query_norms, gallery_norms),
         selection=selection,
-        queries=chosen(query, query_norms, selection.queries),
-        share=Share(items, low, len(selection.gallery), group),
+        own=own,
+        asked=Asked(
+            chosen(query, query_norms, own.queries, asked.first),
+            torch.from_numpy(places),
+            query_norms[torch.from_numpy(selection.queries)],
+            grid,
+        ),
+        share=Share(items, low, len(selection.gallery), grid.row),
+        asked_rows=slice(asked.first, asked.last),
         held=slice(shared.first, shared.last),
         placed=placed,
         exact=options.exact,
@@ -338,7 +409,7 @@ def _obstacle(problem: RankingProblem, options: EvaluationOptions) -> str | None
         return "together with verification, which counts float32 distances"
     if options.protocol.single_shot:
         return "of galleries that are drawn"
-    if problem.share.group.any(not problem.items.near):
+    if problem.grid.whole.any(not problem.items.near):
         return "of features that exceed the device"
     return None
 
@@ -356,20 +427,35 @@ def plain_ranks(
         raise UserError(f"exact: certified ranks are not made {obstacle}; use exact='float32'")
     with problem.monitor.timed("rank"):
         if options.exact == "float32" or obstacle is not None:
-            source, group = problem.source(), problem.share.group
-            scores = rank(source, problem.selection, problem.monitor, observer=counter, group=group)
-            return scores, None
-        return _certify(problem, options.seed)
+            scores, stages = _rank_in_float32(problem, counter), None
+        else:
+            scores, stages = _certify(problem, options.seed)
+        return scores.gathered(problem.own.queries, problem.grid.column), stages
+
+
+def _rank_in_float32(problem: RankingProblem, counter: PairCounter | None) -> PerQuery:
+    """Rank by the keys of float32 tiles."""
+    with problem.grid.together():
+        return rank(
+            problem.source(),
+            problem.own,
+            problem.monitor,
+            observer=counter,
+            group=problem.share.group,
+        )
 
 
 def _certify(problem: RankingProblem, seed: int) -> tuple[PerQuery, Stages]:
     """Rank by exact keys, through the stages that counts of a pilot say are cheapest."""
-    sides = problem.queries, problem.share, problem.selection
-    stages, tile = plan(*sides, seed), None
+    sides, tile = (problem.asked, problem.share), None
+    stages = plan(*sides, problem.selection, seed)
     if problem.placed.room is not None:
         tile = tile_within(problem.placed.room, problem.queries.dimension)
-    ranking = CertifiedPass(*sides, stages, problem.placed.memory, tile)
-    return ranking.rank(problem.monitor), stages
+    with problem.grid.together():
+        ranking = CertifiedPass(*sides, problem.own, stages, problem.placed.memory, tile)
+        scores = ranking.rank(problem.monitor)
+    stages.add_up(problem.grid.column)
+    return scores, stages
 
 
 def pair_counter(problem: RankingProblem, options: EvaluationOptions) -> PairCounter:
@@ -387,13 +473,13 @@ def pair_counter(problem: RankingProblem, options: EvaluationOptions) -> PairCou
         options.cross_camera,
         options.strangers,
         options.seed,
-        group=problem.share.group,
+        asked=problem.asked,
     )
 
 
 def _describe_features(report: Report, problem: RankingProblem) -> None:
     """Add what the features themselves tell: zero vectors, duplicates, parts, their placement."""
-    query, gallery, group = problem.query, problem.gallery, problem.share.group
+    query, gallery, grid = problem.query, problem.gallery, problem.grid
     one_set = problem.selection.protocol.one_set
     if problem.placed.note is not None:
         report.notes.append(problem.placed.note)
@@ -404,10 +490,12 @@ def _describe_features(report: Report, problem: RankingProblem) -> None:
     if problem.selection.protocol.own_image != "index":
         with problem.monitor.timed("load"):
             of_rows = [norms if norms.dim() == 1 else norms.sum(1) for _, norms in sides]
-            own = of_rows[-1][problem.held]
-            with group.together():
-                same = duplicated_items(query.rows, of_rows[0], gallery.rows, own)
-            report.duplicates = int(group.table([len(same)]).sum())
+            own = of_rows[0][problem.asked_rows], of_rows[-1][problem.held]
+            with grid.whole.together():
+                same = duplicated_items(query.rows, own[0], gallery.rows, own[1])
+            # An item may equal queries of several processes.
+            same = grid.column.rows(torch.from_numpy(same)).unique()
+            report.duplicates = int(grid.row.table([len(same)]).sum())
         _note(report, caveats.of_duplicates(problem.selection, report.duplicates))
     if query.visibility is not None and gallery.visibility is not None:
         rows = problem.selection.eligible_queries

@@ -16,13 +16,13 @@ _FIGURES = ("mAP", "mINP", "rank1")
 
 
 def explain(
-    query: Features, gallery: Features | None, one: str, other: str, **options: Any
+    query: Features | None, gallery: Features | None, one: str, other: str, **options: Any
 ) -> list[dict[str, Any]]:
     """Walk from one protocol to another, exchanging one rule at a time.
 
     Args:
-        query: features of the queries.
-        gallery: features of the gallery; None where another process of a group has them.
+        query: features of the queries; None where another process of a group has them.
+        gallery: features of the gallery, likewise.
         one: name of the protocol to start from.
         other: name of the protocol to end at.
         **options: further arguments of `evaluate`.
@@ -77,7 +77,7 @@ def table(steps: list[dict[str, Any]]) -> str:
 
 
 def _figures(
-    query: Features, gallery: Features | None, rules: Protocol, options: dict[str, Any]
+    query: Features | None, gallery: Features | None, rules: Protocol, options: dict[str, Any]
 ) -> dict[str, Any]:
     report = evaluate(query, gallery, protocol=rules, **options)
     return {name: getattr(report, name) for name in _FIGURES}

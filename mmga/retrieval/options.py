@@ -56,6 +56,7 @@ class EvaluationOptions:
     fpr: float | None = None
     strangers: float | None = None
     exclude: str | None = None
+    query_shares: int = 1
 
     def __post_init__(self) -> None:
         """Take numbers of any kind as Python's."""
@@ -63,6 +64,7 @@ class EvaluationOptions:
             ("max_rank", whole_number),
             ("trials", whole_number),
             ("seed", whole_number),
+            ("query_shares", whole_number),
             ("fpr", real_number),
             ("strangers", real_number),
         ):
@@ -77,18 +79,12 @@ class EvaluationOptions:
 
     def check_group(self) -> None:
         """Raise a `UserError` for what one process must do alone."""
-        rules = self.protocol
         for refused, what in self._not_shared():
             if refused:
                 raise UserError(
                     f"rerank: several processes re-rank by certified distances of two sets, not "
                     f"{what}; start one process without torchrun, or leave it out"
                 )
-        if rules.splits or rules.single_shot:
-            raise UserError(
-                f"protocol {rules.name} draws or halves its sets, which processes do not share; "
-                "start one process without torchrun"
-            )
 
     def _not_shared(self) -> list[tuple[bool, str]]:
         """Return what several processes do not re-rank, each with whether it is asked for."""
@@ -142,6 +138,11 @@ class EvaluationOptions:
             (
                 reranked and (rules.splits is not None or rules.single_shot),
                 f"rerank: protocol {rules.name} reports plain figures only",
+            ),
+            (
+                reranked and self.query_shares > 1,
+                "rerank: one graph of all queries and items is made, whose queries are not dealt "
+                "out; leave out query_shares",
             ),
             (
                 self.verification and rules.splits is not None,

@@ -12,6 +12,7 @@ from small_run import write_run
 from small_training import table
 
 from mmga import eval as command
+from mmga.retrieval.features.load import save_both
 
 MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
 
@@ -30,13 +31,20 @@ def report(file):
 
 @pytest.mark.parametrize(
     ("gallery", "more"),
-    [("gallery.npz", []), ("shard-*.npz", []), ("shard-*.npz", ["--rerank", "--k1", "9"])],
+    [
+        ("gallery.npz", []),
+        ("shard-*.npz", []),
+        ("shard-*.npz", ["--rerank", "--k1", "9"]),
+        ("gallery.npz", ["--query-shares", "3"]),
+        ("shard-*.npz", ["--protocol", "cuhk03-single-shot", "--query-shares", "3"]),
+    ],
 )
 def test_processes_write_the_report_of_one(folder, gallery, more, tmp_path):
     words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / gallery)]
     words += ["--bootstrap", "10", *more]
     files = [str(tmp_path / name) for name in ("one.json", "one.csv", "three.json", "three.csv")]
-    command.main([*words, "--json", files[0], "--per-query", files[1]])
+    alone = [word for word in words if word not in ("--query-shares", "3")]
+    command.main([*alone, "--json", files[0], "--per-query", files[1]])
     last = ["--json", files[2], "--per-query", files[3]]
     codes, said = failing.run("nothing", ["eval", *words, *last], tmp_path)
     assert (codes, said) == ([0, 0, 0], "")
@@ -45,6 +53,25 @@ def test_processes_write_the_report_of_one(folder, gallery, more, tmp_path):
     printed = [(tmp_path / f"out-{rank}").read_text() for rank in range(3)]
     assert printed[0].startswith("  ") and "queries: 52 of 53" in printed[0]
     assert printed[1:] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--features", "query.npz", "--protocol", "all-vs-all", "--compare", "query.npz"],
+        ["--features", "both.npz", "--protocol", "multi-query", "--bootstrap", "10"],
+        ["--features", "both.npz", "--explain", "market1501", "no-camera"],
+    ],
+    ids=["one set", "both sides in a file", "explained"],
+)
+def test_a_grid_of_processes_writes_the_report_of_one(folder, flags, tmp_path):
+    save_both(folder / "both.npz", *shared_cases.sides(""))
+    words = [str(folder / word) if word.endswith(".npz") else word for word in flags]
+    command.main([*words, "--json", str(tmp_path / "one.json")])
+    words += ["--query-shares", "2", "--json", str(tmp_path / "four.json")]
+    codes, said = failing.run("nothing", ["eval", *words], tmp_path, 4)
+    assert (codes, said) == ([0] * 4, "")
+    assert report(tmp_path / "one.json") == report(tmp_path / "four.json")
 
 
 @pytest.mark.parametrize(
@@ -82,11 +109,15 @@ def test_comparisons_are_those_of_one_process(folder, tmp_path, flags, capsys):
         ("interrupted", [130] * 3, "interrupted"),
     ],
 )
-@pytest.mark.parametrize("more", [[], ["--rerank"]], ids=["plain", "re-ranked"])
+@pytest.mark.parametrize(
+    "more", [[], ["--rerank"], ["--query-shares", "2"]], ids=["plain", "re-ranked", "in a grid"]
+)
 def test_one_that_fails_ends_all(folder, tmp_path, how, codes, said, more):
     words = ["--query", str(folder / "query.npz"), "--gallery", str(folder / "shard-*.npz")]
     words += ["--json", str(tmp_path / "r.json")]
-    found, errors = failing.run(how, ["eval", *words, *more], tmp_path)
+    if "--query-shares" in more:
+        codes, said = [*codes, codes[0]], said.replace("of the 3", "of the 4")
+    found, errors = failing.run(how, ["eval", *words, *more], tmp_path, len(codes))
     assert found == codes
     assert len(errors.splitlines()) == 1 and said in errors
     assert not list(tmp_path.glob("*.json")) and not list(tmp_path.glob(".*"))
@@ -106,6 +137,11 @@ def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
         ({"--query": ["absent.npz"]}, "absent.npz: no such file or folder"),
         ({"--rerank": [], "--lambda-value": ["0"]}, "two sets, not with a lambda_value of 0"),
         ({"--k1": ["7"]}, "--k1 belongs to re-ranking"),
+        ({"--query-shares": ["2"]}, "expected a divisor of the number of processes, 3, found 2"),
+        (
+            {"--query-shares": ["3"], "--rerank": []},
+            "queries are not dealt out; leave out query_shares",
+        ),
         ({"--quary": []}, "unknown option --quary"),
         ({"--json": ["/proc/none/r.json"]}, "/proc/none/r.json could not be written"),
     ],

@@ -10,3 +10,18 @@ def workers():
     pool = Workers()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module")
+def grids():
+    """Pools of processes by their number, all of which a grid takes."""
+    pools = {}
+
+    def of(size):
+        if size not in pools:
+            pools[size] = Workers(size)
+        return pools[size]
+
+    yield of
+    for pool in pools.values():
+        pool.close()

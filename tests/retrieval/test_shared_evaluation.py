@@ -39,6 +39,33 @@ def test_any_number_of_processes_reports_the_same(workers, name):
                 assert found[key] == expected[key], (size, ends, key)
 
 
+# Where the rows of the queries and of the gallery end: evenly, within tiles and identities, with
+# processes that hold no queries, no items, or neither. Cases take them in turn.
+GRIDS = [
+    ([30, 53], [350, 701]),
+    ([53, 53], [128, 701]),
+    ([0, 1, 53], [701, 701]),
+    ([26, 53], [1, 437, 701]),
+    ([10, 20, 53], [140, 701]),
+    ([20, 53], [701]),
+    ([9, 9, 30, 53], [701]),
+    ([1, 20, 53], [701]),
+    ([5, 10, 15, 20, 25, 53], [701]),
+    ([2, 53], [100, 650, 701]),
+]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "rerank" not in CASES[name]])
+def test_any_grid_of_processes_reports_the_same(grids, name):
+    expected, number = alone(name), list(CASES).index(name)
+    for query_ends, ends in (GRIDS * 2)[number % len(GRIDS) :][:3]:
+        size = len(query_ends) * len(ends)
+        found = grids(size).values(size, shared_cases.evaluated, name, ends, query_ends)
+        for one in found:
+            for key in {**expected, **one}:
+                assert one[key] == expected[key], (query_ends, ends, key)
+
+
 def test_the_cases_differ_and_are_what_they_say():
     for name, first in (("projected", (32, "float32")), ("8-bit tiles", (None, "int8"))):
         level, fine, _ = alone(name)["certified"]["levels"]
@@ -74,7 +101,6 @@ def test_the_cases_differ_and_are_what_they_say():
         ("rerank excluding", ["UserError"] * 2, "rerank: .* of two sets, not with exclude; start"),
         ("rerank jaccard", ["UserError"] * 2, "rerank: .* not with a lambda_value of 0; start"),
         ("rerank and fail", ["PeerError", "ZeroDivisionError"], "of all numbers"),
-        ("single shot", ["UserError"] * 2, "cuhk03-single-shot draws or halves its sets"),
     ],
 )
 def test_what_does_not_fit_ends_all(workers, what, kinds, said):
@@ -85,6 +111,37 @@ def test_what_does_not_fit_ends_all(workers, what, kinds, said):
         assert re.search(said, error[1]), error[1]
     # They go on together after it.
     assert workers.values(2, shared_cases.unlike, "") == [alone("certified")["mAP"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("what", "kinds", "said"),
+    [
+        ("shares", "UUUU", "query_shares: expected a divisor of the number of processes, 4, fou"),
+        ("unlike shares", "UPPP", "the options of process 2 differ from those of process 0"),
+        ("rerank", "UUUU", "rerank: one graph of all queries .*; leave out query_shares"),
+        ("queries", "UPPP", "the queries of process 1 differ from those of process 0"),
+        ("gallery", "UPPP", "the gallery of process 2 differ from those of process 0"),
+        ("no queries", "UPPP", "query: no process of the group has any of it; give each"),
+        ("values", "PPUP", "gallery: 1 of 701 rows .* the first is row 407"),
+        ("one set", "PPUP", "one set is ranked against itself, but pids differ from those"),
+        ("a part of one set", "UPPP", "expected the 53 items of the set .*, found 50"),
+        ("fails", "PPZP", "of all numbers"),
+    ],
+)
+def test_what_does_not_fit_ends_all_of_a_grid(grids, what, kinds, said):
+    answers = grids(4).call(4, shared_cases.unlike_in_grid, what)
+    assert [how for how, _ in answers] == ["raised"] * 4
+    assert "".join(error[0][0] for _, error in answers) == kinds
+    for _, error in answers:
+        assert re.search(said, error[1]), error[1]
+        assert error[1].count("of the run met an error") == (error[0] == "PeerError")
+    # They go on together after it.
+    assert grids(4).values(4, shared_cases.unlike_in_grid, "") == [alone("certified")["mAP"]] * 4
+
+
+def test_a_part_of_the_processes_forms_no_grid(grids):
+    for how, error in grids(6).call(4, shared_cases.unlike_in_grid, ""):
+        assert how == "raised" and "made of all 6 processes of the run, found a group" in error[1]
 
 
 def test_a_group_needs_torch_distributed():

@@ -36,6 +36,10 @@ CASES = {
     "one set": {"protocol": "all-vs-all"},
     "one set, float32": {"protocol": "all-vs-all", "exact": "float32"},
     "pooled": {"protocol": "multi-query"},
+    "single shot": {"protocol": "cuhk03-single-shot"},
+    "single shot, drawn": {"protocol": "single-shot", "trials": 3, "seed": 5},
+    "drawn galleries": {"protocol": "vehicleid", "trials": 2},
+    "halves": {"protocol": "viper", "kind": "int8"},
     "a condition": {"exclude": "camid != query.camid and abs(time - query.time) < 20"},
     "a condition, float32": {
         "protocol": "other-cameras",
@@ -147,31 +151,41 @@ def small_tiles(planned: str):
         yield
 
 
-def evaluated(group, rank: int, name: str, ends: list[int]) -> dict[str, object]:
+def evaluated(
+    group, rank: int, name: str, ends: list[int], query_ends: list[int] | None = None
+) -> dict[str, object]:
     """Return the report of a case as plain values, and what every query scored.
 
     Args:
         group: of torch.distributed, or None for one process.
         rank: of this process.
         name: of the case.
-        ends: where each process' rows of the gallery end.
+        ends: where each share of the gallery ends, of one set as parts of `NUM_GALLERY`.
+        query_ends: where each share of the queries ends; None: all processes have all.
     """
     options = dict(CASES[name])
     query, gallery = sides(options.pop("kind", ""))
     block = mock.patch.object(shared_set, "BLOCK", 4 * math.prod(query.rows.shape[1:]) * 400)
     with small_tiles(options.pop("planned", "")), block:
-        if options.get("protocol") == "all-vs-all":
+        row, column = divmod(rank, len(ends))
+        own = gallery if group is None else gallery.cut(*[0, *ends][column : column + 2])
+        if options.get("protocol") in ("all-vs-all", "vehicleid"):
             own = None
-        else:
-            own = gallery if group is None else gallery.cut(*[0, *ends][rank : rank + 2])
+            if query_ends is not None:
+                of_set = [end * NUM_QUERY // NUM_GALLERY for end in (0, *ends)]
+                own = query.cut(*of_set[column : column + 2])
+        if query_ends is not None:
+            options["query_shares"] = len(query_ends)
+            query = query.cut(*[0, *query_ends][row : row + 2])
         report = mmga.evaluate(query, own, group=group, **options)
     values = report.as_dict()
     for measured in ("seconds", "peak_memory_bytes", "process_peak_bytes"):
         del values[measured]
     scores = report.per_query
-    values["per_query"] = {
-        name: getattr(scores, name).tobytes() for name in scores.__dataclass_fields__
-    }
+    if scores is not None:
+        values["per_query"] = {
+            name: getattr(scores, name).tobytes() for name in scores.__dataclass_fields__
+        }
     return values
 
 
@@ -208,12 +222,43 @@ def unlike(group, rank: int, what: str) -> object:
             options["exclude"] = "time < query.time"
         elif what == "rerank jaccard":
             options["rerank"] = mmga.KReciprocal(lambda_value=0)
-    elif what == "single shot":
-        options["protocol"] = "cuhk03-single-shot"
     failing = mock.Mock(side_effect=ZeroDivisionError("of all numbers"))
     broken = mock.patch.object(certified_ranks._Run, "look", failing)
     with broken if odd and what == "rerank and fail" else contextlib.nullcontext():
         return mmga.evaluate(query, own, **options).mAP
+
+
+def unlike_in_grid(group, rank: int, what: str) -> object:
+    """Evaluate by two rows of two processes, where some differ from others as `what` says."""
+    query, gallery = sides("")
+    row, column = divmod(rank, 2)
+    own, items = query.cut(*((0, 20), (20, NUM_QUERY))[row]), ((0, 400), (400, NUM_GALLERY))
+    options = {"group": group, "query_shares": 2}
+    if what == "shares":
+        options["query_shares"] = 3
+    elif what == "unlike shares":
+        options["query_shares"] = 1 + row
+    elif what == "rerank":
+        options["rerank"] = mmga.KReciprocal()
+    elif what == "queries" and rank == 1:
+        own = own.select(np.arange(20)[::-1])
+    elif what == "no queries":
+        own = None
+    elif what == "one set":
+        options["protocol"], gallery = "all-vs-all", query
+        items = ((0, 10), (10, NUM_QUERY)) if row == 0 else ((10, NUM_QUERY), (0, 10))
+    elif what == "a part of one set":
+        options["protocol"], gallery, items = "all-vs-all", query, ((0, 10), (10, 50))
+    mine = gallery.cut(*items[column])
+    if what == "values" and rank == 3:
+        mine = mine.select(slice(None))
+        mine.features[7] = np.nan
+    elif what == "gallery" and rank == 2:
+        mine.features[5] += 1
+    failing = mock.Mock(side_effect=ZeroDivisionError("of all numbers"))
+    broken = mock.patch.object(rank_certified.CertifiedPass, "_count", failing)
+    with broken if what == "fails" and rank == 2 else contextlib.nullcontext():
+        return mmga.evaluate(own, mine, **options).mAP
 
 
 def sent(group, rank: int, kind: str) -> dict[str, int]:

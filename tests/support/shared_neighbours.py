@@ -72,25 +72,32 @@ def part(items: np.ndarray | mmga.Features, first: int, last: int) -> object:
     return items.cut(first, last) if isinstance(items, mmga.Features) else items[first:last]
 
 
-def found(group, rank: int, name: str, ends: list[int]) -> tuple[bytes, bytes]:
+def found(
+    group, rank: int, name: str, ends: list[int], query_ends: list[int] | None = None
+) -> tuple[bytes, bytes]:
     """Return the bytes of distances and indices of a case.
 
     Args:
         group: of torch.distributed, or None for one process.
         rank: of this process.
         name: of the case.
-        ends: where each process' items end.
+        ends: where each share of the items ends.
+        query_ends: where each share of the queries ends; None: all processes have all.
     """
     options = dict(CASES[name])
     query, items = sides(options.pop("kind", ""))
-    own = items if group is None else part(items, *[0, *ends][rank : rank + 2])
+    row, column = divmod(rank, len(ends))
+    own = items if group is None else part(items, *[0, *ends][column : column + 2])
+    if query_ends is not None:
+        query = query[slice(*[0, *query_ends][row : row + 2])]
+        options["query_shares"] = len(query_ends)
     with contextlib.ExitStack() as changed:
         if options.pop("tiles", None):
             changed.enter_context(mock.patch.object(knn, "cheapest_tiles", int8))
         merged = options.pop("merged", shared_knn.MERGED)
         changed.enter_context(mock.patch.object(shared_knn, "MERGED", merged))
         distances, index = mmga.nearest(query, own, group=group, **options)
-    assert isinstance(distances, np.ndarray) and index.shape == (NUM_QUERY, options["k"])
+    assert isinstance(distances, np.ndarray) and index.shape == (len(query), options["k"])
     return distances.tobytes(), index.tobytes()
 
 
@@ -124,6 +131,8 @@ def unlike(group, rank: int, what: str) -> object:
         options["memory"] = 1000
     elif what == "float32":
         options["exact"] = "float32"
+    elif what == "query shares":
+        options["query_shares"] = 1 + rank
     elif what == "none in the last" and odd:
         own = None
     elif what == "a tensor":

@@ -1,6 +1,6 @@
 """Processes that stay for many cases: forked from one that has imported torch and this package.
 
-Five start once; the groups of two and three that cases ask for are made of the first of them.
+They start once; smaller groups that cases ask for are made of the first of them.
 """
 
 import contextlib
@@ -60,14 +60,14 @@ def environment(rank: int, world: int, port: str) -> None:
     }
 
 
-def _serve(rank: int, port: str, pipe: Any) -> None:
+def _serve(rank: int, world: int, port: str, pipe: Any) -> None:
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    environment(rank, WORLD, port)
+    environment(rank, world, port)
     dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=2))
-    groups = {size: dist.new_group(list(range(size))) for size in SIZES}
+    groups = {size: dist.new_group(list(range(size))) for size in range(1, world + 1)}
     pipe.send("ready")
     while True:
         function, size, args = pipe.recv()
@@ -78,13 +78,13 @@ def _serve(rank: int, port: str, pipe: Any) -> None:
 
 
 class Workers:
-    """Five processes that call functions together."""
+    """Processes that call functions together."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: int = WORLD) -> None:
         port, self._pipes, self._processes = free_port(), [], []
-        for rank in range(WORLD):
+        for rank in range(world):
             mine, theirs = _CONTEXT.Pipe()
-            self._processes.append(start(_serve, rank, port, theirs))
+            self._processes.append(start(_serve, rank, world, port, theirs))
             self._pipes.append(mine)
         for pipe in self._pipes:
             assert pipe.recv() == "ready"

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmga.common.arrays import among
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 _BLOCK = 4096
@@ -24,12 +25,12 @@ def duplicated_items(
         gallery: gallery features.
         gallery_norms: float64 [G].
     """
-    items = np.flatnonzero(np.isin(gallery_norms.numpy(), query_norms.numpy()))
+    items = np.flatnonzero(among(gallery_norms.numpy(), query_norms.numpy()))
     # Zero vectors equal each other without being one image.
     items = items[gallery_norms.numpy()[items] > 0]
     if not len(items):
         return items
-    candidates = np.flatnonzero(np.isin(query_norms.numpy(), gallery_norms.numpy()[items]))
+    candidates = np.flatnonzero(among(query_norms.numpy(), gallery_norms.numpy()[items]))
     known = set()
     for rows in _contents(query, candidates):
         known.update(rows)

@@ -1,4 +1,4 @@
-"""A gallery of which each process of a group holds some rows, under the labels of all."""
+"""Features of which each process of a group holds some rows, under the labels of all."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmga.common import ids
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.retrieval.features.features import Features, joined
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 
 _ALWAYS = ("pids", "camids", "visibility", "scale")
 
 
 @dataclass(frozen=True, slots=True)
 class SharedGallery:
-    """Rows of this process, and the labels of the rows of all.
+    """Rows of a gallery, or of queries, that this process holds, and the labels of all.
 
     Attributes:
-        features: labels of all rows of the gallery; its `rows` are those of this process alone.
+        features: labels of all rows; its `rows` are those of this process alone.
         first: number of the first of them.
         total: rows of all processes.
         group: the processes.
@@ -33,13 +35,21 @@ class SharedGallery:
     group: Group = field(default_factory=Group)
 
     @classmethod
-    def gathered(cls, own: Features | None, group: Group, *, columns: bool) -> SharedGallery:
-        """Return the gallery that the processes hold together, one after the other by rank.
+    def alone(cls, features: Features) -> SharedGallery:
+        """Return a set of which this process holds all."""
+        return cls(features, 0, len(features))
+
+    @classmethod
+    def gathered(
+        cls, own: Features | None, group: Group, *, columns: bool, name: str = "gallery"
+    ) -> SharedGallery:
+        """Return the set that the processes hold together, one after the other by rank.
 
         Args:
             own: rows and labels of this process; None: it holds none.
             group: the processes.
             columns: paths and further columns are gathered, too.
+            name: of the side, for messages.
 
         Raises:
             UserError: no process has any, or their widths, types or columns differ.
@@ -58,7 +68,7 @@ class SharedGallery:
             ]
             if not parts:
                 raise UserError(
-                    "gallery: no process of the group has any of it; give each process its rows, "
+                    f"{name}: no process of the group has any of it; give each process its rows, "
                     "and None where there are none"
                 )
             _check_alike([one for one in told if one is not None])
@@ -77,6 +87,49 @@ class SharedGallery:
         if group.world == 1:
             return cls(features, 0, total, group)
         return cls(features.with_rows(features.rows.cut(first, last)), first, total, group)
+
+    @classmethod
+    def of_queries(
+        cls, queries: SharedGallery, own: Features | None, group: Group
+    ) -> SharedGallery:
+        """Return the set of the queries as the gallery, to be ranked against itself.
+
+        Args:
+            queries: the set, with the labels of all its rows.
+            own: rows of it that this process holds as gallery items; None: none.
+            group: the processes that hold all of them.
+
+        Raises:
+            UserError: they are not the set, row by row.
+        """
+        whole = queries.features
+        counts = group.table([0 if own is None else len(own)])[:, 0].long().tolist()
+        first, total = sum(counts[: group.rank]), sum(counts)
+        with group.together():
+            if total != queries.total:
+                raise UserError(
+                    f"gallery: expected the {queries.total} items of the set that is ranked "
+                    f"against itself, found {total}; give each process its share of them"
+                )
+            here = slice(first, first + counts[group.rank])
+            if own is not None and not np.array_equal(
+                ids.written(own.pids, own.pid_names), ids.written(whole.pids[here], whole.pid_names)
+            ):
+                raise UserError(
+                    "gallery: one set is ranked against itself, but pids differ from those of the "
+                    "queries; give both in one order"
+                )
+        rows = whole.rows.cut(0, 0) if own is None else own.rows
+        return cls(whole.with_rows(rows), first, total, group)
+
+    def whole(self) -> Features:
+        """Return the set with the rows of all processes, in every process."""
+        rows, group = self.features.rows, self.group
+        if group.world == 1:
+            return self.features
+        scale = None if rows.scale is None else group.rows(rows.scale.cpu()).to(rows.device)
+        numbers = group.rows(rows.numbers().cpu()).to(rows.device)
+        return self.features.with_rows(ShardedMatrix([numbers], scale))
 
     @property
     def last(self) -> int:

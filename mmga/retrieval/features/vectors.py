@@ -28,7 +28,7 @@ from mmga.retrieval.features.transfer import BlockTransfer
 
 # Rows that are read together for their norms, on the CPU and on a device, where each launch counts.
 _BLOCK, _DEVICE_BLOCK = 512, 8192
-_PAIR_NUMBERS = 1 << 22  # numbers of the rows of pairs that are copied together
+_PAIR_NUMBERS = 1 << 20  # numbers of the rows of pairs that are copied together
 _DEVICE_PAIRS = 1 << 22  # pairs that a device sums together from rows in place
 
 

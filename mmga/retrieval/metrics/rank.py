@@ -51,6 +51,28 @@ class PerQuery:
         nan, zero = np.full(count, np.nan), np.zeros(count, np.int64)
         return cls(nan, nan.copy(), zero, num_matches.copy(), zero.copy())
 
+    def gathered(self, queries: np.ndarray, column: Group) -> PerQuery:
+        """Return the figures of the queries of all processes.
+
+        Args:
+            queries: rows of the query set that this process ranked.
+            column: processes that ranked the others.
+        """
+        if column.world == 1:
+            return self
+        own = [queries]
+        for name in _RANKED:
+            own.append(getattr(self, name)[queries].view(np.int64))
+        number, *found = column.rows(torch.from_numpy(np.stack(own, 1))).numpy().T
+        whole = PerQuery.empty(self.num_matches)
+        for name, values in zip(_RANKED, found, strict=True):
+            figures = getattr(whole, name)
+            figures[number] = np.ascontiguousarray(values).view(figures.dtype)
+        return whole
+
+
+_RANKED = ("average_precision", "inverse_negative_penalty", "first_rank", "tied")
+
 
 class PairObserver(Protocol):
     """Observe the tiles and matches of a pass while it ranks."""

@@ -50,7 +50,7 @@ from mmga.retrieval.metrics.rank import (
     score,
 )
 from mmga.retrieval.protocols.selection import Pairs, Selection
-from mmga.retrieval.tiles.share import Block, Share
+from mmga.retrieval.tiles.share import Asked, Block, Share
 from mmga.retrieval.tiles.sources import rows_within, tile_height
 
 # Queries x items of one product: after one of few coordinates the features of its items should stay
@@ -71,7 +71,7 @@ class CertifiedPass:
 
     def __init__(
         self,
-        queries: VectorSet,
+        queries: VectorSet | Asked,
         items: VectorSet | Share,
         selection: Selection,
         stages: Stages,
@@ -81,9 +81,9 @@ class CertifiedPass:
         """Take both sides.
 
         Args:
-            queries: the selected queries.
+            queries: the selected queries, or those that this process ranks.
             items: the selected gallery items, likewise, or those that this process holds.
-            selection: what counts for which query.
+            selection: what counts for which of the queries that this process ranks.
             stages: whose account is kept there.
             memory: bytes that may be allocated here.
             tile: queries x items of one product; None: what suits the stages.
@@ -91,11 +91,12 @@ class CertifiedPass:
         Raises:
             UserError: `memory` does not suffice for one tile.
         """
-        self._queries, self._share = queries, Share.of(items)
+        asked = Asked.of(queries)
+        self._queries, self._share = asked.vectors, Share.of(items)
         self._selection, self._stages = selection, stages
-        row_bytes = stages.row_bytes(queries.dimension) + 64
+        row_bytes = stages.row_bytes(asked.vectors.dimension) + 64
         height, width = tile or (NARROW_TILE if stages.dimensions else TILE)
-        height = min(tile_height(len(queries), height), len(queries))
+        height = min(tile_height(len(asked), height), len(asked))
         width = min(width, len(self._share))
 
         def fixed() -> int:
@@ -228,37 +229,36 @@ class _Run:
 
 @kernels_alone()
 def plan(
-    queries: VectorSet, items: VectorSet | Share, selection: Selection, seed: int = 0
+    queries: VectorSet | Asked, items: VectorSet | Share, selection: Selection, seed: int = 0
 ) -> Stages:
     """Choose the stages that counts of a few pairs say are cheapest.
 
     Args:
-        queries: the selected queries.
+        queries: the selected queries, or those that this process ranks.
         items: the selected gallery items, or those that this process holds.
-        selection: what is ranked.
+        selection: what is ranked, of the queries of all processes.
         seed: of the directions.
     """
-    share = Share.of(items)
-    width, pairs = queries.dimension, float(len(queries)) * len(share)
-    if queries.device.type != "cpu":  # whose products of 8 bits cost next to nothing
-        return Stages(Int8(_longest(queries, share)) if takes_int8(width, queries.device) else None)
-    if 2 * pairs * width < _SMALL:
+    asked, share = Asked.of(queries), Share.of(items)
+    vectors = asked.vectors
+    width, pairs = vectors.dimension, float(len(asked)) * len(share)
+    if vectors.device.type == "cpu" and 2 * pairs * width < _SMALL:
         return Stages()
-    choices = candidates(_sample(share), _longest(queries, share), 2 * pairs * width, seed)
-    made = (len(queries) + len(share)) / pairs
-    costs = [
-        product_cost(tiles, width)
-        + COUNTING
-        + INTEGERS * width * _undecided_share(queries, share, selection, tiles)
-        + making_cost(tiles, width) * made
-        for tiles in choices
-    ]
-    return Stages(cheapest(choices, costs, width + COUNTING))
-
-
-def _longest(queries: VectorSet, items: Share) -> float:
-    """Return the largest norm of both sides."""
-    return max(float(queries.norms.max()) ** 0.5, items.longest)
+    first = asked.first(_PILOT[0])
+    with asked.grid.together():
+        longest = max(asked.longest, share.longest)
+        if vectors.device.type != "cpu":  # whose products of 8 bits cost next to nothing
+            return Stages(Int8(longest) if takes_int8(width, vectors.device) else None)
+        choices = candidates(_sample(share), longest, 2 * pairs * width, seed)
+        made = (len(asked) + len(share)) / pairs
+        costs = [
+            product_cost(tiles, width)
+            + COUNTING
+            + INTEGERS * width * _undecided_share(first, share, selection, tiles)
+            + making_cost(tiles, width) * made
+            for tiles in choices
+        ]
+        return Stages(cheapest(choices, costs, width + COUNTING))
 
 
 def _sample(share: Share) -> VectorSet:

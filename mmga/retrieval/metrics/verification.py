@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common.distributed import Group
 from mmga.common.errors import UserError
+from mmga.common.grid import Grid
 from mmga.ops.ranking import Impostors, Matches, Tile, count_impostors
 from mmga.retrieval.features import UNKNOWN
 from mmga.retrieval.protocols.selection import Pairs, Selection
+from mmga.retrieval.tiles.share import Asked
 
 BINS = 1 << 16
 TARGETS = (1e-4, 1e-3, 1e-2)
@@ -83,7 +84,7 @@ class PairCounter:
         strangers: float | None = None,
         seed: int = 0,
         *,
-        group: Group | None = None,
+        asked: Asked | None = None,
     ) -> None:
         """Start all counts at zero.
 
@@ -95,13 +96,13 @@ class PairCounter:
             strangers: share of the identities whose items open-set figures take from the gallery;
                 None: `STRANGERS` where every query has a match, else none.
             seed: seed of which identities these are.
-            group: the processes that each count the items that they hold.
+            asked: the queries that this process ranks; None: all.
 
         Raises:
             UserError: cameras are missing, or the share is none.
         """
         self._selection, self._squared = selection, squared
-        self._group = group or Group()
+        self._grid = Grid() if asked is None else asked.grid
         self.width = largest / BINS
         units = self.width * np.arange(1, BINS + 1)
         edges = units**2 if squared else units
@@ -114,6 +115,7 @@ class PairCounter:
         last = np.iinfo(np.int64).max
         self._nearest_item, self._first_item = np.full(count, last), np.full(count, last)
         self._cross_camera = cross_camera
+        self._places = np.arange(count) if asked is None else asked.places.numpy()
         self._row_camera, self._column_camera = _cameras(selection, cross_camera)
         self._run: tuple[Pairs, Impostors] | None = None
         self._choose_strangers(strangers, seed)
@@ -155,7 +157,7 @@ class PairCounter:
             )
         _, impostors = self._run
         columns = slice(tile.offset, tile.offset + tile.values.shape[1])
-        queries = slice(pairs.start + rows.start, pairs.start + rows.stop)
+        queries = self._places[pairs.start + rows.start : pairs.start + rows.stop]
         with_cameras = self._row_camera is not None and self._column_camera is not None
         count_impostors(
             tile,
@@ -178,7 +180,7 @@ class PairCounter:
         self._genuine += np.bincount(place, minlength=BINS + 1)
         matched = np.diff(pairs.match_start) > 0
         first = pairs.match_start[:-1][matched]
-        queries = pairs.start + np.flatnonzero(matched)
+        queries = self._places[pairs.start : pairs.stop][matched]
         self._first_key[queries] = keys[first]
         self._first_item[queries] = items[first]
 
@@ -188,20 +190,23 @@ class PairCounter:
             return
         pairs, impostors = self._run
         self._impostor += impostors.counts.cpu().numpy()
-        self._nearest[pairs.start : pairs.stop] = impostors.nearest.cpu().numpy()
-        self._nearest_item[pairs.start : pairs.stop] = impostors.nearest_item.cpu().numpy()
+        queries = self._places[pairs.start : pairs.stop]
+        self._nearest[queries] = impostors.nearest.cpu().numpy()
+        self._nearest_item[queries] = impostors.nearest_item.cpu().numpy()
         self._run = None
 
     def _add_up(self) -> None:
-        """Add up what the processes counted; every one of them has all matches."""
-        if self._group.world == 1:
-            return
-        self._impostor = self._group.sum(torch.from_numpy(self._impostor)).numpy()
+        """Add up what the processes counted; those of a row have all matches of its queries."""
+        whole, column = self._grid.whole, self._grid.column
+        self._impostor = whole.sum(torch.from_numpy(self._impostor)).numpy()
         own = torch.from_numpy(self._nearest)
-        nearest = self._group.least(own)
+        nearest = whole.least(own)
         item = torch.from_numpy(self._nearest_item)
         item = torch.where(own == nearest, item, torch.iinfo(torch.int64).max)
-        self._nearest, self._nearest_item = nearest.numpy(), self._group.least(item).numpy()
+        self._nearest, self._nearest_item = nearest.numpy(), whole.least(item).numpy()
+        self._genuine = column.sum(torch.from_numpy(self._genuine)).numpy()
+        self._first_key = column.least(torch.from_numpy(self._first_key)).numpy()
+        self._first_item = column.least(torch.from_numpy(self._first_item)).numpy()
 
     def counts(self) -> Counts:
         """Return what was counted."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmga.common.arrays import as_tensor
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError, whole_number
+from mmga.common.grid import Grid, in_grid
 from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops.distance import METRICS, exact_sqrt
@@ -30,7 +31,12 @@ from mmga.retrieval.neighbours.certified_knn import (
 )
 from mmga.retrieval.neighbours.one_look import Look
 from mmga.retrieval.neighbours.search_plan import cheapest_tiles
-from mmga.retrieval.neighbours.shared_knn import SharedItems, check_certified, merged_bytes
+from mmga.retrieval.neighbours.shared_knn import (
+    SharedItems,
+    check_certified,
+    held_vectors,
+    merged_bytes,
+)
 from mmga.retrieval.neighbours.tile_sizes import (
     check_memory,
     search_bytes,
@@ -62,12 +68,13 @@ def nearest(
     memory: str | int | None = None,
     progress: Progress | None = None,
     group: ProcessGroup | Group | bool | None = None,
+    query_shares: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @overload
 def nearest(
-    query: Tensor | Features,
+    query: Tensor | Features | None,
     gallery: ArrayLike | None,
     k: int,
     metric: str = "cosine",
@@ -76,12 +83,13 @@ def nearest(
     memory: str | int | None = None,
     progress: Progress | None = None,
     group: ProcessGroup | Group | bool | None = None,
+    query_shares: int = 1,
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @float32_products()
 def nearest(
-    query: ArrayLike,
+    query: ArrayLike | None,
     gallery: ArrayLike | None,
     k: int,
     metric: str = "cosine",
@@ -90,6 +98,7 @@ def nearest(
     memory: str | int | None = None,
     progress: Progress | None = None,
     group: ProcessGroup | Group | bool | None = None,
+    query_shares: int = 1,
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return the k nearest gallery items of every query, in the order of (distance, index).
 
@@ -108,6 +117,8 @@ def nearest(
         group: of torch.distributed, True for the default one: each process gives its own rows of
             the gallery, one after the other by rank, and the same queries; all get the neighbours
             that one process finds among all rows. On the CPU, and certified.
+        query_shares: number of shares that the queries are dealt out in, too, see `mmga.evaluate`:
+            each process gives its own, None for none, and gets their neighbours.
 
     Returns:
         distances float32 [Q, k], from float64 arithmetic where certified, and indices int64
@@ -118,11 +129,15 @@ def nearest(
             or infinite.
     """
     processes, settings = Group.of(group), _Settings(k, metric, exact, memory)
-    with kernels_alone(_count(query) * _count(gallery)):
+    processes.agree("the settings", f"{k} {metric} {query_shares}")
+    with (
+        kernels_alone(_count(query) * _count(gallery)),
+        in_grid(processes, query_shares) as grid,
+    ):
         if processes.world == 1:
             found = _nearest_of_one(query, gallery, settings, progress)
         else:
-            found = _nearest_of_all(query, gallery, settings, progress, processes)
+            found = _nearest_of_all(query, gallery, settings, progress, grid)
         distances = from_squared(found.distances, metric)
         index = found.index.long()
     if isinstance(query, np.ndarray):
@@ -147,7 +162,10 @@ class _Settings:
 
 
 def _nearest_of_one(
-    query: ArrayLike, gallery: ArrayLike | None, settings: _Settings, progress: Progress | None
+    query: ArrayLike | None,
+    gallery: ArrayLike | None,
+    settings: _Settings,
+    progress: Progress | None,
 ) -> Neighbours:
     bound = parse(settings.memory)
     queries, items = vector_sets(query, gallery, settings.metric)
@@ -158,24 +176,48 @@ def _nearest_of_one(
 
 
 def _nearest_of_all(
-    query: ArrayLike,
+    query: ArrayLike | None,
     gallery: ArrayLike | None,
     settings: _Settings,
     progress: Progress | None,
-    group: Group,
+    grid: Grid,
 ) -> Neighbours:
-    """Return what `_nearest_of_one` returns of the rows that all processes hold."""
-    with group.together():
+    """Return what `_nearest_of_one` returns of the rows that the processes of a row hold."""
+    group, queries = grid.row, None
+    with grid.whole.together():
         bound = parse(settings.memory)
         check_certified(settings.exact)
         check_metric(settings.metric)
         whole_number("k", settings.k)
-        queries = VectorSet([feature_rows(query, "query")], settings.metric)
+        asked = None if query is None and grid.deals else feature_rows(query, "query")
         own = None if gallery is None else feature_rows(gallery, "gallery")
-    group.agree("the settings", f"{settings.k} {settings.metric}")
-    group.agree("the queries", queries.norms.cpu().numpy().tobytes())
-    items = SharedItems.of(own, queries, group)
-    k = _checked_k(settings.k, len(items))
+        if asked is not None and not grid.deals:
+            queries = VectorSet([asked], settings.metric)
+    if grid.deals:
+        with grid.together():
+            queries, _ = held_vectors("query", asked, settings.metric, grid.column)
+        with grid.together():
+            count = 0 if own is None else len(own)
+            grid.column.agree("the numbers of gallery items", str(count))
+    with grid.together():
+        norms = b"" if queries is None else queries.norms.cpu().numpy().tobytes()
+        group.agree("the queries", norms)
+    with grid.together():
+        if queries is None:
+            return _nothing(settings.k)
+        items = SharedItems.of(own, queries, group)
+        return _nearest_in_row(queries, items, settings, bound, progress)
+
+
+def _nearest_in_row(
+    queries: VectorSet,
+    items: SharedItems,
+    settings: _Settings,
+    bound: int | None,
+    progress: Progress | None,
+) -> Neighbours:
+    """Return the nearest of queries that all processes of a group have."""
+    group, k = items.group, _checked_k(settings.k, len(items))
 
     def search_own(vectors: VectorSet, fewer: int) -> Neighbours:
         needed = search_bytes(queries, vectors, fewer) + RESULT_BYTES * len(queries) * k
@@ -184,6 +226,13 @@ def _nearest_of_all(
         return nearest_items(queries, vectors, fewer, exact="certified", progress=progress)
 
     return items.nearest(queries, k, search_own)
+
+
+def _nothing(k: int) -> Neighbours:
+    """Return the lists of no queries."""
+    index = torch.empty(0, k, dtype=torch.int64, device="cpu")
+    distances = torch.empty(0, k, dtype=torch.float32, device="cpu")
+    return Neighbours(index, distances, distances.new_empty(0))
 
 
 def _checked_k(given: int, items: int) -> int:
@@ -380,7 +429,7 @@ def float32_neighbours(
 
 
 def vector_sets(
-    query: ArrayLike, gallery: ArrayLike | None, metric: str
+    query: ArrayLike | None, gallery: ArrayLike | None, metric: str
 ) -> tuple[VectorSet, VectorSet]:
     """Return two sides that users give as vectors of one width.
 

@@ -5,6 +5,7 @@ Legend: ``Q`` queries, ``G`` gallery items.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids
+from mmga.common.arrays import among
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.progress import Progress
@@ -184,7 +186,8 @@ class Selection:
     excluded: dict[str, int]
     distractors: int
     labels: Labels = field(repr=False)
-    _by_pid: Array = field(repr=False)  # positions in `gallery`, sorted by (pid, position)
+    # Positions in `gallery` of the identities of queries, sorted by (pid, position).
+    _by_pid: Array = field(repr=False)
     _sorted_pids: Array = field(repr=False)
     _path_items: dict[int, Array] = field(repr=False)  # query row -> positions of its own path
 
@@ -192,6 +195,15 @@ class Selection:
     def by_identity(self) -> bool:
         """Whether the items that no count holds are a query's identity and whole cameras alone."""
         return not self._path_items and self.labels.exclusion is None
+
+    def of_queries(self, places: Array) -> Selection:
+        """Return the same of some of the queries.
+
+        Args:
+            places: in `queries`, ascending int64.
+        """
+        camera = None if self.query_camera is None else self.query_camera[places]
+        return dataclasses.replace(self, queries=self.queries[places], query_camera=camera)
 
     def cameras(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Return the camera codes of queries and items on a device, None without such."""
@@ -339,10 +351,11 @@ def select(
     unknown = [labels.unknown(side, protocol.needs_cameras) for side in ("query", "gallery")]
     gallery = np.flatnonzero((labels.gallery_pids != JUNK) & ~unknown[1])
     gallery_pids = labels.gallery_pids[gallery]
-    by_pid = np.argsort(gallery_pids, kind="stable")
     eligible = query_rows = np.flatnonzero((labels.query_pids != JUNK) & ~unknown[0])
     if by_identity:
         query_rows = query_rows[np.argsort(labels.query_pids[query_rows], kind="stable")]
+    by_pid = np.flatnonzero(among(gallery_pids, labels.query_pids[query_rows]))
+    by_pid = by_pid[np.argsort(gallery_pids[by_pid], kind="stable")]
     selection = Selection(
         protocol=protocol,
         queries=query_rows,
@@ -353,7 +366,7 @@ def select(
         query_camera=None,
         gallery_camera=None,
         excluded={},
-        distractors=int((~np.isin(gallery_pids, labels.query_pids[query_rows])).sum()),
+        distractors=len(gallery) - len(by_pid),
         labels=labels,
         _by_pid=by_pid,
         _sorted_pids=gallery_pids[by_pid],

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmga.ops.distance import part_keys
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
-from mmga.retrieval.tiles.share import Share
+from mmga.retrieval.tiles.share import Asked, Share
 from mmga.retrieval.tiles.sources import NARROWEST, FeatureSource, round_up, rows_within
 
 # P products of this shape together take as much as one of whole features.
@@ -29,7 +29,7 @@ class PartSource(FeatureSource):
 
     def __init__(
         self,
-        queries: VectorSet,
+        queries: VectorSet | Asked,
         items: VectorSet | Share,
         visibility: tuple[Tensor, Tensor],
         memory: int | None = None,
@@ -50,7 +50,7 @@ class PartSource(FeatureSource):
         """
         super().__init__(queries, items, memory, tile or TILE)
         self._row_term, self._column_term = (
-            side.terms.T.contiguous() for side in (queries, self._items)
+            side.terms.T.contiguous() for side in (self._queries, self._items)
         )  # [P, N]
         self._row_weight, self._column_weight = (
             visible(side).T.contiguous() for side in visibility
@@ -58,7 +58,7 @@ class PartSource(FeatureSource):
         self._flat_keys = torch.empty(self._height * self._width, dtype=torch.float32, device="cpu")
 
     def _tile_height(self, most: int) -> int:
-        return min(round_up(most, NARROWEST), round_up(len(self._queries), NARROWEST))
+        return min(round_up(most, NARROWEST), round_up(self._asked, NARROWEST))
 
     def _queries_within(self, memory: int | None) -> int:
         parts, dimension = self._items.shape

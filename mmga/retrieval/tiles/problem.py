@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
+from mmga.common.grid import Grid
 from mmga.common.monitor import Monitor
 from mmga.ops import distance
 from mmga.retrieval.features import Features
@@ -16,7 +17,7 @@ from mmga.retrieval.features.vectors import VectorSet, check_scale, lifted
 from mmga.retrieval.protocols.selection import Selection
 from mmga.retrieval.tiles.parts import PartSource, visible
 from mmga.retrieval.tiles.placement import Placement
-from mmga.retrieval.tiles.share import Share
+from mmga.retrieval.tiles.share import Asked, Share
 from mmga.retrieval.tiles.sources import Source, feature_source
 
 
@@ -25,13 +26,16 @@ class RankingProblem:
     """A selection of queries and gallery items, checked, on the device that ranks them.
 
     Attributes:
-        query: the query features.
-        gallery: the gallery features, the same object where one set is ranked against itself; in a
-            group of processes labels of all items, and rows of those that this one holds.
+        query: the query features; of several processes labels of all, and rows of those that this
+            one holds.
+        gallery: the gallery features likewise, the same object where one set is ranked against
+            itself by processes that have all queries.
         norms: squared norms of all rows of both, float64 [Q] and [G], of parts [Q, P] and [G, P].
         selection: which queries and items are ranked; junk is pid -1 in its labels.
-        queries: the selected queries.
+        own: the same of the queries that this process ranks.
+        asked: the selected queries that this process ranks.
         share: the selected gallery items, or those of them that this process holds.
+        asked_rows: rows of the query set that this process holds.
         held: rows of the gallery that this process holds.
         placed: device of the features, and the memory for the rest.
         exact: order that is asked for: certified, float32, or None.
@@ -42,12 +46,24 @@ class RankingProblem:
     gallery: Features
     norms: tuple[Tensor, Tensor]
     selection: Selection
-    queries: VectorSet
+    own: Selection
+    asked: Asked
     share: Share
+    asked_rows: slice
     held: slice
     placed: Placement
     exact: str | None
     monitor: Monitor
+
+    @property
+    def grid(self) -> Grid:
+        """The processes."""
+        return self.asked.grid
+
+    @property
+    def queries(self) -> VectorSet:
+        """The selected queries that this process ranks."""
+        return self.asked.vectors
 
     @property
     def items(self) -> VectorSet:
@@ -67,13 +83,13 @@ class RankingProblem:
     def source(self) -> Source:
         """Return the tiles of the plain distances."""
         if self.query.visibility is None or self.gallery.visibility is None:
-            return feature_source(self.queries, self.share, self.placed.memory, self.placed.room)
+            return feature_source(self.asked, self.share, self.placed.memory, self.placed.room)
         first = self.share.first
         visibility = (
-            self.query.visibility[self.selection.queries],
+            self.query.visibility[self.own.queries],
             self.gallery.visibility[self.selection.gallery[first : first + len(self.items)]],
         )
-        return PartSource(self.queries, self.share, visibility, self.placed.memory)
+        return PartSource(self.asked, self.share, visibility, self.placed.memory)
 
 
 def zero_vectors(features: Features, norms: Tensor) -> int:

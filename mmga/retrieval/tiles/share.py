@@ -1,4 +1,4 @@
-"""The gallery items that one of several processes holds, in the numbering of all of them.
+"""The gallery items and queries that one of several processes holds, in the numbering of all.
 
 Tiles form one grid over the items of all processes. A process computes the tiles of which it holds
 items, in their shape and with its items at their places, so that every value is bit for bit that of
@@ -14,7 +14,56 @@ import torch
 from torch import Tensor
 
 from mmga.common.distributed import Group
+from mmga.common.grid import Grid
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The queries that this process ranks, all of them unless these are dealt out to processes.
+
+    Attributes:
+        vectors: its queries, perhaps none.
+        places: of them among the queries of all, ascending int64.
+        norms: squared norms of the queries of all, float64.
+        grid: the processes.
+    """
+
+    vectors: VectorSet
+    places: Tensor
+    norms: Tensor
+    grid: Grid = field(default_factory=Grid)
+
+    @classmethod
+    def of(cls, queries: VectorSet | Asked) -> Asked:
+        """Return a share of queries, that of all where they are given."""
+        if isinstance(queries, Asked):
+            return queries
+        return cls(queries, torch.arange(len(queries), device="cpu"), queries.norms)
+
+    def __len__(self) -> int:
+        """Return the number of the queries of all."""
+        return len(self.norms)
+
+    @property
+    def longest(self) -> float:
+        """The largest norm of the queries of all."""
+        return float(self.norms.max()) ** 0.5
+
+    def first(self, count: int) -> VectorSet:
+        """Return the first queries of all, at most `count`, in every process."""
+        vectors, column = self.vectors, self.grid.column
+        if column.world == 1:
+            return vectors
+        count = min(count, len(self))
+        rows = torch.zeros(count, *vectors.shape, dtype=torch.float32, device=vectors.device)
+        with self.grid.whole.together():
+            at = self.places[self.places < count]
+            rows[at] = vectors.block(0, len(at))
+        rows = column.union(rows)
+        norms = self.norms[:count]
+        return VectorSet([ShardedMatrix([rows])], vectors.metric, norms=norms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +141,7 @@ class Share:
         """Return the exact keys of pairs, float64 [K], in every process.
 
         Args:
-            queries: of which every process holds all.
+            queries: the same in every process.
             row: queries, int64 [K].
             item: numbers of items, int64 [K].
         """

@@ -20,7 +20,7 @@ from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.protocols.selection import Pairs
-from mmga.retrieval.tiles.share import Share
+from mmga.retrieval.tiles.share import Asked, Share
 
 # At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
 # small enough for a last-level cache.
@@ -119,7 +119,7 @@ class FeatureBlocks:
 
     def __init__(
         self,
-        queries: VectorSet,
+        queries: VectorSet | Asked,
         items: VectorSet | Share,
         memory: int | None = None,
         tile: tuple[int, int] = TILE,
@@ -127,7 +127,7 @@ class FeatureBlocks:
         """Take both sides.
 
         Args:
-            queries: the queries that are ranked.
+            queries: the queries that are ranked, or those of them that this process ranks.
             items: the gallery items that take part, or those of them that this process holds.
             memory: bytes that may be allocated here.
             tile: queries x items of one product.
@@ -136,7 +136,9 @@ class FeatureBlocks:
             UserError: `memory` does not suffice for one tile.
         """
         self._share = Share.of(items)
-        self._queries, self._items = queries, self._share.vectors
+        asked = Asked.of(queries)
+        self._asked, self._queries = len(asked), asked.vectors
+        self._items = self._share.vectors
         self.device, self.columns = self._items.device, len(self._items)
         self._metric = metric_number(self._items.metric)
         self._height = self._tile_height(tile[0])
@@ -146,7 +148,7 @@ class FeatureBlocks:
         self._loaded: tuple[int, int, Tensor] | None = None
 
     def _tile_height(self, most: int) -> int:
-        return tile_height(len(self._queries), most)
+        return tile_height(self._asked, most)
 
     def _queries_within(self, memory: int | None) -> int:
         # One gallery block (where it is streamed: two, and one more where its first items are of
@@ -307,7 +309,7 @@ def tile_within(room: int, dimension: int) -> tuple[int, int]:
 
 
 def feature_source(
-    queries: VectorSet,
+    queries: VectorSet | Asked,
     items: VectorSet | Share,
     memory: int | None = None,
     room: int | None = None,
@@ -326,9 +328,9 @@ def feature_source(
     """
     if room is None:
         return FeatureSource(queries, items, memory, TILE)
-    share = Share.of(items)
-    height, width = tile_within(room, queries.dimension)
-    widest = max(round_up(len(share), width), queries.dimension)
+    share, dimension = Share.of(items), Asked.of(queries).vectors.dimension
+    height, width = tile_within(room, dimension)
+    widest = max(round_up(len(share), width), dimension)
     rows = min(HELD_BYTES, room // 16) // (4 * widest)
     if share.group.world == 1 and rows >= min(len(queries), LEAST_ROWS):
         return RowSource(queries, items, memory, (rows, width))

@@ -26,6 +26,28 @@ def test_any_number_of_processes_finds_the_same(workers, name):
                 assert found == alone(name), (size, ends)
 
 
+GRIDS = [
+    ([11, 23], [150, 301]),
+    ([23, 23], [0, 301]),
+    ([1, 2, 23], [300, 301]),
+    ([20, 23], [100, 200, 301]),
+    ([5, 5, 6, 23], [301]),
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_process_of_a_grid_finds_the_neighbours_of_its_queries(grids, name):
+    query_ends, ends = GRIDS[list(CASES).index(name) % len(GRIDS)]
+    size, columns = len(query_ends) * len(ends), len(ends)
+    found = grids(size).values(size, shared_neighbours.found, name, ends, query_ends)
+    starts = [0, *query_ends]
+    for rank, parts in enumerate(found):
+        first, last = starts[rank // columns : rank // columns + 2]
+        for part, all_ in zip(parts, alone(name), strict=True):
+            width = len(all_) // shared_neighbours.NUM_QUERY
+            assert part == all_[first * width : last * width], (query_ends, ends)
+
+
 def test_the_cases_have_ties_that_numbers_decide():
     distances, index = alone("more than a share")
     distances = np.frombuffer(distances, np.float32).reshape(-1, 290)
@@ -42,6 +64,7 @@ def test_the_cases_have_ties_that_numbers_decide():
     ("what", "kinds", "said"),
     [
         ("k", ["UserError", "PeerError"], "the settings of process 1 differ from those of"),
+        ("query shares", ["UserError", "PeerError"], "the settings of process 1 differ from"),
         ("k past all", ["UserError"] * 2, "k must be from 1 to the 301 gallery items, got 302"),
         ("queries", ["UserError", "PeerError"], "the queries of process 1 differ from those of"),
         ("values", ["PeerError", "UserError"], "gallery: expected finite features, row 207 "),
