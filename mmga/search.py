@@ -223,7 +223,7 @@ def _check_shared(options: Options) -> None:
             f"{cli.flag(name)}: several processes search files of features; extract them first by "
             "mmga extract, or start one process"
         )
-    for name in cli.changed(options, "rerank", "expand", "augment", "index", "save_index"):
+    for name in cli.changed(options, "index", "save_index"):
         raise UserError(
             f"{cli.flag(name)}: several processes find plain neighbours so far; leave it out, or "
             "start one process"

@@ -22,10 +22,17 @@ def words_of(folder, gallery, *more):
 
 
 @pytest.mark.parametrize(
-    ("gallery", "name"), [("gallery.npz", "found.csv"), ("shard-*.npz", "found.json")]
+    ("gallery", "name", "more"),
+    [
+        ("gallery.npz", "found.csv", ["--metric", "euclidean"]),
+        ("shard-*.npz", "found.json", ["--metric", "euclidean"]),
+        ("shard-*.npz", "found.csv", ["--rerank", "--k1", "9"]),
+        ("gallery.npz", "found.csv", ["--expand", "4"]),
+        ("shard-*.npz", "found.json", ["--augment", "3", "--expand", "2", "--rerank"]),
+    ],
 )
-def test_processes_write_the_lists_of_one(folder, gallery, name, tmp_path, capsys):
-    words = words_of(folder, gallery, "--topk", 12, "--metric", "euclidean", "--out")
+def test_processes_write_the_lists_of_one(folder, gallery, name, more, tmp_path, capsys):
+    words = words_of(folder, gallery, "--topk", 12, *more, "--out")
     (tmp_path / "one").mkdir()
     command.main([*words, str(tmp_path / "one" / name)])
     notes = capsys.readouterr().err
@@ -33,7 +40,18 @@ def test_processes_write_the_lists_of_one(folder, gallery, name, tmp_path, capsy
     assert codes == [0, 0, 0]
     assert sorted(said.splitlines()) == sorted(notes.splitlines()) and "are unknown" in said
     assert (tmp_path / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    assert len((tmp_path / name).read_text().splitlines()) > shared_cases.NUM_QUERY * 12
+    lists = shared_cases.NUM_QUERY - ("--rerank" in more)  # of which one is of junk
+    assert len((tmp_path / name).read_text().splitlines()) > lists * 12
+
+
+def test_more_processes_than_items(folder, tmp_path):
+    mmga.load_features(folder / "gallery.npz").cut(0, 2).save(tmp_path / "two.npz")
+    words = words_of(folder, tmp_path / "two.npz", "--topk", 2, "--augment", 1, "--rerank", "--out")
+    (tmp_path / "one").mkdir()
+    command.main([*words, str(tmp_path / "one" / "found.csv")])
+    codes, said = failing.run("nothing", ["search", *words, str(tmp_path / "found.csv")], tmp_path)
+    assert codes == [0, 0, 0], said
+    assert (tmp_path / "found.csv").read_bytes() == (tmp_path / "one/found.csv").read_bytes()
 
 
 def test_the_first_process_prints(folder, tmp_path, capsys):
@@ -63,7 +81,6 @@ def test_the_first_process_draws_the_sheet(folder, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--rerank"], "--rerank: several processes find plain neighbours so far; leave it out"),
         (["--save-index", "x.mmga-index"], "--save-index: several processes find plain"),
         (["--model", "a:b"], "--model: several processes search files of features; extract them"),
         (["--exact", "float32"], "exact: several processes find certified neighbours, found"),
