@@ -17,7 +17,6 @@ from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
-from mmga.ops.neighbours import nearest_in_rows
 from mmga.retrieval.features import Features
 from mmga.retrieval.neighbours.knn import nearest
 from mmga.retrieval.neighbours.query_expansion import augment_gallery, expand_queries
@@ -194,6 +193,8 @@ def search_index(
 ) -> RankedLists:
     """Search an index for the `topk` nearest items of every query, each re-ranked by itself.
 
+    Processes that share the index call it together, and all get the lists.
+
     Raises:
         UserError: the features do not fit the index, or `topk` exceeds it.
     """
@@ -201,10 +202,9 @@ def search_index(
         raise UserError(f"--topk must be from 1 to the {len(index)} items, got {topk}")
     distances, indices = [], []
     for number in range(len(query)):
-        final = torch.from_numpy(index.rerank(query.rows.block(number, number + 1)[0]))
-        near, which = nearest_in_rows(final[None], topk)
-        distances.append(near[0].numpy())
-        indices.append(which[0].numpy())
+        near, which = index.nearest(query.rows.block(number, number + 1)[0], topk)
+        distances.append(near)
+        indices.append(which)
         if progress is not None:
             progress("re-ranking", number + 1, len(query))
     return RankedLists(query, index.labels, np.stack(distances), np.stack(indices))

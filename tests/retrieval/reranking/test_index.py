@@ -97,7 +97,7 @@ def test_versions_and_other_folders_are_refused(index, tmp_path):
     index.save(path)
     meta = json.loads((path / "index.json").read_text())
     (path / "index.json").write_text(json.dumps({**meta, "version": 99}))
-    with pytest.raises(mmga.UserError, match="expected an index of version 1, found 99"):
+    with pytest.raises(mmga.UserError, match="expected an index of version 1 or 2, found 99"):
         GalleryIndex.load(path)
     with pytest.raises(mmga.UserError, match=r"is no \.mmga-index folder"):
         GalleryIndex.load(tmp_path)
