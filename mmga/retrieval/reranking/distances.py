@@ -29,6 +29,7 @@ from mmga.retrieval.neighbours.knn import search
 from mmga.retrieval.neighbours.shared_knn import check_bounds, check_on_cpu, in_place
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.neighbours.tile_sizes import tile_on
+from mmga.retrieval.protocols.selection import Pairs
 from mmga.retrieval.reranking.encode import encode, mix
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.reranking.shared_encoding import encode_shared
@@ -149,8 +150,7 @@ class Reranking:
         return self._own - self.held.start + items
 
     def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        overlaps = self.overlaps(queries)
-        original = self._original(queries) if self._kept is None else None
+        overlaps, original = self._parts(queries)
         room = _BLOCK_BYTES if self.device.type == "cpu" else _GROUP_BYTES  # few launches
         rows = max(1, room // (8 * self.gallery))
         for low in range(0, len(queries), rows):
@@ -162,6 +162,10 @@ class Reranking:
             else:
                 squared = original[low:high]
             yield slice(low, high), self._mixed(squared, part, overlaps.cut(low, high))
+
+    def _parts(self, queries: Tensor) -> tuple[ops.CsrRows, Tensor | None]:
+        """Return overlaps and, unless they are kept, squared distances of one group's queries."""
+        return self.overlaps(queries), self._original(queries) if self._kept is None else None
 
     def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.CsrRows) -> Tensor:
         scale = 0.5 if self.vectors.metric == "cosine" else 1.0
@@ -200,6 +204,7 @@ class SharedReranking(Reranking):
     """
 
     _kept = None
+    _last: tuple[Tensor, tuple[ops.CsrRows, Tensor | None]] | None = None
 
     def __init__(
         self,
@@ -243,6 +248,13 @@ class SharedReranking(Reranking):
             self._inverted = ops.transpose_rows(inverted, self._first)
         encoded = time.perf_counter()
         self.seconds = {"neighbours": searched - start, "encoding": encoded - searched}
+
+    def _parts(self, queries: Tensor) -> tuple[ops.CsrRows, Tensor | None]:
+        # Of a group, matches are read before all items are counted.
+        if self._last is None or not torch.equal(self._last[0], queries):
+            self._last = None
+            self._last = queries, super()._parts(queries)
+        return self._last[1]
 
     def _blocks_of_items(self) -> Iterator[tuple[slice, slice, Tensor]]:
         # One grid over the items of all, so that products have the shapes of one process.
@@ -308,10 +320,45 @@ class RerankedSource:
             yield rows, Tile.of_keys(final if self._items is None else final[:, self._items])
 
 
+class SharedRerankedSource(RerankedSource):
+    """Re-ranked distances to the items that this process holds, and keys of the matches ahead.
+
+    Attributes:
+        columns: items held here that are ranked.
+    """
+
+    def __init__(self, source: RerankedSource) -> None:
+        """Take a source whose graph several processes share."""
+        for name in ("reranking", "queries", "device", "max_rows", "held"):
+            setattr(self, name, getattr(source, name))
+        first = self.reranking.held.start
+        self._items = None if source._items is None else source._items[self.held] - first
+        self.columns = self.held.stop - self.held.start
+
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
+        """Return the distances of matches that are held here, and 0 of others, float64 [M]."""
+        row, item = (torch.from_numpy(part) for part in (pairs.match_row, pairs.match_item))
+        keys = torch.zeros(len(item), dtype=torch.float64, device="cpu")
+        for rows, tile in self.tiles(pairs.start, pairs.stop):
+            here = (row >= rows.start) & (row < rows.stop)
+            here &= (item >= self.held.start) & (item < self.held.stop)
+            at = here.nonzero()[:, 0]
+            keys[at] = tile.at(row[at] - rows.start, item[at])
+        return keys
+
+    def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
+        """Yield tiles of all items that are held here."""
+        if not self.columns:
+            return
+        for rows, final in self.reranking.blocks(self.queries[start:stop]):
+            values = final if self._items is None else final[:, self._items]
+            yield rows, Tile.of_keys(values, self.held.start)
+
+
 def reranked_source(
     rule: KReciprocal, problem: RankingProblem, *, keep: bool = True
 ) -> RerankedSource:
-    """Return the re-ranked distances of a problem's queries and items.
+    """Return the re-ranked distances of a problem's queries and items; `keep`: tiles are wanted.
 
     Junk takes no part in the neighbour graph, unless the protocol says so, nor what is unknown;
     images of the query's own camera do, and the ranking alone leaves them out.
@@ -347,11 +394,12 @@ def reranked_source(
             progress=problem.monitor.step,
         )
     problem.monitor.add("neighbours", sum(reranking.seconds.values()))
-    return RerankedSource(
+    source = RerankedSource(
         reranking,
         np.searchsorted(query_rows, selection.queries),
         np.searchsorted(gallery_rows, selection.gallery),
     )
+    return SharedRerankedSource(source) if keep and problem.share.group.world > 1 else source
 
 
 def _shared(
