@@ -38,11 +38,12 @@ from mmga.retrieval.features.load import load_share
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.reranking import jaccard as jaccard_module
 
-TASKS = ("evaluate", "nearest", "rerank", "jaccard")
+TASKS = ("evaluate", "nearest", "rerank", "jaccard", "index")
 SHARDS = 4
 NEAREST = 100  # gallery items of a query's list
 LIMIT = 0.62  # of Jaccard distances
 LISTED = 30  # neighbours in a list of the graph that they come from
+ASKED = 32  # queries that an index is asked for, one after the other
 RULE = mmga.KReciprocal()
 MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
 
@@ -130,8 +131,21 @@ class Sampler(threading.Thread):
         return self._peak.bytes
 
 
-def call(task: str, query: Any, gallery: Any, group: Group) -> Any:
+def ask(query: Any, gallery: Any, group: Group, sent: dict[str, int]) -> Any:
+    """Return the nearest of some queries by an index; `sent` becomes what the index itself took."""
+    index = mmga.GalleryIndex.build(gallery, RULE, group=group)
+    built, begun = dict(sent), time.process_time()
+    lists = [index.nearest(query.features[n], NEAREST) for n in range(ASKED)]
+    kind, spent = sum(sent.values()) - sum(built.values()), time.process_time() - begun
+    print(f"a query: {kind / ASKED:.0f} B of payload, {spent / ASKED:.3f} CPU seconds", flush=True)
+    sent.update(built)
+    return [part for one in lists for part in one]
+
+
+def call(task: str, query: Any, gallery: Any, group: Group, sent: dict[str, int]) -> Any:
     """Return what a task makes of the features."""
+    if task == "index":
+        return ask(query, gallery, group, sent)
     if task == "jaccard":
         return mmga.jaccard_distance(gallery, max_distance=LIMIT, group=group)
     if task == "nearest":
@@ -145,8 +159,8 @@ def digest(task: str, result: Any, group: Group) -> str:
     if task == "jaccard":  # the rows of all
         parts = (result.crow_indices().diff(), result.col_indices(), result.values())
         data = [group.rows(part).numpy().tobytes() for part in parts]
-    elif task == "nearest":
-        data = [part.numpy().tobytes() for part in result]
+    elif task in ("nearest", "index"):
+        data = [np.asarray(part).tobytes() for part in result]
     else:
         values = result.as_dict()
         same = {name: values[name] for name in values if name not in MEASURED}
@@ -169,7 +183,7 @@ def member(folder: Path, out: Path, task: str, threads: int) -> None:
         group.texts("")  # all have read theirs
         spent, begun, over_lo = time.process_time(), time.perf_counter(), received()
         sent.update(dict.fromkeys(sent, 0))
-        result = call(task, query, gallery, group)
+        result = call(task, query, gallery, group, sent)
         payload, spent = dict(sent), time.process_time() - spent
         group.texts("")
         over_lo, seconds = received() - over_lo, time.perf_counter() - begun
@@ -197,18 +211,20 @@ def model(task: str, processes: int, options: argparse.Namespace, one: Any) -> d
         payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries + sample
     if task == "nearest":
         payload["all_gather"] += 12.0 * options.queries * min(NEAREST, share)
-    if task in ("jaccard", "rerank"):
+    if task in ("jaccard", "rerank", "index"):
         both = options.queries if task == "rerank" else 0
-        listed = RULE.list_length if both else LISTED
+        listed = LISTED if task == "jaccard" else RULE.list_length
         items, own = both + options.gallery, -(-both // processes) + share
         payload["all_gather"] += own * (4 * options.width + 8 + 8 * listed + 12)
         payload["all_gather"] += 12 * max(one["set entries"]) + 12 * max(one["encoded entries"])
-        answers = (items - own) * (12 * min(listed, own) + 4 * bool(both))
+        answers = (items - own) * (12 * min(listed, own) + 4 * (task != "jaccard"))
         fetched = (4 * options.width + 8) * max(one["fetched"]) + 8 * max(one["asked"])
         payload["all_to_all_single"] += answers + fetched
         payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries * bool(both)
     if task == "jaccard":
         payload["all_gather"] += 16 * own
+    if task == "index":  # identities and cameras, and the lists once more
+        payload["all_gather"] += (16 + 4 * listed) * own
     return payload
 
 
