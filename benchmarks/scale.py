@@ -38,11 +38,12 @@ from mmga.retrieval.features.load import load_share
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.reranking import jaccard as jaccard_module
 
-TASKS = ("evaluate", "nearest", "rerank", "jaccard", "index")
+TASKS = ("evaluate", "nearest", "rerank", "jaccard", "index", "distances", "averages")
 SHARDS = 4
 NEAREST = 100  # gallery items of a query's list
 LIMIT = 0.62  # of Jaccard distances
 LISTED = 30  # neighbours in a list of the graph that they come from
+AVERAGED = 10  # neighbours that a vector is averaged with
 ASKED = 32  # queries that an index is asked for, one after the other
 RULE = mmga.KReciprocal()
 MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
@@ -86,7 +87,7 @@ def counting(sent: dict[str, int]) -> None:
 
 def noting(seen: dict[str, int]) -> None:
     """Note what the exchanges of a graph depend on: entries of rows, pairs, vectors fetched."""
-    csr, sent, pairs = SharedSet.csr_of_all, SharedSet._sent, SharedSet.pair_distances
+    csr, sent, fetch = SharedSet.csr_of_all, SharedSet._sent, SharedSet.fetch
     rows = jaccard_module.rows_of_own
     seen |= dict.fromkeys(("set entries", "encoded entries", "fetched", "asked"), 0)
 
@@ -98,16 +99,16 @@ def noting(seen: dict[str, int]) -> None:
         seen["fetched"] += len(places) if isinstance(places, torch.Tensor) else 0
         return sent(self, places)
 
-    def noted_pairs(self: SharedSet, left: Any, right: Any) -> Any:
-        seen["asked"] += len(right.unique())
-        return pairs(self, left, right)
+    def noted_fetch(self: SharedSet, numbers: Any) -> Any:
+        seen["asked"] += len(numbers.unique())
+        return fetch(self, numbers)
 
     def noted_rows(encoded: Any, *args: Any, **options: Any) -> Any:
         seen["encoded entries"] += len(encoded[0].values)
         return rows(encoded, *args, **options)
 
     SharedSet.csr_of_all, SharedSet._sent = noted_csr, noted_sent  # type: ignore[method-assign]
-    SharedSet.pair_distances = noted_pairs  # type: ignore[method-assign]
+    SharedSet.fetch = noted_fetch  # type: ignore[method-assign]
     jaccard_module.rows_of_own = noted_rows
 
 
@@ -150,6 +151,11 @@ def call(task: str, query: Any, gallery: Any, group: Group, sent: dict[str, int]
         return mmga.jaccard_distance(gallery, max_distance=LIMIT, group=group)
     if task == "nearest":
         return mmga.nearest(query, gallery, NEAREST, group=group)
+    if task == "distances":
+        return mmga.rerank(query, gallery, RULE, topk=NEAREST, group=group)
+    if task == "averages":
+        wider = mmga.augment_gallery(gallery, AVERAGED, group=group)
+        return wider, mmga.expand_queries(query, wider, AVERAGED, group=group)
     rule = RULE if task == "rerank" else None
     return mmga.evaluate(query, gallery, rerank=rule, group=group)
 
@@ -159,7 +165,9 @@ def digest(task: str, result: Any, group: Group) -> str:
     if task == "jaccard":  # the rows of all
         parts = (result.crow_indices().diff(), result.col_indices(), result.values())
         data = [group.rows(part).numpy().tobytes() for part in parts]
-    elif task in ("nearest", "index"):
+    elif task == "averages":
+        data = [group.rows(result[0]).numpy().tobytes(), result[1].numpy().tobytes()]
+    elif task in ("nearest", "index", "distances"):
         data = [np.asarray(part).tobytes() for part in result]
     else:
         values = result.as_dict()
@@ -209,18 +217,24 @@ def model(task: str, processes: int, options: argparse.Namespace, one: Any) -> d
         payload["all_gather"] += 24.0 * share
         sample = 2048 * (4 * options.width + 8)
         payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries + sample
-    if task == "nearest":
+    if task in ("nearest", "distances"):
         payload["all_gather"] += 12.0 * options.queries * min(NEAREST, share)
-    if task in ("jaccard", "rerank", "index"):
-        both = options.queries if task == "rerank" else 0
+    fetched = (4 * options.width + 8) * max(one["fetched"]) + 8 * max(one["asked"])
+    if task == "averages":
+        payload["all_gather"] += 12.0 * options.queries * min(AVERAGED, share)
+        payload["all_gather"] += share * (4 * options.width + 8)
+        answers = (options.gallery - share) * 12 * min(AVERAGED + 1, share)
+        payload["all_to_all_single"] += answers + fetched
+    if task in ("jaccard", "rerank", "index", "distances"):
+        both = options.queries if task in ("rerank", "distances") else 0
         listed = LISTED if task == "jaccard" else RULE.list_length
         items, own = both + options.gallery, -(-both // processes) + share
         payload["all_gather"] += own * (4 * options.width + 8 + 8 * listed + 12)
         payload["all_gather"] += 12 * max(one["set entries"]) + 12 * max(one["encoded entries"])
         answers = (items - own) * (12 * min(listed, own) + 4 * (task != "jaccard"))
-        fetched = (4 * options.width + 8) * max(one["fetched"]) + 8 * max(one["asked"])
         payload["all_to_all_single"] += answers + fetched
-        payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries * bool(both)
+        if task == "rerank":
+            payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries
     if task == "jaccard":
         payload["all_gather"] += 16 * own
     if task == "index":  # identities and cameras, and the lists once more

@@ -130,8 +130,9 @@ def test_what_does_not_fit_is_said_once(folder, tmp_path, more, said, monkeypatc
     assert not list(tmp_path.glob("r.*")) and not (folder / "x.mmga-index").exists()
 
 
-def test_one_that_is_killed_ends_all(folder, tmp_path):
-    words = words_of(folder, "shard-*.npz", "--out", tmp_path / "r.csv")
+@pytest.mark.parametrize("more", [[], ["--rerank"]], ids=["plain", "re-ranked"])
+def test_one_that_is_killed_ends_all(folder, tmp_path, more):
+    words = words_of(folder, "shard-*.npz", *more, "--out", tmp_path / "r.csv")
     codes, errors = failing.run("killed while the others compute", ["search", *words], tmp_path)
     assert codes == [1, -9, 1]
     assert len(errors.splitlines()) == 1

@@ -1,7 +1,8 @@
 """Save the neighbour graph of a gallery, and re-rank single queries against it.
 
 The result for a query equals the full computation over the gallery plus that one query. (Queries of
-a batch see each other in the full computation, but not here.)
+a batch see each other in the full computation, but not here.) Processes of a group may share the
+gallery: each holds what is stored of its own items.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from mmga.common import ids
 from mmga.common.arrays import as_tensor
 from mmga.common.distributed import Group
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, whole_number
 from mmga.common.memory import parse
 from mmga.common.progress import Progress
 from mmga.ops import k_reciprocal as ops
@@ -77,20 +78,20 @@ class GalleryIndex:
         self.metric = metric
         self.arrays = arrays
         group = group or Group()
-        rows = ShardedMatrix([torch.from_numpy(arrays["features"])])
-        lists, exact_distances = arrays["neighbours"], self.exact_distances
+        rows, lists = ShardedMatrix([torch.from_numpy(arrays["features"])]), arrays["neighbours"]
         if group.world == 1:
             self._vectors, counts = VectorSet([rows], metric), [len(rows)]
+            pairs = self._vectors.exact_distances
         else:
             own, counts = held_vectors("index", rows, metric, group)
-            items = SharedSet.of(own, [len(rows)], metric, group)
+            pairs = SharedSet.of(own, [len(rows)], metric, group).exact_distances
             norms = torch.empty(0, dtype=torch.float64, device="cpu")
             none = VectorSet([rows.cut(0, 0)], metric, norms=norms)
             self._vectors = none if own is None else own
             lists = group.rows(torch.from_numpy(lists)).numpy()
 
-            def exact_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-                return items.exact_distances(*map(torch.from_numpy, (left, right))).numpy()
+        def exact_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            return pairs(torch.from_numpy(left), torch.from_numpy(right)).numpy()
 
         first = sum(counts[: group.rank])
         self.held = slice(first, first + len(rows))
@@ -221,8 +222,11 @@ class GalleryIndex:
             Distances float64 and numbers int64 [topk], in the order of (distance, number).
 
         Raises:
-            UserError: as `rerank`.
+            UserError: as `rerank`, or `topk` is out of range.
         """
+        topk = whole_number("topk", topk)
+        if not 1 <= topk <= len(self):
+            raise UserError(f"topk must be from 1 to the {len(self)} items, got {topk}")
         numbers, distances = self._graph.nearest(self.rerank(query), topk)
         return distances, numbers
 
@@ -283,10 +287,11 @@ class GalleryIndex:
         return distances
 
     def exact_distances(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Return the squared distances of pairs of items of one process' index: [P] float64."""
-        return self._vectors.exact_distances(
-            torch.from_numpy(left), torch.from_numpy(right)
-        ).numpy()
+        """Return the squared distances of pairs of items, float64 [P].
+
+        Processes of a group call it together, each with items of its own on the left.
+        """
+        return self._graph.exact_distances(left, right)
 
     def _vector(self, query: Tensor | np.ndarray) -> Tensor:
         vector = as_tensor("query", query)
