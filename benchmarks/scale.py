@@ -43,11 +43,22 @@ from mmga.retrieval.features.load import load_share
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.reranking import jaccard as jaccard_module
 
-TASKS = ("evaluate", "one-set", "nearest", "rerank", "jaccard")
+TASKS = (
+    "evaluate",
+    "one-set",
+    "nearest",
+    "rerank",
+    "jaccard",
+    "index",
+    "distances",
+    "averages",
+)
 SHARDS = 4
 NEAREST = 100  # gallery items of a query's list
 LIMIT = 0.62  # of Jaccard distances
 LISTED = 30  # neighbours in a list of the graph that they come from
+AVERAGED = 10  # neighbours that a vector is averaged with
+ASKED = 32  # queries that an index is asked for, one after the other
 RULE = mmga.KReciprocal()
 MEASURED = ("seconds", "peak_memory_bytes", "process_peak_bytes")
 
@@ -90,7 +101,7 @@ def counting(sent: dict[str, int]) -> None:
 
 def noting(seen: dict[str, int]) -> None:
     """Note what the exchanges of a graph depend on: entries of rows, pairs, vectors fetched."""
-    csr, sent, pairs = SharedSet.csr_of_all, SharedSet._sent, SharedSet.pair_distances
+    csr, sent, fetch = SharedSet.csr_of_all, SharedSet._sent, SharedSet.fetch
     rows = jaccard_module.rows_of_own
     seen |= dict.fromkeys(("set entries", "encoded entries", "fetched", "asked"), 0)
 
@@ -102,16 +113,16 @@ def noting(seen: dict[str, int]) -> None:
         seen["fetched"] += len(places) if isinstance(places, torch.Tensor) else 0
         return sent(self, places)
 
-    def noted_pairs(self: SharedSet, left: Any, right: Any) -> Any:
-        seen["asked"] += len(right.unique())
-        return pairs(self, left, right)
+    def noted_fetch(self: SharedSet, numbers: Any) -> Any:
+        seen["asked"] += len(numbers.unique())
+        return fetch(self, numbers)
 
     def noted_rows(encoded: Any, *args: Any, **options: Any) -> Any:
         seen["encoded entries"] += len(encoded[0].values)
         return rows(encoded, *args, **options)
 
     SharedSet.csr_of_all, SharedSet._sent = noted_csr, noted_sent  # type: ignore[method-assign]
-    SharedSet.pair_distances = noted_pairs  # type: ignore[method-assign]
+    SharedSet.fetch = noted_fetch  # type: ignore[method-assign]
     jaccard_module.rows_of_own = noted_rows
 
 
@@ -160,13 +171,31 @@ def sides(folder: Path, task: str, grid: Grid) -> tuple[Any, Any]:
     return query, load_share(items, grid.row) if task != "one-set" or grid.deals else None
 
 
-def call(task: str, query: Any, gallery: Any, grid: Grid) -> Any:
+def ask(query: Any, gallery: Any, group: Group, sent: dict[str, int]) -> Any:
+    """Return the nearest of some queries by an index; `sent` becomes what the index itself took."""
+    index = mmga.GalleryIndex.build(gallery, RULE, group=group)
+    built, begun = dict(sent), time.process_time()
+    lists = [index.nearest(query.features[n], NEAREST) for n in range(ASKED)]
+    kind, spent = sum(sent.values()) - sum(built.values()), time.process_time() - begun
+    print(f"a query: {kind / ASKED:.0f} B of payload, {spent / ASKED:.3f} CPU seconds", flush=True)
+    sent.update(built)
+    return [part for one in lists for part in one]
+
+
+def call(task: str, query: Any, gallery: Any, grid: Grid, sent: dict[str, int]) -> Any:
     """Return what a task makes of the features."""
     group, shares = grid.whole, grid.column.world
+    if task == "index":
+        return ask(query, gallery, group, sent)
     if task == "jaccard":
         return mmga.jaccard_distance(gallery, max_distance=LIMIT, group=group)
     if task == "nearest":
         return mmga.nearest(query, gallery, NEAREST, group=group, query_shares=shares)
+    if task == "distances":
+        return mmga.rerank(query, gallery, RULE, topk=NEAREST, group=group)
+    if task == "averages":
+        wider = mmga.augment_gallery(gallery, AVERAGED, group=group)
+        return wider, mmga.expand_queries(query, wider, AVERAGED, group=group)
     rule = RULE if task == "rerank" else None
     protocol = "all-vs-all" if task == "one-set" else "market1501"
     return mmga.evaluate(
@@ -183,6 +212,10 @@ def digest(task: str, result: Any, grid: Grid) -> str:
     elif task == "nearest":  # those of all queries, of the first process of each row
         first = grid.row.leads
         data = [group.rows(part if first else part[:0]).numpy().tobytes() for part in result]
+    elif task == "averages":
+        data = [group.rows(result[0]).numpy().tobytes(), result[1].numpy().tobytes()]
+    elif task in ("index", "distances"):
+        data = [np.asarray(part).tobytes() for part in result]
     else:
         values = result.as_dict()
         same = {name: values[name] for name in values if name not in MEASURED}
@@ -205,7 +238,7 @@ def member(folder: Path, out: Path, task: str, threads: int, query_shares: int) 
         group.texts("")  # all have read theirs
         spent, begun, over_lo = time.process_time(), time.perf_counter(), received()
         sent.update(dict.fromkeys(sent, 0))
-        result = call(task, query, gallery, grid)
+        result = call(task, query, gallery, grid, sent)
         payload, spent = dict(sent), time.process_time() - spent
         group.texts("")
         over_lo, seconds = received() - over_lo, time.perf_counter() - begun
@@ -238,20 +271,28 @@ def model(task: str, grid: Grid, options: argparse.Namespace, one: Any) -> dict[
         if rows > 1:  # gathered along columns
             payload["all_gather"] += 64.0 * -(-queries // rows)
             payload["all_reduce"] += 96 * 4 * options.width
-    if task == "nearest" and columns > 1:
+    if task in ("nearest", "distances") and columns > 1:
         payload["all_gather"] += 12.0 * -(-queries // rows) * min(NEAREST, share)
-    if task in ("jaccard", "rerank"):
-        both = options.queries if task == "rerank" else 0
-        listed = RULE.list_length if both else LISTED
+    fetched = (4 * options.width + 8) * max(one["fetched"]) + 8 * max(one["asked"])
+    if task == "averages":
+        payload["all_gather"] += 12.0 * options.queries * min(AVERAGED, share)
+        payload["all_gather"] += share * (4 * options.width + 8)
+        answers = (options.gallery - share) * 12 * min(AVERAGED + 1, share)
+        payload["all_to_all_single"] += answers + fetched
+    if task in ("jaccard", "rerank", "index", "distances"):
+        both = options.queries if task in ("rerank", "distances") else 0
+        listed = LISTED if task == "jaccard" else RULE.list_length
         items, own = both + options.gallery, -(-both // processes) + share
         payload["all_gather"] += own * (4 * options.width + 8 + 8 * listed + 12)
         payload["all_gather"] += 12 * max(one["set entries"]) + 12 * max(one["encoded entries"])
-        answers = (items - own) * (12 * min(listed, own) + 4 * bool(both))
-        fetched = (4 * options.width + 8) * max(one["fetched"]) + 8 * max(one["asked"])
+        answers = (items - own) * (12 * min(listed, own) + 4 * (task != "jaccard"))
         payload["all_to_all_single"] += answers + fetched
-        payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries * bool(both)
+        if task == "rerank":
+            payload["all_reduce"] += 16.0 * one["matches"] + 24.0 * options.queries
     if task == "jaccard":
         payload["all_gather"] += 16 * own
+    if task == "index":  # identities and cameras, and the lists once more
+        payload["all_gather"] += (16 + 4 * listed) * own
     return payload
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmga.common.distributed import Group
     from mmga.common.progress import Progress
     from mmga.extraction.embedder import Embedder
+    from mmga.retrieval.features import Features
     from mmga.retrieval.reranking.ranked_lists import RankedLists, SearchSide
 
 _RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
@@ -160,14 +161,14 @@ def _search(options: Options, group: "Group") -> None:
     with bar_of(group.leads) as progress:
         network = _network(options)
         if options.save_index is not None:
-            _save_index(options, rule, network, progress)
+            _save_index(options, rule, network, progress, group)
             if not options.query and options.features is None:
                 return
         with group.together():
             query = _side(options, "query", network, progress)
         index, gallery, chosen = None, None, rule if options.rerank else None
         if options.index is not None:
-            index = GalleryIndex.load(options.index)
+            index = GalleryIndex.load(options.index, group=group)
             files = _files(options, index.labels.get("path"), str(options.index))
             found = search_index(query.features, index, options.topk, progress)
         else:
@@ -222,11 +223,6 @@ def _check_shared(options: Options) -> None:
         raise UserError(
             f"{cli.flag(name)}: several processes search files of features; extract them first by "
             "mmga extract, or start one process"
-        )
-    for name in cli.changed(options, "rerank", "expand", "augment", "index", "save_index"):
-        raise UserError(
-            f"{cli.flag(name)}: several processes find plain neighbours so far; leave it out, or "
-            "start one process"
         )
 
 
@@ -338,19 +334,24 @@ def _side(
 
 def _shared_gallery(options: Options, group: "Group") -> "SearchSide":
     """Return a gallery with the labels of all its items, and the rows of this process."""
-    from mmga.retrieval.features.load import load_share
     from mmga.retrieval.features.shares import SharedGallery
     from mmga.retrieval.reranking.ranked_lists import SearchSide
+
+    own = _share(options, group)
+    features = SharedGallery.gathered(own, group, columns=True).features
+    files = _files(options, features.paths, f"--gallery {features.source}")
+    return SearchSide(features, files, features.notes)
+
+
+def _share(options: Options, group: "Group") -> "Features | None":
+    """Return this process' items of the gallery, None for none."""
+    from mmga.retrieval.features.load import load_share
 
     columns, pattern = options.gallery_columns, options.pattern
     with group.together():
         if options.features is not None:
-            own = load_share(options.features, group, "gallery", columns, pattern)
-        else:
-            own = load_share(options.gallery, group, None, columns, pattern)
-    features = SharedGallery.gathered(own, group, columns=True).features
-    files = _files(options, features.paths, f"--gallery {features.source}")
-    return SearchSide(features, files, features.notes)
+            return load_share(options.features, group, "gallery", columns, pattern)
+        return load_share(options.gallery, group, None, columns, pattern)
 
 
 def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Path] | None:
@@ -416,25 +417,38 @@ def _say(notes: list[str]) -> None:
 
 
 def _save_index(
-    options: Options, rule: KReciprocal, network: "Embedder | None", progress: "Progress | None"
+    options: Options,
+    rule: KReciprocal,
+    network: "Embedder | None",
+    progress: "Progress | None",
+    group: "Group",
 ) -> None:
     import numpy as np
+    import torch
 
     from mmga.retrieval.features import JUNK
-    from mmga.retrieval.reranking.index import ROW, GalleryIndex
+    from mmga.retrieval.reranking.index import GalleryIndex
+    from mmga.retrieval.reranking.index_files import ROW
 
-    side = _side(options, "gallery", network, progress)
-    gallery = side.features
-    _say(side.notes if network is not None else [])
-    rows = np.flatnonzero(gallery.pids != JUNK)
-    junk = len(gallery) - len(rows)
-    if junk:
-        gallery = gallery.select(rows)
+    gallery: Features | None
+    if group.world > 1:
+        gallery = _share(options, group)
+    else:
+        side = _side(options, "gallery", network, progress)
+        gallery = side.features
+        _say(side.notes if network is not None else [])
+    count = 0 if gallery is None else len(gallery)
+    rows = np.arange(0) if gallery is None else np.flatnonzero(gallery.pids != JUNK)
+    counts = group.table([count, count - len(rows)]).long()
+    junk = int(counts[:, 1].sum())
+    if junk and group.leads:
         print(
             f"mmga search: {junk} junk items (pid {JUNK}) are left out of the index, whose numbers "
             "are of those left; results add gallery_row, their rows in the file",
             file=sys.stderr,
         )
+    if gallery is not None and len(rows) < count:
+        gallery = gallery.select(rows)
     index = GalleryIndex.build(
         gallery,
         rule,
@@ -442,11 +456,14 @@ def _save_index(
         exact=options.exact,
         memory=options.memory,
         progress=progress,
+        group=group,
     )
     if junk:
-        index.labels[ROW] = rows
+        rows += int(counts[: group.rank, 0].sum())
+        index.labels[ROW] = group.rows(torch.from_numpy(rows)).numpy()
     index.save(options.save_index or "")
-    print(f"index: {options.save_index}")
+    if group.leads:
+        print(f"index: {options.save_index}")
 
 
 def _print(rows: Iterator[dict[str, Any]], topk: int, queries: int) -> None:

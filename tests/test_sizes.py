@@ -14,6 +14,7 @@ PUBLIC = {
     "mmga/retrieval/evaluate.py": {"evaluate", "evaluate_distances"},
     "mmga/retrieval/neighbours/graphs.py": {"kneighbors_graph"},
     "mmga/retrieval/neighbours/knn.py": {"nearest"},
+    "mmga/retrieval/neighbours/query_expansion.py": {"expand_queries"},
     "mmga/retrieval/reranking/jaccard.py": {"jaccard_distance"},
     "mmga/retrieval/reranking/rerank.py": {"rerank"},
     "mmga/retrieval/features/features.py": {"Features.__init__"},

@@ -39,6 +39,19 @@ def _failure(target: Path, error: Exception) -> UserError:
 
 
 @contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say of a block that it writes `target`, whatever the files are called meanwhile.
+
+    Raises:
+        UserError: something could not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _failure(target, error) from error
+
+
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path` that becomes `path` when the block ends well.
 

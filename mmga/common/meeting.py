@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import math
 import os
 import platform
 import sys
@@ -23,8 +24,9 @@ from torch.distributed.rendezvous import rendezvous
 from mmga.common.errors import PeerError, UserError, first_line, say_error
 from mmga.common.watch import GRACE, told
 
-START = datetime.timedelta(minutes=5)
-"""Longest time between the start of the first process and that of the last."""
+START = "MMGA_JOIN_TIMEOUT"
+"""Environment variable: seconds between the start of the first process and that of the last."""
+_START = 300.0
 STORE = datetime.timedelta(seconds=10)
 """Time in which torchrun's store, which is there before the processes, answers."""
 BEAT = 1.0
@@ -46,12 +48,13 @@ def meet(rank: int, world: int, verb: str | None) -> Iterator[Store]:
         verb: name of a command, whose process is its to end; None raises errors alone.
 
     Raises:
-        UserError: one of the processes has ended, or was not there within `START`; a PeerError in
-            those that need not tell it.
+        UserError: one of the processes has ended, or was not there in the time of `START`; a
+            PeerError in those that need not tell it.
     """
     global _came
+    patience = _patience()
     _came = True
-    meeting = _Meeting(rank, world, verb, START)
+    meeting = _Meeting(rank, world, verb, patience)
     try:
         meeting.wait()
         yield meeting.store
@@ -80,6 +83,25 @@ def refuse(error: Exception) -> Exception:
         return error
 
 
+def _patience() -> datetime.timedelta:
+    """Return how long processes are waited for that were not heard of.
+
+    Raises:
+        UserError: the environment says something else than seconds.
+    """
+    given = os.environ.get(START, "")
+    try:
+        seconds = float(given or _START)
+    except ValueError:
+        seconds = math.nan
+    if not 1 <= seconds <= 86_400:
+        raise UserError(
+            f"{START}: expected seconds from 1 to 86400, found {given!r}; it says how long to wait "
+            "for processes that have not started"
+        )
+    return datetime.timedelta(seconds=seconds)
+
+
 class _Meeting:
     """The processes of a run until all are connected.
 
@@ -90,7 +112,7 @@ class _Meeting:
     def __init__(
         self, rank: int, world: int, verb: str | None, patience: datetime.timedelta
     ) -> None:
-        self._rank, self._world, self._verb = rank, world, verb
+        self._rank, self._world, self._verb, self._patience = rank, world, verb, patience
         self._verdict: UserError | None = None
         self._telling, self._met = threading.Lock(), threading.Event()
         self._tells_of_store = False
@@ -122,15 +144,16 @@ class _Meeting:
             self._tells_of_store = self._words.add(f"others of {machine}", 1) == 1
         self._words.add("there", 1)
         self._thread.start()
-        end, pause = time.monotonic() + START.total_seconds(), 0.01
+        patience = self._patience.total_seconds()
+        end, pause = time.monotonic() + patience, 0.01
         while not self._hears() and self._count("there") < self._world:
             if time.monotonic() > end:
                 absent = [r for r in range(self._world) if not self._count(f"beat {r}")]
                 self._tell(
                     2,
                     f"process {absent[0] if absent else 0} of the {self._world} of the run did not "
-                    f"meet the others at {self._place} within {START.total_seconds():.0f} s; start "
-                    "all of them, with one address and a free port",
+                    f"meet the others at {self._place} within {patience:.0f} s; start all of "
+                    f"them, with one address and a free port ({START} sets another time)",
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.2)

@@ -516,6 +516,7 @@ def _rerank(report: Report, problem: RankingProblem, rule: KReciprocal | Reranke
         and rule.lambda_value > 0
         and problem.device.type == "cpu"
         and problem.gallery is not problem.query
+        and not selection.protocol.one_set
         and selection.labels.exclusion is None
     )
     if isinstance(rule, KReciprocal):  # either adds its own seconds
@@ -526,7 +527,7 @@ def _rerank(report: Report, problem: RankingProblem, rule: KReciprocal | Reranke
         if bounded and isinstance(source, RerankedSource) and source.reranking.exact == "certified":
             scores = rank_reranked(source, selection, monitor, phase)
         else:
-            scores = rank(source, selection, monitor, phase=phase)
+            scores = rank(source, selection, monitor, phase=phase, group=problem.share.group)
     report.reranked = Figures.of(scores, _counted(selection), len(report.cmc))
     report.rerank = rule.as_dict()
     _note(report, caveats.of_reranking(selection))

@@ -79,25 +79,13 @@ class EvaluationOptions:
 
     def check_group(self) -> None:
         """Raise a `UserError` for what one process must do alone."""
-        for refused, what in self._not_shared():
-            if refused:
+        if self.rerank is not None:
+            kind = "" if isinstance(self.rerank, KReciprocal) else "by other rules than KReciprocal"
+            if refused := kind or ("with exact='float32'" if self.exact == "float32" else ""):
                 raise UserError(
-                    f"rerank: several processes re-rank by certified distances of two sets, not "
-                    f"{what}; start one process without torchrun, or leave it out"
+                    "rerank: several processes re-rank by KReciprocal and certified neighbours, "
+                    f"not {refused}; start one process without torchrun, or leave it out"
                 )
-
-    def _not_shared(self) -> list[tuple[bool, str]]:
-        """Return what several processes do not re-rank, each with whether it is asked for."""
-        rule = self.rerank
-        if rule is None:
-            return []
-        return [
-            (not isinstance(rule, KReciprocal), "by other rules than KReciprocal"),
-            (isinstance(rule, KReciprocal) and not rule.lambda_value, "with a lambda_value of 0"),
-            (self.exact == "float32", "with exact='float32'"),
-            (self.protocol.one_set, f"under protocol {self.protocol.name}"),
-            (self.exclude is not None, "with exclude"),
-        ]
 
     def check(self, query: Features, gallery: Features, device: torch.device) -> None:
         """Raise a `UserError` where options do not fit each other, the features or the device."""

@@ -135,7 +135,10 @@ def test_a_bug_ends_all_with_its_traceback(folder, tmp_path):
     [
         ({"--gallery": ["shard-0.npz", "broken.npz", "shard-1.npz"]}, "broken.npz could not be"),
         ({"--query": ["absent.npz"]}, "absent.npz: no such file or folder"),
-        ({"--rerank": [], "--lambda-value": ["0"]}, "two sets, not with a lambda_value of 0"),
+        (
+            {"--rerank": [], "--exact": ["float32"]},
+            "not with exact='float32'; start one",
+        ),
         ({"--k1": ["7"]}, "--k1 belongs to re-ranking"),
         ({"--query-shares": ["2"]}, "expected a divisor of the number of processes, 3, found 2"),
         (

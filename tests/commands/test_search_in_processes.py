@@ -22,10 +22,17 @@ def words_of(folder, gallery, *more):
 
 
 @pytest.mark.parametrize(
-    ("gallery", "name"), [("gallery.npz", "found.csv"), ("shard-*.npz", "found.json")]
+    ("gallery", "name", "more"),
+    [
+        ("gallery.npz", "found.csv", ["--metric", "euclidean"]),
+        ("shard-*.npz", "found.json", ["--metric", "euclidean"]),
+        ("shard-*.npz", "found.csv", ["--rerank", "--k1", "9"]),
+        ("gallery.npz", "found.csv", ["--expand", "4"]),
+        ("shard-*.npz", "found.json", ["--augment", "3", "--expand", "2", "--rerank"]),
+    ],
 )
-def test_processes_write_the_lists_of_one(folder, gallery, name, tmp_path, capsys):
-    words = words_of(folder, gallery, "--topk", 12, "--metric", "euclidean", "--out")
+def test_processes_write_the_lists_of_one(folder, gallery, name, more, tmp_path, capsys):
+    words = words_of(folder, gallery, "--topk", 12, *more, "--out")
     (tmp_path / "one").mkdir()
     command.main([*words, str(tmp_path / "one" / name)])
     notes = capsys.readouterr().err
@@ -33,7 +40,44 @@ def test_processes_write_the_lists_of_one(folder, gallery, name, tmp_path, capsy
     assert codes == [0, 0, 0]
     assert sorted(said.splitlines()) == sorted(notes.splitlines()) and "are unknown" in said
     assert (tmp_path / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    assert len((tmp_path / name).read_text().splitlines()) > shared_cases.NUM_QUERY * 12
+    lists = shared_cases.NUM_QUERY - ("--rerank" in more)  # of which one is of junk
+    assert len((tmp_path / name).read_text().splitlines()) > lists * 12
+
+
+@pytest.mark.parametrize("gallery", ["gallery.npz", "shard-*.npz"])
+def test_processes_save_and_search_an_index(gallery, tmp_path, capsys):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    shared_cases.write(folder, "")
+    mmga.load_features(folder / "query.npz").cut(0, 4).save(tmp_path / "few.npz")
+    (tmp_path / "one").mkdir()
+    built = ["--gallery", str(folder / gallery), "--k1", "9", "--save-index"]
+    search = ["--query", str(tmp_path / "few.npz"), "--topk", "5", "--index"]
+    index, out = "gallery.mmga-index", "found.csv"
+    command.main([*built, str(tmp_path / "one" / index)])
+    command.main([*search, str(tmp_path / "one" / index), "--out", str(tmp_path / "one" / out)])
+    printed = capsys.readouterr()
+    codes, said = failing.run("nothing", ["search", *built, str(tmp_path / index)], tmp_path)
+    assert codes == [0, 0, 0], said
+    assert said in printed.err and "1 junk items (pid -1) are left out of the index" in said
+    assert (tmp_path / "out-0").read_text() == f"index: {tmp_path / index}\n"
+    expected = (tmp_path / "one" / out).read_bytes()
+    for number in (1, 2, 3):
+        words = ["search", *search, str(tmp_path / index), "--out", str(tmp_path / out)]
+        codes, said = failing.run("nothing", words, tmp_path, number)
+        assert codes == [0] * number, said
+        assert (tmp_path / out).read_bytes() == expected
+    assert b"gallery_row" in expected and len(expected.splitlines()) == 1 + 4 * 5
+
+
+def test_more_processes_than_items(folder, tmp_path):
+    mmga.load_features(folder / "gallery.npz").cut(0, 2).save(tmp_path / "two.npz")
+    words = words_of(folder, tmp_path / "two.npz", "--topk", 2, "--augment", 1, "--rerank", "--out")
+    (tmp_path / "one").mkdir()
+    command.main([*words, str(tmp_path / "one" / "found.csv")])
+    codes, said = failing.run("nothing", ["search", *words, str(tmp_path / "found.csv")], tmp_path)
+    assert codes == [0, 0, 0], said
+    assert (tmp_path / "found.csv").read_bytes() == (tmp_path / "one/found.csv").read_bytes()
 
 
 def test_the_first_process_prints(folder, tmp_path, capsys):
@@ -63,8 +107,7 @@ def test_the_first_process_draws_the_sheet(folder, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--rerank"], "--rerank: several processes find plain neighbours so far; leave it out"),
-        (["--save-index", "x.mmga-index"], "--save-index: several processes find plain"),
+        (["--index", "x.mmga-index"], "x.mmga-index is no .mmga-index folder"),
         (["--model", "a:b"], "--model: several processes search files of features; extract them"),
         (["--exact", "float32"], "exact: several processes find certified neighbours, found"),
         (["--gallery", "shard-0.npz", "broken.npz", "shard-1.npz"], "broken.npz could not be"),
@@ -76,7 +119,7 @@ def test_what_does_not_fit_is_said_once(folder, tmp_path, more, said, monkeypatc
     (folder / "broken.npz").write_bytes((folder / "shard-3.npz").read_bytes()[:9000])
     words = ["--query", "query.npz", "--gallery", "gallery.npz", "--out", str(tmp_path / "r.csv")]
     for flag in ("--gallery", "--out"):
-        if more[0] == flag:
+        if more[0] == flag or (flag, more[0]) == ("--gallery", "--index"):
             at = words.index(flag)
             del words[at : at + 2]
     codes, errors = failing.run("nothing", ["search", *words, *more], tmp_path, 2)
@@ -87,8 +130,9 @@ def test_what_does_not_fit_is_said_once(folder, tmp_path, more, said, monkeypatc
     assert not list(tmp_path.glob("r.*")) and not (folder / "x.mmga-index").exists()
 
 
-def test_one_that_is_killed_ends_all(folder, tmp_path):
-    words = words_of(folder, "shard-*.npz", "--out", tmp_path / "r.csv")
+@pytest.mark.parametrize("more", [[], ["--rerank"]], ids=["plain", "re-ranked"])
+def test_one_that_is_killed_ends_all(folder, tmp_path, more):
+    words = words_of(folder, "shard-*.npz", *more, "--out", tmp_path / "r.csv")
     codes, errors = failing.run("killed while the others compute", ["search", *words], tmp_path)
     assert codes == [1, -9, 1]
     assert len(errors.splitlines()) == 1

@@ -1,7 +1,6 @@
 """Processes of a command, of which one fails or is killed, while others wait or compute."""
 
 import contextlib
-import datetime
 import functools
 import importlib
 import os
@@ -121,12 +120,9 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
     if how.endswith(_LATE):
         if rank == (failing - 1) % world:
             time.sleep(600)
-        count, wait = meeting._Meeting._count, meeting._Meeting.wait
-
-        def waiting(self: meeting._Meeting) -> None:
-            if how.startswith("waiting"):
-                meeting.START = datetime.timedelta(seconds=3)
-            wait(self)
+        count = meeting._Meeting._count
+        if how.startswith("waiting"):
+            os.environ["MMGA_JOIN_TIMEOUT"] = "5"
 
         def counted(self: meeting._Meeting, key: str) -> int:
             found = count(self, key)
@@ -137,7 +133,9 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
                     raise KeyboardInterrupt
             return found
 
-        meeting._Meeting._count, meeting._Meeting.wait = counted, waiting
+        meeting._Meeting._count = counted
+    elif how == "with a wrong time to wait":
+        os.environ["MMGA_JOIN_TIMEOUT"] = "soon"
     elif how == "killed while the others connect" and rank == failing:
         dist.init_process_group = lambda *_, **__: kill()
     elif how == "without a device" and rank == failing:

@@ -16,7 +16,7 @@ from mmga.retrieval.bounds import planner
 from mmga.retrieval.metrics import rank_certified
 from mmga.retrieval.neighbours import shared_set
 from mmga.retrieval.protocols import selection
-from mmga.retrieval.reranking import certified_ranks
+from mmga.retrieval.reranking import certified_ranks, distances
 from mmga.retrieval.tiles import parts, sources
 
 NUM_QUERY, NUM_GALLERY, WIDTH = 53, 701, 24
@@ -76,6 +76,22 @@ CASES = {
     "re-ranked, names": {"kind": "names", "rerank": mmga.KReciprocal(1000, 3)},
     "re-ranked, 8 bits": {"kind": "int8", "rerank": mmga.KReciprocal(5, 9, 1.0)},
     "re-ranked, short rows": {"kind": "short", "rerank": mmga.KReciprocal()},
+    "re-ranked, one set": {"protocol": "all-vs-all", "rerank": mmga.KReciprocal()},
+    "re-ranked, one set, euclidean": {
+        "protocol": "all-vs-all",
+        "rerank": mmga.KReciprocal(6, 1, 0.1, "torchreid"),
+        "metric": "euclidean",
+    },
+    "re-ranked, by overlaps alone": {"rerank": mmga.KReciprocal(9, 4, 0.0)},
+    "re-ranked, a condition": {
+        "exclude": "camid != query.camid and abs(time - query.time) < 20",
+        "rerank": mmga.KReciprocal(7, 3, 0.6, "fastreid"),
+    },
+    "re-ranked, a condition, matlab": {
+        "exclude": "time < query.time",
+        "protocol": "market1501-matlab",
+        "rerank": mmga.KReciprocal(),
+    },
 }
 
 
@@ -216,15 +232,14 @@ def unlike(group, rank: int, what: str) -> object:
         options["rerank"] = mmga.KReciprocal()
         if what == "rerank float32":
             options["exact"] = "float32"
-        elif what == "rerank one set":
-            options["protocol"], own = "all-vs-all", None
-        elif what == "rerank excluding":
-            options["exclude"] = "time < query.time"
-        elif what == "rerank jaccard":
+        elif what == "rerank jaccard and fail":
             options["rerank"] = mmga.KReciprocal(lambda_value=0)
     failing = mock.Mock(side_effect=ZeroDivisionError("of all numbers"))
-    broken = mock.patch.object(certified_ranks._Run, "look", failing)
-    with broken if odd and what == "rerank and fail" else contextlib.nullcontext():
+    owner, name = certified_ranks._Run, "look"
+    if "jaccard" in what:
+        owner, name = distances, "mix"
+    broken = mock.patch.object(owner, name, failing)
+    with broken if odd and what.endswith("and fail") else contextlib.nullcontext():
         return mmga.evaluate(query, own, **options).mAP
 
 

@@ -98,6 +98,27 @@ class VectorSet:
         self.norms = norms.to(self.device)
         self.terms = key_terms(norms, metric).to(self.device)
 
+    @classmethod
+    def joined(cls, sets: Sequence[VectorSet]) -> VectorSet:
+        """Return the vectors of sets of one metric and device, which are not read for it."""
+        sides = [side for one in sets for side in one._sides]
+        chosen = [rows for one in sets for rows in one._chosen]
+        norms = torch.cat([one.norms for one in sets])
+        return cls(sides, sets[0].metric, chosen, norms=norms, device=sets[0].device)
+
+    def cut(self, begin: int, end: int) -> VectorSet:
+        """Return vectors [begin, end) as a set of their own, which are not read for it."""
+        parts = self._parts(begin, end) or [(self._sides[0], slice(0, 0))]
+        sides = [side for side, _ in parts]
+        chosen = [
+            torch.arange(rows.start, rows.stop, dtype=torch.int64, device=side.device)
+            if isinstance(rows, slice)
+            else rows
+            for side, rows in parts
+        ]
+        norms = self.norms[begin:end]
+        return VectorSet(sides, self.metric, chosen, norms=norms, device=self.device)
+
     def _read_norms(self) -> Tensor:
         norms = torch.empty(len(self), dtype=torch.float64, device=self.device)
         step = _BLOCK if self.device.type == "cpu" else _DEVICE_BLOCK

@@ -377,13 +377,15 @@ def _float32_nearest(
     return lists.result()
 
 
-def without_self(found: Neighbours) -> Neighbours:
+def without_self(found: Neighbours, numbers: Tensor | None = None) -> Neighbours:
     """Return the k - 1 nearest others of every vector of a set, given the k nearest with itself.
 
     Itself is dropped where it stands: duplicates of a lower index may stand before it, and among
     many of them it may be missing. Then the last goes instead.
     """
-    own = found.index == torch.arange(len(found.index), device=found.index.device)[:, None]
+    if numbers is None:
+        numbers = torch.arange(len(found.index), device=found.index.device)
+    own = found.index == numbers[:, None]
     own[:, -1] |= ~own.any(1)
     shape = (len(own), own.shape[1] - 1)
     return Neighbours(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -88,9 +88,7 @@ class SharedItems:
         shape = len(queries), k
         index = torch.empty(shape, dtype=torch.int64, device="cpu")
         distances = torch.empty(shape, dtype=torch.float32, device="cpu")
-        step = max(1, MERGED // (_MERGED_BYTES * k * group.world))
-        for begin in range(0, len(queries), step):
-            rows = slice(begin, min(begin + step, len(queries)))
+        for rows in merged_blocks(len(queries), k, group):
             index[rows], distances[rows] = self._merged(queries, near, rows, k)
         maxima = torch.full((len(queries),), torch.nan, dtype=torch.float32, device="cpu")
         return Neighbours(index, distances, maxima)
@@ -100,34 +98,59 @@ class SharedItems:
     ) -> tuple[Tensor, Tensor]:
         """Return the nearest of some queries, given their nearest in this process, int32 [Q, K]."""
         count, group = rows.stop - rows.start, self.group
-        own = torch.zeros(0, dtype=torch.int32, device="cpu")
-        exact = torch.zeros(0, dtype=torch.float64, device="cpu")
+        own = torch.zeros(count, 0, dtype=torch.int32, device="cpu")
+        exact = own.double()
         with group.together():
             if near is not None and self.vectors is not None:
-                own = near[rows].reshape(-1)
+                own = near[rows]
                 row = torch.arange(rows.start, rows.stop, device="cpu")
                 row = row.repeat_interleave(near.shape[1])
-                keys = exact_pair_keys(queries, row, self.vectors, own.long())
-                exact = squared_distances(keys, queries.metric)
+                keys = exact_pair_keys(queries, row, self.vectors, own.flatten().long())
+                exact = squared_distances(keys, queries.metric).view(own.shape)
+        starts = list(itertools.accumulate(self.counts, initial=0))[:-1]
         widths = [min(k, items) for items in self.counts]
-        sizes = [count * width for width in widths]
-        starts = itertools.accumulate(self.counts, initial=0)
-        found = [
-            part.view(count, width) + start
-            for part, width, start in zip(
-                gather(own.to(group.device), sizes, group).cpu().long().split(sizes),
-                widths,
-                starts,
-                strict=False,
-            )
-        ]
-        parts = gather(exact.to(group.device), sizes, group).cpu().split(sizes)
-        all_ = torch.cat([p.view(count, w) for p, w in zip(parts, widths, strict=True)], 1)
-        # Places in the joined lists order what ties as the items' numbers do, which may not fit
-        # in 32 bits.
-        places = torch.arange(all_.shape[1], dtype=torch.int32, device="cpu").expand_as(all_)
-        place, distance = nearest_of(places.contiguous(), all_, k)
-        return torch.cat(found, 1).gather(1, place.long()), distance.float()
+        number, distance = merged(own, exact, (widths, starts), k, group)
+        return number, distance.float()
+
+
+def merged(
+    own: Tensor, distance: Tensor, shapes: tuple[list[int], list[int]], k: int, group: Group
+) -> tuple[Tensor, Tensor]:
+    """Return the first k of the lists of all processes by (distance, number), in every process.
+
+    Args:
+        own: items of this process, int32 [Q, K'], by (distance, number).
+        distance: float64, the same shape.
+        shapes: length K' of each process' lists, and the number of its first item.
+        k: at most the sum of the lengths.
+        group: the processes.
+
+    Returns:
+        int64 numbers and float64 distances [Q, k].
+    """
+    count, (widths, starts) = len(own), shapes
+    sizes = [count * width for width in widths]
+    found, parts = (
+        gather(part.flatten().to(group.device), sizes, group).cpu().split(sizes)
+        for part in (own, distance)
+    )
+    numbers = [
+        part.long().view(count, width) + start
+        for part, width, start in zip(found, widths, starts, strict=True)
+    ]
+    all_ = torch.cat([p.view(count, w) for p, w in zip(parts, widths, strict=True)], 1)
+    # Places in the joined lists order what ties as the items' numbers do, which may not fit in 32
+    # bits.
+    places = torch.arange(all_.shape[1], dtype=torch.int32, device="cpu").expand_as(all_)
+    place, nearest = nearest_of(places.contiguous(), all_, k)
+    return torch.cat(numbers, 1).gather(1, place.long()), nearest
+
+
+def merged_blocks(queries: int, k: int, group: Group) -> Iterator[slice]:
+    """Yield the queries, so many at a time as `merged` takes."""
+    step = max(1, MERGED // (_MERGED_BYTES * k * group.world))
+    for begin in range(0, queries, step):
+        yield slice(begin, min(begin + step, queries))
 
 
 def merged_bytes(queries: int, k: int, group: Group) -> int:
@@ -160,6 +183,7 @@ def held_vectors(
     metric: str,
     group: Group,
     queries: VectorSet | None = None,
+    chosen: Tensor | None = None,
 ) -> tuple[VectorSet | None, list[int]]:
     """Return the vectors that this process holds, and how many each one holds.
 
@@ -169,13 +193,16 @@ def held_vectors(
         metric: "cosine" or "euclidean".
         group: the processes.
         queries: what the vectors are compared with; None: each other.
+        chosen: rows of `own` that count, ascending int64; None: all.
 
     Raises:
         UserError: no process has any, sides do not fit each other, or a value is NaN or infinite;
             in the process that has them, a PeerError in the others.
     """
-    told = group.table([0, 0] if own is None else [len(own), own.shape[1]]).long()
-    counts, widths = told[:, 0].tolist(), told[:, 1][told[:, 1] > 0].tolist()
+    count = 0 if own is None else len(own)
+    counted = count if chosen is None else len(chosen)
+    told = group.table([counted, count, 0 if own is None else own.shape[1]]).long()
+    counts, widths = told[:, 0].tolist(), told[:, 2][told[:, 2] > 0].tolist()
     norms = torch.zeros(0, dtype=torch.float64, device="cpu")
     with group.together():
         if not sum(counts):
@@ -186,18 +213,22 @@ def held_vectors(
         if own is not None:
             _check_fit(name, own, queries, widths[0])
             norms = torch.cat([squared_norms(rows) for rows in own.values()])
-        bad = (~norms.isfinite()).nonzero()[:, 0]
+        of_counted = norms if chosen is None else norms[chosen]
+        bad = (~of_counted.isfinite()).nonzero()[:, 0]
         if len(bad):
-            row = sum(counts[: group.rank]) + int(bad[0])
+            row = int(bad[0]) if chosen is None else int(chosen[bad[0]])
+            row += int(told[: group.rank, 1].sum())
             raise UserError(f"{name}: expected finite features, row {row} holds others")
-    longest = group.most(float(norms.max()) if len(norms) else 0.0)
+    longest = group.most(float(of_counted.max()) if len(of_counted) else 0.0)
     check_scale(name, torch.tensor([longest], dtype=torch.float64, device="cpu"))
     vectors = None
     with group.together():
         if own is not None and len(own):
             if metric == "cosine":
                 own, norms = lifted(own, norms)
-            vectors = VectorSet([side for side, _ in in_place(own)], metric, norms=norms)
+            norms = norms if chosen is None else norms[chosen]
+            sides, places = zip(*in_place(own, chosen), strict=True)
+            vectors = VectorSet(sides, metric, places, norms=norms)
     return vectors, counts
 
 

@@ -139,7 +139,7 @@ class SharedSet:
                 near, maxima = found.index, found.maxima
         index = torch.empty(self.held, k, dtype=torch.int32, device="cpu")
         distances = torch.empty(self.held, k, dtype=torch.float32, device="cpu")
-        for rows in self._blocks(self.held):
+        for rows in self.blocks(self.held):
             others, sizes = self._block_of_others(rows)
             with group.together():
                 theirs = self._nearest_here(others, k, farthest)
@@ -169,24 +169,36 @@ class SharedSet:
             left: numbers of vectors that are held here, int64 [P].
             right: numbers of any vectors, int64 [P].
         """
-        group, own = self.group, self.vectors
         distances = torch.empty(len(left), dtype=torch.float64, device="cpu")
-        for some in self._blocks(len(left)):
-            asked, which = right[some].unique(return_inverse=True)
-            process, place = self._where(asked)
-            order = process.argsort(stable=True)
-            sizes = process.bincount(minlength=group.world).tolist()
-            wanted, of = exchange(place[order], sizes, group)
-            with group.together():
-                rows, norms = self._sent(wanted)
-            rows, norms = (exchange(part, of, group)[0] for part in (rows, norms))
-            with group.together():
-                if own is not None:
-                    fetched = VectorSet([ShardedMatrix([rows.float()])], self.metric, norms=norms)
-                    _, mine = self._where(left[some])
-                    keys = exact_pair_keys(own, mine, fetched, order.argsort()[which])
-                    distances[some] = squared_distances(keys, self.metric)
-        return distances.masked_fill_(left == right, 0).float().double()
+        for some in self.blocks(len(left)):
+            distances[some] = self.exact_distances(left[some], right[some])
+        return distances.float().double()
+
+    def exact_distances(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the squared distances of pairs, float64 [P]; see `pair_distances`, but at once."""
+        fetched, which = self.fetch(right)
+        distances = torch.empty(len(left), dtype=torch.float64, device="cpu")
+        with self.group.together():
+            if self.vectors is not None:
+                keys = exact_pair_keys(self.vectors, self._where(left)[1], fetched, which)
+                distances = squared_distances(keys, self.metric)
+        return distances.masked_fill_(left == right, 0)
+
+    def fetch(self, numbers: Tensor) -> tuple[VectorSet, Tensor]:
+        """Return vectors of any process, each sent once, and where those of `numbers` are in them.
+
+        All processes call it together, each with numbers int64 [K] of its own.
+        """
+        asked, which = numbers.unique(return_inverse=True)
+        process, place = self._where(asked)
+        order = process.argsort(stable=True)
+        sizes = process.bincount(minlength=self.group.world).tolist()
+        wanted, of = exchange(place[order], sizes, self.group)
+        with self.group.together():
+            sent = self._sent(wanted)
+        rows, norms = (exchange(part, of, self.group)[0] for part in sent)
+        fetched = VectorSet([ShardedMatrix([rows.float()])], self.metric, norms=norms)
+        return fetched, order.argsort()[which]
 
     def _where(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the process that holds each vector, and its place there, int64 [K] each."""
@@ -195,9 +207,9 @@ class SharedSet:
         earlier = (sizes.cumsum(0) - sizes).flatten()  # vectors of earlier parts there
         return piece % self.group.world, numbers - self.bounds[piece] + earlier[piece]
 
-    def _blocks(self, count: int) -> Iterator[slice]:
-        """Yield parts of `count` vectors of this process, as many parts in all processes."""
-        step = max(1, BLOCK // (4 * self.width * self.group.world))
+    def blocks(self, count: int, of: int = 1) -> Iterator[slice]:
+        """Yield parts of `count` groups of vectors, as many parts in all processes."""
+        step = max(1, BLOCK // (4 * self.width * of * self.group.world))
         for begin in range(0, int(self.group.most(count)), step):
             yield slice(min(begin, count), min(begin + step, count))
 

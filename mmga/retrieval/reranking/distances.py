@@ -1,7 +1,8 @@
 """Re-ranked distances of queries to a gallery from features, some rows at a time.
 
 Memory beside the features: the neighbour lists and sparse rows, some hundred entries an item, and
-the distances of queries to gallery where these fit a limit; else their tiles are computed again.
+the float32 distances of queries to gallery where these fit a limit; else, as where neighbours are
+certified, their tiles are computed again.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from mmga.retrieval.features import JUNK
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.shares import share_of
 from mmga.retrieval.features.vectors import VectorSet
+from mmga.retrieval.neighbours.certified_knn import exact_order
 from mmga.retrieval.neighbours.knn import search
 from mmga.retrieval.neighbours.shared_knn import check_on_cpu, in_place
 from mmga.retrieval.neighbours.shared_set import SharedSet
 from mmga.retrieval.neighbours.tile_sizes import tile_on
+from mmga.retrieval.protocols.selection import Pairs
 from mmga.retrieval.reranking.encode import encode, mix
 from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.reranking.shared_encoding import encode_shared
@@ -77,7 +80,7 @@ class Reranking:
             queries: Q; None: one set against itself, of which N is that one set.
             rule: settings.
             exact: whose order neighbours that nearly tie have, see `neighbours.knn.search`.
-            keep: distances of queries to gallery are kept where they fit `memory`.
+            keep: float32 distances of queries to gallery are kept where they fit `memory`.
             memory: bytes that kept distances may take; None for `KEPT_BYTES`.
             progress: called as (phase, done, total).
 
@@ -89,10 +92,13 @@ class Reranking:
         self._first = queries or 0
         self.queries = len(vectors) if queries is None else queries
         self.gallery = len(vectors) - self._first
-        self.held = slice(0, self.gallery)
+        self.held, self._own = slice(0, self.gallery), self._first
         self._tile = tile_on(self.device, len(vectors), vectors.dimension)
         limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
-        keep = keep and queries is not None and 4 * self.queries * self.gallery <= limit
+        # Largest distances beside kept ones are those of tiles, others are exact: certified ones
+        # depend neither on memory nor on the number of processes.
+        keep = keep and queries is not None and exact_order(vectors, exact) == "float32"
+        keep = keep and 4 * self.queries * self.gallery <= limit
         start = time.perf_counter()
         found = search(
             vectors,
@@ -116,13 +122,13 @@ class Reranking:
         return max(_LEAST_GROUP, min(self._tile, _GROUP_BYTES // (4 * self.gallery)))
 
     def blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the final distances of some queries, few rows at a time.
+        """Yield the final distances of some queries to items held here, few rows at a time.
 
         Args:
             queries: int64 [R].
 
         Yields:
-            Which of `queries` they are, and float64 [r, G].
+            Which of `queries` they are, and float64 [r, G'].
         """
         queries = queries.to(self.device)
         for begin in range(0, len(queries), self.group):
@@ -141,11 +147,10 @@ class Reranking:
 
     def vectors_of(self, items: Tensor) -> Tensor:
         """Return places in `vectors` of gallery items that this process holds, int64 [K]."""
-        return self._first - self.held.start + items
+        return self._own - self.held.start + items
 
     def _group_blocks(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        overlaps = self.overlaps(queries)
-        original = self._original(queries) if self._kept is None else None
+        overlaps, original = self._parts(queries)
         room = _BLOCK_BYTES if self.device.type == "cpu" else _GROUP_BYTES  # few launches
         rows = max(1, room // (8 * self.gallery))
         for low in range(0, len(queries), rows):
@@ -158,64 +163,108 @@ class Reranking:
                 squared = original[low:high]
             yield slice(low, high), self._mixed(squared, part, overlaps.cut(low, high))
 
+    def _parts(self, queries: Tensor) -> tuple[ops.CsrRows, Tensor | None]:
+        """Return overlaps and, unless they are kept, squared distances of one group's queries."""
+        return self.overlaps(queries), self._original(queries) if self._kept is None else None
+
     def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.CsrRows) -> Tensor:
         scale = 0.5 if self.vectors.metric == "cosine" else 1.0
         maxima = self.maxima[queries]
-        return mix(squared, maxima, overlaps, self._first, self.rule, scale)
+        return mix(squared, maxima, overlaps, self._first + self.held.start, self.rule, scale)
 
     def _original(self, queries: Tensor) -> Tensor:
-        """Compute the squared distances of one group's queries to the gallery: [R, G] float32."""
-        height, width = self.group, self._tile
-        vectors = self.vectors
-        result = torch.empty((len(queries), self.gallery), dtype=torch.float32, device=self.device)
-        tile = result.new_empty(height, width)
+        """Compute one group's squared distances to the items held here: [R, G'] float32."""
+        height, vectors, held = self.group, self.vectors, self.held
+        shape = len(queries), held.stop - held.start
+        result = torch.empty(shape, dtype=torch.float32, device=self.device)
+        tile = result.new_empty(height, self._tile)
         own = vectors.take(queries, result.new_empty(height, vectors.dimension))
-        for first, last, others in vectors.sweep(width, self._first):
+        terms = vectors.terms[self._own : self._own + shape[1]]
+        for items, columns, others in self._blocks_of_items():
             torch.mm(own, others.t(), out=tile)
-            used = tile[: len(queries), : last - first]
-            terms = vectors.terms[queries], vectors.terms[first:last]
-            squared_distances_(used, *terms, cosine=vectors.metric == "cosine")
-            result[:, first - self._first : last - self._first] = used
+            used = tile[: len(queries), columns]
+            both = vectors.terms[queries], terms[items]
+            squared_distances_(used, *both, cosine=vectors.metric == "cosine")
+            result[:, items] = used
         if self._first == 0:  # one set against itself
-            result[torch.arange(len(queries), device=queries.device), queries] = 0
+            at = ((queries >= held.start) & (queries < held.stop)).nonzero()[:, 0]
+            result[at, queries[at] - held.start] = 0
         return result
+
+    def _blocks_of_items(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield the items held here: places among them, and in a block of items, and the block."""
+        for first, last, others in self.vectors.sweep(self._tile, self._first):
+            yield slice(first - self._first, last - self._first), slice(0, last - first), others
 
 
 class SharedReranking(Reranking):
-    """A graph whose gallery several processes hold, for certified ranks alone.
+    """A graph whose gallery several processes hold, with certified neighbours.
 
     Each process has all queries and its own gallery items: their features and their encodings.
     """
 
+    _kept = None
+    _last: tuple[Tensor, tuple[ops.CsrRows, Tensor | None]] | None = None
+
     def __init__(
-        self, vectors: VectorSet, items: SharedSet, rule: KReciprocal, progress: Progress
+        self,
+        queries: VectorSet,
+        own: VectorSet | None,
+        items: SharedSet,
+        rule: KReciprocal,
+        progress: Progress | None = None,
     ) -> None:
         """Find the neighbours of all vectors together, and encode those of this process.
 
         Args:
-            vectors: all queries, and after them the gallery items that this process holds.
-            items: all vectors of the graph, queries and gallery, each held by one process.
+            queries: all of them; of one set against itself all vectors.
+            own: the gallery items that this process holds.
+            items: `graph_of(queries, own, ...)`.
             rule: settings.
             progress: called as (phase, done, total).
         """
-        self.rule, self.vectors, self.device = rule, vectors, vectors.device
-        self.processes, self.exact = items.group, "certified"
-        first, last = items.ranges[1]
-        self._first = self.queries = len(vectors) - (last - first)
+        self.rule, self.processes, self.exact = rule, items.group, "certified"
+        first, last = items.ranges[-1]
+        self.queries, one_set = len(queries), len(items.ranges) == 1
+        self._first = 0 if one_set else self.queries
         self.gallery = len(items) - self._first
         self.held = slice(first - self._first, last - self._first)
-        self._tile = tile_on(self.device, len(vectors), vectors.dimension)
+        self._own = first if one_set else self._first
+        both = [queries] if one_set or own is None else [queries, own]
+        self.vectors = VectorSet.joined(both)
+        self.device = self.vectors.device
+        self._tile = tile_on(self.device, len(items), self.vectors.dimension)
         start = time.perf_counter()
         k = rule.neighbours_needed(len(items))
         found = items.nearest(k, farthest=rule.divides, progress=progress)
         searched = time.perf_counter()
-        graph = torch.arange(self._first, device="cpu"), torch.arange(first, last, device="cpu")
+        graph = [torch.arange(self.queries, device="cpu")]
+        if not one_set:
+            graph.append(torch.arange(first, last, device="cpu"))
         self._rows, maxima = encode_shared(items, found, rule, torch.cat(graph))
-        self.maxima = maxima[: self._first].double()
+        self.maxima = maxima[: self.queries].double()
         with self.processes.together():
-            self._inverted = ops.transpose_rows(self._rows, self._first)
+            inverted = self._rows if not one_set else ops.keep_rows(self._rows, items.numbers)
+            self._inverted = ops.transpose_rows(inverted, self._first)
         encoded = time.perf_counter()
         self.seconds = {"neighbours": searched - start, "encoding": encoded - searched}
+
+    def _parts(self, queries: Tensor) -> tuple[ops.CsrRows, Tensor | None]:
+        # Of a group, matches are read before all items are counted.
+        if self._last is None or not torch.equal(self._last[0], queries):
+            self._last = None
+            self._last = queries, super()._parts(queries)
+        return self._last[1]
+
+    def _blocks_of_items(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        # One grid over the items of all, so that products have the shapes of one process.
+        width, (first, last) = self._tile, (self.held.start, self.held.stop)
+        for begin in range(first // width * width, last, width):
+            left, right = max(begin, first), min(begin + width, last)
+            block = torch.zeros(width, self.vectors.dimension, dtype=torch.float32, device="cpu")
+            columns, items = slice(left - begin, right - begin), slice(left - first, right - first)
+            self.vectors.read(self._own + items.start, self._own + items.stop, block[columns])
+            yield items, columns, block
 
 
 class RerankedSource:
@@ -271,10 +320,45 @@ class RerankedSource:
             yield rows, Tile.of_keys(final if self._items is None else final[:, self._items])
 
 
+class SharedRerankedSource(RerankedSource):
+    """Re-ranked distances to the items that this process holds, and keys of the matches ahead.
+
+    Attributes:
+        columns: items held here that are ranked.
+    """
+
+    def __init__(self, source: RerankedSource) -> None:
+        """Take a source whose graph several processes share."""
+        for name in ("reranking", "queries", "device", "max_rows", "held"):
+            setattr(self, name, getattr(source, name))
+        first = self.reranking.held.start
+        self._items = None if source._items is None else source._items[self.held] - first
+        self.columns = self.held.stop - self.held.start
+
+    def match_keys(self, pairs: Pairs, whole_tiles: bool = False) -> Tensor:
+        """Return the distances of matches that are held here, and 0 of others, float64 [M]."""
+        row, item = (torch.from_numpy(part) for part in (pairs.match_row, pairs.match_item))
+        keys = torch.zeros(len(item), dtype=torch.float64, device="cpu")
+        for rows, tile in self.tiles(pairs.start, pairs.stop):
+            here = (row >= rows.start) & (row < rows.stop)
+            here &= (item >= self.held.start) & (item < self.held.stop)
+            at = here.nonzero()[:, 0]
+            keys[at] = tile.at(row[at] - rows.start, item[at])
+        return keys
+
+    def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
+        """Yield tiles of all items that are held here."""
+        if not self.columns:
+            return
+        for rows, final in self.reranking.blocks(self.queries[start:stop]):
+            values = final if self._items is None else final[:, self._items]
+            yield rows, Tile.of_keys(values, self.held.start)
+
+
 def reranked_source(
     rule: KReciprocal, problem: RankingProblem, *, keep: bool = True
 ) -> RerankedSource:
-    """Return the re-ranked distances of a problem's queries and items.
+    """Return the re-ranked distances of a problem's queries and items; `keep`: tiles are wanted.
 
     Junk takes no part in the neighbour graph, unless the protocol says so, nor what is unknown;
     images of the query's own camera do, and the ranking alone leaves them out.
@@ -310,11 +394,12 @@ def reranked_source(
             progress=problem.monitor.step,
         )
     problem.monitor.add("neighbours", sum(reranking.seconds.values()))
-    return RerankedSource(
+    source = RerankedSource(
         reranking,
         np.searchsorted(query_rows, selection.queries),
         np.searchsorted(gallery_rows, selection.gallery),
     )
+    return SharedRerankedSource(source) if keep and problem.share.group.world > 1 else source
 
 
 def _shared(
@@ -326,24 +411,43 @@ def _shared(
         UserError: the neighbours cannot be certified, or a side is empty.
     """
     group, held = problem.share.group, problem.held
+    one_set = problem.selection.protocol.one_set
     low, high = np.searchsorted(rows[1], [held.start, held.stop]).tolist()
-    first, last = share_of(len(rows[0]), group)
 
-    def vectors(queries: np.ndarray) -> VectorSet:
-        at = torch.from_numpy(queries), torch.from_numpy(rows[1][low:high])
-        norms = torch.cat([of[some] for of, some in zip(problem.norms, at, strict=True)])
-        sides = in_place(problem.query.rows, at[0])
-        sides += in_place(problem.gallery.rows, at[1] - held.start)
-        parts, chosen = zip(*sides, strict=True)
-        return VectorSet(parts, problem.metric, chosen, norms=norms)
+    def vectors(side: int, matrix: ShardedMatrix, chosen: np.ndarray, first: int) -> VectorSet:
+        at = torch.from_numpy(chosen)
+        parts, places = zip(*in_place(matrix, at - first), strict=True)
+        return VectorSet(parts, problem.metric, places, norms=problem.norms[side][at])
 
     with group.together():
-        _check_not_empty(*map(len, rows))
+        check_not_empty(*map(len, rows))
         check_on_cpu(problem.device)
-        every, own = vectors(rows[0]), vectors(rows[0][first:last])
-    counts = [last - first, high - low]
-    items = SharedSet.of(own if len(own) else None, counts, problem.metric, group)
-    return SharedReranking(every, items, rule, problem.monitor.step)
+        queries = vectors(0, problem.query.rows, rows[0], 0)
+        if one_set:
+            own = queries.cut(low, high)
+        else:
+            own = vectors(1, problem.gallery.rows, rows[1][low:high], held.start)
+    items = graph_of(queries, own, group, one_set=one_set)
+    return SharedReranking(queries, own, items, rule, problem.monitor.step)
+
+
+def graph_of(
+    queries: VectorSet, own: VectorSet | None, group: Group, *, one_set: bool = False
+) -> SharedSet:
+    """Return what takes part in a graph whose gallery several processes hold; queries are dealt.
+
+    Args:
+        queries: all of them, in every process.
+        own: the gallery items that this process holds; None for none.
+        group: the processes.
+        one_set: the gallery is the queries.
+    """
+    first, last = (0, 0) if one_set else share_of(len(queries), group)
+    mine = [queries.cut(first, last)] if first < last else []
+    mine += [own] if own is not None and len(own) else []
+    counts = [last - first, 0 if own is None else len(own)][one_set:]
+    vectors = VectorSet.joined(mine) if mine else None
+    return SharedSet.of(vectors, counts, queries.metric, group)
 
 
 def graph_vectors(
@@ -371,12 +475,13 @@ def graph_vectors(
         None if at is None or len(at) == len(side) else torch.from_numpy(at)
         for side, at in zip(sides, rows, strict=False)
     ]
-    _check_not_empty(
+    check_not_empty(
         *(len(side) if at is None else len(at) for side, at in zip(sides, chosen, strict=True))
     )
     return VectorSet(sides, metric, chosen, device=device)
 
 
-def _check_not_empty(*counts: int) -> None:
+def check_not_empty(*counts: int) -> None:
+    """Raise a `UserError` where one of the counts of queries and items is zero."""
     if not all(counts):
         raise UserError("re-ranking needs at least one query and one gallery item, found none")

@@ -17,7 +17,6 @@ from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
 from mmga.common.progress import Progress
-from mmga.ops.neighbours import nearest_in_rows
 from mmga.retrieval.features import Features
 from mmga.retrieval.neighbours.knn import nearest
 from mmga.retrieval.neighbours.query_expansion import augment_gallery, expand_queries
@@ -140,8 +139,7 @@ def search_features(
         search: what is searched for.
         progress: called as (phase, done, total).
         group: processes that share the gallery, whose features have the labels of all its items
-            and the rows of this process; for a search by the plain distance of features as they
-            are.
+            and the rows of this process.
 
     Raises:
         UserError: the sides do not fit each other, `topk` exceeds the gallery, or the memory does
@@ -149,45 +147,40 @@ def search_features(
     """
     found: Any = query
     among: Any = gallery
-    exact, left = search.exact, search.memory
+    left = search.memory
+    same: dict[str, Any] = {"exact": search.exact, "progress": progress, "group": group}
     if search.augment:
-        among = augment_gallery(
-            gallery, search.augment, search.alpha, exact=exact, memory=left, progress=progress
-        )
+        among = augment_gallery(gallery, search.augment, search.alpha, memory=left, **same)
         left = _left(left, among)
     if search.expand:
-        found = expand_queries(
-            query, among, search.expand, search.alpha, exact=exact, memory=left, progress=progress
-        )
+        found = expand_queries(query, among, search.expand, search.alpha, memory=left, **same)
         left = _left(left, found)
     if search.rule is None:
-        near = nearest(
-            found,
-            among,
-            search.topk,
-            search.metric,
-            exact=exact,
-            memory=left,
-            progress=progress,
-            group=group,
-        )
+        near = nearest(found, among, search.topk, search.metric, memory=left, **same)
     else:
         # Labels mark junk, which the neighbour graph leaves out.
-        found, among = (
-            side if isinstance(side, Features) else Features(side, original.pids)
-            for side, original in ((found, query), (among, gallery))
-        )
-        near = rerank(
-            found,
-            among,
-            search.rule,
-            metric=search.metric,
-            topk=search.topk,
-            exact=exact,
-            memory=left,
-            progress=progress,
-        )
+        found = found if isinstance(found, Features) else Features(found, query.pids)
+        among = _own(gallery, among, group or Group())
+        same |= {"metric": search.metric, "topk": search.topk}
+        near = rerank(found, among, search.rule, memory=left, **same)
     return RankedLists(query, row_labels(gallery), near[0].numpy(), near[1].numpy())
+
+
+def _own(gallery: Features, among: Features | torch.Tensor, group: Group) -> Features | None:
+    """Return the rows that are searched here, as they are or averaged, and their identities.
+
+    None stands for no rows.
+    """
+    rows = gallery.rows
+    if group.world == 1 and among is gallery:
+        return gallery
+    first = int(group.table([len(rows)])[: group.rank].sum())
+    if not len(rows):
+        return None
+    pids = gallery.pids[first : first + len(rows)]
+    if isinstance(among, torch.Tensor):
+        return Features(among, pids)
+    return Features(rows.shards, pids, scale=rows.scale)
 
 
 def _left(memory: int | None, taken: torch.Tensor) -> int | None:
@@ -200,6 +193,8 @@ def search_index(
 ) -> RankedLists:
     """Search an index for the `topk` nearest items of every query, each re-ranked by itself.
 
+    Processes that share the index call it together, and all get the lists.
+
     Raises:
         UserError: the features do not fit the index, or `topk` exceeds it.
     """
@@ -207,10 +202,9 @@ def search_index(
         raise UserError(f"--topk must be from 1 to the {len(index)} items, got {topk}")
     distances, indices = [], []
     for number in range(len(query)):
-        final = torch.from_numpy(index.rerank(query.rows.block(number, number + 1)[0]))
-        near, which = nearest_in_rows(final[None], topk)
-        distances.append(near[0].numpy())
-        indices.append(which[0].numpy())
+        near, which = index.nearest(query.rows.block(number, number + 1)[0], topk)
+        distances.append(near)
+        indices.append(which)
         if progress is not None:
             progress("re-ranking", number + 1, len(query))
     return RankedLists(query, index.labels, np.stack(distances), np.stack(indices))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, overload
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 import torch
@@ -10,16 +11,35 @@ from torch import Tensor
 
 from mmga.common import memory as memory_sizes
 from mmga.common.arrays import as_tensor
+from mmga.common.distributed import Group
 from mmga.common.errors import UserError, whole_number
 from mmga.common.progress import Progress
 from mmga.ops.neighbours import Neighbours, nearest_in_rows
 from mmga.ops.precision import float32_products
-from mmga.retrieval.features import Features
+from mmga.retrieval.features import JUNK, Features
+from mmga.retrieval.features.sharded_matrix import ShardedMatrix
+from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.neighbours.knn import ArrayLike, check_metric, feature_rows
+from mmga.retrieval.neighbours.shared_knn import (
+    check_certified,
+    held_vectors,
+    in_place,
+    merged,
+    merged_blocks,
+)
 from mmga.retrieval.neighbours.tile_sizes import check_memory, search_bytes
-from mmga.retrieval.reranking.distances import Reranking, graph_vectors
+from mmga.retrieval.reranking.distances import (
+    Reranking,
+    SharedReranking,
+    check_not_empty,
+    graph_of,
+    graph_vectors,
+)
 from mmga.retrieval.reranking.encode import encode, jaccard, mix
 from mmga.retrieval.reranking.settings import KReciprocal, check_rule
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
@@ -71,7 +91,7 @@ def rerank_distances(
 @overload
 def rerank(
     query: np.ndarray,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     rerank: KReciprocal | None = None,
     *,
     metric: str = "cosine",
@@ -79,13 +99,14 @@ def rerank(
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> np.ndarray: ...
 
 
 @overload
 def rerank(
     query: np.ndarray,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     rerank: KReciprocal | None = None,
     *,
     metric: str = "cosine",
@@ -93,13 +114,14 @@ def rerank(
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @overload
 def rerank(
     query: Tensor | Features,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     rerank: KReciprocal | None = None,
     *,
     metric: str = "cosine",
@@ -107,13 +129,14 @@ def rerank(
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> Tensor: ...
 
 
 @overload
 def rerank(
     query: Tensor | Features,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     rerank: KReciprocal | None = None,
     *,
     metric: str = "cosine",
@@ -121,13 +144,14 @@ def rerank(
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> tuple[Tensor, Tensor]: ...
 
 
 @float32_products()
 def rerank(
     query: ArrayLike,
-    gallery: ArrayLike,
+    gallery: ArrayLike | None,
     rerank: KReciprocal | None = None,
     *,
     metric: str = "cosine",
@@ -135,19 +159,24 @@ def rerank(
     exact: str | None = None,
     memory: str | int | None = None,
     progress: Progress | None = None,
+    group: ProcessGroup | Group | bool | None = None,
 ) -> Tensor | np.ndarray | tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
     """Return re-ranked distances of queries to gallery from features.
 
     Args:
         query: `Features`, or a tensor or array [Q, D]. Junk (pid -1) takes no part in the neighbour
             graph: its distances are infinite, its indices -1.
-        gallery: likewise, [G, D]. Junk is at an infinite distance and never among the nearest.
+        gallery: likewise, [G, D]. Junk is at an infinite distance and never among the nearest. None
+            in a process of a group that holds none.
         rerank: settings, `KReciprocal()` if None.
         metric: "cosine" or "euclidean".
         topk: give only the nearest so many of each query.
         exact: whose order neighbours that nearly tie have, see `mmga.nearest`.
         memory: bound on what is allocated beyond the features, such as ``"2G"``.
         progress: called as (phase, done, total).
+        group: of torch.distributed, True for the default one: each process gives its own rows of
+            the gallery, one after the other by rank, and the same queries. It gets the distances to
+            its own rows, or with `topk` the nearest of all. On the CPU, and certified.
 
     Returns:
         [Q, G] float64 without `topk`. With it (distances float64 [Q, topk], indices int64
@@ -157,58 +186,163 @@ def rerank(
         UserError: the matrix does not fit the free memory or `memory`, `topk` is out of range,
             widths differ, or a value is NaN or infinite.
     """
-    sides = feature_rows(query, "query"), feature_rows(gallery, "gallery")
-    check_metric(metric)
-    check_rule(rerank)
-    topk = None if topk is None else whole_number("topk", topk)
-    chosen, bound = (_not_junk(query), _not_junk(gallery)), memory_sizes.parse(memory)
-    shape = len(sides[0]), len(sides[1])
-    if topk is None:
-        _check_room(*shape)
-    places = (
-        torch.arange(shape[1], device="cpu") if chosen[1] is None else torch.from_numpy(chosen[1])
-    )
-    if topk is not None and not 1 <= topk <= len(places):
-        junk = shape[1] - len(places)
-        left_out = f" ({junk} junk items are left out)" if junk else ""
-        raise UserError(
-            f"topk must be from 1 to the {len(places)} gallery items{left_out}, got {topk}"
-        )
-    vectors = graph_vectors(*sides, metric, rows=chosen)
-    queries = shape[0] if chosen[0] is None else len(chosen[0])
-    rule = rerank or KReciprocal()
-    if bound is not None:
-        needed = 8 * shape[0] * shape[1] if topk is None else 16 * shape[0] * topk
-        needed += search_bytes(vectors, vectors, rule.neighbours_needed(len(vectors)))
-        check_memory(bound, needed, f"re-ranking {shape[0]} queries and {shape[1]} gallery items")
-        bound -= needed
-    reranking = Reranking(vectors, queries, rule, exact=exact, memory=bound, progress=progress)
-    rows = (
-        torch.arange(shape[0], device="cpu") if chosen[0] is None else torch.from_numpy(chosen[0])
-    )
-    width = shape[1] if topk is None else topk
-    distances = torch.full((shape[0], width), torch.inf, dtype=torch.float64, device="cpu")
-    index = torch.full((shape[0], topk or 0), -1, dtype=torch.int64, device="cpu")
-    for part, block in reranking.blocks(torch.arange(reranking.queries, device="cpu")):
+    with (processes := Group.of(group)).together():
+        asked = _Side.of(query, "query")
+        among = _Side(None)
+        if gallery is not None or processes.world == 1:
+            among = _Side.of(gallery, "gallery")
+        check_metric(metric)
+        check_rule(rerank)
+        topk = None if topk is None else whole_number("topk", topk)
         if topk is None:
-            distances[rows[part, None], places] = block.cpu()
-        else:
-            near, which = (one.cpu() for one in nearest_in_rows(block, topk))
-            distances[rows[part]], index[rows[part]] = near, places[which.long()]
-        if progress is not None:
-            progress("re-ranking", part.stop, reranking.queries)
+            _check_room(asked.count, among.count)
+        rule, bound = rerank or KReciprocal(), memory_sizes.parse(memory)
+        settings = _Settings(rule, metric, topk, exact, bound)
+    if processes.world == 1:
+        graph = _graph_of_one(asked, among, settings, progress)
+    else:
+        graph = _graph_of_all(asked, among, settings, progress, processes)
+    with processes.together():
+        distances, index = _distances(graph, (asked, among), topk, progress)
+    if topk is not None and processes.world > 1:
+        distances, index = _merged(distances, index, (asked, among), topk, processes)
     as_array = isinstance(query, np.ndarray)
     if topk is None:
         return distances.numpy() if as_array else distances
     return (distances.numpy(), index.numpy()) if as_array else (distances, index)
 
 
-def _not_junk(value: ArrayLike) -> np.ndarray | None:
-    """Return the rows of `Features` whose pid is not junk, None for all."""
-    pids = getattr(value, "pids", None)
-    if pids is None or not (pids == -1).any():
-        return None
-    return np.flatnonzero(pids != -1)
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Arguments of `rerank`, see there."""
+
+    rule: KReciprocal
+    metric: str
+    topk: int | None
+    exact: str | None
+    memory: int | None
+
+    def check_memory(self, search: int, queries: int, items: int) -> int | None:
+        """Return what the search and the result, of so many items, leave of the memory.
+
+        Raises:
+            UserError: it does not suffice.
+        """
+        if self.memory is None:
+            return None
+        needed = 8 * queries * items if self.topk is None else 16 * queries * self.topk
+        needed += search
+        what = f"re-ranking {queries} queries and {items} gallery items"
+        check_memory(self.memory, needed, what)
+        return self.memory - needed
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """Rows of queries or gallery that are held here, and those that are not junk."""
+
+    rows: ShardedMatrix | None
+    chosen: Tensor | None = None
+
+    @classmethod
+    def of(cls, value: ArrayLike | None, name: str) -> _Side:
+        rows, pids = feature_rows(value, name), getattr(value, "pids", None)
+        if pids is None or not (pids == JUNK).any():
+            return cls(rows)
+        return cls(rows, torch.from_numpy(np.flatnonzero(pids != JUNK)))
+
+    @property
+    def count(self) -> int:
+        return 0 if self.rows is None else len(self.rows)
+
+    @property
+    def places(self) -> Tensor:
+        return torch.arange(self.count, device="cpu") if self.chosen is None else self.chosen
+
+
+def _graph_of_one(
+    asked: _Side, among: _Side, settings: _Settings, progress: Progress | None
+) -> Reranking:
+    assert asked.rows is not None and among.rows is not None
+    counts, rule = (len(asked.places), len(among.places)), settings.rule
+    _check_topk(settings.topk, counts[1], among.count)
+    chosen = tuple(None if side.chosen is None else side.chosen.numpy() for side in (asked, among))
+    vectors = graph_vectors(asked.rows, among.rows, settings.metric, rows=(chosen[0], chosen[1]))
+    search = search_bytes(vectors, vectors, rule.neighbours_needed(len(vectors)))
+    left = settings.check_memory(search, asked.count, among.count)
+    exact = settings.exact
+    return Reranking(vectors, counts[0], rule, exact=exact, memory=left, progress=progress)
+
+
+def _graph_of_all(
+    asked: _Side, among: _Side, settings: _Settings, progress: Progress | None, group: Group
+) -> Reranking:
+    """Return the graph of the gallery that all processes hold."""
+    rule, metric = settings.rule, settings.metric
+    with group.together():
+        check_certified(settings.exact)
+        assert asked.rows is not None
+        check_not_empty(len(asked.places))
+        sides, chosen = zip(*in_place(asked.rows, asked.chosen), strict=True)
+        queries = VectorSet(sides, metric, chosen)
+    group.agree("the settings", f"{rule} {metric} {settings.topk}")
+    told = (queries.norms.cpu(), asked.places)
+    group.agree("the queries", b"".join(part.numpy().tobytes() for part in told))
+    own, counts = held_vectors("gallery", among.rows, metric, group, queries, among.chosen)
+    total = int(group.table([among.count]).sum())
+    with group.together():
+        _check_topk(settings.topk, sum(counts), total)
+    items = graph_of(queries, own, group)
+    with group.together():
+        search = items.search_bytes(rule.neighbours_needed(len(items)))
+        settings.check_memory(search, asked.count, among.count)
+    return SharedReranking(queries, own, items, rule, progress)
+
+
+def _distances(
+    graph: Reranking, sides: tuple[_Side, _Side], topk: int | None, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    """Return distances to the items held here, or the nearest of them, and the rows they are."""
+    rows, places = sides[0].places, sides[1].places
+    queries, width = sides[0].count, sides[1].count
+    if topk is not None:
+        width = min(topk, len(places))
+    distances = torch.full((queries, width), torch.inf, dtype=torch.float64, device="cpu")
+    shape = queries, 0 if topk is None else width
+    index = torch.full(shape, -1, dtype=torch.int64, device="cpu")
+    if not len(places):
+        return distances, index
+    for part, block in graph.blocks(torch.arange(graph.queries, device="cpu")):
+        if topk is None:
+            distances[rows[part, None], places] = block.cpu()
+        else:
+            near, which = (one.cpu() for one in nearest_in_rows(block, width))
+            distances[rows[part]], index[rows[part]] = near, places[which.long()]
+        if progress is not None:
+            progress("re-ranking", part.stop, graph.queries)
+    return distances, index
+
+
+def _merged(
+    distances: Tensor, index: Tensor, sides: tuple[_Side, _Side], topk: int, group: Group
+) -> tuple[Tensor, Tensor]:
+    """Return the nearest among the items of all processes, given those of this one."""
+    (asked, among), rows = sides, sides[0].places
+    told = group.table([distances.shape[1], among.count]).long()
+    shapes = told[:, 0].tolist(), (told[:, 1].cumsum(0) - told[:, 1]).tolist()
+    near = torch.full((asked.count, topk), torch.inf, dtype=torch.float64, device="cpu")
+    number = torch.full(near.shape, -1, dtype=torch.int64, device="cpu")
+    for part in merged_blocks(len(rows), topk, group):
+        some = rows[part]
+        number[some], near[some] = merged(index[some].int(), distances[some], shapes, topk, group)
+    return near, number
+
+
+def _check_topk(topk: int | None, items: int, rows: int) -> None:
+    """Raise a `UserError` where lists are longer than the gallery's items that are no junk."""
+    if topk is not None and not 1 <= topk <= items:
+        left_out = f" ({rows - items} junk items are left out)" if rows > items else ""
+        raise UserError(f"topk must be from 1 to the {items} gallery items{left_out}, got {topk}")
 
 
 def _check_room(queries: int, gallery: int) -> None:

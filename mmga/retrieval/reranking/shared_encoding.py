@@ -6,6 +6,8 @@ bytes an item. Features are not.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from mmga.ops import k_reciprocal as ops
@@ -36,16 +38,44 @@ def encode_shared(
         V, [N, N], of which other rows are empty; and each vector's largest squared distance,
         float32 [N].
     """
-    group, index = items.group, items.rows_of_all(found.index)
-    maxima = items.rows_of_all(found.maxima)
+    return encode_sets(items, sets_of_own(items, found, rule), rule, wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class SetsOfOwn:
+    """Expanded k-reciprocal sets of the vectors that a process holds.
+
+    Attributes:
+        index: neighbours of all vectors, int32 [N, K].
+        maxima: largest squared distance of each of them, float32 [N].
+        sets: offsets [N + 1] and columns; those of others are empty.
+        distances: squared, of each entry, float64.
+    """
+
+    index: Tensor
+    maxima: Tensor
+    sets: tuple[Tensor, Tensor]
+    distances: Tensor
+
+
+def sets_of_own(items: SharedSet, found: Neighbours, rule: KReciprocal) -> SetsOfOwn:
+    """Return the expanded sets of the vectors held here; arguments are those of `encode_shared`."""
+    index, maxima = items.rows_of_all(found.index), items.rows_of_all(found.maxima)
     neighbours = Neighbours(index, items.rows_of_all(found.distances), maxima)
-    with group.together():
+    with items.group.together():
         sets = expanded_sets(neighbours, rule, items.numbers)
     distances = set_distances(sets, neighbours, items.pair_distances)
-    del neighbours
+    return SetsOfOwn(index, maxima, sets, distances)
+
+
+def encode_sets(
+    items: SharedSet, graph: SetsOfOwn, rule: KReciprocal, wanted: Tensor
+) -> tuple[CsrRows, Tensor]:
+    """Return what `encode_shared` returns, from the sets."""
+    group, index, maxima = items.group, graph.index, graph.maxima
     with group.together():
-        rows = ops.encode(sets, *encoded_distances(distances, maxima, rule))
-        del sets, distances
+        rows = ops.encode(graph.sets, *encoded_distances(graph.distances, maxima, rule))
+        del graph
     rows = items.csr_of_all(rows)
     with group.together():
         return averaged(rows, index, rule, wanted), maxima

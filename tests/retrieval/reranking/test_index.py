@@ -62,6 +62,16 @@ def test_equals_full_computation_on_clusters(people, index):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_the_nearest_are_the_first_by_distance_and_number(people, index):
+    query = people[1][3]
+    final = index.rerank(query)
+    distances, items = index.nearest(query, 50)
+    order = np.lexsort((np.arange(len(final)), final))[:50]
+    assert np.array_equal(items, order) and np.array_equal(distances, final[order])
+    with pytest.raises(mmga.UserError, match="topk must be from 1 to the 840 items, got 841"):
+        index.nearest(query, 841)
+
+
 def test_saved_and_loaded_by_python_3_10(index, tmp_path, monkeypatch):
     monkeypatch.delattr("hashlib.file_digest", raising=False)  # it came with 3.11
     index.save(tmp_path / "gallery.mmga-index")
@@ -97,7 +107,7 @@ def test_versions_and_other_folders_are_refused(index, tmp_path):
     index.save(path)
     meta = json.loads((path / "index.json").read_text())
     (path / "index.json").write_text(json.dumps({**meta, "version": 99}))
-    with pytest.raises(mmga.UserError, match="expected an index of version 1, found 99"):
+    with pytest.raises(mmga.UserError, match="expected an index of version 1 or 2, found 99"):
         GalleryIndex.load(path)
     with pytest.raises(mmga.UserError, match=r"is no \.mmga-index folder"):
         GalleryIndex.load(tmp_path)
