@@ -3,8 +3,8 @@
 # NumPy arrays. LangChain's DocArrayInMemorySearch searches with it.
 # - euclidean_dist is the root of |x|^2 + |y|^2 - 2 <x, y>. Where x and y are equal, or nearly, rounding
 #   makes that negative. What is above -1e-7 is set to 0, but float32 numbers above 1 are 1.2e-7 apart:
-#   the distance is NaN, which sorts last. A crop that is in the gallery is not among the 10 nearest of
-#   itself. sqeuclidean_dist, the same without the root, finds it.
+#   the distance is NaN, which sorts last. Some crops of the gallery are not among the 10 nearest of
+#   themselves. sqeuclidean_dist, the same without the root, finds them.
 # - cosine_sim, the default, adds 1e-7 to the dot product as it does to the divisor: a zero vector has
 #   similarity 1 to every vector, and shares the first place with the query's equal.
 # - Vectors of int8, to which features are quantised, are multiplied in int8, and their sums wrap.
@@ -49,9 +49,10 @@ def look(name, space, gallery, queries):
     index = InMemoryExactNNIndex[Crop](crops)
     answers = [index.find(queries[row], search_field="vector", limit=10)[0] for row in rows]
     found = np.array([[crop.row for crop in answer] for answer in answers])
+    own, zero = found == rows[:, None], found[:, :2] == ZERO
     print(
-        f"{space}, {name}: themselves among the 10 nearest of {amount((found == rows[:, None]).any(1))}, "
-        f"zero vector first or second of {amount((found[:, :2] == ZERO).any(axis=1))}"
+        f"{space}, {name}: themselves among the 10 nearest of {amount(own.any(axis=1))}, "
+        f"zero vector first or second of {amount(zero.any(axis=1))}"
     )
 
 
