@@ -38,7 +38,7 @@ class Grid:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Run a block in which processes exchange along their rows alone; an error ends all.
+        """Run a block that exchanges along rows alone, or columns alone; an error ends all.
 
         Raises:
             Exception: as `Group.together`.

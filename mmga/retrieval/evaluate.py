@@ -51,7 +51,7 @@ from mmga.retrieval.reranking.settings import KReciprocal
 from mmga.retrieval.tiles import placement
 from mmga.retrieval.tiles.parts import pairs_without_common_part
 from mmga.retrieval.tiles.problem import RankingProblem, checked, zero_vectors
-from mmga.retrieval.tiles.share import Asked, Share
+from mmga.retrieval.tiles.share import QueryShare, Share
 from mmga.retrieval.tiles.sources import MatrixSource, Source, tile_within
 
 
@@ -107,7 +107,7 @@ def evaluate(
             None: half where every query has a match, else none.
         exclude: leave out pairs for which a condition on columns of the gallery item and the query
             holds, such as ``"camid == query.camid and abs(time - query.time) < 30"``.
-        ap: ``"hits"`` or ``"trapezoid"``, mean of what precisions; None: the protocol's own.
+        ap: ``"hits"`` or ``"trapezoid"`` (docs/evaluation.md); None: the protocol's own.
         progress: called as (phase, done, total).
         group: of torch.distributed, True for all: each gives its rows of the gallery.
         query_shares: R: of W processes number r gives share r // (W / R) of the queries, and share
@@ -386,7 +386,7 @@ def ranking_problem(
         norms=(query_norms, gallery_norms),
         selection=selection,
         own=own,
-        asked=Asked(
+        asked=QueryShare(
             chosen(query, query_norms, own.queries, asked.first),
             torch.from_numpy(places),
             query_norms[torch.from_numpy(selection.queries)],

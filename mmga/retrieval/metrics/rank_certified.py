@@ -50,7 +50,7 @@ from mmga.retrieval.metrics.rank import (
     score,
 )
 from mmga.retrieval.protocols.selection import Pairs, Selection
-from mmga.retrieval.tiles.share import Asked, Block, Share
+from mmga.retrieval.tiles.share import Block, QueryShare, Share
 from mmga.retrieval.tiles.sources import rows_within, tile_height
 
 # Queries x items of one product: after one of few coordinates the features of its items should stay
@@ -71,7 +71,7 @@ class CertifiedPass:
 
     def __init__(
         self,
-        queries: VectorSet | Asked,
+        queries: VectorSet | QueryShare,
         items: VectorSet | Share,
         selection: Selection,
         stages: Stages,
@@ -91,7 +91,7 @@ class CertifiedPass:
         Raises:
             UserError: `memory` does not suffice for one tile.
         """
-        asked = Asked.of(queries)
+        asked = QueryShare.of(queries)
         self._queries, self._share = asked.vectors, Share.of(items)
         self._selection, self._stages = selection, stages
         row_bytes = stages.row_bytes(asked.vectors.dimension) + 64
@@ -229,7 +229,7 @@ class _Run:
 
 @kernels_alone()
 def plan(
-    queries: VectorSet | Asked, items: VectorSet | Share, selection: Selection, seed: int = 0
+    queries: VectorSet | QueryShare, items: VectorSet | Share, selection: Selection, seed: int = 0
 ) -> Stages:
     """Choose the stages that counts of a few pairs say are cheapest.
 
@@ -239,7 +239,7 @@ def plan(
         selection: what is ranked, of the queries of all processes.
         seed: of the directions.
     """
-    asked, share = Asked.of(queries), Share.of(items)
+    asked, share = QueryShare.of(queries), Share.of(items)
     vectors = asked.vectors
     width, pairs = vectors.dimension, float(len(asked)) * len(share)
     if vectors.device.type == "cpu" and 2 * pairs * width < _SMALL:

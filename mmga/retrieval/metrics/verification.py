@@ -19,7 +19,7 @@ from mmga.common.grid import Grid
 from mmga.ops.ranking import Impostors, Matches, Tile, count_impostors
 from mmga.retrieval.features import UNKNOWN
 from mmga.retrieval.protocols.selection import Pairs, Selection
-from mmga.retrieval.tiles.share import Asked
+from mmga.retrieval.tiles.share import QueryShare
 
 BINS = 1 << 16
 TARGETS = (1e-4, 1e-3, 1e-2)
@@ -84,7 +84,7 @@ class PairCounter:
         strangers: float | None = None,
         seed: int = 0,
         *,
-        asked: Asked | None = None,
+        asked: QueryShare | None = None,
     ) -> None:
         """Start all counts at zero.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmga.ops.distance import part_keys
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
-from mmga.retrieval.tiles.share import Asked, Share
+from mmga.retrieval.tiles.share import QueryShare, Share
 from mmga.retrieval.tiles.sources import NARROWEST, FeatureSource, round_up, rows_within
 
 # P products of this shape together take as much as one of whole features.
@@ -29,7 +29,7 @@ class PartSource(FeatureSource):
 
     def __init__(
         self,
-        queries: VectorSet | Asked,
+        queries: VectorSet | QueryShare,
         items: VectorSet | Share,
         visibility: tuple[Tensor, Tensor],
         memory: int | None = None,

@@ -17,7 +17,7 @@ from mmga.retrieval.features.vectors import VectorSet, check_scale, lifted
 from mmga.retrieval.protocols.selection import Selection
 from mmga.retrieval.tiles.parts import PartSource, visible
 from mmga.retrieval.tiles.placement import Placement
-from mmga.retrieval.tiles.share import Asked, Share
+from mmga.retrieval.tiles.share import QueryShare, Share
 from mmga.retrieval.tiles.sources import Source, feature_source
 
 
@@ -47,7 +47,7 @@ class RankingProblem:
     norms: tuple[Tensor, Tensor]
     selection: Selection
     own: Selection
-    asked: Asked
+    asked: QueryShare
     share: Share
     asked_rows: slice
     held: slice

@@ -20,7 +20,7 @@ from mmga.retrieval.features.vectors import VectorSet, exact_pair_keys
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QueryShare:
     """The queries that this process ranks, all of them unless these are dealt out to processes.
 
     Attributes:
@@ -36,9 +36,9 @@ class Asked:
     grid: Grid = field(default_factory=Grid)
 
     @classmethod
-    def of(cls, queries: VectorSet | Asked) -> Asked:
+    def of(cls, queries: VectorSet | QueryShare) -> QueryShare:
         """Return a share of queries, that of all where they are given."""
-        if isinstance(queries, Asked):
+        if isinstance(queries, QueryShare):
             return queries
         return cls(queries, torch.arange(len(queries), device="cpu"), queries.norms)
 

@@ -20,7 +20,7 @@ from mmga.ops.distance import metric_number
 from mmga.ops.ranking import Tile
 from mmga.retrieval.features.vectors import VectorSet
 from mmga.retrieval.protocols.selection import Pairs
-from mmga.retrieval.tiles.share import Asked, Share
+from mmga.retrieval.tiles.share import QueryShare, Share
 
 # At most so many queries x items in one product: high enough for the BLAS' full rate and few calls,
 # small enough for a last-level cache.
@@ -119,7 +119,7 @@ class FeatureBlocks:
 
     def __init__(
         self,
-        queries: VectorSet | Asked,
+        queries: VectorSet | QueryShare,
         items: VectorSet | Share,
         memory: int | None = None,
         tile: tuple[int, int] = TILE,
@@ -136,7 +136,7 @@ class FeatureBlocks:
             UserError: `memory` does not suffice for one tile.
         """
         self._share = Share.of(items)
-        asked = Asked.of(queries)
+        asked = QueryShare.of(queries)
         self._asked, self._queries = len(asked), asked.vectors
         self._items = self._share.vectors
         self.device, self.columns = self._items.device, len(self._items)
@@ -309,7 +309,7 @@ def tile_within(room: int, dimension: int) -> tuple[int, int]:
 
 
 def feature_source(
-    queries: VectorSet | Asked,
+    queries: VectorSet | QueryShare,
     items: VectorSet | Share,
     memory: int | None = None,
     room: int | None = None,
@@ -328,7 +328,7 @@ def feature_source(
     """
     if room is None:
         return FeatureSource(queries, items, memory, TILE)
-    share, dimension = Share.of(items), Asked.of(queries).vectors.dimension
+    share, dimension = Share.of(items), QueryShare.of(queries).vectors.dimension
     height, width = tile_within(room, dimension)
     widest = max(round_up(len(share), width), dimension)
     rows = min(HELD_BYTES, room // 16) // (4 * widest)
