@@ -1,8 +1,9 @@
 """Find the other processes of a run, and notice one that ends before all have met.
 
 Each process says in the run's store that it is there, and says it again every second until it is
-connected with all others. Each listens to the next one that was there. What ends one of them is
-written into the store, where all look. Processes that were never there are waited for.
+connected with all others. Each listens to the next one that was there, and looks at it where it is
+on the same machine. What ends one of them is written into the store, where all look. Processes that
+were never there are waited for.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
@@ -31,8 +33,8 @@ STORE = datetime.timedelta(seconds=10)
 """Time in which torchrun's store, which is there before the processes, answers."""
 BEAT = 1.0
 """Seconds between two words of a process."""
-SILENT = 4
-"""Words of one's own, so many after the last word of another one, by which that one has ended."""
+SILENT = 6
+"""Words of one's own, so many after the last one of a process elsewhere, by which it has ended."""
 _MET = "-1"
 _numbers = itertools.count()
 _came = False
@@ -102,6 +104,29 @@ def _patience() -> datetime.timedelta:
     return datetime.timedelta(seconds=seconds)
 
 
+def _whereabouts(pid: int) -> list[str]:
+    """Return the machine and the beginning of a process on it, empty if it has ended.
+
+    A machine, or container, that does not tell is that of no other process.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return []
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [machine, ""]
+    return [machine, "" if state in "ZX" else fields[18]]  # Z and X: nobody has waited for it yet
+
+
+def _has_ended(pid: int, where: list[str]) -> bool | None:
+    """Return whether a process has ended, given what its `_whereabouts` were; None: who knows."""
+    now = _whereabouts(pid)
+    return None if not now or now[:1] != where[:1] else now != where
+
+
 class _Meeting:
     """The processes of a run until all are connected.
 
@@ -138,6 +163,8 @@ class _Meeting:
 
     def wait(self) -> None:
         """Return once all processes are there; errors are those of `meet`."""
+        own = os.getpid()
+        self._words.set(f"seat {self._rank}", json.dumps([own, _whereabouts(own)]))
         self._words.add(f"beat {self._rank}", 1)
         if self._rank:  # the first one on each machine
             machine = os.environ.get("GROUP_RANK", platform.node())
@@ -208,7 +235,7 @@ class _Meeting:
                 said = self._next()
                 silent = silent + 1 if said == last and said[1] > 0 else 0
                 last = said
-                if silent >= SILENT:
+                if silent and self._has_ended(said[0], silent):
                     self._words.add("heard", 1)  # in its place
                     self._tell(
                         1,
@@ -224,6 +251,11 @@ class _Meeting:
                 sys.stderr.flush()
                 os._exit(told(self._verdict or UserError())[0])
             return
+
+    def _has_ended(self, rank: int, silent: int) -> bool:
+        """Return whether a process has ended that said nothing while this one spoke so often."""
+        ended = _has_ended(*json.loads(self._words.get(f"seat {rank}")))
+        return silent >= SILENT if ended is None else ended
 
     def _next(self) -> tuple[int, int]:
         """Return the next process that was ever there, and how often it said so."""

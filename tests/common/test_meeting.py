@@ -1,8 +1,14 @@
 """Processes of a run that end before all have met."""
 
+import os
+import subprocess
+import sys
+
 import failing
 import pytest
 import shared_cases
+
+from mmga.common import meeting
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +38,23 @@ def test_one_that_ends_before_all_have_met_ends_all(words, tmp_path, how, which,
     assert found == codes
     assert len(errors.splitlines()) == 1 and errors.startswith("mmga eval: ")
     assert said in errors
+
+
+@pytest.mark.skipif(not meeting._whereabouts(os.getpid()), reason="the system has no /proc")
+def test_one_that_lives_has_not_ended_however_slow_it_is(words, tmp_path):
+    codes, errors = failing.run("one speaks slowly", words, tmp_path, 4, 1)
+    assert codes == [0] * 4, errors
+
+
+@pytest.mark.skipif(not meeting._whereabouts(os.getpid()), reason="the system has no /proc")
+def test_who_has_ended_is_known_of_this_machine():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    where = meeting._whereabouts(child.pid)
+    assert meeting._has_ended(child.pid, where) is False
+    assert meeting._has_ended(child.pid, ["another machine", where[1]]) is None
+    assert meeting._has_ended(child.pid, [where[0], "1"]) is True  # another one has its number
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its parent has not waited for it
+    assert meeting._has_ended(child.pid, where) is True
+    child.wait()
+    assert meeting._has_ended(child.pid, where) is True

@@ -134,6 +134,11 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
             return found
 
         meeting._Meeting._count = counted
+    elif how == "one speaks slowly":
+        if rank == failing:
+            meeting.BEAT = 600.0
+        if rank == world - 1:  # is waited for
+            time.sleep(3)
     elif how == "with a wrong time to wait":
         os.environ["MMGA_JOIN_TIMEOUT"] = "soon"
     elif how == "killed while the others connect" and rank == failing:
