@@ -79,10 +79,12 @@ def test_the_quality_is_that_of_the_result_file():
         cells = re.search(rf"^\| {name} \| (.+) \|$", TEXT, re.MULTILINE)[1]
         assert re.findall(r"[\d.]+(?=%)", cells) == [
             f"{100 * figures['median_error']:.1f}",
+            f"{100 * figures['median_error_of_one_row']:.1f}",
             f"{100 * abs(figures['median_signed']):.1f}",
             f"{100 * figures['under_5_percent']:.0f}",
         ], name
         assert figures["median_signed"] < 0 and "above" in cells
+        assert cells.endswith(f"{figures['correlation']:.2f}"[1:])
 
 
 def _iou(value, mean=None):
