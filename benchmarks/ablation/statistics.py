@@ -1,6 +1,7 @@
 """Statistics of finished runs: means, spread over seeds, paired intervals, flatness."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,12 +173,19 @@ def interval(shares: np.ndarray, pids: np.ndarray, draws: int = DRAWS) -> tuple[
     names, place = np.unique(pids, return_inverse=True)
     total = np.bincount(place, shares)  # by identity
     size = np.bincount(place).astype(np.float64)
-    random = np.random.default_rng(0)
-    counts = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    counts = _drawn(len(names), draws)
     # A draw may hold more queries than there are: it is scaled to their number.
     sums = counts @ total * (size.sum() / (counts @ size))
     low, high = np.quantile(sums, (0.025, 0.975))
     return float(low), float(high)
+
+
+@functools.lru_cache(maxsize=3)
+def _drawn(names: int, draws: int) -> np.ndarray:
+    """Return how often each identity is in each draw, float64 [draws, names]."""
+    random = np.random.default_rng(0)
+    counts = random.multinomial(names, np.full(names, 1 / names), size=draws)
+    return counts.astype(np.float64)
 
 
 def spread(values: Sequence[float]) -> float | None:

@@ -131,26 +131,32 @@ def _differences(rows: Mapping[str, list[Outcome]]) -> str:
 
 
 def _attention(rows: Mapping[str, list[Outcome]]) -> str:
-    """Return how the maps fit held-out masks, beside the mean training mask."""
+    table = attention_table(
+        {name: [run.report["attention"] for run in runs] for name, runs in rows.items()}
+    )
+    if not table:
+        return ""
+    return "Attention maps on the clean test's queries, whose masks no network saw:\n\n" + table
+
+
+def attention_table(rows: Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]) -> str:
+    """Return how attention maps fit masks, mean over runs; an empty string without maps.
+
+    Args:
+        rows: of each row its runs' fits, each by map and figure.
+    """
     lines = [
         "| row | map | IoU | mean mask | RMSE | mean mask |",
         "|---" * 6 + "|",
     ]
     for name, runs in rows.items():
-        for drawn in runs[0].report["attention"]:
-            fits = [run.report["attention"][drawn] for run in runs]
-            iou, mean_iou, rmse, mean_rmse = (
-                np.mean([fit[key] for fit in fits])
-                for key in ("iou", "mean_iou", "rmse", "mean_rmse")
-            )
-            lines.append(
-                f"| {name} | {drawn} | {iou:.3f} | {mean_iou:.3f} | {rmse:.3f} | {mean_rmse:.3f} |"
-            )
-    if len(lines) == 2:
-        return ""
-    return "Attention maps on the clean test's queries, whose masks no network saw:\n\n" + (
-        "\n".join(lines)
-    )
+        for drawn in runs[0]:
+            cells = [
+                f"{np.mean([run[drawn][figure] for run in runs]):.3f}"
+                for figure in ("iou", "mean_iou", "rmse", "mean_rmse")
+            ]
+            lines.append(f"| {name} | {drawn} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def _percent(value: Any) -> str:

@@ -59,6 +59,14 @@ class Difference:
     high: float
     by_split: tuple[float, ...]
 
+    def points(self) -> tuple[str, str, str]:
+        """Return the value, the interval and the differences by split in points."""
+        return (
+            f"{100 * self.value:+.1f}",
+            f"{100 * self.low:+.1f} to {100 * self.high:+.1f}",
+            ", ".join(f"{100 * value:+.1f}" for value in self.by_split),
+        )
+
     def verdict(self) -> str:
         """Describe the difference in one word."""
         if self.low > 0:

@@ -1,20 +1,21 @@
 """Tables of the finished runs on photographs, as Markdown."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.ablation.statistics import spread
+from benchmarks.ablation.summary import attention_table
 from benchmarks.photographs.plan import HARD, PARTIAL, TESTS
 from benchmarks.photographs.rows import row_named
-from benchmarks.photographs.statistics import Outcome, difference, last_gain, read
+from benchmarks.photographs.statistics import Difference, Outcome, difference, last_gain, read
 
 OPTIONS = ("6a", "6b", "6c")
 
 PAIRS = (
-    *(("6", "4"), ("4", "1"), ("6", "1"), ("6", "A"), ("6", "B"), ("6S", "4S")),
+    *(("6", "4"), ("4", "1"), ("6", "1"), ("6", "A"), ("6", "B"), ("A", "4"), ("6S", "4S")),
     *((option, row) for option in OPTIONS for row in ("6", "4")),
 )
 """Rows that are compared."""
@@ -30,6 +31,9 @@ GROUPS = {
     "partial to whole": ("partial-whole",),
 }
 """Tests over which a difference is averaged, by their title."""
+
+TITLES = {"mAP": "mAP", "rank1": "rank-1"}
+"""Figures by their names in result files."""
 
 Rows = dict[str, list[Outcome]]
 
@@ -60,10 +64,9 @@ def summary(results: Path) -> str:
 
 def _figures(rows: Rows, figure: str) -> str:
     """Return mean and standard deviation over splits, by row, way of comparison and test."""
-    title = {"mAP": "mAP", "rank1": "rank-1"}[figure]
     tests = [*TESTS, *PARTIAL]
     lines = [
-        f"{title}, %: mean and standard deviation over splits\n",
+        f"{TITLES[figure]}, %: mean and standard deviation over splits\n",
         f"| row | | splits | {' | '.join(tests)} |",
         "|---" * (3 + len(tests)) + "|",
     ]
@@ -84,47 +87,47 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _differences(rows: Rows, figure: str, way: str) -> str:
-    title = {"mAP": "mAP", "rank1": "rank-1"}[figure]
     compared = "parts by visibility" if way else "whole vectors"
-    lines = [
-        f"Differences in {title}, points, {compared}: 95% interval over identities, by split\n",
-        "| rows | test | difference | interval | by split | |",
-        "|---" * 6 + "|",
-    ]
-    for ours, theirs in PAIRS:
-        for group, tests in GROUPS.items():
-            found = difference(
-                rows.get(ours, []), rows.get(theirs, []), [test + way for test in tests], figure
+    return _difference_table(
+        f"Differences in {TITLES[figure]}, points, {compared}",
+        (
+            (
+                f"{ours} - {theirs}",
+                group,
+                difference(
+                    rows.get(ours, []), rows.get(theirs, []), [test + way for test in tests], figure
+                ),
             )
-            if found is None:
-                continue
-            by_split = ", ".join(f"{100 * value:+.1f}" for value in found.by_split)
-            lines.append(
-                f"| {ours} - {theirs} | {group} | {100 * found.value:+.1f} | "
-                f"{100 * found.low:+.1f} to {100 * found.high:+.1f} | {by_split} | "
-                f"{found.verdict()} |"
-            )
-    return "" if len(lines) == 3 else "\n".join(lines) + "\n"
+            for ours, theirs in PAIRS
+            for group, tests in GROUPS.items()
+        ),
+    )
 
 
 def _ways(rows: Rows) -> str:
     """Return what the comparison of visible parts changes, by row."""
+    return _difference_table(
+        "Parts by visibility less whole vectors, the same networks, mAP, points",
+        (
+            (name, group, difference(runs, runs, [f"{test}/parts|{test}" for test in tests]))
+            for name, runs in rows.items()
+            for group, tests in GROUPS.items()
+        ),
+    )
+
+
+def _difference_table(title: str, found: Iterable[tuple[str, str, Difference | None]]) -> str:
+    """Return a table of differences by rows and test; an empty string without any."""
     lines = [
-        "Parts by visibility less whole vectors, the same networks, mAP, points\n",
-        "| row | test | difference | interval | by split | |",
+        f"{title}: 95% interval over identities, by split\n",
+        "| rows | test | difference | interval | by split | |",
         "|---" * 6 + "|",
     ]
-    for name, runs in rows.items():
-        for group, tests in GROUPS.items():
-            found = difference(runs, runs, [f"{test}/parts|{test}" for test in tests])
-            if found is None:
-                continue
-            by_split = ", ".join(f"{100 * value:+.1f}" for value in found.by_split)
-            lines.append(
-                f"| {name} | {group} | {100 * found.value:+.1f} | "
-                f"{100 * found.low:+.1f} to {100 * found.high:+.1f} | {by_split} | "
-                f"{found.verdict()} |"
-            )
+    lines += [
+        f"| {rows} | {group} | {' | '.join(one.points())} | {one.verdict()} |"
+        for rows, group, one in found
+        if one is not None
+    ]
     return "" if len(lines) == 3 else "\n".join(lines) + "\n"
 
 
@@ -148,20 +151,13 @@ def _curves(rows: Rows) -> str:
 
 
 def _attention(rows: Rows) -> str:
-    lines = [
-        "Attention maps on the clean test's queries against the parser's masks, mean over splits\n",
-        "| row | map | IoU | mean mask's | RMSE | mean mask's |",
-        "|---" * 6 + "|",
-    ]
-    for name, runs in rows.items():
-        for drawn in runs[0].report["attention"]:
-            fits = [run.report["attention"][drawn] for run in runs]
-            cells = [
-                f"{np.mean([fit[key] for fit in fits]):.3f}"
-                for key in ("iou", "mean_iou", "rmse", "mean_rmse")
-            ]
-            lines.append(f"| {name} | {drawn} | {' | '.join(cells)} |")
-    return "" if len(lines) == 3 else "\n".join(lines) + "\n"
+    table = attention_table(
+        {name: [run.report["attention"] for run in runs] for name, runs in rows.items()}
+    )
+    return table and (
+        "Attention maps on the clean test's queries against the parser's masks, mean over splits"
+        f"\n\n{table}\n"
+    )
 
 
 def _cost(rows: Rows) -> str:
@@ -194,10 +190,9 @@ def _viper(rows: Rows) -> str:
     for ours, theirs in PAIRS:
         found = difference(rows.get(ours, []), rows.get(theirs, []), ["clean"], "rank1")
         if found is not None:
-            by_split = ", ".join(f"{100 * value:+.1f}" for value in found.by_split)
+            value, interval, by_split = found.points()
             lines.append(
-                f"\n{ours} - {theirs}, rank-1: {100 * found.value:+.1f} points "
-                f"({100 * found.low:+.1f} to {100 * found.high:+.1f} over identities; "
+                f"\n{ours} - {theirs}, rank-1: {value} points ({interval} over identities; "
                 f"by split {by_split})."
             )
     return "\n".join(lines) + "\n"
