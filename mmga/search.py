@@ -169,7 +169,7 @@ def _search(options: Options, group: "Group") -> None:
         if options.index is not None:
             index = GalleryIndex.load(options.index)
             files = _files(options, index.labels.get("path"), str(options.index))
-            found = search_index(query.features, index, options.topk, progress)
+            found = search_index(query.features, index, _topk(options, len(index)), progress)
         else:
             if group.world == 1:
                 gallery = _side(options, "gallery", network, progress)
@@ -177,7 +177,7 @@ def _search(options: Options, group: "Group") -> None:
                 gallery = _shared_gallery(options, group)
             files = gallery.files
             averages = options.expand, options.augment, options.alpha
-            topk = _topk(options, gallery)
+            topk = _topk(options, len(gallery.features.pids))
             search = Search(topk, options.metric, chosen, *averages, options.exact, room)
             found = search_features(query.features, gallery.features, search, progress, group)
     notes = [*query.notes, *([] if gallery is None else gallery.notes)]
@@ -206,6 +206,8 @@ def _write(
 
     if options.out is None:
         _print(found.records(), found.indices.shape[1], len(found.query))
+        rule = ", ".join(f"{name} {value}" for name, value in (settings["rerank"] or {}).items())
+        print(f"distances: {settings['metric']}{rule and ', re-ranked by ' + rule}")
         return
     with bar() as progress:
         if options.out.suffix in _SHEETS:
@@ -329,9 +331,9 @@ def _side(
         return read(words, network, loading, progress)
     columns = getattr(options, f"{side}_columns")
     if options.features is not None:
-        features = load_features(options.features, side, columns, options.pattern)
+        features = load_features(options.features, side, columns, options.pattern, False)
     else:
-        features = load_features(words, None, columns, options.pattern)
+        features = load_features(words, None, columns, options.pattern, False)
     files = _files(options, features.paths, f"--{side} {features.source}")
     return SearchSide(features, files, features.notes)
 
@@ -345,9 +347,9 @@ def _shared_gallery(options: Options, group: "Group") -> "SearchSide":
     columns, pattern = options.gallery_columns, options.pattern
     with group.together():
         if options.features is not None:
-            own = load_share(options.features, group, "gallery", columns, pattern)
+            own = load_share(options.features, group, "gallery", columns, pattern, False)
         else:
-            own = load_share(options.gallery, group, None, columns, pattern)
+            own = load_share(options.gallery, group, None, columns, pattern, False)
     features = SharedGallery.gathered(own, group, columns=True).features
     files = _files(options, features.paths, f"--gallery {features.source}")
     return SearchSide(features, files, features.notes)
@@ -371,11 +373,12 @@ def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Pat
     return [options.images / str(path) for path in paths]
 
 
-def _topk(options: Options, gallery: "SearchSide") -> int:
-    """Return the length of the lists; by default a small folder of images is listed whole."""
-    if gallery.files is None or cli.changed(options, "topk"):
-        return options.topk
-    return min(options.topk, len(gallery.features))
+def _topk(options: Options, items: int) -> int:
+    """Return the length of the lists; by default a small gallery is listed whole."""
+    topk = options.topk if cli.changed(options, "topk") else min(options.topk, items)
+    if not 1 <= topk <= items:
+        raise UserError(f"--topk must be from 1 to the {items} gallery items, got {topk}")
+    return topk
 
 
 def _write_sheet(
