@@ -233,6 +233,8 @@ def test_arguments_of_other_kinds():
     side = Features(**arrays())
     with pytest.raises(UserError, match=r"query: expected mmga.Features, found ndarray; wrap it"):
         evaluate(arrays()["features"], side)
+    with pytest.raises(UserError, match=r"found str; read the file by mmga.load_features\('q.npz'"):
+        evaluate("q.npz", side)
     with pytest.raises(UserError, match=r"rerank: expected mmga.KReciprocal\(...\) or None, found"):
         evaluate(side, side, rerank=True)
 
