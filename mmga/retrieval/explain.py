@@ -72,9 +72,9 @@ def table(steps: list[dict[str, Any]]) -> str:
         lines.append(f"{name:<44}" + "".join(f"{value:>9}" for value in values))
     if steps[0].get("exclude"):
         lines.append(f"(of all, pairs left out where {steps[0]['exclude']})")
-    lines.append("(changes are in percentage points)")
     total = "".join(f"{steps[-1][figure]:>9.2%}" for figure in _FIGURES)
-    return "\n".join([*lines, f"{'together':<44}{total}"])
+    units = "(changes are in percentage points)"
+    return "\n".join([*lines, f"{'together':<44}{total}", units])
 
 
 def _figures(

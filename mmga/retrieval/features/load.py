@@ -297,7 +297,7 @@ def _load_one(
     if "pids" not in arrays:
         raise UserError(
             f"{path}: pids are missing; found {_listed(arrays)}"
-            f"{'' if sides else _renaming('pids', arrays)}; add them, "
+            f"{(not sides and _renaming('pids', arrays)) or '; add them'}, "
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns), "
             "or --pattern to read them from paths"
         )

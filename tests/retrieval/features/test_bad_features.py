@@ -274,8 +274,8 @@ def test_a_full_disk_does_not_end_the_process_that_writes_hdf5(tmp_path):
     [
         ("features", "embeddings", "is embeddings meant? rename it to features"),
         ("features", "fetures", "is fetures meant? rename it to features"),
-        ("pids", "labels", "is labels meant? rename it to pids; add them, or give a CSV table"),
-        ("pids", "pdis", "is pdis meant? rename it to pids; add them, or give a CSV table"),
+        ("pids", "labels", "is labels meant? rename it to pids, or give a CSV table"),
+        ("pids", "pdis", "is pdis meant? rename it to pids, or give a CSV table"),
         ("pids", "time", "found camids, features, time; add them, or give a CSV table"),
     ],
 )
