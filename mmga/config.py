@@ -278,7 +278,7 @@ class Config:
     """Configuration of a training run."""
 
     recipe: RecipeName = "mgn"
-    """Source of the defaults."""
+    """Source of the defaults; unless named, synthetic for synthetic data and mgn for real data."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

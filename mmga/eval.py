@@ -169,6 +169,7 @@ _NOT_EXPLAINED = (
     *("rerank", "ap", "max_rank", "trials", "seed", "verification", "cross_camera", "fpr"),
     *("strangers", "bootstrap", "compare", "per_query", "report"),
 )
+_READ = ("query", "gallery", "features", "query_columns", "gallery_columns", "compare")
 Given = TypeVar("Given", bound=Inputs)
 Sides = tuple["Features | None", "Features | None"]
 Reader = Callable[..., "Features | None"]
@@ -344,8 +345,14 @@ def _check_outputs(options: Options) -> None:
     if options.bootstrap and not 2 <= options.bootstrap <= 10**6:
         bound = "at most 1000000" if options.bootstrap > 2 else "at least 2"
         raise UserError(f"--bootstrap: expected {bound} draws, found {options.bootstrap}")
-    if options.per_query is not None and not options.per_query.lower().endswith(".csv"):
-        raise UserError(f"--per-query: expected a .csv file, found {options.per_query}")
+    if not options.verification:
+        for name in cli.changed(options, "cross_camera", "fpr", "strangers"):
+            raise UserError(f"{cli.flag(name)} belongs to verification: give --verification, too")
+    for name, suffix in (("json", ".json"), ("per_query", ".csv")):
+        path = getattr(options, name)
+        if path is not None and not path.lower().endswith(suffix):
+            raise UserError(f"{cli.flag(name)}: expected a {suffix} file, found {path}")
+    _check_overwriting(options)
     if options.report is None and options.images is not None:
         raise UserError("--images: pictures stand in the page of --report; give it, too")
     if options.report is not None:
@@ -362,6 +369,19 @@ def _check_outputs(options: Options) -> None:
                 f"{cli.flag(name)}: protocol {options.protocol} has no figures of single queries; "
                 "leave it out"
             )
+
+
+def _check_overwriting(options: Options) -> None:
+    """Refuse an output that is one of the inputs, or another output."""
+    taken: dict[Path, str] = {}
+    for name in (*_READ, "json", "per_query", "report"):
+        value = getattr(options, name)
+        for path in value if isinstance(value, tuple) else [value] if value else []:
+            before = taken.setdefault(Path(path).resolve(), cli.flag(name))
+            if name not in _READ and before != cli.flag(name):
+                raise UserError(
+                    f"{cli.flag(name)}: {path} is given as {before}, too; name another file"
+                )
 
 
 def body(options: Options) -> None:
@@ -559,7 +579,7 @@ def _inputs(options: Options) -> list[tuple[str, Path]]:
     from mmga.retrieval.features.load import expanded
 
     found: list[tuple[str, Path]] = []
-    for name in ("query", "gallery", "features", "query_columns", "gallery_columns", "compare"):
+    for name in _READ:
         value = getattr(options, name)
         if name == "compare":
             found += [(name, Path(path)) for path in value if _is_report(path)]

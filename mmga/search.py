@@ -170,7 +170,7 @@ def _search(options: Options, group: "Group") -> None:
         if options.index is not None:
             index = GalleryIndex.load(options.index, group=group)
             files = _files(options, index.labels.get("path"), str(options.index))
-            found = search_index(query.features, index, options.topk, progress)
+            found = search_index(query.features, index, _topk(options, len(index)), progress)
         else:
             if group.world == 1:
                 gallery = _side(options, "gallery", network, progress)
@@ -178,7 +178,7 @@ def _search(options: Options, group: "Group") -> None:
                 gallery = _shared_gallery(options, group)
             files = gallery.files
             averages = options.expand, options.augment, options.alpha
-            topk = _topk(options, gallery)
+            topk = _topk(options, len(gallery.features.pids))
             search = Search(topk, options.metric, chosen, *averages, options.exact, room)
             found = search_features(query.features, gallery.features, search, progress, group)
     notes = [*query.notes, *([] if gallery is None else gallery.notes)]
@@ -207,6 +207,8 @@ def _write(
 
     if options.out is None:
         _print(found.records(), found.indices.shape[1], len(found.query))
+        rule = ", ".join(f"{name} {value}" for name, value in (settings["rerank"] or {}).items())
+        print(f"distances: {settings['metric']}{rule and ', re-ranked by ' + rule}")
         return
     with bar() as progress:
         if options.out.suffix in _SHEETS:
@@ -325,9 +327,9 @@ def _side(
         return read(words, network, loading, progress)
     columns = getattr(options, f"{side}_columns")
     if options.features is not None:
-        features = load_features(options.features, side, columns, options.pattern)
+        features = load_features(options.features, side, columns, options.pattern, labelled=False)
     else:
-        features = load_features(words, None, columns, options.pattern)
+        features = load_features(words, None, columns, options.pattern, labelled=False)
     files = _files(options, features.paths, f"--{side} {features.source}")
     return SearchSide(features, files, features.notes)
 
@@ -350,8 +352,8 @@ def _share(options: Options, group: "Group") -> "Features | None":
     columns, pattern = options.gallery_columns, options.pattern
     with group.together():
         if options.features is not None:
-            return load_share(options.features, group, "gallery", columns, pattern)
-        return load_share(options.gallery, group, None, columns, pattern)
+            return load_share(options.features, group, "gallery", columns, pattern, labelled=False)
+        return load_share(options.gallery, group, None, columns, pattern, labelled=False)
 
 
 def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Path] | None:
@@ -372,11 +374,12 @@ def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Pat
     return [options.images / str(path) for path in paths]
 
 
-def _topk(options: Options, gallery: "SearchSide") -> int:
-    """Return the length of the lists; by default a small folder of images is listed whole."""
-    if gallery.files is None or cli.changed(options, "topk"):
-        return options.topk
-    return min(options.topk, len(gallery.features))
+def _topk(options: Options, items: int) -> int:
+    """Return the length of the lists; by default a small gallery is listed whole."""
+    topk = options.topk if cli.changed(options, "topk") else min(options.topk, items)
+    if not 1 <= topk <= items:
+        raise UserError(f"--topk must be from 1 to the {items} gallery items, got {topk}")
+    return topk
 
 
 def _write_sheet(

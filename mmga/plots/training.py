@@ -97,7 +97,9 @@ def training_curves(runs: Mapping[str, Records], *, width: float = PAGE) -> Figu
         axes.set_axis_off()
     for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
         for (name, kind), (steps, values) in curves.items():
-            axes.plot(steps, values, **_style(list(runs).index(name), kind))
+            style = _style(list(runs).index(name), kind)
+            style["marker"] = style["marker"] or ("." if len(steps) == 1 else None)
+            axes.plot(steps, values, **style)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.set_xlim(0)

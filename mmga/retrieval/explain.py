@@ -68,12 +68,13 @@ def table(steps: list[dict[str, Any]]) -> str:
             name, values = str(step["to"]), [f"{step[figure]:.2%}" for figure in _FIGURES]
         else:
             name = f"{step['rule']}: {step['from']} -> {step['to']}"
-            values = [f"{step['change'][figure]:+.2%}" for figure in _FIGURES]
+            values = [f"{100 * step['change'][figure]:+.2f} " for figure in _FIGURES]
         lines.append(f"{name:<44}" + "".join(f"{value:>9}" for value in values))
     if steps[0].get("exclude"):
         lines.append(f"(of all, pairs left out where {steps[0]['exclude']})")
     total = "".join(f"{steps[-1][figure]:>9.2%}" for figure in _FIGURES)
-    return "\n".join([*lines, f"{'together':<44}{total}"])
+    units = "(changes are in percentage points)"
+    return "\n".join([*lines, f"{'together':<44}{total}", units])
 
 
 def _figures(

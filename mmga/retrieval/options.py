@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -156,9 +157,11 @@ def check_kinds(query: Any, gallery: Any, rerank: Any) -> None:
     """Raise a `UserError` where an argument of `mmga.evaluate` is of another kind than it takes."""
     for name, side in (("query", query), ("gallery", gallery)):
         if side is not None and not isinstance(side, Features):
+            remedy = "wrap it as mmga.Features(features, pids, camids)"
+            if isinstance(side, str | os.PathLike):
+                remedy = f"read the file by mmga.load_features({os.fspath(side)!r})"
             raise UserError(
-                f"{name}: expected mmga.Features, found {type(side).__name__}; wrap it as "
-                "mmga.Features(features, pids, camids)"
+                f"{name}: expected mmga.Features, found {type(side).__name__}; {remedy}"
             )
     if not hasattr(rerank, "source"):
         check_rule(rerank)

@@ -159,7 +159,7 @@ def test_shards_one_by_one_and_two_files_to_compare(files, capsys):
     words += ["--gallery", files / "g.npz"]
     code, out, _ = run(capsys, *words, "--compare", files / "q.npz", files / "g.npz")
     assert code == 0
-    assert "+0.00% against this" in out
+    assert "+0.00 points against this" in out
     code, _, err = run(capsys, *words, "--compare", *[files / "q.npz"] * 3)
     assert (code, "found 3 files" in err) == (2, True)
     code, _, err = run(capsys, *words, "--explain", "market1501", "no-camera", "--rerank")
@@ -261,3 +261,43 @@ def test_multi_query_takes_the_images_that_a_file_calls_so(files, capsys):
         Features(gallery.features, gallery.pids, np.zeros(20, int)), gallery, protocol="multi-query"
     )
     assert found["mAP"] == pooled.mAP
+
+
+def test_outputs_overwrite_nothing_that_is_given(files, capsys):
+    """Features or tables that were named as an output by mistake stay as they are."""
+    words = ["--query", files / "q.npz", "--gallery", files / "g.npz"]
+    (files / "q.csv").write_text("time\n" + "1\n" * 6)
+    (files / "list.json").write_text('{"schema": 1, "shards": [{"file": "g.npz"}]}')
+    before = {path: path.read_bytes() for path in files.iterdir()}
+    code, _, err = run(capsys, *words, "--json", files / "q.npz")
+    assert (code, "--json: expected a .json file, found" in err) == (2, True)
+    columns = [
+        "--query-columns",
+        files / "q.csv",
+        "--per-query",
+        files / ".." / files.name / "q.csv",
+    ]
+    code, _, err = run(capsys, *words, *columns)
+    assert (code, "is given as --query-columns, too; name another file" in err) == (2, True)
+    listed = ["--gallery", files / "list.json", "--json", files / "list.json"]
+    code, _, err = run(capsys, *words[:2], *listed)
+    assert (code, "is given as --gallery, too; name another file" in err) == (2, True)
+    assert before == {path: path.read_bytes() for path in files.iterdir()}
+
+
+def test_flags_of_verification_name_it(files, capsys):
+    words = ["--query", files / "q.npz", "--gallery", files / "g.npz"]
+    code, _, err = run(capsys, *words, "--fpr", "0.01")
+    assert (code, "--fpr belongs to verification: give --verification, too" in err) == (2, True)
+
+
+def test_explained_changes_are_in_points(files, capsys):
+    words = ["--query", files / "q.npz", "--gallery", files / "g.npz"]
+    _, out, _ = run(capsys, *words, "--explain", "market1501", "no-camera")
+    assert re.search(r"\ncamera: same-identity -> none +\+0\.00  +\+0\.00 ", out)
+    assert "(changes are in percentage points)" in out
+
+
+def test_one_set_in_place_of_two(files, capsys):
+    code, _, err = run(capsys, "--features", files / "g.npz")
+    assert (code, "or choose protocol all-vs-all, which ranks one set" in err) == (2, True)

@@ -128,3 +128,16 @@ def test_help_of_a_verb(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["help", "export"])
     assert capsys.readouterr().out.startswith("usage: mmga export --run PATH [options]\n")
+
+
+def test_a_wrong_flag_is_not_likened_by_its_dashes(capsys):
+    """--topk of another command has nothing in common with --k2."""
+    from mmga import eval as command
+
+    with pytest.raises(SystemExit) as leave:
+        command.main(["--topk", "5"])
+    said = capsys.readouterr().err
+    assert (leave.value.code, said.endswith("unknown option --topk; --help lists all\n")) == (
+        2,
+        True,
+    )

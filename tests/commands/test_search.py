@@ -153,7 +153,8 @@ def test_ids_come_from_a_table(files, capsys):
         lines = ["path,pid", *(f"{name}{i},{i % 4}" for i in range(len(side)))]
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
     words = ["--query", str(folder / "q.npy"), "--gallery", str(folder / "g.npy")]
-    assert "--query-columns" in fails(words, capsys)
+    search.main(words)
+    assert "q.npy: pids: 12 of 12 are unknown" in capsys.readouterr().err
     words += ["--query-columns", str(folder / "q.csv")]
     words += ["--gallery-columns", str(folder / "g.csv"), "--out", str(folder / "r.json")]
     search.main(words)
@@ -170,7 +171,7 @@ def test_ids_come_from_a_table(files, capsys):
             ["--query", "{q}", "--gallery", "{q}", "--out", "r.txt"],
             "end in .csv, .json, .html",
         ),
-        (["--query", "{q}", "--gallery", "{g}", "--topk", "61"], "k must be from 1 to the 60"),
+        (["--query", "{q}", "--gallery", "{g}", "--topk", "61"], "--topk must be from 1 to the 60"),
         (["--features", "{q}", "--query", "{q}"], "leave out --query"),
         (["--query", "{q}", "--gallery", "{q}", "--alpha", "2"], "--alpha belongs to --expand"),
         (["--query", "{q}", "--index", "x.mmga-index", "--rerank"], "leave out --rerank"),
@@ -256,3 +257,30 @@ def test_what_lasts_is_told_with_the_time_left(files, monkeypatch, capsys):
     words = ["--query", str(folder / "q.npz"), "--index", index]
     search.main([*words, "--topk", "3", "--out", str(folder / "r.csv")])
     assert re.search(r"^re-ranking: 5/12, 44 s, ETA 62 s$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_features_without_identities(files, capsys):
+    """A search asks for no labels, which a gallery from the field has none of."""
+    folder, query, gallery = files
+    np.savez(folder / "q.npz", features=query.features.numpy())
+    np.savez(
+        folder / "g.npz", features=gallery.features.numpy(), paths=[f"{i}.jpg" for i in range(60)]
+    )
+    run(folder, "--topk", "2")
+    out, err = capsys.readouterr()
+    assert "g.npz: pids: 60 of 60 are unknown" in err
+    assert re.search(r"query 0\n  rank  distance  gallery  path\n +1  0\.\d+ +\d+  \d+\.jpg\n", out)
+
+
+def test_a_small_gallery_is_listed_whole(files, capsys):
+    folder, _, gallery = files
+    gallery.select(slice(4)).save(folder / "g.npz")
+    run(folder, "--out", str(folder / "r.csv"))
+    assert len((folder / "r.csv").read_text().splitlines()) == 1 + 12 * 4
+
+
+def test_the_table_names_its_distance(files, capsys):
+    run(files[0], "--topk", "1", "--metric", "euclidean")
+    assert capsys.readouterr().out.endswith("\ndistances: euclidean\n")
+    run(files[0], "--topk", "1", "--rerank", "--k1", "7")
+    assert "\ndistances: cosine, re-ranked by k1 7, k2 6, " in capsys.readouterr().out

@@ -86,3 +86,12 @@ def test_what_holds_no_metrics_is_refused_in_a_sentence(tmp_path):
         plots.read_metrics(tmp_path)
     with pytest.raises(mmga.UserError, match="expected losses or tests by step, found none in x"):
         plots.training_curves({"x": [{"kind": "train", "step": 1}]})
+
+
+def test_a_single_point_is_seen():
+    """A run of a few steps logs one, which no line connects."""
+    drawn = panels(plots.training_curves({"x": records(tests=())[:1]}))
+    (loss,) = drawn["loss, all terms"].get_lines()
+    assert loss.get_marker() == "."
+    (loss,) = panels(plots.training_curves({"x": records()}))["loss, all terms"].get_lines()
+    assert loss.get_marker() == "None"

@@ -1,6 +1,7 @@
 """Containers of arrays: one reader and one writer each, none of which unpickles.
 
-A container is read to a mapping from name to array (NumPy or torch); strings are unicode arrays.
+A container is read to a mapping from name to array (NumPy or torch); strings are unicode arrays. A
+file of a single array without a name, .npy or .pt, holds it under the name array.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Arrays = dict[str, Any]
 
 # From this size on an array in a folder is memory-mapped; labels are simply read.
 _MAP_BYTES = 1 << 20
+_PLAIN = "save it as a plain array, such as numpy.array(values.tolist())"
 _LONGEST_REASON = 200  # characters of a parser's message
 
 
@@ -130,7 +132,7 @@ def check_array(name: str, array: np.ndarray) -> None:
     if array.dtype.hasobject:
         raise UserError(
             f"{name}: expected numbers or strings, found an array of objects, which only pickle "
-            "could read; save it as a plain array"
+            f"could read; {_PLAIN}"
         )
     if not array.dtype.isnative:
         raise UserError(
@@ -225,7 +227,7 @@ def _check_header(stream: IO[bytes], size: int, path: Path, name: str) -> None:
 def _refuse_objects(path: Path, name: str) -> NoReturn:
     raise UserError(
         f"{path}: {name}: expected numbers or strings, found an array of objects, which only "
-        "pickle could read; save it as a plain array"
+        f"pickle could read; {_PLAIN}"
     ) from None
 
 
@@ -445,8 +447,13 @@ def _read_pt(path: Path) -> Arrays:
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         _damaged(path, "a .pt file", error)
+    if isinstance(found, Tensor | np.ndarray):
+        return {"array": found}
     if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a dictionary, found {type(found).__name__}")
+        raise UserError(
+            f"{path}: expected a tensor of features, or a dictionary of features, pids and camids, "
+            f"found a {type(found).__name__}; save one by torch.save"
+        )
     arrays: Arrays = {}
     for name, value in found.items():
         if isinstance(value, Tensor | np.ndarray):

@@ -280,7 +280,7 @@ class Features:
         Raises:
             UserError: pyarrow is not installed, or the table does not hold what is expected.
         """
-        return of_arrays(with_paths(containers.read(path, ".parquet")), os.fspath(path))
+        return of_arrays(under_own_names(containers.read(path, ".parquet")), os.fspath(path))
 
     def _name(self, argument: str) -> str:
         return f"{self.source}: {argument}" if self.source else argument
@@ -303,9 +303,11 @@ class Features:
         containers.check_array(self._name(argument), values)
         if values.ndim != 1 or len(values) != count:
             found = len(values) if values.ndim == 1 else f"shape {list(values.shape)}"
+            turned = list(self.rows.shape) == [count, found] and count != found
             raise UserError(
                 f"{self._name(argument)}: expected one for each of the {count} rows of features, "
                 f"found {found}"
+                + ("; the features look transposed, [D, N]: give features.T" if turned else "")
             )
         if values.dtype.kind not in "biufUMm":
             raise UserError(
@@ -463,8 +465,11 @@ def of_arrays(arrays: dict[str, Any], source: str) -> Features:
     return Features(**own, columns=columns, source=source)
 
 
-def with_paths(arrays: dict[str, Any]) -> dict[str, Any]:
-    """Return arrays with those that hold paths under the name of paths."""
+def under_own_names(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return arrays with identities, cameras and paths under the names that they have here."""
+    for name in ("pid", "camid"):  # as in tables
+        if name in arrays and f"{name}s" not in arrays:
+            arrays = {f"{one}s" if one == name else one: value for one, value in arrays.items()}
     if "paths" in arrays:
         return arrays
     for name in PATHS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -20,10 +21,11 @@ from mmga.ops.precision import float32_products
 from mmga.retrieval.features import containers, csv_columns
 from mmga.retrieval.features.features import (
     TWO_SIDED,
+    UNKNOWN,
     Features,
     joined,
     of_arrays,
-    with_paths,
+    under_own_names,
 )
 from mmga.retrieval.features.shares import share_of
 
@@ -33,6 +35,11 @@ SHARD_LIST = ".json"
 """Suffix of a file that lists shards, in place of their names."""
 # Names of arrays that a message lists.
 _SHOWN_NAMES = 12
+# What others call the arrays.
+_OTHER_NAMES = {
+    "features": ("feature", "feat", "feats", "embedding", "embeddings", "vectors", "x", "arr_0"),
+    "pids": ("label", "labels", "id", "ids", "person_id", "person_ids", "identity", "targets"),
+}
 
 
 @float32_products()
@@ -41,13 +48,15 @@ def load_features(
     side: str | None = None,
     columns: str | os.PathLike[str] | None = None,
     pattern: str | None = None,
+    *,
+    labelled: bool = True,
 ) -> Features:
     """Read features from a file, a folder of .npy files, or several shards.
 
     Args:
         path: .npz, .safetensors, .mat, .h5, .pt, .parquet, or a folder of .npy files
-            (memory-mapped), or one .npy file of features or parts alone, whose pids come from
-            `columns`. A pattern such as ``shard-*.npz`` is expanded in natural order (2 before
+            (memory-mapped), or one .npy or .pt file of features or parts alone, whose pids come
+            from `columns`. A pattern such as ``shard-*.npz`` is expanded in natural order (2 before
             10); a list keeps its order, and so does a .json file that lists shards, as
             `mmga extract` writes it. Row i of the whole is row i of the shards one after the
             other.
@@ -60,12 +69,13 @@ def load_features(
 
         pattern: a regular expression with the groups pid and camid, or one of them, which reads
             identities and cameras that are not known otherwise from the paths of the images.
+        labelled: refuse a file without pids; else all of them are unknown, as a search takes them.
 
     Raises:
         UserError: the file is absent, damaged, or does not hold what is expected.
     """
     paths = _paths(path, side, columns)
-    return _joined([_load_one(one, side, columns, pattern) for one in paths], path)
+    return _joined([_load_one(one, side, columns, pattern, labelled) for one in paths], path)
 
 
 @float32_products()
@@ -75,6 +85,8 @@ def load_share(
     side: str | None = None,
     columns: str | os.PathLike[str] | None = None,
     pattern: str | None = None,
+    *,
+    labelled: bool = True,
 ) -> Features | None:
     """Read some of the rows that `load_features` reads, so that each process of a group has a part.
 
@@ -88,6 +100,7 @@ def load_share(
         side: see there.
         columns: see there.
         pattern: see there.
+        labelled: see there.
 
     Returns:
         The rows of this process, after those of the processes of lower rank; None where there are
@@ -99,8 +112,9 @@ def load_share(
     paths = _paths(path, side, columns)
     if len(paths) >= group.world:
         first, last = share_of(len(paths), group)
-        return _joined([_load_one(one, side, columns, pattern) for one in paths[first:last]], path)
-    loaded = [_load_one(one, side, columns, pattern, mapped=True) for one in paths]
+        own = [_load_one(one, side, columns, pattern, labelled) for one in paths[first:last]]
+        return _joined(own, path)
+    loaded = [_load_one(one, side, columns, pattern, labelled, mapped=True) for one in paths]
     _check_listed(loaded, path)
     first, last = share_of(sum(map(len, loaded)), group)
     parts, start = [], 0
@@ -236,10 +250,11 @@ def _load_one(
     side: str | None,
     columns: str | os.PathLike[str] | None,
     pattern: str | None,
+    labelled: bool,
     mapped: bool = False,
 ) -> Features:
     arrays = containers.read(path, mapped=mapped)
-    if path.suffix.lower() == ".npy" and not path.is_dir():
+    if list(arrays) == ["array"]:
         rows = arrays["array"]
         arrays = {"parts" if rows.ndim == 3 else "features": rows}
     notes: list[str] = []
@@ -264,22 +279,27 @@ def _load_one(
         }
     elif side is not None and ("features" in arrays or "parts" in arrays):
         raise UserError(
-            f"{path} holds one set of features, not both sides; give it as --query or --gallery"
+            f"{path} holds one set of features, not both sides; give query and gallery as two "
+            "files, or choose protocol all-vs-all, which ranks one set"
         )
     if "features" not in arrays and "parts" not in arrays:
         raise UserError(
             f"{path}: expected features and pids, or query_f, query_label, gallery_f, "
-            f"gallery_label; found {_listed(arrays)}"
+            f"gallery_label; found {_listed(arrays)}{_renaming('features', arrays)}"
         )
-    arrays = with_paths(arrays)
+    arrays = under_own_names(arrays)
     if columns is not None:
         arrays, found = csv_columns.merged(arrays, columns, str(path))
         notes += found
     if pattern is not None:
         notes.append(_read_names(arrays, pattern, str(path)))
+    if "pids" not in arrays and not labelled:
+        rows = arrays["features" if "features" in arrays else "parts"]
+        arrays["pids"] = np.full(np.shape(rows)[:1], UNKNOWN)
     if "pids" not in arrays:
         raise UserError(
-            f"{path}: pids are missing; found {_listed(arrays)}; add them, "
+            f"{path}: pids are missing; found {_listed(arrays)}"
+            f"{(not sides and _renaming('pids', arrays)) or '; add them'}, "
             "or give a CSV table of them (columns=, --query-columns, --gallery-columns), "
             "or --pattern to read them from paths"
         )
@@ -306,6 +326,13 @@ def _read_names(arrays: dict[str, Any], pattern: str, source: str) -> str:
         else:
             arrays[column] = ids.of_text(cells)
     return note
+
+
+def _renaming(name: str, arrays: Mapping[str, Any]) -> str:
+    """Return the advice to rename the array that looks like the missing one, if there is one."""
+    near = [one for one in _OTHER_NAMES[name] if one in arrays]
+    near += difflib.get_close_matches(name, arrays, 1, 0.7)  # camids are no misspelt pids
+    return f"; is {near[0]} meant? rename it to {name}" if near else ""
 
 
 def _listed(names: Mapping[str, Any]) -> str:

@@ -403,8 +403,9 @@ def _extra_lines(extra: dict[str, Any]) -> list[str]:
         for name in (name for name in ("mAP", "rank1") if name in found):
             one = found[name]
             lines.append(
-                f"{name} of {extra['compare']['with']}: {one['value']:+.2%} against this, 95% "
-                f"interval {one['low']:+.2%} to {one['high']:+.2%}, p {one['p']:.3g}"
+                f"{name} of {extra['compare']['with']}: {100 * one['value']:+.2f} points against "
+                f"this, 95% interval {100 * one['low']:+.2f} to {100 * one['high']:+.2f}, "
+                f"p {one['p']:.3g}"
             )
     if "verification" in extra:
         found = extra["verification"]

@@ -46,8 +46,8 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
 }
 _ALLOWED = (
-    "columns, query.<column>, numbers, 'strings', comparisons, and, or, not, + - * /, abs() and "
-    "parentheses are allowed"
+    "columns, query.<column>, numbers, 'strings', comparisons (== is equality), and, or, not, "
+    "+ - * /, abs() and parentheses are allowed"
 )
 
 

@@ -283,14 +283,16 @@ def _matches(query: Features, gallery: Features, rules: Protocol) -> list[Findin
         return [Finding("both", str(error), "nothing else about ids could be looked at", True)]
     if gallery is query:
         return _lone_identities(labels.query_pids)
-    known = np.setdiff1d(labels.query_pids, (JUNK, UNKNOWN))
-    absent = np.setdiff1d(known, labels.gallery_pids)
-    findings = []
-    if not len(known):
-        findings.append(
-            Finding("query", "no row has a known pid that is not junk", "give identities", True)
-        )
-    if len(absent):
+    known, held = (
+        np.setdiff1d(pids, (JUNK, UNKNOWN)) for pids in (labels.query_pids, labels.gallery_pids)
+    )
+    absent = np.setdiff1d(known, held)
+    findings = [
+        Finding(side, "no row has a known pid that is not junk", "give identities", True)
+        for side, pids in (("query", known), ("gallery", held))
+        if not len(pids)
+    ]
+    if len(absent) and len(held):
         findings.append(
             Finding(
                 "query",

@@ -233,6 +233,8 @@ def test_arguments_of_other_kinds():
     side = Features(**arrays())
     with pytest.raises(UserError, match=r"query: expected mmga.Features, found ndarray; wrap it"):
         evaluate(arrays()["features"], side)
+    with pytest.raises(UserError, match=r"found str; read the file by mmga.load_features\('q.npz'"):
+        evaluate("q.npz", side)
     with pytest.raises(UserError, match=r"rerank: expected mmga.KReciprocal\(...\) or None, found"):
         evaluate(side, side, rerank=True)
 
@@ -265,3 +267,55 @@ def test_a_full_disk_does_not_end_the_process_that_writes_hdf5(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "f.h5 could not be written: File too large" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("missing", "name", "said"),
+    [
+        ("features", "embeddings", "is embeddings meant? rename it to features"),
+        ("features", "fetures", "is fetures meant? rename it to features"),
+        ("pids", "labels", "is labels meant? rename it to pids, or give a CSV table"),
+        ("pids", "pdis", "is pdis meant? rename it to pids, or give a CSV table"),
+        ("pids", "time", "found camids, features, time; add them, or give a CSV table"),
+    ],
+)
+def test_arrays_under_other_names(capsys, tmp_path, missing, name, said):
+    given = arrays()
+    given[name] = given.pop(missing)
+    np.savez(tmp_path / "g.npz", **given)
+    assert said in fails(capsys, tmp_path, "g.npz")
+
+
+def test_pid_and_camid_are_read_as_in_tables(tmp_path):
+    given = arrays()
+    np.savez(tmp_path / "plain.npz", **given)
+    np.savez(
+        tmp_path / "g.npz", features=given["features"], pid=given["pids"], camid=given["camids"]
+    )
+    plain, renamed = load_features(tmp_path / "plain.npz"), load_features(tmp_path / "g.npz")
+    assert (renamed.pids == plain.pids).all()
+    assert (renamed.camids == plain.camids).all()
+    assert not renamed.columns
+
+
+def test_a_transposed_matrix(capsys, tmp_path):
+    given = arrays()
+    np.savez(tmp_path / "g.npz", **{**given, "features": given["features"].T})
+    said = fails(capsys, tmp_path, "g.npz")
+    assert "found 6; the features look transposed, [D, N]: give features.T" in said
+    np.savez(tmp_path / "g.npz", **{**given, "pids": given["pids"][:5]})
+    assert "look transposed" not in fails(capsys, tmp_path, "g.npz")
+
+
+def test_a_tensor_alone_and_a_tuple(tmp_path):
+    """What torch.save makes of an extraction without labels is read as a .npy file is."""
+    given = arrays()
+    features = torch.from_numpy(given["features"])
+    torch.save(features, tmp_path / "g.pt")
+    (tmp_path / "g.csv").write_text("pid\n" + "".join(f"{pid}\n" for pid in given["pids"]))
+    found = load_features(tmp_path / "g.pt", columns=tmp_path / "g.csv")
+    assert torch.equal(found.features, features)
+    assert (found.pids == given["pids"]).all()
+    torch.save((features, given["pids"]), tmp_path / "g.pt")
+    with pytest.raises(UserError, match=r"dictionary of features, pids and camids, found a tuple"):
+        load_features(tmp_path / "g.pt")

@@ -84,7 +84,7 @@ MISTAKES = [
     ("time == ", "at position"),
     ("time == 3)", "at position"),
     ("", "expected a condition"),
-    ("time = 3", "position"),
+    ("time = 3", r"position .* \(== is equality\)"),
     ("time ** 2 > 3", r"\*\* is not allowed"),
     ("(camid == 'c1') & (b == 1)", "and is meant"),
     ("__import__('os').system('true')", "only function is abs"),

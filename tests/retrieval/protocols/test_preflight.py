@@ -31,6 +31,7 @@ def test_nothing_is_found_where_nothing_is_wrong():
         ({"pids": ["a", "b", "c"]}, {}, "strings"),
         ({"features": unit(3, 4)}, {}, "rows of [4] and [8] values"),
         ({"pids": [0, 1, -1]}, {}, "1 queries have pid -1"),
+        ({}, {"pids": [-1] * 6}, "gallery: no row has a known pid that is not junk"),
     ],
 )
 def test_findings(query, gallery, found):
