@@ -331,9 +331,9 @@ def _side(
         return read(words, network, loading, progress)
     columns = getattr(options, f"{side}_columns")
     if options.features is not None:
-        features = load_features(options.features, side, columns, options.pattern, False)
+        features = load_features(options.features, side, columns, options.pattern, labelled=False)
     else:
-        features = load_features(words, None, columns, options.pattern, False)
+        features = load_features(words, None, columns, options.pattern, labelled=False)
     files = _files(options, features.paths, f"--{side} {features.source}")
     return SearchSide(features, files, features.notes)
 
@@ -347,9 +347,9 @@ def _shared_gallery(options: Options, group: "Group") -> "SearchSide":
     columns, pattern = options.gallery_columns, options.pattern
     with group.together():
         if options.features is not None:
-            own = load_share(options.features, group, "gallery", columns, pattern, False)
+            own = load_share(options.features, group, "gallery", columns, pattern, labelled=False)
         else:
-            own = load_share(options.gallery, group, None, columns, pattern, False)
+            own = load_share(options.gallery, group, None, columns, pattern, labelled=False)
     features = SharedGallery.gathered(own, group, columns=True).features
     files = _files(options, features.paths, f"--gallery {features.source}")
     return SearchSide(features, files, features.notes)
