@@ -171,14 +171,9 @@ def _unknown(word: str, names: _Names) -> str:
     typed = word.partition("=")[0]
     plain = "--" + typed.lstrip("-").replace("_", "-")
     longer = [name for name in names if len(plain) > 4 and name.startswith(plain)]
-    near = (
-        sorted(longer, key=len)
-        or [  # by what tells names apart, which dashes do not
-            f"--{one}"
-            for one in difflib.get_close_matches(plain[2:], [one[2:] for one in names], 1)
-        ]
-    )
-    hint = f"did you mean {names[near[0]][0]}?" if near else "--help lists all"
+    bare = {name[2:]: name for name in names}  # the dashes make no two names alike
+    near = sorted(longer, key=len) or difflib.get_close_matches(plain[2:], bare, 1)
+    hint = f"did you mean {names[bare.get(near[0], near[0])][0]}?" if near else "--help lists all"
     return f"unknown option {typed}; {hint}"
 
 
