@@ -352,7 +352,7 @@ def _check_outputs(options: Options) -> None:
         path = getattr(options, name)
         if path is not None and not path.lower().endswith(suffix):
             raise UserError(f"{cli.flag(name)}: expected a {suffix} file, found {path}")
-    _check_overwriting(options)
+    cli.check_overwriting(options, _READ, ("json", "per_query", "report"))
     if options.report is None and options.images is not None:
         raise UserError("--images: pictures stand in the page of --report; give it, too")
     if options.report is not None:
@@ -369,19 +369,6 @@ def _check_outputs(options: Options) -> None:
                 f"{cli.flag(name)}: protocol {options.protocol} has no figures of single queries; "
                 "leave it out"
             )
-
-
-def _check_overwriting(options: Options) -> None:
-    """Refuse an output that is one of the inputs, or another output."""
-    taken: dict[Path, str] = {}
-    for name in (*_READ, "json", "per_query", "report"):
-        value = getattr(options, name)
-        for path in value if isinstance(value, tuple) else [value] if value else []:
-            before = taken.setdefault(Path(path).resolve(), cli.flag(name))
-            if name not in _READ and before != cli.flag(name):
-                raise UserError(
-                    f"{cli.flag(name)}: {path} is given as {before}, too; name another file"
-                )
 
 
 def body(options: Options) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _RULE = ("k1", "k2", "lambda_value", "variant")  # of re-ranking
 _SHOWN = 20  # queries in the table; files hold all
 _SHEETS = (".html", ".png")
+_READ = ("query", "gallery", "features", "query_columns", "gallery_columns", "index")
 _NETWORK = ("model_arguments", "model_weights", "height", "width")  # of --model
 _IMAGES = ("flip", "batch_size", "skip_broken", "workers", "device", "cache_folder")
 
@@ -231,6 +232,7 @@ def _check_shared(options: Options) -> None:
 def _check(options: Options) -> None:
     if options.out is not None and options.out.suffix not in (".csv", ".json", *_SHEETS):
         raise UserError(f"--out must end in .csv, .json, .html or .png, got {options.out}")
+    cli.check_overwriting(options, _READ, ("save_index", "out"))
     if options.run is not None and options.model is not None:
         raise UserError("--run and --model are two networks; give one of them")
     if options.model is None:

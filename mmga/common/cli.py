@@ -13,6 +13,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from mmga.common import options as flags
@@ -31,6 +32,26 @@ def changed(options: Any, *names: str) -> list[str]:
     """Return those of the named options that were given other values than their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     return [name for name in names if getattr(options, name) != defaults[name]]
+
+
+def check_overwriting(options: Any, read: Sequence[str], written: Sequence[str]) -> None:
+    """Refuse an output that is one of the inputs, or another output.
+
+    Args:
+        options: of the command.
+        read: names of those that are paths of inputs, or several.
+        written: names of those that are paths of outputs.
+
+    Raises:
+        UserError: one is.
+    """
+    taken: dict[Path, str] = {}
+    for name in (*read, *written):
+        value = getattr(options, name)
+        for path in value if isinstance(value, tuple) else [value] if value else []:
+            before = taken.setdefault(Path(path).resolve(), flag(name))
+            if name in written and before != flag(name):
+                raise UserError(f"{flag(name)}: {path} is given as {before}, too; name another")
 
 
 def run(

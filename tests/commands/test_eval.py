@@ -278,10 +278,10 @@ def test_outputs_overwrite_nothing_that_is_given(files, capsys):
         files / ".." / files.name / "q.csv",
     ]
     code, _, err = run(capsys, *words, *columns)
-    assert (code, "is given as --query-columns, too; name another file" in err) == (2, True)
+    assert (code, "is given as --query-columns, too; name another" in err) == (2, True)
     listed = ["--gallery", files / "list.json", "--json", files / "list.json"]
     code, _, err = run(capsys, *words[:2], *listed)
-    assert (code, "is given as --gallery, too; name another file" in err) == (2, True)
+    assert (code, "is given as --gallery, too; name another" in err) == (2, True)
     assert before == {path: path.read_bytes() for path in files.iterdir()}
 
 

@@ -279,6 +279,15 @@ def test_a_small_gallery_is_listed_whole(files, capsys):
     assert len((folder / "r.csv").read_text().splitlines()) == 1 + 12 * 4
 
 
+def test_the_list_of_shards_that_is_searched_is_not_overwritten(files, capsys):
+    folder, *_ = files
+    shards = folder / "list.json"
+    shards.write_text('{"schema": 1, "shards": [{"file": "g.npz"}]}')
+    words = ["--query", str(folder / "q.npz"), "--gallery", str(shards), "--out", str(shards)]
+    assert "given as --gallery, too; name another" in fails(words, capsys)
+    assert "shards" in shards.read_text()
+
+
 def test_the_table_names_its_distance(files, capsys):
     run(files[0], "--topk", "1", "--metric", "euclidean")
     assert capsys.readouterr().out.endswith("\ndistances: euclidean\n")
