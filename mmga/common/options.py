@@ -172,8 +172,10 @@ def _unknown(word: str, names: _Names) -> str:
     plain = "--" + typed.lstrip("-").replace("_", "-")
     longer = [name for name in names if len(plain) > 4 and name.startswith(plain)]
     bare = {name[2:]: name for name in names}  # the dashes make no two names alike
-    near = sorted(longer, key=len) or difflib.get_close_matches(plain[2:], bare, 1)
-    hint = f"did you mean {names[bare.get(near[0], near[0])][0]}?" if near else "--help lists all"
+    words = plain[2:], plain.removeprefix("--no-")
+    alike = [bare[name] for one in words for name in difflib.get_close_matches(one, bare, 1)]
+    near = sorted(longer, key=len) or alike
+    hint = f"did you mean {names[near[0]][0]}?" if near else "--help lists all"
     return f"unknown option {typed}; {hint}"
 
 

@@ -2,7 +2,7 @@
 
 import failing
 import pytest
-from kills import WORDS, errors_of, results, words, write_inputs
+from kills import STARTED, WORDS, errors_of, results, words, write_inputs
 
 
 @pytest.fixture(scope="module")
@@ -12,18 +12,19 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("verb", WORDS)
-def test_a_full_disk_ends_all_and_a_second_start_finishes(folder, tmp_path, verb):
+@pytest.mark.parametrize("name", WORDS)
+def test_a_full_disk_ends_all_and_a_second_start_finishes(folder, tmp_path, name):
+    verb, world = name.split()[0], STARTED.get(name, 3)
     shared = verb in ("eval", "search")  # whose first process alone writes
     how = "a full disk" if shared else "a full disk while the others compute"
-    codes, said = failing.run(how, words(verb, folder, tmp_path), tmp_path, 3, 1 - shared)
-    assert codes == [2, 2, 2], said
+    codes, said = failing.run(how, words(name, folder, tmp_path), tmp_path, world, 1 - shared)
+    assert codes == [2] * world, said
     assert len(errors_of(said)) == 1
     assert errors_of(said)[0].startswith(f"mmga {verb}: error: {tmp_path}/r")
     assert "could not be written" in said
     left = results(tmp_path)
     assert not [name for name in left if "tmp" in name or (shared and name.startswith("r"))]
-    codes, said = failing.run("nothing", words(verb, folder, tmp_path), tmp_path, 2)
+    codes, said = failing.run("nothing", words(name, folder, tmp_path), tmp_path, 2)
     assert codes == [0, 0] and not errors_of(said)
     (tmp_path / "one").mkdir()
     codes, _ = failing.run("nothing", words(verb, folder, tmp_path / "one"), tmp_path / "one", 1)
