@@ -51,19 +51,12 @@ def averaged(group, rank: int, name: str, ends: list[int]) -> tuple[np.ndarray, 
 
 def unlike(group, rank: int, what: str, side: str) -> object:
     """Average where the last process differs from the others, as `what` says."""
-    query, items = shared_neighbours.sides("")
-    odd = rank == group.size() - 1
-    own = items[200:] if odd else items[:200]
+    query, own, odd = shared_neighbours.spoiled(group, rank, what)
     options = {"group": group}
     if what == "alpha" and odd:
         options["alpha"] = 2.0
     elif what == "too many":
         options["neighbours"] = NUM_ITEMS + 1
-    elif what == "values" and odd:
-        own = own.copy()
-        own[7] = np.nan
-    elif what == "nothing":
-        own = None
     elif what == "memory" and odd:
         options["memory"] = "1M"
     elif what == "float32":

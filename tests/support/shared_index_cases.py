@@ -109,19 +109,13 @@ def loaded(group, rank: int, path: str) -> tuple[list[bytes], list[np.ndarray], 
 
 def unlike(group, rank: int, what: str, path: str) -> object:
     """Build and ask an index where the last process differs from the others, as `what` says."""
-    query, items = shared_neighbours.sides("")
-    odd = rank == group.size() - 1
-    own, one = items[200:] if odd else items[:200], query[2]
+    query, own, odd = shared_neighbours.spoiled(group, rank, what)
+    one = query[2]
     options = {"group": group}
     if what == "rule":
         options["rule"] = mmga.KReciprocal(9 if odd else 8)
     elif what == "junk" and odd:
         own = mmga.Features(own, np.arange(101) - 1)
-    elif what == "values" and odd:
-        own = own.copy()
-        own[7] = np.nan
-    elif what == "nothing":
-        own = None
     elif what == "memory" and odd:
         options["memory"] = "10M"
     elif what == "float32":

@@ -67,21 +67,10 @@ def rows(group, rank: int, name: str, ends: list[int]) -> tuple[bytes, ...]:
 
 def unlike(group, rank: int, what: str) -> list[int]:
     """Compute distances where the last process differs from the others, as `what` says."""
-    _, items = shared_neighbours.sides("")
-    odd = rank == group.size() - 1
-    own = items[200:] if odd else items[:200]
+    _, own, odd = shared_neighbours.spoiled(group, rank, what)
     options = {"group": group}
     if what == "settings":
         options["k1"] = 9 if odd else 30
-    elif what == "values" and odd:
-        own = own.copy()
-        own[7] = np.nan
-    elif what == "kind" and odd:
-        own = "items"
-    elif what == "width" and odd:
-        own = own[:, :9]
-    elif what == "nothing":
-        own = None
     elif what == "limit":
         options["max_distance"] = 1
     elif what == "memory" and odd:

@@ -106,18 +106,16 @@ def int8(rows, columns, *rest, **options) -> Int8:
     return Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
 
 
-def unlike(group, rank: int, what: str) -> object:
-    """Search where the last process differs from the others, as `what` says."""
+def spoiled(group, rank: int, what: str) -> tuple[np.ndarray, object, bool]:
+    """Return queries, own items of two processes, and whether this is the one that is to differ.
+
+    Its items are as `what` says, if that is one of the words below; "nothing" holds for both.
+    """
     query, items = sides("")
     odd = rank == group.size() - 1
-    own = part(items, *((0, 200) if rank == 0 else (200, NUM_ITEMS)))
-    options = {"k": 5, "group": group}
-    if what == "k" and odd:
-        options["k"] = 6
-    elif what == "k past all":
-        options["k"] = NUM_ITEMS + 1
-    elif what == "queries" and odd:
-        query = query[::-1].copy()
+    own = items[200:] if odd else items[:200]
+    if what == "nothing":
+        own = None
     elif what == "values" and odd:
         own = own.copy()
         own[7] = np.nan
@@ -125,8 +123,19 @@ def unlike(group, rank: int, what: str) -> object:
         own = "items"
     elif what == "width" and odd:
         own = own[:, :9]
-    elif what == "nothing":
-        own = None
+    return query, own, odd
+
+
+def unlike(group, rank: int, what: str) -> object:
+    """Search where the last process differs from the others, as `what` says."""
+    query, own, odd = spoiled(group, rank, what)
+    options = {"k": 5, "group": group}
+    if what == "k" and odd:
+        options["k"] = 6
+    elif what == "k past all":
+        options["k"] = NUM_ITEMS + 1
+    elif what == "queries" and odd:
+        query = query[::-1].copy()
     elif what == "memory":
         options["memory"] = 1000
     elif what == "float32":

@@ -86,9 +86,7 @@ def reranked(group, rank: int, name: str, ends: list[int]) -> tuple[np.ndarray, 
 
 def unlike(group, rank: int, what: str) -> object:
     """Re-rank where the last process differs from the others, as `what` says."""
-    query, items = shared_neighbours.sides("")
-    odd = rank == group.size() - 1
-    own = items[200:] if odd else items[:200]
+    query, own, odd = shared_neighbours.spoiled(group, rank, what)
     options = {"topk": 5, "group": group}
     if what == "rule":
         options["rerank"] = mmga.KReciprocal(9 if odd else 8)
@@ -100,15 +98,6 @@ def unlike(group, rank: int, what: str) -> object:
         query = query[::-1].copy()
     elif what == "junk of queries" and odd:
         query = mmga.Features(query, np.arange(NUM_QUERY) - 1)
-    elif what == "values" and odd:
-        own = own.copy()
-        own[7] = np.nan
-    elif what == "kind" and odd:
-        own = "items"
-    elif what == "width" and odd:
-        own = own[:, :9]
-    elif what == "nothing":
-        own = None
     elif what == "memory" and odd:
         options["memory"] = "10M"
     elif what == "float32":
