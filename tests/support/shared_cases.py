@@ -235,7 +235,7 @@ def unlike(group, rank: int, what: str) -> object:
         elif what == "rerank jaccard and fail":
             options["rerank"] = mmga.KReciprocal(lambda_value=0)
     failing = mock.Mock(side_effect=ZeroDivisionError("of all numbers"))
-    owner, name = certified_ranks._Run, "look"
+    owner, name = certified_ranks._Queries, "settle_overlaps"
     if "jaccard" in what:
         owner, name = distances, "mix"
     broken = mock.patch.object(owner, name, failing)

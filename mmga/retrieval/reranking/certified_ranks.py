@@ -1,16 +1,18 @@
 """Ranks of re-ranked distances without the distances of queries to gallery.
 
-A final distance is (1 - lambda) J + lambda d'. Items that overlap with a query (J below 1) are few
-and listed; of all others the order is that of d alone, so that the final distance of a match bounds
-the d of what precedes it. Tiles of bounded keys decide nearly all pairs, as in
-`metrics.rank_certified`, and the rest is computed from exact distances.
+A final distance is (1 - lambda) J + lambda d'. Items that overlap with a query (J below 1) are
+listed. Items without an overlap precede no match whose final distance is below 1 - lambda, so that
+most queries of good features need only their lists. For the others tiles of bounded distances
+decide nearly all pairs, as in `metrics.rank_certified`, and the rest is computed from exact
+distances: with (1 - lambda) (1 - J) / lambda taken off d', an overlap is compared with the same
+limits as an item without one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from mmga.ops.certified import (
     refine_pairs,
     thresholds,
 )
-from mmga.ops.distance import metric_number
+from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Masks, Matches, Tile
 from mmga.retrieval.bounds.approximation import Int8, loop_threads
 from mmga.retrieval.bounds.stages import StagedRows, Stages
@@ -38,12 +40,12 @@ _TILE = 2048, 512
 # The share of a tile's pairs that 8 bits may leave undecided: with more, tiles of features cost
 # less.
 _UNDECIDED = 0.2
-# Bounds on roundings: of a final distance in float64, and of d to float32, relative.
-_FINAL, _SINGLE = 2.0**-44, 2.0**-22
-# Keys below and above all others.
-_BELOW, _ABOVE = -1e300, 1e300
-# Numbers that are compared at once.
-_AT_ONCE = 1 << 22
+# The share of a query's items up to which exact distances cost less than its row of tiles.
+_FEW = 2.0**-9
+# Bounds on roundings: of a final distance in float64, and of a few float32 numbers, relative.
+_FINAL, _SINGLE = 2.0**-44, 2.0**-21
+# Beyond all distances, and what distances stay below that are compared in float32.
+_BEYOND, _LARGEST = 1e300, 1e37
 
 
 def rank_reranked(
@@ -62,106 +64,248 @@ def rank_reranked(
     vectors, scores = source.reranking.vectors, PerQuery.empty(selection.num_matches)
     stages = Stages(Int8(float(vectors.norms.max()) ** 0.5) if multiplies_int8() else None)
     height = tile_height(len(selection.queries), _TILE[0])
-    done, total = 0, len(selection.queries) * (source.held.stop - source.held.start)
+    items = source.held.stop - source.held.start
+    done, total = 0, len(selection.queries) * items
     group = source.reranking.processes
+
+    def step(pairs: int) -> None:
+        monitor.step(phase, done + pairs, total)
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(loop_threads(stages.tiles))
         for pairs in selection.pairs(PAIR_LIMIT, height):
             with group.together():
-                run = _Run(source, selection, pairs, stages)
-            keys = group.union(run.keys)
+                queries = _Queries(source, selection, pairs)
+                keys = queries.match_keys(pairs)
+            keys = group.union(keys)
             with group.together():
-                run.take(keys)
-                blocks = run.blocks()
-                for block in blocks:
-                    share = run.look(block)
-                    if share > _UNDECIDED and stages.tiles is not None:  # once more, without 8 bits
-                        stages = Stages()
-                        stack.close()
-                        stack.enter_context(loop_threads(stages.tiles))
-                        run = _Run(source, selection, pairs, stages)
-                        run.take(keys)
-                        blocks = run.blocks()
-                        break
-                    done += pairs.count * len(block[1])
-                    monitor.step(phase, done, total)
-                for block in blocks:
-                    run.look(block)
-                    done += pairs.count * len(block[1])
-                    monitor.step(phase, min(done, total), total)
-            add_up(run.matches, group)
-            score(scores, selection, pairs, run.matches)
+                queries.matches = matches_of(pairs, keys)
+                rows = queries.settle_overlaps()
+                while not _count(queries, rows, stages, step):  # once more, without 8 bits
+                    stages = Stages()
+                    stack.close()
+                    stack.enter_context(loop_threads(stages.tiles))
+            done += pairs.count * items
+            step(0)
+            add_up(queries.matches, group)
+            score(scores, selection, pairs, queries.matches)
     return scores
 
 
-class _Run:
-    """Queries that are ranked together.
+def _count(queries: _Queries, rows: Tensor, stages: Stages, step: Callable[[int], None]) -> bool:
+    """Count, by tiles, what precedes the matches of some of the queries.
+
+    Args:
+        queries: whose counts are added to.
+        rows: which of them, int64, ascending.
+        stages: of the tiles.
+        step: called with the pairs that are done.
+
+    Returns:
+        False, and nothing is counted, if 8 bits leave too many pairs undecided.
+    """
+    if not len(rows):
+        return True
+    tiles, done = _Tiles(queries, rows, stages), 0
+    for left, items in tiles.blocks():
+        if tiles.look(left, items) > _UNDECIDED and stages.tiles is not None:
+            return False
+        done += len(rows) * len(items)
+        step(done)
+    tiles.add_to(queries.matches)
+    return True
+
+
+class _Queries:
+    """Queries that are ranked together, and the items that overlap with them.
 
     Attributes:
-        keys: final distances of the matches that this process holds, 0 of others, float64 [M].
-        matches: their matches by final distances, and what precedes these.
+        source: the graph.
+        rows: the queries' numbers in it, int64 [R].
+        cameras: of the queries, [R], and of all items; None where they do not matter.
+        listed: pairs that overlap, whose items are held here: row x items + item, ascending [E].
+        jaccard: their Jaccard distances, float64 [E].
+        matches: by final distances, and what precedes these; set from `match_keys`.
     """
 
-    def __init__(
-        self, source: RerankedSource, selection: Selection, pairs: Pairs, stages: Stages
-    ) -> None:
-        """Compute final distances of the matches, and list the items with an overlap."""
-        graph = source.reranking
-        self._source, self._vectors, self._rule = source, graph.vectors, graph.rule
-        self._stages, self._metric = stages, graph.vectors.metric
-        self._rows = source.queries[pairs.start : pairs.stop]
-        self._maxima, norms = graph.maxima[self._rows], graph.vectors.norms[self._rows]
-        self._staged = stages.rows(graph.vectors.take(self._rows), norms, self._metric)
-        self._cameras = selection.cameras(graph.device)
-        if self._cameras is not None:
-            self._cameras = self._cameras[0][pairs.start : pairs.stop], self._cameras[1]
-        self._pairs, self._listed = pairs, source.overlaps(self._rows)
-        overlap_row, overlap_item, overlap = self._listed
-        listed = overlap_row * source.columns + overlap_item
-        row, item = torch.from_numpy(pairs.match_row), torch.from_numpy(pairs.match_item)
-        self.keys = torch.zeros(len(item), dtype=torch.float64, device="cpu")
-        here = ((item >= source.held.start) & (item < source.held.stop)).nonzero()[:, 0]
-        row, item = row[here], item[here]
-        wanted = row * source.columns + item
-        at = torch.searchsorted(listed, wanted).clamp_max(max(0, len(listed) - 1))
-        jaccard = torch.ones(len(row), dtype=torch.float64, device="cpu")
-        if len(listed):
-            jaccard = torch.where(listed[at] == wanted, overlap[at], jaccard)
-        distance = self._vectors.pair_distances(self._rows[row], source.vectors_of(item))
-        self.keys[here] = self._final(row, jaccard, distance)
+    matches: Matches
 
-    def take(self, keys: Tensor) -> None:
-        """Take the final distances of all matches, float64 [M], before blocks are looked at."""
-        self.matches = matches_of(self._pairs, keys)
-        width, count = self._source.columns, self._pairs.count
-        row, item, overlap = self._listed
-        listed = row * width + item
-        self._order_overlaps(row, item, overlap, listed)
-        self._bound_matches(listed, width, count)
+    def __init__(self, source: RerankedSource, selection: Selection, pairs: Pairs) -> None:
+        """List the items that overlap with the queries of `pairs`."""
+        graph, self.source = source.reranking, source
+        self.rule, self.vectors = graph.rule, graph.vectors
+        self.cosine = graph.vectors.metric == "cosine"
+        self.rows = source.queries[pairs.start : pairs.stop]
+        self.maxima = graph.maxima[self.rows]
+        self.cameras = selection.cameras(source.device)
+        if self.cameras is not None:
+            self.cameras = self.cameras[0][pairs.start : pairs.stop], self.cameras[1]
+        row, item, self.jaccard = source.overlaps(self.rows)
+        self.listed = row * source.columns + item
+
+    def match_keys(self, pairs: Pairs) -> Tensor:
+        """Return final distances of the matches that are held here, 0 of others, float64 [M]."""
+        row, item = torch.from_numpy(pairs.match_row), torch.from_numpy(pairs.match_item)
+        keys, held = torch.zeros(len(item), dtype=torch.float64, device="cpu"), self.source.held
+        here = ((item >= held.start) & (item < held.stop)).nonzero()[:, 0]
+        keys[here] = self.final(row[here], item[here], self.jaccard_of(row[here], item[here]))
+        return keys
+
+    def jaccard_of(self, row: Tensor, item: Tensor) -> Tensor:
+        """Return the Jaccard distances of pairs, float64."""
+        wanted = row * self.source.columns + item
+        distances = torch.ones(len(row), dtype=torch.float64, device="cpu")
+        if len(self.listed):
+            at = torch.searchsorted(self.listed, wanted).clamp_max(len(self.listed) - 1)
+            distances = torch.where(self.listed[at] == wanted, self.jaccard[at], distances)
+        return distances
+
+    def final(self, row: Tensor, item: Tensor, jaccard: Tensor) -> Tensor:
+        """Return the final distances of pairs, as `ops.mix_distances` computes them."""
+        rule, largest, items = self.rule, self.maxima[row], self.source.vectors_of(item)
+        squared = self.vectors.pair_distances(self.rows[row], items)
+        if rule.variant == "fastreid":
+            original = squared * (0.5 if self.cosine else 1.0)
+        else:
+            if rule.variant == "torchreid":
+                squared, largest = squared * squared, largest * largest
+            original = torch.where(largest > 0, squared / largest, 0.0)
+        return (1 - rule.lambda_value) * jaccard + rule.lambda_value * original
+
+    def settle_overlaps(self) -> Tensor:
+        """Decide what precedes the matches of rows that need no tiles; return the other rows.
+
+        Those are the rows with a match that items without an overlap may precede, or with so many
+        overlaps before the last match that tiles cost less than their exact distances.
+        """
+        matches, held = self.matches, self.source.held
+        sizes, alone = matches.match_start.diff(), 1 - self.rule.lambda_value
+        last = torch.full((len(self.rows),), -torch.inf, dtype=torch.float64, device="cpu")
+        last[sizes > 0] = matches.match_key[matches.match_start[1:][sizes > 0] - 1]
+        rows = (last < alone).nonzero()[:, 0]
+        ends = torch.arange(len(self.rows) + 1, device="cpu") * self.source.columns
+        ends = torch.searchsorted(self.listed, ends)
+        begin, end = ends[rows], ends[rows + 1]
+        near, row = _ranges(begin, end), rows.repeat_interleave(end - begin)
+        before = alone * self.jaccard[near] <= last[row]  # others follow all matches
+        near, row = near[before], row[before]
+        ignored = torch.arange(len(self.rows), device="cpu")
+        ignored = ignored.repeat_interleave(matches.ignored_start.diff()) * self.source.columns
+        counted = ~torch.isin(self.listed[near], ignored + matches.ignored_item)
+        item = self.listed[near] - row * self.source.columns
+        if self.cameras is not None:
+            counted &= self.cameras[0][row] != self.cameras[1][item]
+        numbers = torch.bincount(row[counted], minlength=len(self.rows))
+        tiled = (last >= alone) | (numbers > _FEW * (held.stop - held.start))
+
+        chosen = counted & ~tiled[row]
+        row, item, near = row[chosen], item[chosen], near[chosen]
+        final = self.final(row, item, self.jaccard[near])
+        _settle(matches, row, item, final, torch.zeros_like(row), sizes[row])
+        return tiled.nonzero()[:, 0]
+
+    def reach(self) -> Tensor:
+        """Return bounds on the squared distances of the queries to all items, float64 [R]."""
+        if self.rule.divides:
+            return self.maxima
+        if self.cosine:
+            return torch.full_like(self.maxima, 4 * (1 + _SINGLE))
+        norms = self.vectors.norms
+        return (norms[self.rows].sqrt() + norms.max().sqrt()).square() * (1 + _SINGLE)
+
+
+class _Tiles:
+    """Tiles of some queries and all items, in numbers of which final distances are linear.
+
+    The numbers are squared distances d, or (d / maximum)^2 for the variant that squares d once
+    more, less what an overlap takes off.
+    """
+
+    def __init__(self, queries: _Queries, rows: Tensor, stages: Stages) -> None:
+        """Turn the final distances of the matches into limits for the numbers of tiles.
+
+        Args:
+            queries: whose items are looked at.
+            rows: the queries that are compared, int64 [R], ascending.
+            stages: of the tiles.
+        """
+        self._queries, self._rows, self._stages = queries, rows, stages
+        vectors, chosen, rule = queries.vectors, queries.rows[rows], queries.rule
+        self._staged = stages.rows(vectors.take(chosen), vectors.norms[chosen], vectors.metric)
+        self._cameras = queries.cameras and (queries.cameras[0][rows], queries.cameras[1])
+        matches, self._places = _of_rows(queries.matches, rows)
+        self._matches, self._squares = matches, rule.variant == "torchreid"
+        source = queries.source
+        ends = torch.arange(source.held.start, source.held.stop + _TILE[1], _TILE[1], device="cpu")
+        ends = rows[:, None] * source.columns + ends.clamp_max(source.held.stop)
+        self._overlaps = torch.searchsorted(queries.listed, ends)  # where those of a block begin
+
+        # A final distance is (1 - lambda) J + lambda t / unit, t a number of a tile.
+        reach = queries.reach()[rows]
+        unit = reach if rule.divides else torch.full_like(reach, 2.0 if queries.cosine else 1.0)
+        void = (reach == 0) | (reach > _LARGEST)  # not compared in float32
+        self._scale = torch.full_like(reach, 2.0 if queries.cosine else 1.0)  # of keys' errors
+        self._divisor = torch.where(void, 1.0, reach)
+        if self._squares:
+            self._scale = 2 * self._scale / self._divisor
+            unit = reach = torch.ones_like(reach)
+        self._shift = (1 - rule.lambda_value) / rule.lambda_value * unit  # of an overlap with J = 0
+        void |= self._shift > _LARGEST
+        self._shift[void] = 0
+        self._slack = (reach + self._shift) * _SINGLE
+
+        row = torch.arange(len(rows), device="cpu").repeat_interleave(matches.match_start.diff())
+        final, unit = matches.match_key, unit[row]
+        limit = (final - (1 - rule.lambda_value)) / rule.lambda_value * unit
+        off = _FINAL * (1 + final.abs()) / rule.lambda_value * unit + _SINGLE * limit.abs()
+        off[void[row]] = _BEYOND
+        slack = self._staged.stages[0].slack * self._scale * (1 + _SINGLE) + self._slack
+        self._limits = (
+            thresholds(matches.match_start, limit - off, slack)[0],
+            thresholds(matches.match_start, limit + off, slack)[1],
+        )
+        least, most = (self._keys(row, limit + side * off) for side in (-1, 1))
+        self._middles = dataclasses.replace(matches, match_key=least + (most - least) / 2)
+        self._middles.preceding, self._middles.tied = matches.preceding, matches.tied
+        self._spread = torch.zeros_like(reach).scatter_reduce_(0, row, (most - least) / 2, "amax")
 
     def blocks(self) -> Iterator[tuple[int, StagedRows]]:
         """Yield the items held here block by block at every stage, each with its first item."""
-        vectors, held = self._vectors, self._source.held
-        for left in range(held.start, held.stop, _TILE[1]):
-            items = torch.arange(left, min(left + _TILE[1], held.stop), device="cpu")
-            chosen = self._source.vectors_of(items)
+        vectors, source = self._queries.vectors, self._queries.source
+        for left in range(source.held.start, source.held.stop, _TILE[1]):
+            items = torch.arange(left, min(left + _TILE[1], source.held.stop), device="cpu")
+            chosen = source.vectors_of(items)
             first, last = int(chosen[0]), int(chosen[-1]) + 1
             whole = last - first == len(chosen)
             features = vectors.block(first, last).contiguous() if whole else vectors.take(chosen)
-            yield left, self._stages.rows(features, vectors.norms[chosen], self._metric)
+            yield left, self._stages.rows(features, vectors.norms[chosen], vectors.metric)
 
-    def look(self, block: tuple[int, StagedRows]) -> float:
+    def look(self, left: int, items: StagedRows) -> float:
         """Count the pairs of all rows and of a block; return the share that its tile left open."""
-        left, items = block
+        queries, cosine = self._queries, self._queries.cosine
         values = torch.empty(len(self._rows) * len(items), dtype=torch.float32, device="cpu")
         tile, bound = self._staged.tile(items, left, values)
-        self._count_overlaps(tile, bound)
+        squared_distances_(tile.values, tile.row_term, tile.column_term, cosine=cosine)
+        if self._squares:
+            tile.values.div_(self._divisor[:, None]).clamp_max_(1).square_()
+        self._take_off_overlaps(tile.values, left)
         masks: Masks = (None, None, None)
         if self._cameras is not None:
             masks = self._cameras[0], self._cameras[1][left : left + len(items)], None
         every = slice(0, len(self._rows))
-        undecided = count_certain(tile, every, self._others, self._limits, bound, masks)
+        undecided = count_certain(
+            Tile.of_keys(tile.values, left),
+            every,
+            self._matches,
+            self._limits,
+            self._bound(bound),
+            masks,
+        )
         share = len(undecided) / tile.values.numel()
+        row, column = undecided[:, :2].long().unbind(1)
+        jaccard = queries.jaccard_of(self._rows[row], column + left)
+        self._settle(undecided[jaccard < 1], left, jaccard[jaccard < 1])
+        undecided = undecided[jaccard == 1]
         for one, other, better in self._staged.refinements(items):
             if better is None:
                 continue
@@ -169,149 +313,81 @@ class _Run:
             better = better._replace(row_slack=better.row_slack + self._spread)
             undecided = refine_pairs(
                 undecided,
-                PairVectors(one.rows, other.rows, *terms, metric_number(self._metric)),
+                PairVectors(one.rows, other.rows, *terms, tile.metric),
                 left,
                 every,
                 self._middles,
                 better,
             )
-        row, column, first, last = undecided.long().unbind(1)
-        jaccard = torch.ones(len(row), dtype=torch.float64, device="cpu")
-        self._settle(row, column + left, jaccard, first, last)
+        self._settle(undecided, left, torch.ones(len(undecided), dtype=torch.float64, device="cpu"))
         return share
 
-    def _final(self, row: Tensor, jaccard: Tensor, squared: Tensor) -> Tensor:
-        """Return the final distances of pairs, as `ops.mix_distances` computes them."""
-        rule, largest = self._rule, self._maxima[row]
-        if rule.variant == "fastreid":
-            original = squared * (0.5 if self._metric == "cosine" else 1.0)
-        else:
-            if rule.variant == "torchreid":
-                squared, largest = squared * squared, largest * largest
-            original = torch.where(largest > 0, squared / largest, 0.0)
-        return (1 - rule.lambda_value) * jaccard + rule.lambda_value * original
+    def add_to(self, matches: Matches) -> None:
+        """Add what was counted to the matches of all queries."""
+        matches.preceding[self._places] += self._matches.preceding
+        matches.tied[self._rows] += self._matches.tied
 
-    def _distance_of(self, row: Tensor, final: Tensor, side: int) -> Tensor:
-        """Return keys of no overlap whose final distance is surely below (-1) or above (1)."""
-        rule = self._rule
-        original = (final - (1 - rule.lambda_value)) / rule.lambda_value
-        original += side * _FINAL * (1 + final.abs()) / rule.lambda_value
-        largest = self._maxima[row]
-        if rule.variant == "fastreid":
-            squared = original / (0.5 if self._metric == "cosine" else 1.0)
-        elif rule.variant == "torchreid":
-            squared = original.clamp_min(0).sqrt() * largest
-        else:
-            squared = original * largest
-        squared = squared * (1 + side * _SINGLE) + side * 2.0**-140
-        key = torch.where(original < 0, _BELOW, squared / (2 if self._metric == "cosine" else 1))
-        if rule.variant == "fastreid":
-            return key
-        return torch.where(largest > 0, key, side * _ABOVE)
+    def _take_off_overlaps(self, values: Tensor, left: int) -> None:
+        """Take off a tile's numbers what the overlaps of its pairs do, in place."""
+        queries, source = self._queries, self._queries.source
+        block = (left - source.held.start) // _TILE[1]
+        begin, end = self._overlaps[:, block], self._overlaps[:, block + 1]
+        row = torch.arange(len(begin), device="cpu").repeat_interleave(end - begin)
+        place = _ranges(begin, end)
+        first = torch.arange(len(begin), device="cpu") * values.shape[1]
+        at = queries.listed[place] + (first - self._rows * source.columns - left)[row]
+        off = (1 - queries.jaccard[place]) * -self._shift[row]
+        values.view(-1).index_add_(0, at, off.float())
 
-    def _bound_matches(self, listed: Tensor, width: int, count: int) -> None:
-        """Prepare what tiles are compared with: all items but those listed, as keys."""
-        matches = self.matches
-        row = torch.arange(count, device="cpu").repeat_interleave(matches.match_start.diff())
-        ignored = torch.arange(count, device="cpu").repeat_interleave(matches.ignored_start.diff())
-        ignored = torch.cat([ignored * width + matches.ignored_item, listed]).unique()
-        starts = torch.searchsorted(ignored, torch.arange(count + 1, device="cpu") * width)
-        low = self._distance_of(row, matches.match_key, -1)
-        high = self._distance_of(row, matches.match_key, 1)
-        middle = low + (high - low) / 2
-        self._others = _sharing(matches, matches.match_key, starts, ignored % width)
-        self._middles = _sharing(matches, middle, starts, ignored % width)
-        slack = self._staged.stages[0].slack
-        self._limits = (
-            thresholds(matches.match_start, low, slack)[0],
-            thresholds(matches.match_start, high, slack)[1],
+    def _bound(self, bound: Bound) -> Bound:
+        """Return the bound of a tile's numbers from that of its keys; rows' slack is in limits."""
+        scale = self._scale * (1 + _SINGLE)
+        return bound._replace(
+            row_radius=bound.row_radius * scale, column_slack=bound.column_slack * scale.max()
         )
-        self._spread = torch.zeros(count, dtype=torch.float64, device="cpu")
-        self._spread.scatter_reduce_(0, row, (high - low) / 2, "amax")
 
-    def _order_overlaps(self, row: Tensor, item: Tensor, overlap: Tensor, listed: Tensor) -> None:
-        """Keep the items with an overlap that are counted, in the order of items."""
-        matches, count = self.matches, len(self._rows)
-        ignored = torch.arange(count, device="cpu").repeat_interleave(matches.ignored_start.diff())
-        counted = ~torch.isin(listed, ignored * self._source.columns + matches.ignored_item)
-        if self._cameras is not None:
-            counted &= self._cameras[0][row] != self._cameras[1][item]
-        row, item, overlap = row[counted], item[counted], overlap[counted]
-        order = item.argsort(stable=True)
-        self._overlaps = row[order], item[order], overlap[order]
-        sizes = matches.match_start.diff()
-        most = int(sizes.max()) if count else 0
-        place = torch.arange(most, device="cpu")
-        at = (matches.match_start[:-1, None] + place).clamp_max(max(0, len(matches.match_key) - 1))
-        keys = matches.match_key[at] if len(matches.match_key) else at.double()
-        self._match_keys = torch.where(place < sizes[:, None], keys, torch.inf)
+    def _keys(self, row: Tensor, numbers: Tensor) -> Tensor:
+        """Return the keys of items without an overlap that have these numbers in a tile."""
+        squared = numbers.clamp_min(0)
+        if self._squares:
+            squared = squared.sqrt() * self._divisor[row]
+        return squared / (2 if self._queries.cosine else 1)
 
-    def _count_overlaps(self, tile: Tile, bound: Bound) -> None:
-        """Count the items of a tile that overlap with a row's query."""
-        rows, items, overlaps = self._overlaps
-        ends = torch.tensor(
-            [tile.offset, tile.offset + tile.values.shape[1]], dtype=torch.int64, device="cpu"
+    def _settle(self, undecided: Tensor, left: int, jaccard: Tensor) -> None:
+        """Compare undecided pairs of a block by exact distances."""
+        row, column, first, last = undecided.long().unbind(1)
+        final = self._queries.final(self._rows[row], column + left, jaccard)
+        _settle(self._matches, row, column + left, final, first, last)
+
+
+def _settle(
+    matches: Matches, row: Tensor, item: Tensor, final: Tensor, first: Tensor, last: Tensor
+) -> None:
+    """Count items with these final distances before the matches `first` to `last` of their rows."""
+    counts = last - first
+    pair = torch.arange(len(row), device="cpu").repeat_interleave(counts)
+    at = _ranges(matches.match_start[row] + first, matches.match_start[row] + last)
+    equal = final[pair] == matches.match_key[at]
+    before = (final[pair] < matches.match_key[at]) | (equal & (item[pair] < matches.match_item[at]))
+    matches.preceding.index_add_(0, at, before.long())
+    matches.tied.index_add_(0, row[pair], equal.long())
+
+
+def _of_rows(matches: Matches, rows: Tensor) -> tuple[Matches, Tensor]:
+    """Return the matches of some rows, nothing counted, and their places among all."""
+    lists = []
+    for starts in (matches.match_start, matches.ignored_start):
+        begin, end = starts[rows], starts[rows + 1]
+        lists.append(
+            (torch.cat([begin.new_zeros(1), (end - begin).cumsum(0)]), _ranges(begin, end))
         )
-        begin, end = torch.searchsorted(items, ends).tolist()
-        step = max(1, _AT_ONCE // max(1, self._match_keys.shape[1]))
-        for low in range(begin, end, step):
-            some = slice(low, min(low + step, end))
-            row, item, overlap = rows[some], items[some], overlaps[some]
-            column = item - tile.offset
-            key = tile.at(row, item).double()
-            off = bound.row_radius[row] * bound.column_radius[column]
-            off = off + bound.row_slack[row] + bound.column_slack[column]
-            least, most = (
-                self._final(row, overlap, self._squared(key + side * off, side)) for side in (-1, 1)
-            )
-            roundings = _FINAL * (1 + most.abs())
-            keys = self._match_keys[row]
-            first = (keys < (least - roundings)[:, None]).sum(1)
-            last = (keys <= (most + roundings)[:, None]).sum(1)
-            self._precede(row, last)
-            open_ = first < last
-            self._settle(row[open_], item[open_], overlap[open_], first[open_], last[open_])
-
-    def _squared(self, keys: Tensor, side: int) -> Tensor:
-        """Return squared distances from keys, rounded down (-1) or up (1)."""
-        squared = keys.clamp_min(0) * (2 if self._metric == "cosine" else 1)
-        return squared * (1 + side * _SINGLE)
-
-    def _precede(self, row: Tensor, first: Tensor) -> None:
-        """Count items that precede the matches of their rows from a place on."""
-        matches = self.matches
-        starts = matches.match_start[row]
-        some = first < matches.match_start[row + 1] - starts
-        begun = (starts + first)[some].bincount(minlength=len(matches.match_key) + 1).cumsum(0)
-        before = torch.cat([begun.new_zeros(1), begun])[matches.match_start[:-1]]
-        sizes = matches.match_start.diff()
-        matches.preceding += begun[: len(matches.match_key)] - before.repeat_interleave(sizes)
-
-    def _settle(
-        self, row: Tensor, item: Tensor, jaccard: Tensor, first: Tensor, last: Tensor
-    ) -> None:
-        """Compare items with the matches `first` to `last` of their rows by exact distances."""
-        if not len(row):
-            return
-        matches = self.matches
-        chosen = self._source.vectors_of(item)
-        final = self._final(row, jaccard, self._vectors.pair_distances(self._rows[row], chosen))
-        counts = last - first
-        pair = torch.arange(len(row), device="cpu").repeat_interleave(counts)
-        place = torch.arange(len(pair), device="cpu") - (counts.cumsum(0) - counts)[pair]
-        at = matches.match_start[row[pair]] + first[pair] + place
-        equal = final[pair] == matches.match_key[at]
-        before = (final[pair] < matches.match_key[at]) | (
-            equal & (item[pair] < matches.match_item[at])
-        )
-        matches.preceding.index_add_(0, at, before.long())
-        matches.tied.index_add_(0, row[pair], equal.long())
+    (match_start, match), (ignored_start, ignored) = lists
+    item, key = matches.match_item[match], matches.match_key[match]
+    return Matches(match_start, item, key, ignored_start, matches.ignored_item[ignored]), match
 
 
-def _sharing(matches: Matches, keys: Tensor, ignored_start: Tensor, ignored: Tensor) -> Matches:
-    """Return matches with other keys and ignored items, whose counts are those of `matches`."""
-    other = dataclasses.replace(
-        matches, match_key=keys, ignored_start=ignored_start, ignored_item=ignored
-    )
-    other.preceding, other.tied = matches.preceding, matches.tied
-    return other
+def _ranges(begin: Tensor, end: Tensor) -> Tensor:
+    """Return the integers of half-open ranges, one range after the other."""
+    sizes = end - begin
+    before = sizes.cumsum(0) - sizes
+    return torch.arange(int(sizes.sum()), device="cpu") + (begin - before).repeat_interleave(sizes)

@@ -1,0 +1,136 @@
+"""Ranks by re-ranked distances that are mostly bounded, against those of all final distances."""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mmga
+from mmga.ops import reference
+from mmga.ops.certified import Bound, thresholds
+from mmga.retrieval import evaluate
+from mmga.retrieval.bounds import stages
+from mmga.retrieval.metrics.rank import rank
+from mmga.retrieval.reranking import certified_ranks
+from mmga.retrieval.tiles.sources import MatrixSource
+
+QUERIES, ITEMS, PERSONS = 60, 340, 24
+VARIANTS = {"zhong": 1, "torchreid": 2, "fastreid": 1}
+
+
+def sides(kind, seed):
+    """Return features of persons that are told apart easily, hardly, or not at all."""
+    generator = torch.Generator().manual_seed(seed)
+    pids = torch.randint(0, PERSONS, (QUERIES + ITEMS,), generator=generator)
+    centres = torch.randn(PERSONS, 16, generator=generator)
+    x = torch.randn(len(pids), 16, generator=generator)
+    if kind == "grid":  # many equal distances
+        x = (2 * centres[pids] + x).round().clamp(-2, 2)
+    elif kind == "copies":  # all distances of most rows are 0
+        x = torch.ones_like(x)
+        x[::50] *= 1 + torch.rand(len(x[::50]), 1, generator=generator)
+    else:
+        x += {"easy": 4.0, "hard": 0.7, "lengths": 1.0}[kind] * centres[pids]
+    if kind == "lengths":
+        x *= 10.0 ** torch.randint(-6, 7, (len(x), 1), generator=generator)
+    camids = torch.randint(0, 3, (len(pids),), generator=generator).numpy()
+    parts = slice(0, QUERIES), slice(QUERIES, None)
+    return [mmga.Features(x[part].contiguous(), pids[part].numpy(), camids[part]) for part in parts]
+
+
+def by_all_distances(source, selection, monitor, phase):
+    """Rank by the matrix of the final distances, each from its exact distance."""
+    graph, rule = source.reranking, source.reranking.rule
+    row = source.queries.repeat_interleave(source.columns)
+    item = torch.arange(source.columns).repeat(len(source.queries))
+    squared = graph.vectors.pair_distances(row, source.vectors_of(item))
+    final = reference.mix_distances(
+        squared.view(len(source.queries), -1),
+        graph.maxima[source.queries] if rule.divides else None,
+        *graph.overlaps(source.queries),
+        graph.first,
+        rule.lambda_value,
+        VARIANTS[rule.variant],
+        0.5 if graph.vectors.metric == "cosine" else 1.0,
+    )
+    return rank(
+        MatrixSource(final, np.arange(len(final)), np.arange(final.shape[1])),
+        selection,
+        monitor,
+        phase=phase,
+    )
+
+
+def ranked(
+    features: list[mmga.Features], rule: mmga.KReciprocal, **options: object
+) -> list[object]:
+    """Return the scores of every query, and the share of queries that were given tiles."""
+    tiled = []
+
+    def counted(queries, rows, *rest):
+        tiled.append(len(rows))
+        return count(queries, rows, *rest)
+
+    count = certified_ranks._count
+    with mock.patch.object(certified_ranks, "_count", counted):
+        scores = mmga.evaluate(*features, rerank=rule, **options).reranked.per_query
+    return [scores.average_precision, scores.first_rank, scores.tied, sum(tiled) / QUERIES]
+
+
+@given(
+    st.sampled_from(["easy", "hard", "grid", "copies", "lengths"]),
+    st.sampled_from(["cosine", "euclidean"]),
+    st.sampled_from(list(VARIANTS)),
+    st.sampled_from([0.01, 0.3, 1.0]),
+    st.sampled_from([0.0, certified_ranks._FEW, 1.0]),
+    st.booleans(),
+    st.sampled_from([7, 20]),
+    st.integers(0, 99),
+)
+def test_equals_all_final_distances(kind, metric, variant, share, few, bytes_, k1, seed):
+    features, rule = sides(kind, seed), mmga.KReciprocal(k1, 3, share, variant=variant)
+    with mock.patch.object(evaluate, "rank_reranked", by_all_distances):
+        expected = ranked(features, rule, metric=metric)
+    with (
+        mock.patch.object(certified_ranks, "_TILE", (32, 50)),
+        mock.patch.object(certified_ranks, "_FEW", few),
+        mock.patch.object(certified_ranks, "multiplies_int8", lambda: bytes_),
+        mock.patch.object(certified_ranks, "_UNDECIDED", 1.0 if seed % 2 else 0.2),
+    ):
+        found = ranked(features, rule, metric=metric)
+    for ours, theirs in zip(found[:3], expected[:3], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_good_features_need_no_tiles():
+    assert ranked(sides("easy", 0), mmga.KReciprocal(20))[3] == 0
+    assert ranked(sides("hard", 0), mmga.KReciprocal(20))[3] == 1
+
+
+def no_bound(one, other, metric):
+    """Return a bound that says that no key is off."""
+    sizes = [len(side.rows) for side in (one, other, one, other)]
+    return Bound(*(torch.zeros(size, dtype=torch.float64) for size in sizes))
+
+
+def no_slack(start, keys, slack):
+    """Return limits that say that no row's keys are off."""
+    return thresholds(start, keys, torch.zeros_like(slack))
+
+
+@pytest.mark.parametrize("planted", ["no bound", "overlaps stay"])
+def test_wrong_arithmetic_is_seen(planted, monkeypatch):
+    features, rule = sides("hard", 0), mmga.KReciprocal(7, 3)
+    with mock.patch.object(evaluate, "rank_reranked", by_all_distances):
+        expected = ranked(features, rule)
+    monkeypatch.setattr(certified_ranks, "multiplies_int8", lambda: True)
+    np.testing.assert_array_equal(ranked(features, rule)[0], expected[0])
+    if planted == "no bound":
+        monkeypatch.setattr(stages, "bound_between", no_bound)
+        monkeypatch.setattr(certified_ranks, "thresholds", no_slack)
+    else:
+        monkeypatch.setattr(certified_ranks._Tiles, "_take_off_overlaps", lambda *given: None)
+    assert not np.array_equal(ranked(features, rule)[0], expected[0])
