@@ -37,6 +37,9 @@ from mmga.retrieval.tiles.sources import tile_height
 
 # Queries x items of a product.
 _TILE = 2048, 512
+# Overlaps that are held at once (36 bytes each while they are listed), the fewest queries that all
+# items are compared with, and the queries whose overlaps are counted beforehand.
+_OVERLAPS, _LEAST_ROWS, _SAMPLE = 1 << 22, 128, 64
 # The share of a tile's pairs that 8 bits may leave undecided: with more, tiles of features cost
 # less.
 _UNDECIDED = 0.2
@@ -63,10 +66,14 @@ def rank_reranked(
     """
     vectors, scores = source.reranking.vectors, PerQuery.empty(selection.num_matches)
     stages = Stages(Int8(float(vectors.norms.max()) ** 0.5) if multiplies_int8() else None)
-    height = tile_height(len(selection.queries), _TILE[0])
     items = source.held.stop - source.held.start
     done, total = 0, len(selection.queries) * items
     group = source.reranking.processes
+    with group.together():
+        sample = source.queries[:: max(1, len(source.queries) // _SAMPLE)].contiguous()
+        overlaps = len(source.overlaps(sample)[0]) / max(1, len(sample))
+    most = max(_LEAST_ROWS, int(_OVERLAPS / max(1.0, group.most(overlaps))))
+    height = tile_height(len(selection.queries), min(_TILE[0], most))
 
     def step(pairs: int) -> None:
         monitor.step(phase, done + pairs, total)
@@ -148,17 +155,10 @@ class _Queries:
         row, item = torch.from_numpy(pairs.match_row), torch.from_numpy(pairs.match_item)
         keys, held = torch.zeros(len(item), dtype=torch.float64, device="cpu"), self.source.held
         here = ((item >= held.start) & (item < held.stop)).nonzero()[:, 0]
-        keys[here] = self.final(row[here], item[here], self.jaccard_of(row[here], item[here]))
+        row, item = row[here], item[here]
+        jaccard = _found(row * self.source.columns + item, self.listed, self.jaccard)
+        keys[here] = self.final(row, item, jaccard)
         return keys
-
-    def jaccard_of(self, row: Tensor, item: Tensor) -> Tensor:
-        """Return the Jaccard distances of pairs, float64."""
-        wanted = row * self.source.columns + item
-        distances = torch.ones(len(row), dtype=torch.float64, device="cpu")
-        if len(self.listed):
-            at = torch.searchsorted(self.listed, wanted).clamp_max(len(self.listed) - 1)
-            distances = torch.where(self.listed[at] == wanted, self.jaccard[at], distances)
-        return distances
 
     def final(self, row: Tensor, item: Tensor, jaccard: Tensor) -> Tensor:
         """Return the final distances of pairs, as `ops.mix_distances` computes them."""
@@ -282,13 +282,13 @@ class _Tiles:
 
     def look(self, left: int, items: StagedRows) -> float:
         """Count the pairs of all rows and of a block; return the share that its tile left open."""
-        queries, cosine = self._queries, self._queries.cosine
+        cosine = self._queries.cosine
         values = torch.empty(len(self._rows) * len(items), dtype=torch.float32, device="cpu")
         tile, bound = self._staged.tile(items, left, values)
         squared_distances_(tile.values, tile.row_term, tile.column_term, cosine=cosine)
         if self._squares:
             tile.values.div_(self._divisor[:, None]).clamp_max_(1).square_()
-        self._take_off_overlaps(tile.values, left)
+        overlapping, of = self._take_off_overlaps(tile.values, left)
         masks: Masks = (None, None, None)
         if self._cameras is not None:
             masks = self._cameras[0], self._cameras[1][left : left + len(items)], None
@@ -303,7 +303,7 @@ class _Tiles:
         )
         share = len(undecided) / tile.values.numel()
         row, column = undecided[:, :2].long().unbind(1)
-        jaccard = queries.jaccard_of(self._rows[row], column + left)
+        jaccard = _found(row * len(items) + column, overlapping, of)
         self._settle(undecided[jaccard < 1], left, jaccard[jaccard < 1])
         undecided = undecided[jaccard == 1]
         for one, other, better in self._staged.refinements(items):
@@ -327,8 +327,12 @@ class _Tiles:
         matches.preceding[self._places] += self._matches.preceding
         matches.tied[self._rows] += self._matches.tied
 
-    def _take_off_overlaps(self, values: Tensor, left: int) -> None:
-        """Take off a tile's numbers what the overlaps of its pairs do, in place."""
+    def _take_off_overlaps(self, values: Tensor, left: int) -> tuple[Tensor, Tensor]:
+        """Take off a tile's numbers what the overlaps of its pairs do, in place.
+
+        Returns:
+            The places of the overlaps in the tile, int64 ascending, and their Jaccard distances.
+        """
         queries, source = self._queries, self._queries.source
         block = (left - source.held.start) // _TILE[1]
         begin, end = self._overlaps[:, block], self._overlaps[:, block + 1]
@@ -336,8 +340,9 @@ class _Tiles:
         place = _ranges(begin, end)
         first = torch.arange(len(begin), device="cpu") * values.shape[1]
         at = queries.listed[place] + (first - self._rows * source.columns - left)[row]
-        off = (1 - queries.jaccard[place]) * -self._shift[row]
-        values.view(-1).index_add_(0, at, off.float())
+        jaccard = queries.jaccard[place]
+        values.view(-1).index_add_(0, at, ((1 - jaccard) * -self._shift[row]).float())
+        return at, jaccard
 
     def _bound(self, bound: Bound) -> Bound:
         """Return the bound of a tile's numbers from that of its keys; rows' slack is in limits."""
@@ -384,6 +389,14 @@ def _of_rows(matches: Matches, rows: Tensor) -> tuple[Matches, Tensor]:
     (match_start, match), (ignored_start, ignored) = lists
     item, key = matches.match_item[match], matches.match_key[match]
     return Matches(match_start, item, key, ignored_start, matches.ignored_item[ignored]), match
+
+
+def _found(pairs: Tensor, listed: Tensor, jaccard: Tensor) -> Tensor:
+    """Return the Jaccard distances of pairs: those of the pairs that are listed, 1 of others."""
+    if not len(listed):
+        return torch.ones(len(pairs), dtype=torch.float64, device="cpu")
+    at = torch.searchsorted(listed, pairs).clamp_max(len(listed) - 1)
+    return torch.where(listed[at] == pairs, jaccard[at], 1.0)
 
 
 def _ranges(begin: Tensor, end: Tensor) -> Tensor:

@@ -97,12 +97,34 @@ def test_equals_all_final_distances(kind, metric, variant, share, few, bytes_, k
     with (
         mock.patch.object(certified_ranks, "_TILE", (32, 50)),
         mock.patch.object(certified_ranks, "_FEW", few),
+        mock.patch.object(certified_ranks, "_OVERLAPS", 700 if seed % 3 else 1 << 22),
+        mock.patch.object(certified_ranks, "_LEAST_ROWS", 8),
+        mock.patch.object(certified_ranks, "tile_height", lambda rows, most: most),
         mock.patch.object(certified_ranks, "multiplies_int8", lambda: bytes_),
         mock.patch.object(certified_ranks, "_UNDECIDED", 1.0 if seed % 2 else 0.2),
     ):
         found = ranked(features, rule, metric=metric)
     for ours, theirs in zip(found[:3], expected[:3], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_few_queries_at_once_where_they_have_many_overlaps(monkeypatch):
+    features, rule, seen = sides("hard", 0), mmga.KReciprocal(20), []
+    make = certified_ranks._Queries.__init__
+
+    def counted(queries, *given):
+        make(queries, *given)
+        seen.append((len(queries.rows), len(queries.listed)))
+
+    monkeypatch.setattr(certified_ranks._Queries, "__init__", counted)
+    expected = ranked(features, rule)
+    monkeypatch.setattr(certified_ranks, "_OVERLAPS", seen[0][1] // 4)
+    monkeypatch.setattr(certified_ranks, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(certified_ranks, "tile_height", lambda rows, most: most)
+    np.testing.assert_array_equal(ranked(features, rule)[0], expected[0])
+    assert seen[0][0] == QUERIES
+    assert 2 <= len(seen) - 1 <= 8
+    assert max(listed for _, listed in seen[1:]) < 0.6 * seen[0][1]
 
 
 def test_good_features_need_no_tiles():
@@ -132,5 +154,10 @@ def test_wrong_arithmetic_is_seen(planted, monkeypatch):
         monkeypatch.setattr(stages, "bound_between", no_bound)
         monkeypatch.setattr(certified_ranks, "thresholds", no_slack)
     else:
-        monkeypatch.setattr(certified_ranks._Tiles, "_take_off_overlaps", lambda *given: None)
+        take_off = certified_ranks._Tiles._take_off_overlaps
+        monkeypatch.setattr(
+            certified_ranks._Tiles,
+            "_take_off_overlaps",
+            lambda tiles, values, left: take_off(tiles, values.clone(), left),
+        )
     assert not np.array_equal(ranked(features, rule)[0], expected[0])
