@@ -20,6 +20,8 @@ CANDIDATES = (32, 64, 128, 256)
 COUNTING, INTEGERS = 40, 3
 """Costs of a pair, in dimensions of a float32 product: comparing it with thresholds; and of a
 dimension of a product of 16-bit integers, bound by the way of two vectors through the caches."""
+# What listing a pair that a tile leaves undecided costs, and looking it up.
+_LISTING = 1500
 # Dimensions of 8 bits that are multiplied in the time of one of float32, and what making floats of
 # the products costs.
 _INT8_RATE, _INT8_SCALING = 4, 10
@@ -67,6 +69,16 @@ def product_cost(tiles: Approximator | None, width: int) -> float:
     if isinstance(tiles, Projection):
         return float(tiles.basis.shape[1])
     return width if tiles is None else width / _INT8_RATE + _INT8_SCALING
+
+
+def undecided_cost(width: int) -> float:
+    """Return the cost of a pair that a tile leaves undecided, in the same unit."""
+    return float(_LISTING + INTEGERS * width)
+
+
+def bearable_share(width: int) -> float:
+    """Return the share of its pairs that a tile of 8 bits may leave undecided to be worth it."""
+    return (product_cost(None, width) - width / _INT8_RATE - _INT8_SCALING) / undecided_cost(width)
 
 
 def making_cost(tiles: Approximator, width: int) -> float:

@@ -29,7 +29,6 @@ from mmga.ops.ranking import Masks, Tile
 from mmga.retrieval.bounds.approximation import Approximator, Int8, loop_threads
 from mmga.retrieval.bounds.planner import (
     COUNTING,
-    INTEGERS,
     SAMPLE,
     candidates,
     cheapest,
@@ -37,6 +36,7 @@ from mmga.retrieval.bounds.planner import (
     product_cost,
     spread,
     takes_int8,
+    undecided_cost,
 )
 from mmga.retrieval.bounds.stages import StagedRows, Stages
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
@@ -254,7 +254,7 @@ def plan(
         costs = [
             product_cost(tiles, width)
             + COUNTING
-            + INTEGERS * width * _undecided_share(first, share, selection, tiles)
+            + undecided_cost(width) * _undecided_share(first, share, selection, tiles)
             + making_cost(tiles, width) * made
             for tiles in choices
         ]

@@ -29,6 +29,7 @@ from mmga.ops.certified import (
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Masks, Matches, Tile
 from mmga.retrieval.bounds.approximation import Int8, loop_threads
+from mmga.retrieval.bounds.planner import bearable_share
 from mmga.retrieval.bounds.stages import StagedRows, Stages
 from mmga.retrieval.metrics.rank import PAIR_LIMIT, PerQuery, add_up, matches_of, score
 from mmga.retrieval.protocols.selection import Pairs, Selection
@@ -40,9 +41,6 @@ _TILE = 2048, 512
 # Overlaps that are held at once (36 bytes each while they are listed), the fewest queries that all
 # items are compared with, and the queries whose overlaps are counted beforehand.
 _OVERLAPS, _LEAST_ROWS, _SAMPLE = 1 << 22, 128, 64
-# The share of a tile's pairs that 8 bits may leave undecided: with more, tiles of features cost
-# less.
-_UNDECIDED = 0.2
 # The share of a query's items up to which exact distances cost less than its row of tiles.
 _FEW = 2.0**-9
 # Bounds on roundings: of a final distance in float64, and of a few float32 numbers, relative.
@@ -114,8 +112,9 @@ def _count(queries: _Queries, rows: Tensor, stages: Stages, step: Callable[[int]
     if not len(rows):
         return True
     tiles, done = _Tiles(queries, rows, stages), 0
+    width = queries.vectors.dimension
     for left, items in tiles.blocks():
-        if tiles.look(left, items) > _UNDECIDED and stages.tiles is not None:
+        if tiles.look(left, items) > bearable_share(width) and stages.tiles is not None:
             return False
         done += len(rows) * len(items)
         step(done)
