@@ -514,6 +514,7 @@ def _rerank(report: Report, problem: RankingProblem, rule: KReciprocal | Reranke
     bounded = (
         isinstance(rule, KReciprocal)
         and rule.lambda_value > 0
+        and problem.exact != "float32"
         and problem.device.type == "cpu"
         and problem.gallery is not problem.query
         and not selection.protocol.one_set

@@ -38,15 +38,17 @@ from mmga.retrieval.tiles.sources import tile_height
 
 # Queries x items of a product.
 _TILE = 2048, 512
-# Overlaps that are held at once (36 bytes each while they are listed), the fewest queries that all
+# Overlaps that are held at once (44 bytes each while they are listed), the fewest queries that all
 # items are compared with, and the queries whose overlaps are counted beforehand.
 _OVERLAPS, _LEAST_ROWS, _SAMPLE = 1 << 22, 128, 64
 # The share of a query's items up to which exact distances cost less than its row of tiles.
 _FEW = 2.0**-9
 # Bounds on roundings: of a final distance in float64, and of a few float32 numbers, relative.
 _FINAL, _SINGLE = 2.0**-44, 2.0**-21
-# Beyond all distances, and what distances stay below that are compared in float32.
-_BEYOND, _LARGEST = 1e300, 1e37
+# What stays below is compared in float32.
+_LARGEST = 1e37
+# Comparisons of exact distances that are made together.
+_AT_ONCE = 1 << 22
 
 
 def rank_reranked(
@@ -112,9 +114,9 @@ def _count(queries: _Queries, rows: Tensor, stages: Stages, step: Callable[[int]
     if not len(rows):
         return True
     tiles, done = _Tiles(queries, rows, stages), 0
-    width = queries.vectors.dimension
+    bearable = bearable_share(queries.vectors.dimension)
     for left, items in tiles.blocks():
-        if tiles.look(left, items) > bearable_share(width) and stages.tiles is not None:
+        if tiles.look(left, items) > bearable and stages.tiles is not None:
             return False
         done += len(rows) * len(items)
         step(done)
@@ -129,8 +131,10 @@ class _Queries:
         source: the graph.
         rows: the queries' numbers in it, int64 [R].
         cameras: of the queries, [R], and of all items; None where they do not matter.
-        listed: pairs that overlap, whose items are held here: row x items + item, ascending [E].
+        row: of pairs that overlap and whose items are held here, int64 [E], ascending.
+        item: of these pairs, ascending in each row.
         jaccard: their Jaccard distances, float64 [E].
+        listed: the pairs as numbers, row x items + item.
         matches: by final distances, and what precedes these; set from `match_keys`.
     """
 
@@ -146,8 +150,12 @@ class _Queries:
         self.cameras = selection.cameras(source.device)
         if self.cameras is not None:
             self.cameras = self.cameras[0][pairs.start : pairs.stop], self.cameras[1]
-        row, item, self.jaccard = source.overlaps(self.rows)
-        self.listed = row * source.columns + item
+        self.row, self.item, self.jaccard = source.overlaps(self.rows)
+        self.listed = self.number(self.row, self.item)
+
+    def number(self, row: Tensor, item: Tensor) -> Tensor:
+        """Return the numbers of pairs."""
+        return row * self.source.columns + item
 
     def match_keys(self, pairs: Pairs) -> Tensor:
         """Return final distances of the matches that are held here, 0 of others, float64 [M]."""
@@ -155,7 +163,7 @@ class _Queries:
         keys, held = torch.zeros(len(item), dtype=torch.float64, device="cpu"), self.source.held
         here = ((item >= held.start) & (item < held.stop)).nonzero()[:, 0]
         row, item = row[here], item[here]
-        jaccard = _found(row * self.source.columns + item, self.listed, self.jaccard)
+        jaccard = _found(self.number(row, item), self.listed, self.jaccard)
         keys[here] = self.final(row, item, jaccard)
         return keys
 
@@ -181,29 +189,26 @@ class _Queries:
         sizes, alone = matches.match_start.diff(), 1 - self.rule.lambda_value
         last = torch.full((len(self.rows),), -torch.inf, dtype=torch.float64, device="cpu")
         last[sizes > 0] = matches.match_key[matches.match_start[1:][sizes > 0] - 1]
-        rows = (last < alone).nonzero()[:, 0]
-        ends = torch.arange(len(self.rows) + 1, device="cpu") * self.source.columns
-        ends = torch.searchsorted(self.listed, ends)
-        begin, end = ends[rows], ends[rows + 1]
-        near, row = _ranges(begin, end), rows.repeat_interleave(end - begin)
-        before = alone * self.jaccard[near] <= last[row]  # others follow all matches
-        near, row = near[before], row[before]
+        # No final distance is below its share of J: those left out follow all matches.
+        near = (last < alone)[self.row] & (alone * self.jaccard <= last[self.row])
+        near = near.nonzero()[:, 0]
         ignored = torch.arange(len(self.rows), device="cpu")
-        ignored = ignored.repeat_interleave(matches.ignored_start.diff()) * self.source.columns
-        counted = ~torch.isin(self.listed[near], ignored + matches.ignored_item)
-        item = self.listed[near] - row * self.source.columns
+        ignored = ignored.repeat_interleave(matches.ignored_start.diff())
+        ignored = self.number(ignored, matches.ignored_item)
+        near = near[~torch.isin(self.listed[near], ignored)]
         if self.cameras is not None:
-            counted &= self.cameras[0][row] != self.cameras[1][item]
-        numbers = torch.bincount(row[counted], minlength=len(self.rows))
+            of_queries, of_items = self.cameras
+            near = near[of_queries[self.row[near]] != of_items[self.item[near]]]
+        numbers = torch.bincount(self.row[near], minlength=len(self.rows))
         tiled = (last >= alone) | (numbers > _FEW * (held.stop - held.start))
 
-        chosen = counted & ~tiled[row]
-        row, item, near = row[chosen], item[chosen], near[chosen]
+        near = near[~tiled[self.row[near]]]
+        row, item = self.row[near], self.item[near]
         final = self.final(row, item, self.jaccard[near])
         _settle(matches, row, item, final, torch.zeros_like(row), sizes[row])
         return tiled.nonzero()[:, 0]
 
-    def reach(self) -> Tensor:
+    def farthest(self) -> Tensor:
         """Return bounds on the squared distances of the queries to all items, float64 [R]."""
         if self.rule.divides:
             return self.maxima
@@ -213,12 +218,83 @@ class _Queries:
         return (norms[self.rows].sqrt() + norms.max().sqrt()).square() * (1 + _SINGLE)
 
 
-class _Tiles:
-    """Tiles of some queries and all items, in numbers of which final distances are linear.
+class _Numbers:
+    """Numbers of pairs of which the final distances of a row are linear.
 
-    The numbers are squared distances d, or (d / maximum)^2 for the variant that squares d once
-    more, less what an overlap takes off.
+    A final distance is (1 - lambda) + lambda t / unit. The number t is the squared distance d, or
+    (d / largest)^2 for the variant that squares d once more, less (1 - J) shift.
+
+    Attributes:
+        unit: float64 [R].
+        shift: what an overlap with J = 0 takes off, float64 [R].
+        slope: an error of a key makes one of the number that is at most so many times as large,
+            float64 [R].
+        rounding: bound on the error that roundings of final distances make, float64 [R].
+        single: bound on the error that roundings to and in float32 make, float64 [R].
+        lost: rows whose numbers float32 does not tell apart; shift and slope are 0, bool [R].
     """
+
+    def __init__(self, queries: _Queries, rows: Tensor, last: Tensor) -> None:
+        """Find the numbers of some rows.
+
+        Args:
+            queries: all of them.
+            rows: which of them, int64 [R].
+            last: largest final distance of their matches, float64 [R].
+        """
+        self._rule, self._key = queries.rule, 2.0 if queries.cosine else 1.0  # d / key
+        share, self._largest = self._rule.lambda_value, queries.farthest()[rows]
+        self._squares = self._rule.variant == "torchreid"
+        reach, self.slope = self._largest, torch.full_like(self._largest, self._key)
+        if self._squares:  # |a^2 - b^2| <= 2 |a - b| for a and b from 0 to 1
+            reach, self.slope = torch.ones_like(reach), 2 * self._key / self._largest
+        self.unit = reach if self._rule.divides else torch.full_like(reach, self._key)
+        self.shift = (1 - share) / share * self.unit
+        self.rounding = _FINAL * (1 + last) / share * self.unit
+        self.single = _SINGLE * (reach + self.shift)
+        self.lost = (self._largest == 0) | ~(reach + self.shift < _LARGEST)
+        self.shift[self.lost] = self.slope[self.lost] = 0
+
+    def of_matches(self, row: Tensor, final: Tensor) -> Tensor:
+        """Return the numbers of no overlap that have these final distances, float64 [M]."""
+        share = self._rule.lambda_value
+        numbers = (final - (1 - share)) / share * self.unit[row]
+        return numbers.masked_fill_(self.lost[row], 0)
+
+    def of_squared_(self, squared: Tensor) -> None:
+        """Turn a tile of squared distances into numbers of no overlap, in place."""
+        if self._squares:  # these distances are float32 numbers
+            largest = self._largest.masked_fill(self.lost, 1).float()
+            squared.div_(largest[:, None]).clamp_max_(1).square_()
+
+    def keys(self, row: Tensor | slice, numbers: Tensor) -> Tensor:
+        """Return the keys of no overlap that have these numbers, float64."""
+        squared = numbers.clamp_min(0)
+        if self._squares:
+            squared = squared.sqrt() * self._largest[row]
+        return squared / self._key
+
+    def tile_slack(self, slack: Tensor) -> Tensor:
+        """Return bounds on the errors of rows' numbers in tiles from those of their keys."""
+        errors = slack * self.slope * (1 + _SINGLE) + self.single + self.rounding
+        return errors.masked_fill_(self.lost, torch.inf)
+
+    def key_slack(self) -> Tensor:
+        """Return bounds on how far `keys` of matches are from those that roundings may separate."""
+        # |sqrt a - sqrt b| <= sqrt |a - b|
+        errors = self.keys(slice(None), self.rounding) + _SINGLE * self._largest / self._key
+        return errors.masked_fill_(self.lost, torch.inf)
+
+    def bound(self, bound: Bound) -> Bound:
+        """Return the bound of a tile's numbers from that of its keys, less the rows' slack."""
+        slope = self.slope * (1 + _SINGLE)
+        return bound._replace(
+            row_radius=bound.row_radius * slope, column_slack=bound.column_slack * slope.max()
+        )
+
+
+class _Tiles:
+    """Tiles of the numbers of some queries and all items."""
 
     def __init__(self, queries: _Queries, rows: Tensor, stages: Stages) -> None:
         """Turn the final distances of the matches into limits for the numbers of tiles.
@@ -229,44 +305,24 @@ class _Tiles:
             stages: of the tiles.
         """
         self._queries, self._rows, self._stages = queries, rows, stages
-        vectors, chosen, rule = queries.vectors, queries.rows[rows], queries.rule
+        vectors, chosen = queries.vectors, queries.rows[rows]
         self._staged = stages.rows(vectors.take(chosen), vectors.norms[chosen], vectors.metric)
         self._cameras = queries.cameras and (queries.cameras[0][rows], queries.cameras[1])
-        matches, self._places = _of_rows(queries.matches, rows)
-        self._matches, self._squares = matches, rule.variant == "torchreid"
         source = queries.source
         ends = torch.arange(source.held.start, source.held.stop + _TILE[1], _TILE[1], device="cpu")
-        ends = rows[:, None] * source.columns + ends.clamp_max(source.held.stop)
+        ends = queries.number(rows[:, None], ends.clamp_max(source.held.stop))
         self._overlaps = torch.searchsorted(queries.listed, ends)  # where those of a block begin
 
-        # A final distance is (1 - lambda) J + lambda t / unit, t a number of a tile.
-        reach = queries.reach()[rows]
-        unit = reach if rule.divides else torch.full_like(reach, 2.0 if queries.cosine else 1.0)
-        void = (reach == 0) | (reach > _LARGEST)  # not compared in float32
-        self._scale = torch.full_like(reach, 2.0 if queries.cosine else 1.0)  # of keys' errors
-        self._divisor = torch.where(void, 1.0, reach)
-        if self._squares:
-            self._scale = 2 * self._scale / self._divisor
-            unit = reach = torch.ones_like(reach)
-        self._shift = (1 - rule.lambda_value) / rule.lambda_value * unit  # of an overlap with J = 0
-        void |= self._shift > _LARGEST
-        self._shift[void] = 0
-        self._slack = (reach + self._shift) * _SINGLE
-
+        matches, self._places = _of_rows(queries.matches, rows)
+        last = matches.match_key[matches.match_start[1:] - 1]  # rows without a match need no tiles
         row = torch.arange(len(rows), device="cpu").repeat_interleave(matches.match_start.diff())
-        final, unit = matches.match_key, unit[row]
-        limit = (final - (1 - rule.lambda_value)) / rule.lambda_value * unit
-        off = _FINAL * (1 + final.abs()) / rule.lambda_value * unit + _SINGLE * limit.abs()
-        off[void[row]] = _BEYOND
-        slack = self._staged.stages[0].slack * self._scale * (1 + _SINGLE) + self._slack
-        self._limits = (
-            thresholds(matches.match_start, limit - off, slack)[0],
-            thresholds(matches.match_start, limit + off, slack)[1],
-        )
-        least, most = (self._keys(row, limit + side * off) for side in (-1, 1))
-        self._middles = dataclasses.replace(matches, match_key=least + (most - least) / 2)
-        self._middles.preceding, self._middles.tied = matches.preceding, matches.tied
-        self._spread = torch.zeros_like(reach).scatter_reduce_(0, row, (most - least) / 2, "amax")
+        self._matches, self._numbers = matches, _Numbers(queries, rows, last)
+        limits = self._numbers.of_matches(row, matches.match_key)
+        slack = self._numbers.tile_slack(self._staged.stages[0].slack)
+        self._limits = thresholds(matches.match_start, limits, slack)
+        # The same as keys, for products of 16 bits; what these count is counted in one place.
+        self._by_key = dataclasses.replace(matches, match_key=self._numbers.keys(row, limits))
+        self._by_key.preceding, self._by_key.tied = matches.preceding, matches.tied
 
     def blocks(self) -> Iterator[tuple[int, StagedRows]]:
         """Yield the items held here block by block at every stage, each with its first item."""
@@ -285,8 +341,7 @@ class _Tiles:
         values = torch.empty(len(self._rows) * len(items), dtype=torch.float32, device="cpu")
         tile, bound = self._staged.tile(items, left, values)
         squared_distances_(tile.values, tile.row_term, tile.column_term, cosine=cosine)
-        if self._squares:
-            tile.values.div_(self._divisor[:, None]).clamp_max_(1).square_()
+        self._numbers.of_squared_(tile.values)
         overlapping, of = self._take_off_overlaps(tile.values, left)
         masks: Masks = (None, None, None)
         if self._cameras is not None:
@@ -297,7 +352,7 @@ class _Tiles:
             every,
             self._matches,
             self._limits,
-            self._bound(bound),
+            self._numbers.bound(bound),
             masks,
         )
         share = len(undecided) / tile.values.numel()
@@ -309,13 +364,13 @@ class _Tiles:
             if better is None:
                 continue
             terms = self._staged.exact_term, items.exact_term
-            better = better._replace(row_slack=better.row_slack + self._spread)
+            better = better._replace(row_slack=better.row_slack + self._numbers.key_slack())
             undecided = refine_pairs(
                 undecided,
                 PairVectors(one.rows, other.rows, *terms, tile.metric),
                 left,
                 every,
-                self._middles,
+                self._by_key,
                 better,
             )
         self._settle(undecided, left, torch.ones(len(undecided), dtype=torch.float64, device="cpu"))
@@ -332,30 +387,15 @@ class _Tiles:
         Returns:
             The places of the overlaps in the tile, int64 ascending, and their Jaccard distances.
         """
-        queries, source = self._queries, self._queries.source
-        block = (left - source.held.start) // _TILE[1]
+        queries = self._queries
+        block = (left - queries.source.held.start) // _TILE[1]
         begin, end = self._overlaps[:, block], self._overlaps[:, block + 1]
-        row = torch.arange(len(begin), device="cpu").repeat_interleave(end - begin)
-        place = _ranges(begin, end)
-        first = torch.arange(len(begin), device="cpu") * values.shape[1]
-        at = queries.listed[place] + (first - self._rows * source.columns - left)[row]
-        jaccard = queries.jaccard[place]
-        values.view(-1).index_add_(0, at, ((1 - jaccard) * -self._shift[row]).float())
+        row, pair = torch.arange(len(begin), device="cpu"), _ranges(begin, end)
+        row = row.repeat_interleave(end - begin)
+        at = row * values.shape[1] + queries.item[pair] - left
+        jaccard = queries.jaccard[pair]
+        values.view(-1).index_add_(0, at, ((jaccard - 1) * self._numbers.shift[row]).float())
         return at, jaccard
-
-    def _bound(self, bound: Bound) -> Bound:
-        """Return the bound of a tile's numbers from that of its keys; rows' slack is in limits."""
-        scale = self._scale * (1 + _SINGLE)
-        return bound._replace(
-            row_radius=bound.row_radius * scale, column_slack=bound.column_slack * scale.max()
-        )
-
-    def _keys(self, row: Tensor, numbers: Tensor) -> Tensor:
-        """Return the keys of items without an overlap that have these numbers in a tile."""
-        squared = numbers.clamp_min(0)
-        if self._squares:
-            squared = squared.sqrt() * self._divisor[row]
-        return squared / (2 if self._queries.cosine else 1)
 
     def _settle(self, undecided: Tensor, left: int, jaccard: Tensor) -> None:
         """Compare undecided pairs of a block by exact distances."""
@@ -368,13 +408,19 @@ def _settle(
     matches: Matches, row: Tensor, item: Tensor, final: Tensor, first: Tensor, last: Tensor
 ) -> None:
     """Count items with these final distances before the matches `first` to `last` of their rows."""
-    counts = last - first
-    pair = torch.arange(len(row), device="cpu").repeat_interleave(counts)
-    at = _ranges(matches.match_start[row] + first, matches.match_start[row] + last)
-    equal = final[pair] == matches.match_key[at]
-    before = (final[pair] < matches.match_key[at]) | (equal & (item[pair] < matches.match_item[at]))
-    matches.preceding.index_add_(0, at, before.long())
-    matches.tied.index_add_(0, row[pair], equal.long())
+    if not len(row):
+        return
+    start = matches.match_start[row]
+    begin, end = start + first, start + last
+    step = max(1, _AT_ONCE // max(1, int((end - begin).max())))
+    for part in torch.arange(len(row), device="cpu").split(step):
+        at = _ranges(begin[part], end[part])
+        pair = part.repeat_interleave((end - begin)[part])
+        equal = final[pair] == matches.match_key[at]
+        before = equal & (item[pair] < matches.match_item[at])
+        before |= final[pair] < matches.match_key[at]
+        matches.preceding.index_add_(0, at, before.long())
+        matches.tied.index_add_(0, row[pair], equal.long())
 
 
 def _of_rows(matches: Matches, rows: Tensor) -> tuple[Matches, Tensor]:

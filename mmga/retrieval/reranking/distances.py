@@ -50,6 +50,7 @@ class Reranking:
     Attributes:
         queries: Q.
         gallery: G.
+        first: number of the gallery's first item in the graph.
         device: where the distances are.
         rule: the settings.
         vectors: the queries, and after them the gallery.
@@ -89,10 +90,10 @@ class Reranking:
         """
         self.rule, self.vectors, self.device = rule, vectors, vectors.device
         # Of one set against itself, item g of the gallery is item g of the graph.
-        self._first = queries or 0
+        self.first = queries or 0
         self.queries = len(vectors) if queries is None else queries
-        self.gallery = len(vectors) - self._first
-        self.held, self._own = slice(0, self.gallery), self._first
+        self.gallery = len(vectors) - self.first
+        self.held, self._own = slice(0, self.gallery), self.first
         self._tile = tile_on(self.device, len(vectors), vectors.dimension)
         limit = KEPT_BYTES if memory is None else min(KEPT_BYTES, memory)
         # Largest distances beside kept ones are those of tiles, others are exact: certified ones
@@ -112,7 +113,7 @@ class Reranking:
         self.maxima = found.neighbours.maxima[: self.queries].double()
         searched = time.perf_counter()
         self._rows = encode(found.neighbours, rule, vectors.pair_distances)
-        self._inverted = ops.transpose_rows(self._rows, self._first)
+        self._inverted = ops.transpose_rows(self._rows, self.first)
         encoded = time.perf_counter()
         self.seconds = {"neighbours": searched - start, "encoding": encoded - searched}
 
@@ -140,11 +141,6 @@ class Reranking:
         """Return the Jaccard distances below 1 of some queries, [R, N]; columns from `first` on."""
         return ops.jaccard_rows(self._rows, self._inverted, queries)
 
-    @property
-    def first(self) -> int:
-        """Number of the gallery's first item in the graph."""
-        return self._first
-
     def vectors_of(self, items: Tensor) -> Tensor:
         """Return places in `vectors` of gallery items that this process holds, int64 [K]."""
         return self._own - self.held.start + items
@@ -170,7 +166,7 @@ class Reranking:
     def _mixed(self, squared: Tensor, queries: Tensor, overlaps: ops.CsrRows) -> Tensor:
         scale = 0.5 if self.vectors.metric == "cosine" else 1.0
         maxima = self.maxima[queries]
-        return mix(squared, maxima, overlaps, self._first + self.held.start, self.rule, scale)
+        return mix(squared, maxima, overlaps, self.first + self.held.start, self.rule, scale)
 
     def _original(self, queries: Tensor) -> Tensor:
         """Compute one group's squared distances to the items held here: [R, G'] float32."""
@@ -186,15 +182,15 @@ class Reranking:
             both = vectors.terms[queries], terms[items]
             squared_distances_(used, *both, cosine=vectors.metric == "cosine")
             result[:, items] = used
-        if self._first == 0:  # one set against itself
+        if self.first == 0:  # one set against itself
             at = ((queries >= held.start) & (queries < held.stop)).nonzero()[:, 0]
             result[at, queries[at] - held.start] = 0
         return result
 
     def _blocks_of_items(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield the items held here: places among them, and in a block of items, and the block."""
-        for first, last, others in self.vectors.sweep(self._tile, self._first):
-            yield slice(first - self._first, last - self._first), slice(0, last - first), others
+        for first, last, others in self.vectors.sweep(self._tile, self.first):
+            yield slice(first - self.first, last - self.first), slice(0, last - first), others
 
 
 class SharedReranking(Reranking):
@@ -226,10 +222,10 @@ class SharedReranking(Reranking):
         self.rule, self.processes, self.exact = rule, items.group, "certified"
         first, last = items.ranges[-1]
         self.queries, one_set = len(queries), len(items.ranges) == 1
-        self._first = 0 if one_set else self.queries
-        self.gallery = len(items) - self._first
-        self.held = slice(first - self._first, last - self._first)
-        self._own = first if one_set else self._first
+        self.first = 0 if one_set else self.queries
+        self.gallery = len(items) - self.first
+        self.held = slice(first - self.first, last - self.first)
+        self._own = first if one_set else self.first
         both = [queries] if one_set or own is None else [queries, own]
         self.vectors = VectorSet.joined(both)
         self.device = self.vectors.device
@@ -245,7 +241,7 @@ class SharedReranking(Reranking):
         self.maxima = maxima[: self.queries].double()
         with self.processes.together():
             inverted = self._rows if not one_set else ops.keep_rows(self._rows, items.numbers)
-            self._inverted = ops.transpose_rows(inverted, self._first)
+            self._inverted = ops.transpose_rows(inverted, self.first)
         encoded = time.perf_counter()
         self.seconds = {"neighbours": searched - start, "encoding": encoded - searched}
 
@@ -306,13 +302,12 @@ class RerankedSource:
         rows = self.reranking.overlaps(queries)
         row = torch.arange(len(queries), device=self.device)
         row = row.repeat_interleave(rows.offsets.diff())
-        item, known = rows.columns.long() - self.reranking.first, None
-        if self._items is not None and len(self._items):
-            place = torch.searchsorted(self._items, item).clamp_max(len(self._items) - 1)
-            item, known = place, self._items[place] == item
-        if known is None:
+        item = rows.columns.long() - self.reranking.first
+        if self._items is None:
             return row, item, rows.values
-        return row[known], item[known], rows.values[known]
+        place = torch.searchsorted(self._items, item).clamp_max(self.columns - 1)
+        known = self._items[place] == item
+        return row[known], place[known], rows.values[known]
 
     def tiles(self, start: int, stop: int) -> Iterator[tuple[slice, Tile]]:
         """Yield tiles of whole rows."""

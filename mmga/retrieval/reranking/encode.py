@@ -87,21 +87,18 @@ def averaged(
     return rows if wanted is None else ops.keep_rows(rows, wanted)
 
 
-def jaccard(
-    rows: CsrRows, chosen: Tensor, first: int, max_distance: float | None = None
-) -> CsrRows:
+def jaccard(rows: CsrRows, chosen: Tensor, first: int) -> CsrRows:
     """Return Jaccard distances of chosen items to the items from `first` on: step 6.
 
     Args:
         rows: V, [N, N].
         chosen: [M] int64.
         first: items before it get no column.
-        max_distance: entries kept; None: those below 1. What is missing is 1.
 
     Returns:
-        [M, N] sparse rows.
+        [M, N] sparse rows of the distances below 1; what is missing is 1.
     """
-    return ops.jaccard_rows(rows, ops.transpose_rows(rows, first), chosen, max_distance)
+    return ops.jaccard_rows(rows, ops.transpose_rows(rows, first), chosen)
 
 
 def mix(

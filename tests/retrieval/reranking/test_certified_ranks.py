@@ -5,7 +5,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmga
@@ -17,11 +17,13 @@ from mmga.retrieval.metrics.rank import rank
 from mmga.retrieval.reranking import certified_ranks
 from mmga.retrieval.tiles.sources import MatrixSource
 
+CASES = settings(max_examples=100, deadline=None, derandomize=True)
 QUERIES, ITEMS, PERSONS = 60, 340, 24
+KINDS = ["easy", "hard", "grid", "copies", "lengths", "offset", "zeros", "far", "subnormal"]
 VARIANTS = {"zhong": 1, "torchreid": 2, "fastreid": 1}
 
 
-def sides(kind, seed):
+def sides(kind, seed, items=ITEMS):
     """Return features of persons that are told apart easily, hardly, or not at all."""
     generator = torch.Generator().manual_seed(seed)
     pids = torch.randint(0, PERSONS, (QUERIES + ITEMS,), generator=generator)
@@ -33,20 +35,35 @@ def sides(kind, seed):
         x = torch.ones_like(x)
         x[::50] *= 1 + torch.rand(len(x[::50]), 1, generator=generator)
     else:
-        x += {"easy": 4.0, "hard": 0.7, "lengths": 1.0}[kind] * centres[pids]
+        x += {"easy": 4.0, "hard": 0.7}.get(kind, 1.0) * centres[pids]
     if kind == "lengths":
-        x *= 10.0 ** torch.randint(-6, 7, (len(x), 1), generator=generator)
+        x *= 10.0 ** torch.randint(-30, 14, (len(x), 1), generator=generator)
+    elif kind == "offset":  # whose squares are all that norms hold
+        x += 1e6
+    elif kind == "zeros":
+        x[torch.rand(len(x), generator=generator) < 0.5] = 0
+    elif kind == "far":  # one vector that all distances are divided by
+        x[-1] *= 1e12
+    elif kind == "subnormal":  # largest squared distances below the least normal float32
+        x = torch.cat([torch.ones(len(x), 1), 2.0**-66 * x.round()], 1)
     camids = torch.randint(0, 3, (len(pids),), generator=generator).numpy()
-    parts = slice(0, QUERIES), slice(QUERIES, None)
-    return [mmga.Features(x[part].contiguous(), pids[part].numpy(), camids[part]) for part in parts]
+    paths = np.array([f"{row % 97}.jpg" for row in range(len(pids))])
+    if kind not in ("easy", "hard"):
+        x[:9] = x[-9:]
+        pids[5::29] = -1
+    parts = slice(0, QUERIES), slice(QUERIES, QUERIES + items)
+    return [
+        mmga.Features(x[part].contiguous(), pids[part].numpy(), camids[part], paths[part])
+        for part in parts
+    ]
 
 
 def by_all_distances(source, selection, monitor, phase):
     """Rank by the matrix of the final distances, each from its exact distance."""
     graph, rule = source.reranking, source.reranking.rule
-    row = source.queries.repeat_interleave(source.columns)
-    item = torch.arange(source.columns).repeat(len(source.queries))
-    squared = graph.vectors.pair_distances(row, source.vectors_of(item))
+    row = source.queries.repeat_interleave(graph.gallery)
+    item = torch.arange(graph.gallery).repeat(len(source.queries))
+    squared = graph.vectors.pair_distances(row, graph.vectors_of(item))
     final = reference.mix_distances(
         squared.view(len(source.queries), -1),
         graph.maxima[source.queries] if rule.divides else None,
@@ -56,12 +73,9 @@ def by_all_distances(source, selection, monitor, phase):
         VARIANTS[rule.variant],
         0.5 if graph.vectors.metric == "cosine" else 1.0,
     )
-    return rank(
-        MatrixSource(final, np.arange(len(final)), np.arange(final.shape[1])),
-        selection,
-        monitor,
-        phase=phase,
-    )
+    ranked_items = source.vectors_of(torch.arange(source.columns)) - graph.first
+    matrix = MatrixSource(final, np.arange(len(final)), ranked_items.numpy())
+    return rank(matrix, selection, monitor, phase=phase)
 
 
 def ranked(
@@ -80,32 +94,56 @@ def ranked(
     return [scores.average_precision, scores.first_rank, scores.tied, sum(tiled.values()) / QUERIES]
 
 
+@CASES
 @given(
-    st.sampled_from(["easy", "hard", "grid", "copies", "lengths"]),
+    st.sampled_from(KINDS),
     st.sampled_from(["cosine", "euclidean"]),
     st.sampled_from(list(VARIANTS)),
-    st.sampled_from([0.01, 0.3, 1.0]),
+    st.sampled_from([1e-305, 1e-30, 1e-6, 0.01, 0.3, 0.999999, 1.0]),
     st.sampled_from([0.0, certified_ranks._FEW, 1.0]),
     st.booleans(),
-    st.sampled_from([7, 20]),
+    st.sampled_from([1, 7, 20]),
+    st.sampled_from(["market1501", "market1501-matlab", "no-camera", "other-cameras"]),
     st.integers(0, 99),
 )
-def test_equals_all_final_distances(kind, metric, variant, share, few, bytes_, k1, seed):
-    features, rule = sides(kind, seed), mmga.KReciprocal(k1, 3, share, variant=variant)
+def test_equals_all_final_distances(kind, metric, variant, share, few, bytes_, k1, protocol, seed):
+    features = sides(kind, seed, ITEMS if seed % 9 else 30)
+    rule = mmga.KReciprocal(k1, 3, share, variant=variant)
+    options = {"metric": metric, "protocol": protocol}
     with mock.patch.object(evaluate, "rank_reranked", by_all_distances):
-        expected = ranked(features, rule, metric=metric)
+        expected = ranked(features, rule, **options)
     with (
         mock.patch.object(certified_ranks, "_TILE", (32, 50)),
         mock.patch.object(certified_ranks, "_FEW", few),
+        mock.patch.object(certified_ranks, "multiplies_int8", lambda: bytes_),
+        mock.patch.object(certified_ranks, "bearable_share", lambda width: seed % 2),
         mock.patch.object(certified_ranks, "_OVERLAPS", 700 if seed % 3 else 1 << 22),
         mock.patch.object(certified_ranks, "_LEAST_ROWS", 8),
         mock.patch.object(certified_ranks, "tile_height", lambda rows, most: most),
-        mock.patch.object(certified_ranks, "multiplies_int8", lambda: bytes_),
-        mock.patch.object(certified_ranks, "bearable_share", lambda width: seed % 2),
+        mock.patch.object(certified_ranks, "_AT_ONCE", 1 << 22 if seed % 3 else 3000),
     ):
-        found = ranked(features, rule, metric=metric)
+        found = ranked(features, rule, **options)
     for ours, theirs in zip(found[:3], expected[:3], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("share", [5e-324, 1e-305])
+def test_overlaps_that_no_number_tells_apart_are_told_apart_by_final_distances(variant, share):
+    features, rule = sides("hard", 0), mmga.KReciprocal(7, 3, share, variant=variant)
+    with mock.patch.object(evaluate, "rank_reranked", by_all_distances):
+        expected = ranked(features, rule)
+    found = ranked(features, rule)
+    assert found[3] > 0  # of the queries need tiles
+    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(found[2], expected[2])
+
+
+def test_one_gallery_item():
+    query, gallery = sides("easy", 0)
+    match = np.flatnonzero((gallery.pids == query.pids[0]) & (gallery.camids != query.camids[0]))
+    report = mmga.evaluate(query, gallery.select(match[:1]), rerank=mmga.KReciprocal(1000))
+    assert report.reranked.mAP == 1
 
 
 def test_few_queries_at_once_where_they_have_many_overlaps(monkeypatch):
