@@ -76,9 +76,9 @@ def undecided_cost(width: int) -> float:
     return float(_LISTING + INTEGERS * width)
 
 
-def bearable_share(width: int) -> float:
-    """Return the share of its pairs that a tile of 8 bits may leave undecided to be worth it."""
-    return (product_cost(None, width) - width / _INT8_RATE - _INT8_SCALING) / undecided_cost(width)
+def bearable_share(tiles: Approximator, width: int) -> float:
+    """Return the share of its pairs that a tile may leave undecided and still spare time."""
+    return (product_cost(None, width) - product_cost(tiles, width)) / undecided_cost(width)
 
 
 def making_cost(tiles: Approximator, width: int) -> float:

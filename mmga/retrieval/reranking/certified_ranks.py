@@ -114,9 +114,9 @@ def _count(queries: _Queries, rows: Tensor, stages: Stages, step: Callable[[int]
     if not len(rows):
         return True
     tiles, done = _Tiles(queries, rows, stages), 0
-    bearable = bearable_share(queries.vectors.dimension)
+    bearable = bearable_share(stages.tiles, queries.vectors.dimension) if stages.tiles else 1.0
     for left, items in tiles.blocks():
-        if tiles.look(left, items) > bearable and stages.tiles is not None:
+        if tiles.look(left, items) > bearable:
             return False
         done += len(rows) * len(items)
         step(done)

@@ -116,7 +116,7 @@ def test_equals_all_final_distances(kind, metric, variant, share, few, bytes_, k
         mock.patch.object(certified_ranks, "_TILE", (32, 50)),
         mock.patch.object(certified_ranks, "_FEW", few),
         mock.patch.object(certified_ranks, "multiplies_int8", lambda: bytes_),
-        mock.patch.object(certified_ranks, "bearable_share", lambda width: seed % 2),
+        mock.patch.object(certified_ranks, "bearable_share", lambda tiles, width: seed % 2),
         mock.patch.object(certified_ranks, "_OVERLAPS", 700 if seed % 3 else 1 << 22),
         mock.patch.object(certified_ranks, "_LEAST_ROWS", 8),
         mock.patch.object(certified_ranks, "tile_height", lambda rows, most: most),
