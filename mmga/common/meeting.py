@@ -35,6 +35,8 @@ BEAT = 1.0
 """Seconds between two words of a process."""
 SILENT = 6
 """Words of one's own, so many after the last one of a process elsewhere, by which it has ended."""
+LATE = 8.0
+"""Seconds in which processes that have yet to come still find what ended the run."""
 _MET = "-1"
 _numbers = itertools.count()
 _came = False
@@ -199,6 +201,7 @@ class _Meeting:
         """Say no more: this process ends, and with it all others."""
         with contextlib.suppress(RuntimeError):
             self._is_first(*told(error))
+            self._count_heard(self._rank)
         self._met.set()
 
     def reason(self, error: RuntimeError) -> UserError:
@@ -236,7 +239,7 @@ class _Meeting:
                 silent = silent + 1 if said == last and said[1] > 0 else 0
                 last = said
                 if silent and self._has_ended(said[0], silent):
-                    self._words.add("heard", 1)  # in its place
+                    self._count_heard(said[0])
                     self._tell(
                         1,
                         f"process {said[0]} of the {self._world} of the run ended before all had "
@@ -307,14 +310,19 @@ class _Meeting:
     def _part(self) -> None:
         """Wait until all who are there know what ends the run: the store may end with this one."""
         with contextlib.suppress(RuntimeError):
-            self._words.add("heard", 1)
+            self._count_heard(self._rank)
             self._wait_for_late_ones()
             self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
+
+    def _count_heard(self, rank: int) -> None:
+        """Count, once, a process that knows what ends the run or needs not to: it has ended."""
+        if self._words.add(f"heard {rank}", 1) == 1:
+            self._words.add("heard", 1)
 
     def _wait_for_late_ones(self) -> None:
         """Where the store ends with this process, let those find it who have yet to come."""
         if self._hosts:
-            self._until(lambda: self._count("heard") + self._count("refusing") >= self._world, 8)
+            self._until(lambda: self._count("heard") + self._count("refusing") >= self._world, LATE)
 
     def _until(self, holds: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds

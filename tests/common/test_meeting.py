@@ -31,6 +31,8 @@ def words(tmp_path_factory):
         ("killed while the others connect", 0, [-9, 1, 1, 1], "process 0 of the 4 of the run"),
         ("without a device", 0, [2] * 4, "--device cpu: there is none"),
         ("without a device", 3, [2] * 4, "--device cpu: there is none"),
+        ("without a device, another is late", 0, [2] * 4, "--device cpu: there is none"),
+        ("without a device, another is late", 3, [2] * 4, "--device cpu: there is none"),
     ],
 )
 def test_one_that_ends_before_all_have_met_ends_all(words, tmp_path, how, which, codes, said):

@@ -118,6 +118,7 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
     meeting.BEAT = 0.1
     kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
     if how.endswith(_LATE):
+        meeting.LATE = 0.5
         if rank == (failing - 1) % world:
             time.sleep(600)
         count = meeting._Meeting._count
@@ -143,7 +144,11 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
         os.environ["MMGA_JOIN_TIMEOUT"] = "soon"
     elif how == "killed while the others connect" and rank == failing:
         dist.init_process_group = lambda *_, **__: kill()
-    elif how == "without a device" and rank == failing:
+    elif how.startswith("without a device"):
+        if how.endswith("late") and rank == (failing - 1) % world:
+            time.sleep(3)
+        if rank != failing:
+            return
 
         def no_device(name: str) -> None:
             raise UserError(f"--device {name}: there is none")
