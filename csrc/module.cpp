@@ -11,10 +11,8 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "CPU kernels of mmga; loading it registers them with torch's dispatcher.";
   module.def("instruction_set", &mmga::instruction_set,
              "The instruction set that the vector code takes on this machine.");
-  module.def(
-      "int8_instructions",
-      [] { return mmga::int8_instructions() != mmga::Int8Instructions::kNone; },
-      "Whether the processor has instructions for products of 8-bit integers (VNNI).");
+  module.def("int8_instructions", &mmga::int8_instructions_name,
+             "The instructions that products of 8-bit integers take on this machine, or nothing.");
   module.def(
       "exchange_float_modes", &mmga::exchange_float_modes,
       "Let the threads of the caller's pool keep subnormal numbers, or restore their words.");

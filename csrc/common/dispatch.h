@@ -35,21 +35,40 @@ inline const char* instruction_set() {
 #endif
 }
 
-// Instructions for products of 8-bit integers, without which they are no faster than those of
-// float32.
-enum class Int8Instructions { kNone, kAvxVnni, kAvx512Vnni };
+// Instructions for products of 8-bit integers (VNNI), or of 16 in their place (AVX2), without which
+// they are no faster than those of float32.
+enum class Int8Instructions { kNone, kAvx2, kAvxVnni, kAvx512Vnni };
 
-// Returns the processor's; MMGA_INT8 = none, avx or avx512 asks for others that it has.
+// Returns the processor's best; MMGA_INT8 = none, avx2, avx or avx512 asks for others that it has.
 inline Int8Instructions int8_instructions() {
 #if MMGA_X86_CLONES
   __builtin_cpu_init();
   const char* given = std::getenv("MMGA_INT8");
   const std::string_view wanted = given != nullptr ? given : "";
   if (wanted == "none") return Int8Instructions::kNone;
-  if (__builtin_cpu_supports("avx512vnni") && wanted != "avx") return Int8Instructions::kAvx512Vnni;
-  if (__builtin_cpu_supports("avxvnni")) return Int8Instructions::kAvxVnni;
+  if (wanted != "avx2") {
+    if (__builtin_cpu_supports("avx512vnni") && wanted != "avx")
+      return Int8Instructions::kAvx512Vnni;
+    if (__builtin_cpu_supports("avxvnni")) return Int8Instructions::kAvxVnni;
+  }
+  if (__builtin_cpu_supports("avx2")) return Int8Instructions::kAvx2;
 #endif
   return Int8Instructions::kNone;
+}
+
+// Returns the name of these instructions, empty if there are none.
+inline const char* int8_instructions_name() {
+  switch (int8_instructions()) {
+    case Int8Instructions::kAvx512Vnni:
+      return "AVX-512 VNNI";
+    case Int8Instructions::kAvxVnni:
+      return "AVX-VNNI";
+    case Int8Instructions::kAvx2:
+      return "AVX2";
+    case Int8Instructions::kNone:
+      break;
+  }
+  return "";
 }
 
 // Bytes of a vector that fits a register: comparisons of longer ones are compiled lane by lane.

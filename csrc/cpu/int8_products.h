@@ -1,11 +1,11 @@
 // Inner products of rows of 8-bit integers, exact in 32 bits, by the processor's instructions for
-// them (VNNI) where it has any.
+// them (VNNI) or for 16-bit integers (AVX2) where it has any.
 //
-// The instruction adds four products of unsigned and signed bytes to each 32-bit lane. Columns are
-// packed in panels of 64, four bytes of a column next to each other and made unsigned by adding
-// 128; a part of a panel stays in the L1 cache while blocks of six rows pass by. 128 times the sum
-// of a row is taken off in the end. Sums wrap around at 2^32, and no product leaves 32 bits: D <=
-// 2^17 is exact.
+// An instruction of VNNI adds four products of unsigned and signed bytes to each 32-bit lane.
+// Columns are packed in panels of 64, four bytes of a column next to each other and made unsigned
+// by adding 128; a part of a panel stays in the L1 cache while blocks of six rows pass by. 128
+// times the sum of a row is taken off in the end. Sums wrap around at 2^32, and no product leaves
+// 32 bits: D <= 2^17 is exact.
 #pragma once
 
 #include <algorithm>
@@ -153,6 +153,73 @@ __attribute__((target("avx2"))) inline void multiply_block_256(const RowBlock& x
     }
   }
 }
+
+// Multiplies 16-bit integers in place of bytes: the even bytes of all quads of a vector, then the
+// odd ones. Unlike products of bytes that are added up in 16 bits, none is cut off.
+__attribute__((target("avx2"))) inline void multiply_block_wide(const RowBlock& x,
+                                                                const uint8_t* panel, int64_t quads,
+                                                                bool first, int32_t* sums) {
+  constexpr int kVectors = 2, kColumns = 16;        // a quarter of a panel at a time
+  constexpr int64_t kAtOnce = 8;                    // quads of a vector
+  alignas(kLine) int32_t pairs[kBlock][2][kQuads];  // even and odd bytes of a quad
+  for (int64_t r = 0; r < kBlock; ++r) {
+    for (int64_t q = 0; q < quads; q += kAtOnce) {
+      const int8_t* from = x.rows[r] + q * kQuad;
+      __m256i bytes = _mm256_setzero_si256();
+      if (quads - q >= kAtOnce) {
+        bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      } else {
+        std::memcpy(&bytes, from, (quads - q) * kQuad);
+      }
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(&pairs[r][0][q]), even);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(&pairs[r][1][q]), _mm256_srai_epi16(bytes, 8));
+    }
+  }
+  const __m256i low = _mm256_set1_epi16(0xff);
+  for (int64_t left = 0; left < kPanel; left += kColumns) {
+    __m256i sum[kBlock][kVectors];
+#pragma GCC unroll 6
+    for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        const auto* from = reinterpret_cast<__m256i*>(sums + r * kPanel + left + 8 * v);
+        sum[r][v] = first ? _mm256_setzero_si256() : _mm256_load_si256(from);
+      }
+    }
+    for (int64_t q = 0; q < quads; ++q) {
+      const auto* from = reinterpret_cast<const __m256i*>(panel + (q * kPanel + left) * kQuad);
+#pragma GCC unroll 2
+      for (int odd = 0; odd < 2; ++odd) {
+        __m256i y[kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) {
+          const __m256i bytes = _mm256_load_si256(from + v);
+          y[v] = odd ? _mm256_srli_epi16(bytes, 8) : _mm256_and_si256(bytes, low);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < kBlock; ++r) {
+          const __m256i row = _mm256_set1_epi32(pairs[r][odd][q]);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) {
+            __m256i product;
+            asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+                : "+x"(sum[r][v]), "=&x"(product)
+                : "x"(y[v]), "x"(row));
+          }
+        }
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) {
+        auto* to = reinterpret_cast<__m256i*>(sums + r * kPanel + left + 8 * v);
+        _mm256_store_si256(to, sum[r][v]);
+      }
+    }
+  }
+}
 #endif
 
 inline MultiplyBlock multiply_block() {
@@ -160,6 +227,7 @@ inline MultiplyBlock multiply_block() {
 #if MMGA_X86_CLONES
   if (found == Int8Instructions::kAvx512Vnni) return multiply_block_512;
   if (found == Int8Instructions::kAvxVnni) return multiply_block_256;
+  if (found == Int8Instructions::kAvx2) return multiply_block_wide;
 #endif
   (void)found;
   return multiply_block_plain;

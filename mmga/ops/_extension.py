@@ -55,14 +55,15 @@ def load() -> dict[str, Library]:
 
 
 @functools.cache
-def int8_instructions() -> bool:
-    """Return whether the processor has instructions for products of 8-bit integers.
+def int8_instructions() -> str:
+    """Return the processor's instructions for products of 8-bit integers, empty if it has none.
 
-    `MMGA_INT8=none` says that it has not; `avx` and `avx512` choose among those that it has.
+    They are "AVX-512 VNNI", "AVX-VNNI" or "AVX2", which has them of 16 bits. `MMGA_INT8=none` says
+    that it has none; `avx512`, `avx` and `avx2` choose among those that it has.
     """
     if not load()["cpu"].loaded:
-        return False
-    return bool(importlib.import_module("mmga._C").int8_instructions())
+        return ""
+    return str(importlib.import_module("mmga._C").int8_instructions())
 
 
 def _absent(kind: str) -> Library:
@@ -84,7 +85,8 @@ def _load_cpu() -> Library:
         return _absent("cpu")
     except ImportError as error:
         return Library(False, f"built, but does not load: {error}")
-    products = ", 8-bit products" if module.int8_instructions() else ""
+    instructions = module.int8_instructions()
+    products = f", 8-bit products by {instructions}" if instructions else ""
     return Library(True, module.instruction_set() + products)
 
 

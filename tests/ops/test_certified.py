@@ -292,14 +292,15 @@ def test_products_of_bytes_are_exact(rows, columns, width):
     torch.library.opcheck(torch.ops.mmga.int8_products_.default, (x, y, one, other, out))
 
 
-@pytest.mark.parametrize("instructions", ["none", "avx", "avx512"])
+@pytest.mark.parametrize("instructions", ["none", "avx2", "avx", "avx512"])
 def test_products_of_bytes_are_equal_for_all_instructions(instructions):
     code = """
 import torch
 from mmga.ops import certified, reference
 for rows, columns, width in ((1, 1, 1), (50, 70, 3), (7, 129, 513), (49, 64, 2050)):
-    x = torch.randint(-127, 128, (rows, width), dtype=torch.int8)
-    y = torch.randint(-127, 128, (columns, width), dtype=torch.int8)
+    x = torch.randint(-128, 128, (rows, width), dtype=torch.int8)
+    y = torch.randint(-128, 128, (columns, width), dtype=torch.int8)
+    x[-1], y[-1] = -128, 127 if width % 2 else -128
     units = torch.rand(rows), torch.rand(columns)
     found, expected = torch.empty(2, rows, columns)
     certified.int8_products_(x, y, *units, found)

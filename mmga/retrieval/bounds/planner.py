@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import device_multiplies_int8, multiplies_int8
+from mmga.ops.certified import device_multiplies_int8, int8_rate, multiplies_int8
 from mmga.retrieval.bounds.approximation import WIDEST_BYTES, Approximator, Int8, Projection
 from mmga.retrieval.features.vectors import VectorSet
 
@@ -22,9 +22,8 @@ COUNTING, INTEGERS = 40, 3
 dimension of a product of 16-bit integers, bound by the way of two vectors through the caches."""
 # What listing a pair that a tile leaves undecided costs, and looking it up.
 _LISTING = 1500
-# Dimensions of 8 bits that are multiplied in the time of one of float32, and what making floats of
-# the products costs.
-_INT8_RATE, _INT8_SCALING = 4, 10
+# What making floats of products of 8 bits costs.
+_INT8_SCALING = 10
 # Operations of a product that a coordinate costs to make (residuals and norms), and a dimension to
 # be rounded to an integer.
 _COORDINATE, _QUANTISED = 8, 16
@@ -68,7 +67,7 @@ def product_cost(tiles: Approximator | None, width: int) -> float:
     """Return the cost of a pair's product in a tile, in dimensions of a float32 product."""
     if isinstance(tiles, Projection):
         return float(tiles.basis.shape[1])
-    return width if tiles is None else width / _INT8_RATE + _INT8_SCALING
+    return width if tiles is None else width / int8_rate() + _INT8_SCALING
 
 
 def undecided_cost(width: int) -> float:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from mmga.ops.certified import int8_rate
 from mmga.retrieval.bounds.approximation import (
     Approximator,
     Int8,
@@ -33,10 +34,10 @@ _PILOT, _SAMPLE = 48, 8192
 _LARGEST_SHARE = 0.25
 # Operations of all products from which on other tiles than those of 8 bits are tried.
 _LARGE = 2e12
-# Of one look: dimensions that it multiplies in the time of one of float32, and pairs of a row that
-# it compares by 16 bits: some, and some for each neighbour. Of a filter: vectors that limits come
-# from, and the cost of a dimension of an exact distance.
-_LOOK_RATE, _FEW, _OF_EACH, _SEEN, _EXACT = 7, 100, 8, 1024, 10
+# Of one look: its rate beside that of tiles of 8 bits, which it does not write, and pairs of a row
+# that it compares by 16 bits: some, and some for each neighbour. Of a filter: vectors that limits
+# come from, and the cost of a dimension of an exact distance.
+_LOOK_RATE, _FEW, _OF_EACH, _SEEN, _EXACT = 1.75, 100, 8, 1024, 10
 # Operations of all products below which there is nothing to save by 8 bits, or by fewer dimensions.
 _SMALL_LOOK, _SMALL = 1e8, 4e8
 
@@ -86,7 +87,7 @@ def cheapest_tiles(
     exact = min(1.0, sides * k * (1 + math.log(max(1.0, n / _SEEN))) / n)
     looked = min(1.0, sides * (_FEW + _OF_EACH * k) / n)
     costs = [
-        width / _LOOK_RATE + COUNTING / 4 + looked * INTEGERS * width
+        width / (_LOOK_RATE * int8_rate()) + COUNTING / 4 + looked * INTEGERS * width
         if isinstance(tiles, Int8) and not kept
         else product_cost(tiles, width)
         + COUNTING
