@@ -532,7 +532,13 @@ def parsed() -> argparse.Namespace:
     add = parser.add_argument
     add("--rows", nargs="+", metavar="PATTERN", default=["*"], help="names, or patterns of them")
     add("--rivals", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
-    add("--without-int8", nargs="+", choices=("none", "avx"), default=[], help="MMGA_INT8, too")
+    add(
+        "--without-int8",
+        nargs="+",
+        choices=("none", "avx2", "avx"),
+        default=[],
+        help="MMGA_INT8, too",
+    )
     add("--rounds", type=int, default=5, help="timed calls of each (5)")
     add("--threads", type=int, default=2, help="of everything (2)")
     add("--quick", action="store_true", help="one round; sizes and dimensions by 8")
