@@ -80,6 +80,20 @@ class Seat {
 #endif
 };
 
+// Sets the threads of torch's functions that the calling thread calls, those of MKL as well; 0 for
+// MKL: as many as others have. (torch.set_num_threads() would set those of others, too.) Returns
+// false where torch has no OpenMP.
+bool set_torch_threads(int64_t threads, int64_t of_mkl) {
+  static const auto set =
+      reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  static const auto set_mkl =
+      reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
+  if (set == nullptr) return false;
+  set(static_cast<int>(threads));
+  if (set_mkl != nullptr) set_mkl(static_cast<int>(of_mkl));
+  return true;
+}
+
 // Calls of run_with_helpers() at work.
 struct Job {
   void (*body)(void*);
@@ -154,6 +168,8 @@ class Crew {
   }
 
   void serve() {
+    torch::stable::get_num_threads();  // sets them when first called
+    set_torch_threads(1, 1);           // of torch's functions that a kernel calls
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
       Job* job = with_room();
@@ -218,20 +234,6 @@ Crew& crew() {
     delete fresh;
   }
   return *one;
-}
-
-// Sets the threads of torch's functions that the calling thread calls, those of MKL as well; 0 for
-// MKL: as many as others have. (torch.set_num_threads() would set those of others, too.) Returns
-// false where torch has no OpenMP.
-bool set_torch_threads(int64_t threads, int64_t of_mkl) {
-  static const auto set =
-      reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-  static const auto set_mkl =
-      reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
-  if (set == nullptr) return false;
-  set(static_cast<int>(threads));
-  if (set_mkl != nullptr) set_mkl(static_cast<int>(of_mkl));
-  return true;
 }
 
 // Threads of the kernels while torch's own functions have one; 0: as many as torch's.

@@ -221,6 +221,12 @@ def int8_products_(
     return out
 
 
+def float_products_(x: Tensor, y: Tensor, block: int, out: Tensor) -> Tensor:
+    """Write inner products of float32 rows to `out` (`reference.float_products_`)."""
+    _FLOAT_PRODUCTS(x, y, block, out)
+    return out
+
+
 def refine_pairs(
     undecided: Tensor,
     vectors: PairVectors,
@@ -616,6 +622,10 @@ _ROUNDED_ROWS = define(
 _INT8_PRODUCTS = define(
     "int8_products_(Tensor x, Tensor y, Tensor row_unit, Tensor column_unit, Tensor(a!) out) -> ()",
     reference.int8_products_,
+)
+_FLOAT_PRODUCTS = define(
+    "float_products_(Tensor x, Tensor y, int block, Tensor(a!) out) -> ()",
+    reference.float_products_,
 )
 _REFINE_PAIRS = define(
     "refine_pairs(Tensor undecided, Tensor x, Tensor y, Tensor row_term, Tensor column_term, "

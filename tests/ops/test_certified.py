@@ -1,5 +1,6 @@
 """The kernels of certified ranks against their reference and against float64 brute force."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import mmga
 from mmga.ops import certified, reference
 from mmga.ops._library import has_kernel
+from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.ranking import Matches, Tile
 
 KERNEL = mmga.ops.backends()["cpu"].startswith("active")
@@ -27,6 +29,7 @@ def _kernels_are_active():
         assert has_kernel("refine_candidates", "CPU")
         assert has_kernel("int8_rows", "CPU")
         assert has_kernel("int8_products_", "CPU")
+        assert has_kernel("float_products_", "CPU")
 
 
 def case(seed, rows=5, width=150, most=6, cameras=True, offset=70):
@@ -290,6 +293,35 @@ def test_products_of_bytes_are_exact(rows, columns, width):
     assert torch.equal(found, expected)
     assert int(integers.min()) == -(127**2) * width
     torch.library.opcheck(torch.ops.mmga.int8_products_.default, (x, y, one, other, out))
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("block", [1, 3, 64, 200])
+@pytest.mark.parametrize("rows, columns", [(0, 5), (5, 0), (1, 1), (7, 400), (400, 7), (300, 290)])
+@pytest.mark.parametrize("inference", [False, True])
+def test_products_of_floats_are_sums_of_blocks(rows, columns, block, held, inference):
+    g = torch.Generator().manual_seed(rows + block)
+    whole = torch.randint(-9, 10, (130, rows + columns), generator=g).float()
+    with torch.inference_mode(inference), kernels_alone() if held else contextlib.nullcontext():
+        x, y = whole[:, :rows].T, whole.T[rows:].clone()  # of other strides
+        out = torch.full((rows, columns + 3), torch.nan)
+        assert certified.float_products_(x, y, block, out[:, :columns]) is not None
+    assert torch.equal(out[:, :columns], (x.double() @ y.double().T).float())
+    assert out[:, columns:].isnan().all()
+    expected = torch.empty_like(out[:, :columns])
+    reference.float_products_(x, y, block, expected)
+    assert torch.equal(out[:, :columns], expected)
+
+
+def test_products_of_floats_leave_what_others_have_set():
+    x = torch.randn(400, 300, requires_grad=True)
+    threads = torch.get_num_threads()
+    with torch.autocast("cpu", torch.bfloat16), kernels_alone():
+        out = certified.float_products_(x, x, 64, torch.empty(400, 400))
+    assert out.dtype == torch.float32 and not out.requires_grad
+    assert torch.get_num_threads() == threads
+    bound = certified.gamma(64 + 5 + 1) * x.detach().double().abs() @ x.detach().double().abs().T
+    assert ((out.double() - x.detach().double() @ x.detach().double().T).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("instructions", ["none", "avx2", "avx", "avx512"])

@@ -143,6 +143,9 @@ CALLS = {
 }
 
 
+PRODUCTS = "mm", "addmm_", "matmul", "__matmul__", "einsum", "float_products_"
+
+
 class Products(torch.overrides.TorchFunctionMode):
     """Record the settings while products are formed."""
 
@@ -151,7 +154,7 @@ class Products(torch.overrides.TorchFunctionMode):
         self.seen, self.fail = [], fail
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__name__", "") in ("mm", "addmm_", "matmul", "__matmul__", "einsum"):
+        if getattr(func, "__name__", "").partition(".")[0] in PRODUCTS:
             self.seen.append(products_are_float32())
             if self.fail:
                 raise KeyError("a product that fails")

@@ -254,6 +254,21 @@ def int8_products_(
     out.copy_((products.to(torch.float32) * row_unit[:, None]) * column_unit)
 
 
+def float_products_(x: Tensor, y: Tensor, block: int, out: Tensor) -> None:
+    """Write the inner products of rows, summing few terms at once.
+
+    Args:
+        x: float32 [R, D].
+        y: float32 [W, D].
+        block: terms of a sum; the sums of blocks are added up.
+        out: float32 [R, W].
+    """
+    torch.mm(x[:, :block], y[:, :block].T, out=out)
+    for start in range(block, x.shape[1], block):
+        terms = slice(start, start + block)
+        out.addmm_(x[:, terms], y[:, terms].T)
+
+
 def pair_keys(
     x: Tensor,
     y: Tensor,

@@ -8,17 +8,22 @@ docs/certified.md derives every term.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mmga.ops.certified import UNIT, Bound, gamma, int8_products_, int8_rows, int16_rows
+from mmga.ops.certified import (
+    UNIT,
+    Bound,
+    float_products_,
+    gamma,
+    int8_products_,
+    int8_rows,
+    int16_rows,
+)
 from mmga.ops.distance import exact_sqrt, squared_norms
-from mmga.ops.kernel_threads import kernels_alone, torch_alone
 from mmga.ops.reference import INTEGER_LENGTH
 
 EXACT = ("certified", "float32")
@@ -42,27 +47,8 @@ _OUTWARD = 1 + 2.0**-20
 
 
 def roundings(width: int, block: int) -> int:
-    """Return how many roundings a term of `blocked_product` goes through at most."""
+    """Return how many roundings a term of `float_products_` goes through at most."""
     return min(width, block) + -(-width // block) + 1
-
-
-def blocked_product(x: Tensor, y: Tensor, out: Tensor, block: int | None = None) -> Tensor:
-    """Write x @ y.T to `out`, summing few terms at once.
-
-    Args:
-        x: float32 [N, D].
-        y: float32 [M, D].
-        out: float32 [N, M].
-        block: terms of a sum; `BLOCK` if None.
-    """
-    block = block or BLOCK
-    for start in range(0, x.shape[1], block):
-        terms = slice(start, start + block)
-        if start == 0:
-            torch.mm(x[:, terms], y[:, terms].T, out=out)
-        else:
-            out.addmm_(x[:, terms], y[:, terms].T)
-    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +89,7 @@ class Approximation:
 def tile_products(one: Approximation, other: Approximation, out: Tensor) -> Tensor:
     """Write the inner products of a tile's rows and columns to `out`, float32 [R, W]."""
     if one.unit is None or other.unit is None:
-        return blocked_product(one.rows, other.rows, out)
+        return float_products_(one.rows, other.rows, BLOCK, out)
     return int8_products_(one.rows, other.rows, one.unit, other.unit, out)
 
 
@@ -284,7 +270,7 @@ class Projection:
             float32 [N, K].
         """
         out = x.new_empty(len(x), self.basis.shape[1])
-        blocked_product(x, self.basis.T, out, FINE_BLOCK)
+        float_products_(x, self.basis.T, FINE_BLOCK, out)
         if metric == "cosine":
             out.mul_(torch.where(norms > 0, norms.rsqrt(), 0.0).to(torch.float32)[:, None])
         return out
@@ -310,15 +296,3 @@ class Projection:
 
 Approximator = Projection | Int8
 """Approximates the vectors of tiles."""
-
-
-def loop_threads(
-    tiles: Approximator | None, pairs: float = math.inf
-) -> AbstractContextManager[None]:
-    """Return a context that gives the threads to what multiplies the tiles of a loop.
-
-    Args:
-        tiles: what tiles are made from; None: the features.
-        pairs: as in `kernels_alone`.
-    """
-    return kernels_alone(pairs) if isinstance(tiles, Int8) else torch_alone()

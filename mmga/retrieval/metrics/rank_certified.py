@@ -26,7 +26,7 @@ from mmga.ops.certified import (
 from mmga.ops.distance import metric_number
 from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.ranking import Masks, Tile
-from mmga.retrieval.bounds.approximation import Approximator, Int8, loop_threads
+from mmga.retrieval.bounds.approximation import Approximator, Int8
 from mmga.retrieval.bounds.planner import (
     COUNTING,
     SAMPLE,
@@ -123,7 +123,7 @@ class CertifiedPass:
         scores = PerQuery.empty(selection.num_matches)
         self._cameras = selection.cameras(share.vectors.device)
         done, total = 0, len(selection.queries) * len(share.vectors)
-        with loop_threads(self._stages.tiles):
+        with kernels_alone():
             for pairs in selection.pairs(PAIR_LIMIT, self.max_rows):
                 run = _Run(self._queries, share, pairs, self._stages)
                 with share.group.together():

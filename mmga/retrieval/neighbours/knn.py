@@ -20,7 +20,7 @@ from mmga.ops.distance import METRICS, exact_sqrt
 from mmga.ops.kernel_threads import kernels_alone, torch_alone
 from mmga.ops.neighbours import NearestLists, Neighbours
 from mmga.ops.precision import float32_products
-from mmga.retrieval.bounds.approximation import Int8, loop_threads
+from mmga.retrieval.bounds.approximation import Int8
 from mmga.retrieval.features import Features
 from mmga.retrieval.features.sharded_matrix import ShardedMatrix
 from mmga.retrieval.features.vectors import VectorSet
@@ -307,7 +307,7 @@ def search(
             distances_of, count - distances_of, dtype=torch.float32, device=vectors.device
         )
     size = tile_for(count) if alone and tiles is None else None
-    with loop_threads(tiles, count * count):
+    with kernels_alone(count * count) if certified else torch_alone():
         if isinstance(tiles, Int8):
             look = Look(vectors, vectors, k, farthest=farthest, own_at_zero=True, progress=progress)
             neighbours = look.run()
@@ -347,7 +347,7 @@ def nearest_items(
     """
     if exact_order(items, exact, queries) == "certified":
         tiles = cheapest_tiles(queries, items, k, farthest=farthest)
-        with loop_threads(tiles, len(queries) * len(items)):
+        with kernels_alone(len(queries) * len(items)):
             if isinstance(tiles, Int8):
                 return Look(queries, items, k, farthest=farthest, progress=progress).run()
             return certified_nearest(queries, items, k, tiles, farthest=farthest, progress=progress)

@@ -10,7 +10,6 @@ limits as an item without one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -26,9 +25,10 @@ from mmga.ops.certified import (
     refine_pairs,
     thresholds,
 )
+from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Masks, Matches, Tile
-from mmga.retrieval.bounds.approximation import Int8, loop_threads
+from mmga.retrieval.bounds.approximation import Int8
 from mmga.retrieval.bounds.planner import bearable_share
 from mmga.retrieval.bounds.stages import StagedRows, Stages
 from mmga.retrieval.metrics.rank import PAIR_LIMIT, PerQuery, add_up, matches_of, score
@@ -78,8 +78,7 @@ def rank_reranked(
     def step(pairs: int) -> None:
         monitor.step(phase, done + pairs, total)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(loop_threads(stages.tiles))
+    with kernels_alone():
         for pairs in selection.pairs(PAIR_LIMIT, height):
             with group.together():
                 queries = _Queries(source, selection, pairs)
@@ -90,8 +89,6 @@ def rank_reranked(
                 rows = queries.settle_overlaps()
                 while not _count(queries, rows, stages, step):  # once more, without 8 bits
                     stages = Stages()
-                    stack.close()
-                    stack.enter_context(loop_threads(stages.tiles))
             done += pairs.count * items
             step(0)
             add_up(queries.matches, group)
