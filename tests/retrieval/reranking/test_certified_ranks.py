@@ -187,6 +187,7 @@ def test_wrong_arithmetic_is_seen(planted, monkeypatch):
     with mock.patch.object(evaluate, "rank_reranked", by_all_distances):
         expected = ranked(features, rule)
     monkeypatch.setattr(certified_ranks, "multiplies_int8", lambda: True)
+    monkeypatch.setattr(certified_ranks, "bearable_share", lambda tiles, width: 1.0)
     np.testing.assert_array_equal(ranked(features, rule)[0], expected[0])
     if planted == "no bound":
         monkeypatch.setattr(stages, "bound_between", no_bound)
