@@ -395,6 +395,40 @@ struct Cpu {
   }
 };
 
+void take_overlaps_(Tensor values, const Tensor& begin, const Tensor& end, const Tensor& item,
+                    const Tensor& jaccard, const Tensor& shift, int64_t first) {
+  const Arguments args("take_overlaps_", values);
+  auto* numbers = args.output<float>(values, "values", {kAny, kAny});
+  const int64_t rows = values.size(0), width = values.size(1), pairs = item.numel();
+  const auto* begins = args.input<int64_t>(begin, "begin", {rows});
+  const auto* ends = args.input<int64_t>(end, "end", {rows});
+  const auto* items = args.input<int64_t>(item, "item", {kAny});
+  const auto* distances = args.input<double>(jaccard, "jaccard", {pairs});
+  const auto* shifts = args.input<double>(shift, "shift", {rows});
+  for (int64_t r = 0; r < rows; ++r) {
+    args.range("begin", begins[r], 0, pairs);
+    args.range("end", ends[r], begins[r], pairs);
+  }
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
+  std::atomic<int64_t> outside{kNone};  // an item that is not of the tile
+  share_ranges(rows, rows_per_thread(width), [&](int64_t from, int64_t to) {
+    for (int64_t r = from; r < to; ++r) {
+      const double most = shifts[r];
+      float* row = numbers + r * width;
+      for (int64_t e = begins[r]; e < ends[r]; ++e) {
+        const int64_t column = items[e] - first;
+        if (static_cast<uint64_t>(column) >= static_cast<uint64_t>(width)) {
+          outside = items[e];
+          continue;
+        }
+        row[column] += static_cast<float>((distances[e] - 1) * most);
+      }
+    }
+  });
+  args.require(outside == kNone, "item: expected ", first, " to ", first + width - 1, ", found ",
+               outside.load());
+}
+
 }  // namespace
 }  // namespace mmga
 
@@ -403,5 +437,6 @@ STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("jaccard_join", TORCH_BOX(&mmga::jaccard_join));
   m.impl("symmetrise", TORCH_BOX(&mmga::symmetrise));
   m.impl("jaccard_rows", TORCH_BOX(&mmga::jaccard_rows<mmga::Cpu>));
+  m.impl("take_overlaps_", TORCH_BOX(&mmga::take_overlaps_));
   m.impl("mix_distances", TORCH_BOX(&mmga::mix_distances<mmga::Cpu>));
 }

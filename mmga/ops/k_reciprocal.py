@@ -122,6 +122,12 @@ _mix_distances = _library.define(
     lambda squared, *rest: squared.new_empty(squared.shape, dtype=torch.float64),
 )
 
+_take_overlaps = _library.define(
+    "take_overlaps_(Tensor(a!) values, Tensor begin, Tensor end, Tensor item, Tensor jaccard,"
+    " Tensor shift, int first) -> ()",
+    reference.take_overlaps_,
+)
+
 
 def expanded_sets(
     neighbours: Tensor, list_length: int, half_length: int, wanted: Tensor | None = None
@@ -281,6 +287,22 @@ def mix_distances(
     """
     final: Tensor = _mix_distances(squared, maxima, *overlaps, first, lambda_value, power, scale)
     return final
+
+
+def take_overlaps_(
+    values: Tensor,
+    ranges: tuple[Tensor, Tensor],
+    item: Tensor,
+    jaccard: Tensor,
+    shift: Tensor,
+    first: int,
+) -> None:
+    """Take (1 - J) shift off the values of pairs that overlap (`reference.take_overlaps_`).
+
+    Args:
+        ranges: where the pairs of each row begin and end among all.
+    """
+    _take_overlaps(values, *ranges, item, jaccard, shift, first)
 
 
 def _check_lists(neighbours: Tensor, length: int, name: str) -> None:

@@ -127,6 +127,23 @@ def test_kernels_equal_reference(graph, k2):
 
 
 @KERNEL
+@CASES
+@given(graphs())
+def test_overlaps_are_taken_off_as_in_the_reference(graph):
+    n, first = len(graph[0]), len(graph[0]) // 3
+    g = torch.Generator().manual_seed(n)
+    rows, item = (torch.rand(n, n, generator=g) < 0.4).nonzero().unbind(1)
+    jaccard = torch.rand(len(item), dtype=torch.float64, generator=g)
+    shift = torch.randn(n, dtype=torch.float64, generator=g)
+    ends = [torch.searchsorted(rows * n + item, torch.arange(n) * n + c) for c in (first, n)]
+    found = torch.randn(n, n - first, generator=g)
+    expected = found.clone()
+    torch.ops.mmga.take_overlaps_(found, *ends, item, jaccard, shift, first)
+    reference.take_overlaps_(expected, *ends, item, jaccard, shift, first)
+    assert torch.equal(found, expected)
+
+
+@KERNEL
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_results_do_not_depend_on_threads(threads):
     generator = torch.Generator().manual_seed(3)

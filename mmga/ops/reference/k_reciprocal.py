@@ -298,6 +298,34 @@ def mix_distances(
     return (1 - lambda_value) * distances + lambda_value * original
 
 
+def take_overlaps_(
+    values: Tensor,
+    begin: Tensor,
+    end: Tensor,
+    item: Tensor,
+    jaccard: Tensor,
+    shift: Tensor,
+    first: int,
+) -> None:
+    """Take (1 - J) shift off the values of pairs that overlap.
+
+    Args:
+        values: a tile, float32 [R, W].
+        begin: int64 [R], where the pairs of each row begin among all.
+        end: int64 [R].
+        item: int64 [E], ascending in each row; item `first` is column 0.
+        jaccard: J, float64 [E].
+        shift: float64 [R].
+        first: item of the tile's first column.
+    """
+    counts = end - begin
+    row = torch.arange(len(begin), device=begin.device).repeat_interleave(counts)
+    within = torch.arange(len(row), device=begin.device) - (counts.cumsum(0) - counts)[row]
+    pair = begin[row] + within
+    taken = ((jaccard[pair] - 1) * shift[row]).to(torch.float32)
+    values[row, item[pair] - first] += taken
+
+
 def _offsets(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 

@@ -25,6 +25,7 @@ from mmga.ops.certified import (
     refine_pairs,
     thresholds,
 )
+from mmga.ops.k_reciprocal import take_overlaps_
 from mmga.ops.kernel_threads import kernels_alone
 from mmga.ops.neighbours import squared_distances_
 from mmga.ops.ranking import Masks, Matches, Tile
@@ -308,7 +309,8 @@ class _Tiles:
         source = queries.source
         ends = torch.arange(source.held.start, source.held.stop + _TILE[1], _TILE[1], device="cpu")
         ends = queries.number(rows[:, None], ends.clamp_max(source.held.stop))
-        self._overlaps = torch.searchsorted(queries.listed, ends)  # where those of a block begin
+        # Where those of a block begin, [blocks + 1, R].
+        self._overlaps = torch.searchsorted(queries.listed, ends).T.contiguous()
 
         matches, self._places = _of_rows(queries.matches, rows)
         last = matches.match_key[matches.match_start[1:] - 1]  # rows without a match need no tiles
@@ -339,7 +341,7 @@ class _Tiles:
         tile, bound = self._staged.tile(items, left, values)
         squared_distances_(tile.values, tile.row_term, tile.column_term, cosine=cosine)
         self._numbers.of_squared_(tile.values)
-        overlapping, of = self._take_off_overlaps(tile.values, left)
+        self._take_off_overlaps(tile.values, left)
         masks: Masks = (None, None, None)
         if self._cameras is not None:
             masks = self._cameras[0], self._cameras[1][left : left + len(items)], None
@@ -353,8 +355,7 @@ class _Tiles:
             masks,
         )
         share = len(undecided) / tile.values.numel()
-        row, column = undecided[:, :2].long().unbind(1)
-        jaccard = _found(row * len(items) + column, overlapping, of)
+        jaccard = self._jaccard(undecided, left)
         self._settle(undecided[jaccard < 1], left, jaccard[jaccard < 1])
         undecided = undecided[jaccard == 1]
         for one, other, better in self._staged.refinements(items):
@@ -378,21 +379,19 @@ class _Tiles:
         matches.preceding[self._places] += self._matches.preceding
         matches.tied[self._rows] += self._matches.tied
 
-    def _take_off_overlaps(self, values: Tensor, left: int) -> tuple[Tensor, Tensor]:
-        """Take off a tile's numbers what the overlaps of its pairs do, in place.
-
-        Returns:
-            The places of the overlaps in the tile, int64 ascending, and their Jaccard distances.
-        """
+    def _take_off_overlaps(self, values: Tensor, left: int) -> None:
+        """Take off a tile's numbers what the overlaps of its pairs do, in place."""
         queries = self._queries
         block = (left - queries.source.held.start) // _TILE[1]
-        begin, end = self._overlaps[:, block], self._overlaps[:, block + 1]
-        row, pair = torch.arange(len(begin), device="cpu"), _ranges(begin, end)
-        row = row.repeat_interleave(end - begin)
-        at = row * values.shape[1] + queries.item[pair] - left
-        jaccard = queries.jaccard[pair]
-        values.view(-1).index_add_(0, at, ((jaccard - 1) * self._numbers.shift[row]).float())
-        return at, jaccard
+        ranges = self._overlaps[block], self._overlaps[block + 1]
+        shift = self._numbers.shift
+        take_overlaps_(values, ranges, queries.item, queries.jaccard, shift, left)
+
+    def _jaccard(self, undecided: Tensor, left: int) -> Tensor:
+        """Return the Jaccard distances of undecided pairs of a block, float64 [P]."""
+        queries, (row, column) = self._queries, undecided[:, :2].long().unbind(1)
+        pairs = queries.number(self._rows[row], column + left)
+        return _found(pairs, queries.listed, queries.jaccard)
 
     def _settle(self, undecided: Tensor, left: int, jaccard: Tensor) -> None:
         """Compare undecided pairs of a block by exact distances."""
