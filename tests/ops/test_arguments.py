@@ -127,7 +127,8 @@ def valid() -> dict[str, tuple[object, ...]]:
     lists = ints(0, 1, 1, 2, 2, 0).view(3, 2)
     x, spatial, channel = torch.randn(2, 3, 4, 2), torch.randn(2, 2, 4, 2), torch.randn(2, 2, 3)
     places = torch.zeros((2, 2, 2, 3), dtype=torch.int32)
-    rows, upper = longs(0, 1, 2), (longs(0, 2, 4, 5), ints(0, 2, 1, 2, 2), doubles(5))
+    rows, two = longs(0, 1, 2), doubles(2)
+    upper = longs(0, 2, 4, 5), ints(0, 2, 1, 2, 2), doubles(5)
     return {
         "attention_multiply": (x, spatial[:, :1], channel[:, 0], False),
         "attention_multiply_backward": (x, x, spatial[:, :1], channel[:, 0], False),
@@ -196,7 +197,7 @@ def valid() -> dict[str, tuple[object, ...]]:
         "sort_matches": (*matches, halves(4)),
         "squared_distances_": (halves(2, 3), halves(2), halves(3), True),
         "squared_norms": (halves(2, 3),),
-        "take_overlaps_": (halves(2, 3), rows[:2], rows[1:], longs(0, 2), doubles(2), doubles(2), 0),
+        "take_overlaps_": (halves(2, 3), rows[:2], rows[1:], longs(0, 2), two, two, 0),
         "transpose_rows": (*sparse(), 0),
     }  # fmt: skip
 
