@@ -119,8 +119,8 @@ def re_ranking(
         q_g_dist: [Q, G] distances.
         q_q_dist: [Q, Q].
         g_g_dist: [G, G].
-        k1: neighbours.
-        k2: neighbours of the local query expansion.
+        k1: neighbours; all items where there are fewer, as there.
+        k2: neighbours of the local query expansion, likewise.
         lambda_value: weight of the original distance.
 
     Returns:
@@ -150,8 +150,8 @@ def compute_jaccard_distance(
 
     Args:
         target_features: [N, D], L2-normalised.
-        k1: neighbours.
-        k2: neighbours whose encodings are averaged.
+        k1: neighbours; all items where there are fewer.
+        k2: neighbours whose encodings are averaged, likewise.
         print_flag: ignored; nothing is printed.
         search_option: ignored.
         use_float16: return float16.

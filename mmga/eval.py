@@ -107,9 +107,9 @@ class Options(Inputs):
     rerank: bool = False
     """Re-rank by k-reciprocal encoding, too: its figures stand beside the plain ones."""
     k1: int = 20
-    """Neighbours that make the k-reciprocal sets."""
+    """Neighbours that make the k-reciprocal sets; all items where there are fewer."""
     k2: int = 6
-    """Neighbours whose encodings are averaged."""
+    """Neighbours whose encodings are averaged; all items where there are fewer."""
     lambda_value: float = 0.3
     """Weight of the original distance in the re-ranked one, 0 to 1."""
     variant: Variant = "zhong"

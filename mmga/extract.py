@@ -153,8 +153,8 @@ def _extract_split(options: Options, device: str, group: "Group") -> None:
     reading = Reading(options.batch_size, options.workers, options.skip_broken)
     with bar_of(group.leads) as progress:
         with group.together():
-            data = load_data(config, progress, training=False)
             embedder = _embedder_of_model(options, device)
+            data = load_data(config, progress, training=False)
             queries = queries_of(data, options.multi_query)
         for name, images in (("query", queries), ("gallery", data.gallery)):
             file = options.out / f"{name}.npz"

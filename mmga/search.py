@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmga.common.distributed import Group
+    from mmga.common.paths import Files
     from mmga.common.progress import Progress
     from mmga.extraction.embedder import Embedder
     from mmga.retrieval.features import Features
@@ -111,9 +112,9 @@ class Options:
     rerank: bool = False
     """Re-rank by k-reciprocal encoding, all queries together."""
     k1: int = 20
-    """Neighbours that make the k-reciprocal sets."""
+    """Neighbours that make the k-reciprocal sets; all items where there are fewer."""
     k2: int = 6
-    """Neighbours whose encodings are averaged."""
+    """Neighbours whose encodings are averaged; all items where there are fewer."""
     lambda_value: float = 0.3
     """Weight of the original distance in the re-ranked one, 0 to 1."""
     variant: Variant = "zhong"
@@ -130,7 +131,8 @@ class Options:
     """File for the results, .csv or .json, or a sheet of the images, .html or .png; by default a
     table is printed."""
     images: Path | None = None
-    """Folder of the images that the paths in files of features are relative to, for a sheet."""
+    """Folder of the images that the paths in files of features are relative to, for a sheet; none
+    outside of it is shown."""
 
 
 def body(options: Options) -> None:
@@ -200,7 +202,7 @@ def _search(options: Options, group: "Group") -> None:
 def _write(
     options: Options,
     found: "RankedLists",
-    files: "tuple[list[Path] | None, list[Path] | None]",
+    files: "tuple[Files | None, Files | None]",
     settings: dict[str, Any],
 ) -> None:
     """Write what was found to a file, or print it."""
@@ -232,6 +234,10 @@ def _check_shared(options: Options) -> None:
 def _check(options: Options) -> None:
     if options.out is not None and options.out.suffix not in (".csv", ".json", *_SHEETS):
         raise UserError(f"--out must end in .csv, .json, .html or .png, got {options.out}")
+    if options.images is not None and not options.images.is_dir():
+        raise UserError(
+            f"--images: {options.images} is no folder; name the one that paths begin at"
+        )
     cli.check_overwriting(options, _READ, ("save_index", "out"))
     if options.run is not None and options.model is not None:
         raise UserError("--run and --model are two networks; give one of them")
@@ -358,7 +364,7 @@ def _share(options: Options, group: "Group") -> "Features | None":
         return load_share(options.gallery, group, None, columns, pattern, labelled=False)
 
 
-def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Path] | None:
+def _files(options: Options, paths: "np.ndarray | None", title: str) -> "Files | None":
     """Return the images of items whose features came from a file, None where no sheet is drawn.
 
     Raises:
@@ -366,6 +372,8 @@ def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Pat
     """
     if options.out is None or options.out.suffix not in _SHEETS:
         return None
+    from mmga.common.paths import FilesBelow
+
     if paths is None:
         raise UserError(f"--out {options.out}: {title} holds no paths of images to draw")
     if options.images is None:
@@ -373,7 +381,7 @@ def _files(options: Options, paths: "np.ndarray | None", title: str) -> list[Pat
             f"--out {options.out}: name the folder that the paths of {title} are relative to by "
             "--images"
         )
-    return [options.images / str(path) for path in paths]
+    return FilesBelow(options.images, paths)
 
 
 def _topk(options: Options, items: int) -> int:
@@ -387,7 +395,7 @@ def _topk(options: Options, items: int) -> int:
 def _write_sheet(
     options: Options,
     found: "RankedLists",
-    files: tuple[list[Path], list[Path]],
+    files: "tuple[Files, Files]",
     settings: dict[str, Any],
     progress: "Progress | None",
 ) -> None:
@@ -409,6 +417,14 @@ def _write_sheet(
             [
                 f"{out} shows the first {len(sheet.rows)} of {sheet.total} queries; a .csv or "
                 ".json file holds all"
+            ]
+        )
+    if sheet.missing:
+        many = len(sheet.missing)
+        _say(
+            [
+                f"{many} images of {out} are not below {options.images}, the first is "
+                f"{sheet.missing[0]}"
             ]
         )
     if sheet.unreadable:

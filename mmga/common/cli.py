@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from mmga.common import options as flags
 from mmga.common import threads
@@ -77,9 +77,8 @@ def run(
         SystemExit: always but for success.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    _print_anything()
     threads.wait_asleep()
-    try:
+    with exit_codes(verb):
         try:
             start = default(words) if default is not None else None
         except UserError:
@@ -90,6 +89,27 @@ def run(
         if not shared:
             _check_alone(verb)
         code = _of_several(body, options) if shared and _several() else body(options)
+    if code:
+        raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def exit_codes(verb: str) -> Iterator[None]:
+    """Leave with the exit code of what ends the commands inside, told in one line on stderr.
+
+    Args:
+        verb: the command's name, for messages; empty for `mmga` itself.
+
+    Raises:
+        SystemExit: always but for success.
+    """
+    if sys.stderr is None:  # closed: there is nobody to tell
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    _print_anything()
+    try:
+        if sys.stdout is None:
+            raise UserError("standard output is closed; send it to a file or to /dev/null")
+        yield
         sys.stdout.flush()
     except PeerError as error:
         raise SystemExit(error.code) from None
@@ -100,14 +120,27 @@ def run(
         raise SystemExit(130) from None
     except BrokenPipeError:
         # The reader of our output has left (`| head`): not an error of ours.
-        sys.stderr.close()
         raise SystemExit(0) from None
     except OSError as error:  # of the machine: a full disk, a folder without rights
         if error.strerror is None:
             raise
-        _fail(verb, ": ".join(str(part) for part in (error.filename, error.strerror) if part))
-    if code:
-        raise SystemExit(code)
+        place = error.filename or ("" if _flushed(sys.stdout) else "standard output")
+        _fail(verb, ": ".join(str(part) for part in (place, error.strerror) if part))
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if not _flushed(stream):  # Python would try again at its end, and leave with 120
+                with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def _flushed(stream: TextIO | None) -> bool:
+    """Write what a stream still holds; return whether it took it."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _of_several(body: Callable[[Options], int | None], options: Options) -> int | None:
@@ -136,7 +169,7 @@ def parse(
     """
     if flags.asks_for_help(words):
         about = sys.modules[options_class.__module__].__doc__
-        print(flags.help_text(f"mmga {verb}", options_class, default, about), end="")
+        print(flags.help_text(f"mmga {verb}", options_class, default, about), end="", flush=True)
         raise SystemExit(0)
     try:
         return flags.parse(options_class, words, default)

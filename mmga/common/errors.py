@@ -1,5 +1,6 @@
 """Exceptions for mistakes in the user's input, and checks of single numbers."""
 
+import contextlib
 import operator
 import sys
 from numbers import Real
@@ -30,7 +31,8 @@ def say_error(verb: str, sentence: str) -> None:
     """Print one line of a command on stderr, in which nothing steers a terminal."""
     line = " ".join(sentence.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    print(f"mmga {verb}: error: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # of stderr: there is nobody to tell
+        print(f"{f'mmga {verb}'.rstrip()}: error: {line}", file=sys.stderr, flush=True)
 
 
 def first_line(error: Exception) -> str:

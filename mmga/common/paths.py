@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import numpy as np
 
@@ -124,6 +125,36 @@ def find_below(folders: Iterable[Path], path: str) -> Path | None:
         return None
     places = (folder.joinpath(*parts[cut:]) for cut in range(len(parts)) for folder in folders)
     return next((file for file in places if os.path.isfile(file)), None)
+
+
+class Files(Protocol):
+    """The file of each row; None where there is none."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, row: int, /) -> Path | None:
+        """Return the file of a row."""
+
+
+class FilesBelow:
+    """Files of paths below a folder, each found by `find_below` when it is asked for.
+
+    Args:
+        folder: where they are.
+        paths: of the rows.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str] | np.ndarray) -> None:
+        self._folder, self._paths = folder, paths
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._paths)
+
+    def __getitem__(self, row: int, /) -> Path | None:
+        """Return the file of a row, None where the folder holds none."""
+        return find_below([self._folder], str(self._paths[row]))
 
 
 def from_names(

@@ -13,7 +13,7 @@ from mmga.common.device import resolve_device
 from mmga.common.errors import UserError
 from mmga.data.build import eval_transform
 from mmga.data.transforms import EvalTransform
-from mmga.extraction.embedder import foreign_network
+from mmga.extraction.embedder import check_foreign_size, foreign_network
 from mmga.models.loading import load_run
 
 Maps = dict[str, Tensor]
@@ -82,13 +82,14 @@ def maps_of_model(
     left out.
 
     Raises:
-        UserError: the network cannot be built, or there is no such device; when maps are made, that
-            it names none.
+        UserError: the network cannot be built or takes no such images, or there is no such device;
+            when maps are made, that it names none.
     """
     target = resolve_device(device)
     network = foreign_network(name, arguments, weights).to(target)
     method = getattr(network, "attention", None)
     forward = network if isinstance(method, nn.Module) or not callable(method) else method
+    check_foreign_size(forward, name, size, target)
 
     def make(images: Tensor) -> Maps:
         found = forward(images)

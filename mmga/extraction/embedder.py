@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmga.common.device import resolve_device
-from mmga.common.errors import UserError
+from mmga.common.errors import UserError, first_line
 from mmga.common.weights import WRAPPERS, read_weights, unwrapped
 from mmga.data.dataset import ImageSet
 from mmga.data.loader import Loading, eval_batches
@@ -240,16 +240,39 @@ def embedder_of_model(
     """Return any network, built by `foreign_network`, as an extractor of images of a size.
 
     Raises:
-        UserError: the network cannot be built, or there is no such device.
+        UserError: the network cannot be built or takes no such images, or there is no such device.
     """
     target = resolve_device(device)
     network = foreign_network(name, arguments, weights).to(target)
+    check_foreign_size(network, name, size, target)
     title = f"{name} {arguments} {weights}"
     if weights is not None:
         title += f", written {weights.stat().st_mtime_ns}"
     transform = EvalTransform(size=size)
     embed = whole_embeddings(network, name)
     return Embedder(title, transform, embed, target, flip, network, f"{name} {arguments}")
+
+
+def check_foreign_size(
+    network: Callable[[Tensor], Any], name: str, size: tuple[int, int], device: torch.device
+) -> None:
+    """Call a network with one blank image, so that a size that it cannot take is told at once.
+
+    Raises:
+        UserError: it cannot take images of that size.
+    """
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, *size, dtype=torch.float32, device=device))
+    except UserError:
+        raise
+    except Exception as error:  # foreign code may raise anything
+        own = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", ())[-2:]
+        hint = f", to timm's {own[0]}x{own[1]} for example" if own else ""
+        raise UserError(
+            f"--model {name} cannot take images of {size[0]}x{size[1]} pixels "
+            f"({first_line(error)}); change --height and --width{hint}"
+        ) from error
 
 
 def foreign_network(name: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module:

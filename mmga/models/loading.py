@@ -42,6 +42,36 @@ def build_network(config: ModelConfig, num_classes: int) -> MMGA:
     return MMGA(num_classes, **dataclasses.asdict(config))
 
 
+def check_size(config: Config) -> None:
+    """Refuse images of a size that the network of a configuration cannot take.
+
+    The network is built without weights and called without data, in no memory.
+
+    Raises:
+        UserError: it cannot take images of that height and width, or cannot be built.
+    """
+    model = dataclasses.replace(config.model, weights="none", backbone_weights=None)
+    with torch.device("meta"):
+        _check_call(build_network(model, 0), config)
+
+
+def _check_call(network: MMGA, config: Config) -> None:
+    """Call a network on the meta device with an image of the size of a configuration."""
+    height, width = config.data.height, config.data.width
+    try:
+        with torch.no_grad():
+            network.eval().outputs(torch.empty(1, 3, height, width, device="meta"))
+    except UserError:
+        raise
+    except NotImplementedError:  # an operation that needs data: the first images will tell
+        return
+    except Exception as error:  # layers refuse sizes in many ways
+        raise UserError(
+            f"backbone {config.model.backbone} cannot take images of {height}x{width} pixels "
+            f"({first_line(error)}); change --height and --width"
+        ) from error
+
+
 def load_run(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Run:
     """Load a run from its folder (its last checkpoint) or from one of its checkpoints.
 
@@ -53,7 +83,7 @@ def load_run(path: str | os.PathLike[str], device: torch.device | str = "cpu") -
     file, checkpoint, config = _configured(path)
     # The checkpoint holds every weight: nothing is to be downloaded.
     bare = merged(config, {"model": {"weights": "none", "backbone_weights": None}}, where=str(file))
-    _check_shapes(bare.model, checkpoint, file)
+    _check_shapes(bare, checkpoint, file)
     network = build_network(bare.model, checkpoint.num_classes)
     load_weights(network, checkpoint, file, average=checkpoint.average is not None)
     step = checkpoint.position.step
@@ -78,15 +108,15 @@ def _configured(path: str | os.PathLike[str]) -> tuple[Path, Checkpoint, Config]
     return file, checkpoint, merged(base, checkpoint.config, where=str(file))
 
 
-def _check_shapes(config: ModelConfig, checkpoint: Checkpoint, file: Path) -> None:
+def _check_shapes(config: Config, checkpoint: Checkpoint, file: Path) -> None:
     """Compare the network that a configuration describes with the weights, without its memory.
 
     Raises:
-        UserError: it describes none, or one of other weights.
+        UserError: it describes none, one of other weights, or one that cannot take its images.
     """
     try:
         with torch.device("meta"):
-            wanted = build_network(config, checkpoint.num_classes).state_dict()
+            network = build_network(config.model, checkpoint.num_classes)
     except UserError:
         raise
     except Exception as error:  # layers of impossible sizes fail in many ways
@@ -94,7 +124,7 @@ def _check_shapes(config: ModelConfig, checkpoint: Checkpoint, file: Path) -> No
             f"checkpoint {file} describes no network that can be built ({first_line(error)}); "
             "use another checkpoint or train anew"
         ) from error
-    held = checkpoint.weights
+    held, wanted = checkpoint.weights, network.state_dict()
     for name in sorted(wanted.keys() | held.keys()):
         sizes = [list(one[name].shape) if name in one else "absent" for one in (held, wanted)]
         if sizes[0] != sizes[1]:
@@ -102,6 +132,10 @@ def _check_shapes(config: ModelConfig, checkpoint: Checkpoint, file: Path) -> No
                 f"checkpoint {file} belongs to another network: {name} is {sizes[0]} there and "
                 f"{sizes[1]} in the network of its configuration; use another checkpoint"
             )
+    try:
+        _check_call(network, config)
+    except UserError as error:
+        raise UserError(f"checkpoint {file}: {error}") from error
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> MMGA:

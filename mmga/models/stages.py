@@ -411,12 +411,13 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return tokens [B, N, C] of images [B, 3, H, W]."""
-        patch = self.transformer.patch_embed.patch_size
-        if images.shape[2] % patch[0] or images.shape[3] % patch[1]:
+        patch, size = self.transformer.patch_embed.patch_size, images.shape[2:]
+        fits = [max(1, round(side / one)) * one for side, one in zip(size, patch, strict=True)]
+        if fits != list(size):
             raise UserError(
                 f"a vision transformer of patches of {patch[0]}x{patch[1]} pixels needs images of "
-                f"multiples of them, got {images.shape[2]}x{images.shape[3]}; "
-                "change --height and --width"
+                f"multiples of them, got {size[0]}x{size[1]}; change --height and --width, to "
+                f"{fits[0]}x{fits[1]} for example"
             )
         x = self.transformer.patch_embed(images)
         x = self.transformer.patch_drop(self.transformer._pos_embed(x))

@@ -6,7 +6,7 @@ import base64
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from mmga import plots
 from mmga.common import ids
 from mmga.common.errors import UserError
+from mmga.common.paths import Files
 from mmga.common.progress import Progress
 from mmga.common.version import __version__
 from mmga.data.pictures import read_image
@@ -37,7 +38,7 @@ class Item:
     """A photograph of a sheet.
 
     Attributes:
-        file: of the image.
+        file: of the image; None where there is none.
         name: its path, as results have it.
         labels: what else is known of it: identity and camera, by name.
         distance: from the query; None of the query itself.
@@ -45,7 +46,7 @@ class Item:
         own: whether it is the query's own file.
     """
 
-    file: Path
+    file: Path | None
     name: str
     labels: dict[str, object]
     distance: float | None = None
@@ -61,12 +62,14 @@ class Sheet:
         rows: a query and its nearest items, nearest first.
         total: queries of the search, of which these are the first.
         settings: what was searched and how, by name.
+        missing: names of photographs whose files are not there.
         unreadable: files that could not be drawn.
     """
 
     rows: list[tuple[Item, list[Item]]]
     total: int
     settings: Mapping[str, str]
+    missing: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     _sizes: list[tuple[int, int]] = field(default_factory=list)  # width and height of each drawn
 
@@ -74,7 +77,7 @@ class Sheet:
     def of(
         cls,
         found: RankedLists,
-        files: tuple[Sequence[Path], Sequence[Path]],
+        files: tuple[Files, Files],
         settings: Mapping[str, str],
         most: int,
     ) -> Sheet:
@@ -84,12 +87,12 @@ class Sheet:
         rows = []
         for number in asked[:most]:
             query = _item(files[0][number], own, number)
-            real = os.path.realpath(query.file)
+            real = query.file and os.path.realpath(query.file)
             items = []
             pairs = zip(found.distances[number], found.indices[number], strict=True)
             for distance, index in pairs:
                 item = _item(files[1][index], found.labels, int(index))
-                same = os.path.realpath(item.file) == real
+                same = item.file is not None and os.path.realpath(item.file) == real
                 verdict = _verdict(query, item)
                 labelled = (item.file, item.name, item.labels)
                 items.append(Item(*labelled, float(distance), verdict, same))
@@ -126,6 +129,7 @@ class Sheet:
         image = self._read(item)
         return {
             "image": None if image is None else _data_uri(image),
+            "there": item.file is not None,
             "name": item.name,
             "pieces": re.split(r"(?<=[/_-])", item.name),  # between which lines may break
             "labels": item.labels,
@@ -140,6 +144,9 @@ class Sheet:
         return round(min(max(found[len(found) // 2], 0.3), 2.0), 3) if found else 0.5
 
     def _read(self, item: Item) -> torch.Tensor | None:
+        if item.file is None:
+            self.missing.append(item.name)
+            return None
         try:
             image = read_image(item.file)
         except UserError:
@@ -167,7 +174,7 @@ class Sheet:
         plots.save(plots.ranked_sheet(queries, hits, titles, note=note), out)
 
 
-def _item(file: Path, labels: Mapping[str, np.ndarray], row: int) -> Item:
+def _item(file: Path | None, labels: Mapping[str, np.ndarray], row: int) -> Item:
     values = {name: ids.plain(column[row]) for name, column in labels.items()}
     name = str(values.pop("path", None) or file)
     shown = {"pid": "id", "camid": "camera"}

@@ -26,6 +26,7 @@ from mmga.data.loader import Batch, TrainLoader
 from mmga.models import MMGA
 from mmga.models import checkpoint as checkpoints
 from mmga.models.checkpoint import Position
+from mmga.models.loading import check_size
 from mmga.training.attention_metrics import mean_mask
 from mmga.training.lr_schedule import learning_rate, mask_weight
 from mmga.training.run_folder import changes, opened
@@ -108,6 +109,7 @@ def train(
             KeyboardInterrupt at once.
     """
     check(config)
+    check_size(config)
     device = prepare(config)
     with join(device) as group, opened(folder, resume, group) as resume:
         with group.together():

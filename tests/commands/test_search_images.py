@@ -14,7 +14,9 @@ from small_run import SIZE, write_run
 
 import mmga
 from mmga import extract, search
+from mmga.data.pictures import read_image
 from mmga.models import load
+from mmga.pages import sheet
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +201,34 @@ def test_a_sheet_of_feature_files(run, folder, capsys):
     for side in ("gallery",):
         extract.main(["--run", str(run), "--images", side, "--out", f"{side}.npz"])
     words = ["--query", "gallery.npz", "--gallery", "gallery.npz", "--topk", "2"]
-    (folder / "gallery" / "1" / "0003_c0s1_00.png").unlink()
+    (folder / "gallery" / "1" / "0003_c0s1_00.png").write_bytes(b"no image")
     search.main([*words, "--images", "gallery", "--out", "s.html"])
     assert "images of s.html cannot be read, the first is gallery/1/0003" in capsys.readouterr().err
     page = (folder / "s.html").read_text()
     assert "This image cannot be read" in page and page.count("the query's own file") == 5
+
+
+@pytest.mark.parametrize("out", ["s.html", "s.png"])
+def test_a_sheet_shows_nothing_from_outside_of_its_folder(tmp_path, monkeypatch, capsys, out):
+    """Paths in files of features are strangers' text."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in ("images/a.png", "images/b.png", "outside.png"):
+        Image.new("RGB", (8, 16)).save(name)
+    paths = ["a.png", "elsewhere/b.png", "none.png", "../outside.png", f"{tmp_path}/outside.png"]
+    mmga.Features(torch.eye(5), range(5), paths=paths).save("g.npz")
+    read = []
+    monkeypatch.setattr(sheet, "read_image", lambda file: read.append(file) or read_image(file))
+    words = ["--query", "g.npz", "--gallery", "g.npz", "--topk", "1", "--out", out]
+    search.main([*words, "--images", "images"])
+    assert {str(file) for file in read} == {"images/a.png", "images/b.png"}
+    said = f"note: 6 images of {out} are not below images, the first is none.png\n"
+    assert said in capsys.readouterr().err
+    if out == "s.html":
+        page = (tmp_path / out).read_text()
+        assert page.count("This image is not there") == 6 and "cannot be read" not in page
+        assert page.count("the query's own file") == 2
+    assert "--images: none is no folder" in fails(capsys, *words, "--images", "none")
 
 
 def test_a_csv_file_names_the_photographs(run, folder):

@@ -183,6 +183,38 @@ def test_what_the_machine_refuses_is_one_line(tmp_path, capsys):
     assert out.err == f"mmga eval: error: {tmp_path}/none/x.txt: No such file or directory\n"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words", ["", "--version", "search --help", "train --print-config", "doctor"]
+)
+def test_output_that_nobody_takes(words, unbuffered):
+    """Python itself would write it again at its end, fail again, and leave with 120."""
+    kept = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = f"{sys.executable} -m mmga {words}"
+    verb = f"mmga {words.partition(' ')[0].strip('-').replace('version', '')}".strip()
+    cases = {
+        "> /dev/full": (2, ("standard output: No space left", "No space left on device")),
+        ">&-": (2, ("standard output is closed; send it to a file or to /dev/null",)),
+        "| true": (0, ()),
+    }
+    for where, (code, sentences) in cases.items():
+        line = f"set -o pipefail; {command} {where}"
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, check=False, env=kept
+        )
+        assert done.returncode == code, (where, done.stderr)
+        assert len(done.stderr.splitlines()) == bool(sentences), (where, done.stderr)
+        assert done.stderr.startswith(tuple(f"{verb}: error: {one}" for one in sentences) or "")
+
+
+@pytest.mark.parametrize("words", ["evl", "eval", "eval --metric cosin"])
+@pytest.mark.parametrize("where", ["2> /dev/full", "2>&-"])
+def test_an_error_that_nobody_hears(words, where):
+    line = f"{sys.executable} -m mmga {words} {where}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
 def test_other_errors_keep_their_traceback(capsys):
     with pytest.raises(ZeroDivisionError):
         cli.run("eval", Options, lambda options: 1 // 0, [])

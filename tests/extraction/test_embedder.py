@@ -3,12 +3,14 @@
 import argparse
 import datetime
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from mmga import extract, search, visualize
 from mmga.common.errors import UserError
 from mmga.extraction.embedder import embedder_of_model, foreign_network
 
@@ -148,3 +150,38 @@ def test_class_scores_are_warned_of_once(name, arguments, said, caplog):
         embedder(torch.rand(2, 3, 8, 4))
     assert caplog.text.count("not features") == (said is not None)
     assert said is None or said in caplog.text
+
+
+class Picky(nn.Module):
+    """A network for images of one size."""
+
+    pretrained_cfg: ClassVar = {"input_size": (3, 32, 16)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3 * 32 * 16, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner(images.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (extract, "--images {here}/images --out {here}/g.npz"),
+        (extract, "--data synthetic --out {here}/g"),
+        (search, "--query {here}/images/0.png --gallery {here}/images --cache-folder {here}/kept"),
+        (visualize, "--images {here}/images --out {here}/pictures"),
+    ],
+)
+def test_a_size_that_a_network_cannot_take(command, words, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_text("an image that nobody reads")
+    with pytest.raises(SystemExit) as leave:
+        command.main([*words.format(here=tmp_path).split(), "--model", f"{__name__}:Picky"])
+    assert leave.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].endswith("change --height and --width, to timm's 32x16 for example")
+    assert f"--model {__name__}:Picky cannot take images of 256x128 pixels (mat1" in said[-1]
+    assert not any("drawing" in line for line in said)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -216,8 +216,9 @@ def test_backbones_that_cannot_be_had(name, message):
 
 @NEEDS_TIMM
 def test_a_transformer_says_what_sizes_it_takes():
-    with pytest.raises(UserError, match=r"patches of 16x16 pixels .* got 40x16; change --height"):
-        MMGA(0, "timm:test_vit").eval()(torch.zeros(1, 3, 40, 16))
+    sentence = r"patches of 16x16 pixels .* got 40x7; change .* to 32x16 for example"
+    with pytest.raises(UserError, match=sentence):
+        MMGA(0, "timm:test_vit").eval()(torch.zeros(1, 3, 40, 7))
 
 
 def test_a_backbone_is_cut_in_inference_mode_too():

@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from small_run import write_run
 from small_training import data, small, table
 
 from mmga import eval as evaluation
-from mmga import train
+from mmga import export, extract, train, visualize
 from mmga.common.errors import UserError
 from mmga.config import merged, recipe_config
 from mmga.data.dataset import Subset
@@ -98,6 +102,43 @@ def test_the_protocol_of_a_training_is_used_and_kept(tmp_path):
     (validated,) = [line for line in lines if line["kind"] == "val"]
     assert validated["setting"]["protocol"] == "no-camera"
     assert configuration_of(tmp_path / "run").run.protocol == "no-camera"
+
+
+UNFIT = [
+    pytest.param({"backbone": "timm:test_vit"}, (40, 16), "got 40x16; .* to 32x16 for example",
+                 marks=pytest.mark.skipif(find_spec("timm") is None, reason="needs timm")),
+    ({"backbone": "osnet_x0_25", "heads": 8}, (40, 16), "2 rows of features, .* raise --height"),
+    ({"backbone": "osnet_x0_25"}, (1, 1), "osnet_x0_25 cannot take images of 1x1 .* too small"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "size", "sentence"), UNFIT)
+def test_a_size_that_the_network_cannot_take(tmp_path, monkeypatch, model, size, sentence):
+    def load(*given):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr(trainer.Sets, "load", load)
+    settings = small(model=model, data={"height": size[0], "width": size[1]})
+    before = torch.get_rng_state()
+    with pytest.raises(UserError, match=sentence):
+        trainer.train(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("model", "size", "sentence"), UNFIT)
+def test_a_run_whose_network_cannot_take_its_images(tmp_path, capsys, model, size, sentence):
+    data = {"height": size[0], "width": size[1]}
+    write_run(tmp_path, data=data, **model)
+    before = sorted(tmp_path.iterdir())
+    for command in (extract, export, visualize):
+        with pytest.raises(SystemExit) as leave:
+            command.main(["--run", str(tmp_path)])
+        assert leave.value.code == 2
+        said = capsys.readouterr().err
+        assert re.search(f"error: checkpoint {tmp_path}/last.safetensors: .*{sentence}", said)
+        assert len(said.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(

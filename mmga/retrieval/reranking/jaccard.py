@@ -78,8 +78,8 @@ def jaccard_distance(
     Args:
         features: `Features`, or a tensor or array [N, D], L2-normalised as a rule. None in a
             process of a group that holds none.
-        k1: neighbours that make the k-reciprocal sets.
-        k2: neighbours whose encodings are averaged.
+        k1: neighbours that make the k-reciprocal sets; all items where there are fewer.
+        k2: neighbours whose encodings are averaged; all items where there are fewer.
         variant: "cluster", the rule of SpCL, cluster-contrast and OpenUnReID (lists of k1 with
             self, weights softmax(-d)), or the re-ranking rules "zhong" (lists of k1 + 1, distances
             over their row's maximum) and "torchreid" (the same of squared d).

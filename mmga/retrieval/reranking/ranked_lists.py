@@ -16,6 +16,7 @@ from mmga.common import ids
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
+from mmga.common.paths import Files
 from mmga.common.progress import Progress
 from mmga.retrieval.features import Features
 from mmga.retrieval.neighbours.knn import nearest
@@ -61,7 +62,7 @@ class SearchSide:
     """
 
     features: Features
-    files: list[Path] | None = None
+    files: Files | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -22,9 +22,10 @@ class KReciprocal:
     """  # noqa: D205
 
     k1: int = 20
-    """Neighbours that make the k-reciprocal sets, at least 1."""
+    """Neighbours that make the k-reciprocal sets, at least 1; all items where there are fewer."""
     k2: int = 6
-    """Neighbours whose encodings are averaged, at least 1; 1 averages nothing."""
+    """Neighbours whose encodings are averaged, at least 1; all items where there are
+    fewer; 1 averages nothing."""
     lambda_value: float = 0.3
     """Weight of the original distance, 0 to 1; 1 gives the original order."""
     variant: Variant = "zhong"

@@ -74,6 +74,31 @@ def test_equals_literal_writing_on_clusters(clustered):
     assert 0.02 < (expected < 0.7).mean() < 0.5
 
 
+@pytest.mark.parametrize("variant", ["zhong", "torchreid", "fastreid"])
+def test_more_neighbours_than_items_are_all_items(variant):
+    rows = np.random.default_rng(3).integers(-3, 4, (30, 6)).astype(np.float32)
+    d = ((rows[:, None] - rows[None]) ** 2).sum(-1, dtype=np.float64)
+    query, gallery = (mmga.Features(one, np.arange(len(one)) % 3) for one in (rows[:7], rows[7:]))
+    results = []
+    for k1, k2 in ((60, 30), (60, 31), (2**80, 2**80)):
+        rule = KReciprocal(k1, k2, variant=variant)
+        index = mmga.GalleryIndex.build(rows[7:], rule, "euclidean")
+        found = [
+            rerank_distances(*split(d, 7), rule, squared=True),
+            mmga.rerank(query, gallery, rule, metric="euclidean"),
+            index.rerank(rows[0]),
+        ]
+        if variant != "fastreid":
+            found.append(mmga.jaccard_distance(rows, k1, k2, variant).to_dense())
+        results.append([np.asarray(one) for one in found])
+    for one in results[1:]:
+        for found, expected in zip(one, results[0], strict=True):
+            np.testing.assert_array_equal(found, expected)
+    writing = literal.rerank_fastreid if variant == "fastreid" else literal.rerank
+    power = 2 if variant == "torchreid" else 1
+    assert_equal(results[0][0], writing(d**power, 7, 1000, 1000, 0.3))
+
+
 def test_lambda_one_keeps_the_original_order(clustered):
     actual = rerank_distances(*split(clustered, 40), KReciprocal(lambda_value=1.0), squared=True)
     np.testing.assert_array_equal(
