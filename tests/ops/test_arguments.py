@@ -122,13 +122,12 @@ def calls_of_lists(
 def valid() -> dict[str, tuple[object, ...]]:
     """Return a valid call of every operator, with every optional argument."""
     matches = longs(0, 2, 4), longs(0, 2, 0, 1)
-    bound = doubles(2), doubles(3), doubles(2), doubles(3)
+    two, bound = doubles(2), (doubles(2), doubles(3), doubles(2), doubles(3))
     limits = tuple(one.float() for one in bound)
     lists = ints(0, 1, 1, 2, 2, 0).view(3, 2)
     x, spatial, channel = torch.randn(2, 3, 4, 2), torch.randn(2, 2, 4, 2), torch.randn(2, 2, 3)
     places = torch.zeros((2, 2, 2, 3), dtype=torch.int32)
-    rows, two = longs(0, 1, 2), doubles(2)
-    upper = longs(0, 2, 4, 5), ints(0, 2, 1, 2, 2), doubles(5)
+    rows, upper = longs(0, 1, 2), (longs(0, 2, 4, 5), ints(0, 2, 1, 2, 2), doubles(5))
     return {
         "attention_multiply": (x, spatial[:, :1], channel[:, 0], False),
         "attention_multiply_backward": (x, x, spatial[:, :1], channel[:, 0], False),
