@@ -109,6 +109,16 @@ def _patience() -> datetime.timedelta:
     return datetime.timedelta(seconds=seconds)
 
 
+def _answers(host: str, port: int) -> bool:
+    """Return whether a process listens at an address."""
+    try:
+        with socket.create_connection((host, port), 5) as found:
+            # A free port may become that of this very connection, which then meets itself.
+            return bool(found.getsockname() != found.getpeername())
+    except OSError:
+        return False
+
+
 def whereabouts(pid: int) -> list[str]:
     """Return the machine and the beginning of a process on it, empty if it has ended.
 
@@ -178,17 +188,12 @@ class _Meeting:
             UserError: nothing does; in one process of each machine, a PeerError in its others.
         """
         end = time.monotonic() + patience.total_seconds()
-        while True:
-            try:
-                socket.create_connection((host, port), 5).close()
-                return
-            except OSError as error:
-                if time.monotonic() > end:
-                    late = (
-                        self._absent(0) if patience == self._patience else str(self._apart(error))
-                    )
-                    raise self._without_store(late) from error
-            time.sleep(0.1)
+        while not _answers(host, port):
+            if time.monotonic() > end:
+                apart = str(self._apart(RuntimeError("nothing answers")))
+                late = self._absent(0) if patience == self._patience else apart
+                raise self._without_store(late)
+            time.sleep(0.2)
 
     def _enter(self) -> None:
         """Begin the words of a start of all processes, where the store outlives them: torchrun's.
@@ -281,7 +286,7 @@ class _Meeting:
             self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
         return self._verdict or error if told_by_another else error
 
-    def _apart(self, error: Exception) -> UserError:
+    def _apart(self, error: RuntimeError) -> UserError:
         return UserError(
             f"the {self._world} processes of the run did not meet at {self._place} "
             f"({first_line(error)[:160]}); start all of them, with one address and a free port"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +71,18 @@ def test_training_ends_with_one_sentence(tmp_path, how, words, codes, said):
     assert found == codes
     assert len(errors.splitlines()) == 1 and errors.startswith("mmga train: ")
     assert said in errors
+
+
+def test_a_connection_that_meets_itself_is_no_answer(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        assert meeting._answers(*address)
+    assert not meeting._answers(*address)
+    alone = socket.socket()
+    alone.bind(("127.0.0.1", 0))
+    alone.connect(alone.getsockname())
+    monkeypatch.setattr(socket, "create_connection", lambda *_: alone)
+    assert not meeting._answers(*address)
 
 
 def meet_again(rank, port, machine, starts, killed):
