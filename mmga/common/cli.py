@@ -21,6 +21,8 @@ from mmga.common import threads
 from mmga.common.errors import PeerError, UserError, say_error
 
 Options = TypeVar("Options")
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
 def flag(name: str) -> str:
@@ -80,7 +82,7 @@ def run(
     threads.wait_asleep()
     with exit_codes(verb):
         try:
-            start = default(words) if default is not None else None
+            start = _call(default, words, shared) if default is not None else None
         except UserError:
             if not flags.asks_for_help(words):
                 raise
@@ -88,7 +90,7 @@ def run(
         options = parse(verb, options_class, words, start)
         if not shared:
             _check_alone(verb)
-        code = _of_several(body, options) if shared and _several() else body(options)
+        code = _call(body, options, shared)
     if code:
         raise SystemExit(code)
 
@@ -114,7 +116,7 @@ def exit_codes(verb: str) -> Iterator[None]:
     except PeerError as error:
         raise SystemExit(error.code) from None
     except UserError as error:
-        _fail(verb, str(error))
+        _fail(verb, str(error), error.code)
     except KeyboardInterrupt:
         print(f"mmga {verb}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -143,16 +145,18 @@ def _flushed(stream: TextIO | None) -> bool:
     return True
 
 
-def _of_several(body: Callable[[Options], int | None], options: Options) -> int | None:
-    """Call `body`; what ends it before it has met the other processes of its run ends these, too.
+def _call(function: Callable[[Given], Result], given: Given, shared: bool) -> Result:
+    """Call a function; what ends it before all processes of a run have met ends these, too.
 
     Raises:
-        Exception: the body's, or a PeerError where another process tells it.
+        Exception: the function's, or a PeerError where another process tells it.
     """
+    if not (shared and _several()):
+        return function(given)
     # Connections that end are told in one sentence, not by torch in pages.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        return body(options)
+        return function(given)
     except Exception as error:
         from mmga.common import meeting
 
@@ -215,7 +219,8 @@ def _several() -> bool:
 def _check_alone(verb: str) -> None:
     """Refuse processes that would all do the same and write the same files."""
     if "LOCAL_RANK" in os.environ and _several():
-        raise UserError(
+        kind = UserError if os.environ.get("RANK", "0") == "0" else PeerError  # the first one tells
+        raise kind(
             f"mmga {verb} runs in one process, and torchrun started {os.environ['WORLD_SIZE']}; "
             "start it without torchrun"
         )
@@ -228,7 +233,7 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _fail(verb: str, sentence: str) -> NoReturn:
-    """Print one line and leave with 2."""
+def _fail(verb: str, sentence: str, code: int = 2) -> NoReturn:
+    """Print one line and leave."""
     say_error(verb, sentence)
-    raise SystemExit(2) from None
+    raise SystemExit(code) from None

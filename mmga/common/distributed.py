@@ -25,7 +25,7 @@ from torch import Tensor
 from mmga.common.device import resolve_device
 from mmga.common.errors import PeerError, UserError
 from mmga.common.meeting import meet
-from mmga.common.watch import Watch, is_lost, told
+from mmga.common.watch import MEETING, Watch, is_lost, told
 
 PATIENCE = datetime.timedelta(hours=2)
 """Longest time that a process waits for the others, such as while the first one evaluates."""
@@ -92,17 +92,21 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
     ours = not dist.is_initialized()
     watch = None
     with meet(rank, world, watched) if ours else contextlib.nullcontext() as store:
-        if ours:
+        if store is not None:
+            store.set_timeout(PATIENCE)  # of nccl's first exchange
             # Default arguments of this module hold the group that exists when it is first
             # imported, which DistributedDataParallel would do.
             importlib.import_module("torch.distributed.nn.functional")
+            gloo = device.type != "cuda"  # it connects at once, where another one may be killed
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "gloo" if gloo else "nccl",
                 store=store,
                 rank=rank,
                 world_size=world,
-                timeout=PATIENCE,
+                timeout=MEETING if gloo else PATIENCE,
             )
+            if gloo:
+                _set_timeout(PATIENCE)
         if watched is not None:
             watch = Watch(rank, world, watched)
     if watch is not None and rank:
@@ -125,6 +129,12 @@ def join(device: torch.device, *, watched: str | None = None) -> Iterator["Group
         if ours:
             gc.collect()
             dist.destroy_process_group()
+
+
+def _set_timeout(seconds: datetime.timedelta) -> None:
+    """Set how long processes that are connected by gloo wait for each other."""
+    group = dist.distributed_c10d._get_default_group()
+    group._get_backend(torch.device("cpu"))._set_default_timeout(seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,17 @@ class UserError(ValueError):
     """A mistake in the user's input.
 
     The message is one sentence that names the argument or file, what was expected, what was found
-    and what to do. Commands print it without a traceback and leave with exit code 2.
+    and what to do. Commands print it without a traceback and leave with its code.
+
+    Attributes:
+        code: exit code: 2, or 1 where it is no mistake but the end of another process.
     """
+
+    code = 2
 
 
 class PeerError(UserError):
-    """An error of another process of the same run, which reports it; this process only exits.
-
-    Attributes:
-        code: exit code of that error: 2 for the user's mistake, 1 for anything else.
-    """
+    """An error of another process of the same run, which reports it; this process only exits."""
 
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)

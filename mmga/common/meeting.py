@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import socket
 import sys
 import threading
 import time
@@ -40,6 +41,8 @@ LATE = 8.0
 _MET = "-1"
 _numbers = itertools.count()
 _came = False
+_served: list[Store] = []
+"""The store of process 0, for all its meetings: others may be at the next one already."""
 
 
 @contextlib.contextmanager
@@ -106,7 +109,17 @@ def _patience() -> datetime.timedelta:
     return datetime.timedelta(seconds=seconds)
 
 
-def _whereabouts(pid: int) -> list[str]:
+def _answers(host: str, port: int) -> bool:
+    """Return whether a process listens at an address."""
+    try:
+        with socket.create_connection((host, port), 5) as found:
+            # A free port may become that of this very connection, which then meets itself.
+            return bool(found.getsockname() != found.getpeername())
+    except OSError:
+        return False
+
+
+def whereabouts(pid: int) -> list[str]:
     """Return the machine and the beginning of a process on it, empty if it has ended.
 
     A machine, or container, that does not tell is that of no other process.
@@ -124,8 +137,8 @@ def _whereabouts(pid: int) -> list[str]:
 
 
 def _has_ended(pid: int, where: list[str]) -> bool | None:
-    """Return whether a process has ended, given what its `_whereabouts` were; None: who knows."""
-    now = _whereabouts(pid)
+    """Return whether a process has ended, given what its `whereabouts` were; None: who knows."""
+    now = whereabouts(pid)
     return None if not now or now[:1] != where[:1] else now != where
 
 
@@ -149,45 +162,92 @@ class _Meeting:
         of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._hosts = rank == 0 and not of_torchrun
         now = {"wait_for_workers": False}  # unlike `rendezvous`, which then hears nothing
-        self.store: Store
+        if not self._hosts:
+            self._reach(host, port, STORE if of_torchrun else patience)
+        self._of_group: Store
         try:
             if of_torchrun:
-                self.store, *_ = next(iter(rendezvous("env://", timeout=STORE)))
+                self._of_group, *_ = next(iter(rendezvous("env://", timeout=STORE)))
             else:
-                self.store = TCPStore(
+                self._of_group = TCPStore(
                     host, port, world, self._hosts, patience, multi_tenant=True, **now
                 )
-            words = TCPStore(host, port, world, False, STORE, **now)
+            self._of_all = TCPStore(host, port, world, False, STORE, **now)
         except RuntimeError as error:
             raise self._apart(error) from error
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._words = PrefixStore(f"mmga/{attempt}/{next(_numbers)}", words)
+        if self._hosts:
+            _served[:] = [self._of_group]
+        self._number, self._starts = next(_numbers), -1
+        self._machines = int(os.environ.get("GROUP_WORLD_SIZE", "1")) if of_torchrun else 0
+        self._enter()
 
-    def wait(self) -> None:
-        """Return once all processes are there; errors are those of `meet`."""
+    def _reach(self, host: str, port: int, patience: datetime.timedelta) -> None:
+        """Wait until something answers; torch would hear no Ctrl-C meanwhile, and tell in pages.
+
+        Raises:
+            UserError: nothing does; in one process of each machine, a PeerError in its others.
+        """
+        end = time.monotonic() + patience.total_seconds()
+        while not _answers(host, port):
+            if time.monotonic() > end:
+                apart = str(self._apart(RuntimeError("nothing answers")))
+                late = self._absent(0) if patience == self._patience else apart
+                raise self._without_store(late)
+            time.sleep(0.2)
+
+    def _enter(self) -> None:
+        """Begin the words of a start of all processes, where the store outlives them: torchrun's.
+
+        Each machine counts those starts alone in which its own processes were the first to end.
+        """
+        own = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if self._machines else 0
+        if self._machines > 1:
+            counts = [f"starts of {machine}" for machine in range(self._machines)]
+            mine = counts[int(os.environ["GROUP_RANK"])]
+            if self._of_all.add(mine, 0) < own:
+                self._of_all.set(mine, str(own))
+            own = sum(self._of_all.add(count, 0) for count in counts)
+        if own != self._starts:
+            self._starts = own
+            prefix = f"mmga/{self._world}/{own}/{self._number}"
+            # Never the addresses of an earlier meeting, or of processes that have ended.
+            self.store = PrefixStore(f"{prefix}/group", self._of_group)
+            self._words = PrefixStore(prefix, self._of_all)
+
+    def _sit(self, end: float) -> None:
+        """Take the seat of this process, which no other one may have."""
+        while self._words.add(f"sat {self._rank}", 1) > 1:  # in an earlier start, or now
+            starts = self._starts
+            while self._machines > 1 and self._starts == starts and time.monotonic() < end:
+                time.sleep(0.1)
+                self._enter()
+            if self._starts == starts:
+                self._tell(2, self._absent(0) if self._machines > 1 else self._twice())
+                return
         own = os.getpid()
-        self._words.set(f"seat {self._rank}", json.dumps([own, _whereabouts(own)]))
+        self._words.set(f"seat {self._rank}", json.dumps([own, whereabouts(own)]))
         self._words.add(f"beat {self._rank}", 1)
         if self._rank:  # the first one on each machine
             machine = os.environ.get("GROUP_RANK", platform.node())
             self._tells_of_store = self._words.add(f"others of {machine}", 1) == 1
         self._words.add("there", 1)
+
+    def wait(self) -> None:
+        """Return once all processes are there; errors are those of `meet`."""
+        end, pause = time.monotonic() + self._patience.total_seconds(), 0.01
+        self._sit(end)
         self._thread.start()
-        patience = self._patience.total_seconds()
-        end, pause = time.monotonic() + patience, 0.01
         while not self._hears() and self._count("there") < self._world:
             if time.monotonic() > end:
                 absent = [r for r in range(self._world) if not self._count(f"beat {r}")]
-                self._tell(
-                    2,
-                    f"process {absent[0] if absent else 0} of the {self._world} of the run did not "
-                    f"meet the others at {self._place} within {patience:.0f} s; start all of "
-                    f"them, with one address and a free port ({START} sets another time)",
-                )
+                self._tell(2, self._absent(absent[0] if absent else 0))
             time.sleep(pause)
             pause = min(2 * pause, 0.2)
+            starts = self._starts
+            self._enter()
+            if self._starts != starts:
+                self._sit(end)
         if self._verdict is not None:
-            self._part()
             raise self._verdict
 
     def close(self) -> None:
@@ -199,32 +259,57 @@ class _Meeting:
 
     def leave(self, error: BaseException) -> None:
         """Say no more: this process ends, and with it all others."""
+        self._met.set()
         with contextlib.suppress(RuntimeError):
             self._is_first(*told(error))
-            self._count_heard(self._rank)
-        self._met.set()
+        self._part()
+        if self._thread.is_alive():  # one that lives on may abort the process at its end
+            self._thread.join(2 * BEAT)
 
     def reason(self, error: RuntimeError) -> UserError:
         """Return why this process found no connection."""
         end = time.monotonic() + (SILENT + 2) * BEAT
         while self._verdict is None and time.monotonic() < end:
             time.sleep(0.1)
-        return self._verdict or self._apart(error)
+        apart = self._apart(error)
+        with contextlib.suppress(RuntimeError):  # all may have found none
+            if self._verdict is None and not self._is_first(*told(apart)):
+                self._hears()
+        return self._verdict or apart
 
     def refuse(self, error: Exception) -> Exception:
         """Tell the others that this process will not come; see the function `refuse`."""
-        self._words.add("refusing", 1)
-        code, sentence = told(error)
-        first = self._is_first(code, sentence)
-        self._wait_for_late_ones()
-        self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
-        return error if first or not self._hears() else self._verdict or error
+        told_by_another = not self._is_first(*told(error)) and self._hears()
+        with contextlib.suppress(RuntimeError):  # once counted, this process needs no store
+            self._words.add("refusing", 1)
+            self._wait_for_late_ones()
+            self._until(lambda: self._count("heard") >= self._count("there"), GRACE)
+        return self._verdict or error if told_by_another else error
 
     def _apart(self, error: RuntimeError) -> UserError:
         return UserError(
             f"the {self._world} processes of the run did not meet at {self._place} "
             f"({first_line(error)[:160]}); start all of them, with one address and a free port"
         )
+
+    def _absent(self, rank: int) -> str:
+        return (
+            f"process {rank} of the {self._world} of the run did not meet the others at "
+            f"{self._place} within {self._patience.total_seconds():.0f} s; start all of them, "
+            f"with one address and a free port ({START} sets another time)"
+        )
+
+    def _twice(self) -> str:
+        return (
+            f"two processes of the {self._world} of the run have the number {self._rank}; give "
+            "each a RANK of its own, and each run a free port"
+        )
+
+    def _without_store(self, sentence: str) -> UserError:
+        """Return an error that the first process on each machine tells, but for process 0."""
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        first = 1 if local == self._rank else 0
+        return UserError(sentence) if local == first else PeerError(sentence)
 
     def _count(self, key: str) -> int:
         return int(self._words.add(key, 0))
@@ -289,6 +374,7 @@ class _Meeting:
     def _say(self, code: int, sentence: str) -> None:
         if self._verb is None:
             self._verdict = UserError(sentence)
+            self._verdict.code = code
             return
         self._verdict = PeerError(sentence, code)
         say_error(self._verb, sentence)

@@ -182,7 +182,7 @@ class Watch:
 def told(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the sentence of an error."""
     if isinstance(error, UserError):
-        return getattr(error, "code", 2), str(error)
+        return error.code, str(error)
     if _of_the_machine(error):
         return 2, ": ".join(str(part) for part in (error.filename, error.strerror) if part)
     if _out_of_memory(error):

@@ -11,6 +11,7 @@ from typing import Any
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
 from mmga.common.files import atomic_path
+from mmga.common.meeting import whereabouts
 from mmga.config import Config, as_dict, merged, recipe_config
 
 try:
@@ -112,16 +113,18 @@ def opened(folder: Path, resume: bool, group: Group) -> Iterator[bool]:
 
 def _is_started_again(folder: Path) -> bool:
     file = folder / STARTER
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    # Of several machines, only that of the process that failed counts the new start.
+    known = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and whereabouts(os.getppid())
+    again = known or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if not again or not file.is_file() or not (folder / "last.safetensors").is_file():
         return False
     return file.read_text(encoding="utf-8") == _starter()
 
 
 def _starter() -> str:
-    # The number of the run is often the same for all; that of torchrun's process is not.
-    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"torchrun {run}, process {os.getppid()} on {platform.node()}\n"
+    # The number of the run is often the same for all, that of torchrun's process in containers.
+    run, start = os.environ.get("TORCHELASTIC_RUN_ID", ""), " ".join(whereabouts(os.getppid()))
+    return f"torchrun {run}, process {os.getppid()} on {platform.node()} {start}\n"
 
 
 @contextlib.contextmanager

@@ -49,15 +49,20 @@ def test_flags_reach_the_sections(capsys):
 
 
 def test_processes_of_torchrun_are_refused_where_they_share_nothing(capsys, monkeypatch):
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
     seen = []
-    code, said = code_of(seen.append, [], capsys)
-    assert code == 2 and seen == []
-    assert said.err == (
-        "mmga eval: error: mmga eval runs in one process, and torchrun started 2; start it without "
-        "torchrun\n"
-    )
+    for rank, expected in (
+        ("1", ""),
+        (
+            "0",
+            "mmga eval: error: mmga eval runs in one process, and torchrun started 2; start it "
+            "without torchrun\n",
+        ),
+    ):
+        for name, value in (("WORLD_SIZE", "2"), ("RANK", rank), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        code, said = code_of(seen.append, [], capsys)
+        assert code == 2 and seen == []
+        assert said.err == expected
     assert code_of(seen.append, ["--help"], capsys)[0] == 0
     cli.run("eval", Options, seen.append, [], shared=True)
     monkeypatch.delenv("LOCAL_RANK")  # left in the environment by something else

@@ -1,6 +1,7 @@
 """Processes of a command, of which one fails or is killed, while others wait or compute."""
 
 import contextlib
+import datetime
 import functools
 import importlib
 import os
@@ -115,7 +116,7 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
     if how == "watched":
         _watched(folder, rank)
         return
-    meeting.BEAT = 0.1
+    meeting.BEAT, meeting.GRACE = 0.1, 60.0
     kill = functools.partial(os.kill, os.getpid(), signal.SIGKILL)
     if how.endswith(_LATE):
         meeting.LATE = 0.5
@@ -140,10 +141,29 @@ def _before_meeting(how: str, rank: int, failing: int, world: int, folder: Path)
             meeting.BEAT = 600.0
         if rank == world - 1:  # is waited for
             time.sleep(3)
-    elif how == "with a wrong time to wait":
+    elif how.startswith("with a wrong time to wait"):
         os.environ["MMGA_JOIN_TIMEOUT"] = "soon"
-    elif how == "killed while the others connect" and rank == failing:
-        dist.init_process_group = lambda *_, **__: kill()
+        is_first = meeting._Meeting._is_first
+        meeting.LATE = 60.0
+
+        def slowly(self: meeting._Meeting, code: int, sentence: str) -> bool:
+            time.sleep(3)
+            return is_first(self, code, sentence)
+
+        if how.endswith("one tells it slowly") and rank == failing:
+            meeting._Meeting._is_first = slowly
+    elif how == "killed while the others connect":
+        distributed.MEETING = datetime.timedelta(seconds=10)
+        if rank == failing:
+            dist.init_process_group = lambda *_, **__: kill()
+    elif how == "none connects":
+
+        def no_connection(*_: Any, **__: Any) -> None:
+            raise RuntimeError("no address is known")
+
+        dist.init_process_group = no_connection
+    elif how == "one has the number of another" and rank == world - 1:
+        os.environ["RANK"] = str(failing)
     elif how.startswith("without a device"):
         if how.endswith("late") and rank == (failing - 1) % world:
             time.sleep(3)

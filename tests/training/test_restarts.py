@@ -46,10 +46,10 @@ def test_a_killed_run_goes_on(tmp_path):
     words = {name: command(root, tmp_path / name, *more)[3:] for name in ("through", "killed")}
     assert code_of(0, words["through"], False, str(said)) == 0
     assert "goes on" not in said.read_text()
-    for restarts, epoch in ((0, 1), (1, 2)):
+    for restarts, epoch in ((0, 1), (0, 2)):  # as where one on another machine failed
         assert code_of(restarts, words["killed"], True, str(said)) == -signal.SIGKILL
         assert load_checkpoint(tmp_path / "killed" / "last.safetensors").position.epoch == epoch
-    assert code_of(2, words["killed"], False, str(said)) == 0
+    assert code_of(1, words["killed"], False, str(said)) == 0
     assert "goes on after step 5, in epoch 3 of 3" in said.read_text()
     left, right = (
         load_checkpoint(tmp_path / name / "last.safetensors").weights
