@@ -313,6 +313,19 @@ def test_products_of_floats_are_sums_of_blocks(rows, columns, block, held, infer
     assert torch.equal(out[:, :columns], expected)
 
 
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("rows, columns", [(1, 2), (3, 64), (64, 3), (256, 130)])
+@pytest.mark.parametrize("multiply", [certified.float_products_, reference.float_products_])
+def test_products_of_floats_add_up_sums_of_their_own(rows, columns, held, multiply):
+    block, width = 16, 512
+    x, out = torch.ones(rows, width), torch.empty(rows, columns)
+    x[:, 0], x[:, 1:block] = 2.0**24, 0  # a one more would be rounded off, 16 at once are not
+    with kernels_alone() if held else contextlib.nullcontext():
+        for y in (torch.ones(columns, width), torch.ones(width, columns).T):
+            multiply(x, y, block, out)
+            assert (out == 2.0**24 + width - block).all()
+
+
 def test_products_of_floats_leave_what_others_have_set():
     x = torch.randn(400, 300, requires_grad=True)
     threads = torch.get_num_threads()

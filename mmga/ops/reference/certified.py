@@ -266,7 +266,8 @@ def float_products_(x: Tensor, y: Tensor, block: int, out: Tensor) -> None:
     torch.mm(x[:, :block], y[:, :block].T, out=out)
     for start in range(block, x.shape[1], block):
         terms = slice(start, start + block)
-        out.addmm_(x[:, terms], y[:, terms].T)
+        # addmm_ may begin with `out`: one long sum. And autocast leaves `out=` alone.
+        out += torch.mm(x[:, terms], y[:, terms].T, out=torch.empty_like(out))
 
 
 def pair_keys(
