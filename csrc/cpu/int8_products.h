@@ -113,24 +113,42 @@ __attribute__((target("avx512f"))) inline void multiply_block_512(const RowBlock
   }
 }
 
+constexpr int kQuarterVectors = 2, kQuarter = 16;  // vectors and columns of a quarter of a panel
+
+// Reads the sums of six rows and of a quarter of a panel, or sets them to 0.
+__attribute__((target("avx2"))) inline void read_quarter(const int32_t* sums, bool first,
+                                                         __m256i (&sum)[kBlock][kQuarterVectors]) {
+#pragma GCC unroll 6
+  for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kQuarterVectors; ++v) {
+      const auto* from = reinterpret_cast<const __m256i*>(sums + r * kPanel + 8 * v);
+      sum[r][v] = first ? _mm256_setzero_si256() : _mm256_load_si256(from);
+    }
+  }
+}
+
+__attribute__((target("avx2"))) inline void write_quarter(
+    const __m256i (&sum)[kBlock][kQuarterVectors], int32_t* sums) {
+#pragma GCC unroll 6
+  for (int r = 0; r < kBlock; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kQuarterVectors; ++v) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums + r * kPanel + 8 * v), sum[r][v]);
+    }
+  }
+}
+
 __attribute__((target("avx2"))) inline void multiply_block_256(const RowBlock& x,
                                                                const uint8_t* panel, int64_t quads,
                                                                bool first, int32_t* sums) {
-  constexpr int kVectors = 2, kColumns = 16;  // a quarter of a panel at a time
-  for (int64_t left = 0; left < kPanel; left += kColumns) {
-    __m256i sum[kBlock][kVectors];
-#pragma GCC unroll 6
-    for (int r = 0; r < kBlock; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const auto* from = reinterpret_cast<__m256i*>(sums + r * kPanel + left + 8 * v);
-        sum[r][v] = first ? _mm256_setzero_si256() : _mm256_load_si256(from);
-      }
-    }
+  for (int64_t left = 0; left < kPanel; left += kQuarter) {
+    __m256i sum[kBlock][kQuarterVectors];
+    read_quarter(sums + left, first, sum);
     for (int64_t q = 0; q < quads; ++q) {
-      __m256i y[kVectors];
+      __m256i y[kQuarterVectors];
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < kQuarterVectors; ++v) {
         std::memcpy(&y[v], panel + (q * kPanel + left + 8 * v) * kQuad, sizeof y[v]);
       }
 #pragma GCC unroll 6
@@ -139,18 +157,12 @@ __attribute__((target("avx2"))) inline void multiply_block_256(const RowBlock& x
         std::memcpy(&quad, x.rows[r] + q * kQuad, sizeof quad);
         const __m256i row = _mm256_set1_epi32(quad);
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
+        for (int v = 0; v < kQuarterVectors; ++v) {
           asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum[r][v]) : "x"(y[v]), "x"(row));
         }
       }
     }
-#pragma GCC unroll 6
-    for (int r = 0; r < kBlock; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        std::memcpy(sums + r * kPanel + left + 8 * v, &sum[r][v], sizeof sum[r][v]);
-      }
-    }
+    write_quarter(sum, sums + left);
   }
 }
 
@@ -159,7 +171,6 @@ __attribute__((target("avx2"))) inline void multiply_block_256(const RowBlock& x
 __attribute__((target("avx2"))) inline void multiply_block_wide(const RowBlock& x,
                                                                 const uint8_t* panel, int64_t quads,
                                                                 bool first, int32_t* sums) {
-  constexpr int kVectors = 2, kColumns = 16;        // a quarter of a panel at a time
   constexpr int64_t kAtOnce = 8;                    // quads of a vector
   alignas(kLine) int32_t pairs[kBlock][2][kQuads];  // even and odd bytes of a quad
   for (int64_t r = 0; r < kBlock; ++r) {
@@ -177,23 +188,16 @@ __attribute__((target("avx2"))) inline void multiply_block_wide(const RowBlock& 
     }
   }
   const __m256i low = _mm256_set1_epi16(0xff);
-  for (int64_t left = 0; left < kPanel; left += kColumns) {
-    __m256i sum[kBlock][kVectors];
-#pragma GCC unroll 6
-    for (int r = 0; r < kBlock; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        const auto* from = reinterpret_cast<__m256i*>(sums + r * kPanel + left + 8 * v);
-        sum[r][v] = first ? _mm256_setzero_si256() : _mm256_load_si256(from);
-      }
-    }
+  for (int64_t left = 0; left < kPanel; left += kQuarter) {
+    __m256i sum[kBlock][kQuarterVectors];
+    read_quarter(sums + left, first, sum);
     for (int64_t q = 0; q < quads; ++q) {
       const auto* from = reinterpret_cast<const __m256i*>(panel + (q * kPanel + left) * kQuad);
 #pragma GCC unroll 2
       for (int odd = 0; odd < 2; ++odd) {
-        __m256i y[kVectors];
+        __m256i y[kQuarterVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
+        for (int v = 0; v < kQuarterVectors; ++v) {
           const __m256i bytes = _mm256_load_si256(from + v);
           y[v] = odd ? _mm256_srli_epi16(bytes, 8) : _mm256_and_si256(bytes, low);
         }
@@ -201,7 +205,7 @@ __attribute__((target("avx2"))) inline void multiply_block_wide(const RowBlock& 
         for (int r = 0; r < kBlock; ++r) {
           const __m256i row = _mm256_set1_epi32(pairs[r][odd][q]);
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) {
+          for (int v = 0; v < kQuarterVectors; ++v) {
             __m256i product;
             asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
                 : "+x"(sum[r][v]), "=&x"(product)
@@ -210,14 +214,7 @@ __attribute__((target("avx2"))) inline void multiply_block_wide(const RowBlock& 
         }
       }
     }
-#pragma GCC unroll 6
-    for (int r = 0; r < kBlock; ++r) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
-        auto* to = reinterpret_cast<__m256i*>(sums + r * kPanel + left + 8 * v);
-        _mm256_store_si256(to, sum[r][v]);
-      }
-    }
+    write_quarter(sum, sums + left);
   }
 }
 #endif
