@@ -656,13 +656,11 @@ class Settler {
   Settler(const Side& x, const Side& y, int64_t metric)
       : x_(x), y_(y), metric_(metric), own_(x.rows.depth()) {}
 
-  // Appends the candidates at their distances.
+  // Writes the distances of candidates.
   void distances(int64_t item, const Candidate* candidates, int64_t count, const int64_t* order,
-                 std::vector<Neighbour>& found) {
+                 double* to) {
     if (count == 0) return;
-    const auto other = [&](int64_t c) {
-      return order == nullptr ? candidates[c].item : order[candidates[c].item];
-    };
+    const auto other = [&](int64_t c) { return item_of(candidates[c], order); };
     own_.set(x_.rows[item]);
     const float* rows[kTogether];
     double sums[kTogether];
@@ -679,10 +677,13 @@ class Settler {
         sum_terms<Product, kTogether>(own_.get(), rows, y_.rows.depth(), sums);
       }
       for (int64_t s = 0; s < several; ++s) {
-        const int64_t column = other(c + s);
-        found.emplace_back(squared_distance(item, column, sums[s]), static_cast<int32_t>(column));
+        to[c + s] = squared_distance(item, other(c + s), sums[s]);
       }
     }
+  }
+
+  static int64_t item_of(const Candidate& candidate, const int64_t* order) {
+    return order == nullptr ? candidate.item : order[candidate.item];
   }
 
  private:
@@ -697,6 +698,21 @@ class Settler {
   const Side& y_;
   int64_t metric_;
   CommonRow<float> own_;
+};
+
+// How many lists a thread settles together, one part of the columns after the other: where lists
+// are long, the vectors of a part are in the second cache for all of them.
+struct SettledTogether {
+  int64_t lists, columns;
+
+  SettledTogether(int64_t candidates, int64_t count, int64_t width, int64_t depth)
+      : lists(64), columns(width) {
+    constexpr int64_t kPartBytes = 1 << 18, kLists = 256, kLeastOfList = 2;
+    const int64_t part = std::max<int64_t>(1, kPartBytes / (sizeof(float) * depth + 1));
+    if (static_cast<double>(candidates) * part < double{kLeastOfList} * count * width) return;
+    lists = kLists;
+    columns = part;
+  }
 };
 
 // Orders neighbours by (distance, item), the farthest first where `farthest`, and writes k.
@@ -754,33 +770,44 @@ std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Ten
   const Tensor distances = new_tensor<double>(candidates, {count, k});
   auto* to_items = data_of<int32_t>(near);
   auto* to = data_of<double>(distances);
-  constexpr int64_t kLists = 64;  // that a thread takes at once
-  // Where lists are long, the candidates of one part of the columns come together: their vectors
-  // are then in the last cache.
-  constexpr int64_t kPart = 4 << 20;
-  const int64_t of_a_part = std::max<int64_t>(1, kPart / (sizeof(float) * columns.depth() + 1));
-  const int64_t part = k * kLists > 2 * columns.count() ? of_a_part : columns.count();
-  share((count + kLists - 1) / kLists, [&](const auto& next) {
+  int64_t candidates_of_all = 0;
+  for (int64_t l = 0; l < count; ++l) candidates_of_all += used[list[l]];
+  const SettledTogether together(candidates_of_all, count, columns.count(), columns.depth());
+  share((count + together.lists - 1) / together.lists, [&](const auto& next) {
     Settler settler(x_side, y_side, metric);
-    std::vector<std::vector<Neighbour>> found(kLists);
-    for (int64_t first = next() * kLists; first < count; first = next() * kLists) {
-      const int64_t lists_here = std::min(kLists, count - first);
-      int64_t done[kLists] = {};
-      for (int64_t begin = 0; begin < columns.count(); begin += part) {
-        const bool last = begin + part >= columns.count();
-        for (int64_t l = 0; l < lists_here; ++l) {
+    std::vector<double> distance;
+    std::vector<Neighbour> found;
+    std::vector<int64_t> begin(together.lists + 1), done(together.lists);
+    for (int64_t first = next() * together.lists; first < count; first = next() * together.lists) {
+      const int64_t here = std::min(together.lists, count - first);
+      for (int64_t l = 0; l < here; ++l) begin[l + 1] = begin[l] + used[list[first + l]];
+      distance.resize(begin[here]);
+      std::fill(done.begin(), done.end(), 0);
+      for (int64_t part = 0; part < columns.count(); part += together.columns) {
+        const int64_t after = part + together.columns;
+        for (int64_t l = 0; l < here; ++l) {
           const Candidate* own_list = from + list[first + l] * slots;
+          const int64_t all_of_it = begin[l + 1] - begin[l];
           int64_t end = done[l];
-          const int64_t all_of_it = used[list[first + l]];
-          while (end < all_of_it && (last || own_list[end].item < begin + part)) ++end;
-          settler.distances(item[first + l], own_list + done[l], end - done[l], numbers, found[l]);
+          if (after >= columns.count()) {
+            end = all_of_it;
+          } else {
+            while (end < all_of_it && own_list[end].item < after) ++end;
+          }
+          settler.distances(item[first + l], own_list + done[l], end - done[l], numbers,
+                            distance.data() + begin[l] + done[l]);
           done[l] = end;
         }
       }
-      for (int64_t l = 0; l < lists_here; ++l) {
-        if (own) found[l].emplace_back(0.0, static_cast<int32_t>(item[first + l]));
-        write_nearest(found[l], k, farthest, to_items + (first + l) * k, to + (first + l) * k);
-        found[l].clear();
+      for (int64_t l = 0; l < here; ++l) {
+        const Candidate* own_list = from + list[first + l] * slots;
+        found.clear();
+        for (int64_t c = 0; c < begin[l + 1] - begin[l]; ++c) {
+          found.emplace_back(distance[begin[l] + c],
+                             static_cast<int32_t>(Settler::item_of(own_list[c], numbers)));
+        }
+        if (own) found.emplace_back(0.0, static_cast<int32_t>(item[first + l]));
+        write_nearest(found, k, farthest, to_items + (first + l) * k, to + (first + l) * k);
       }
     }
   });

@@ -22,47 +22,121 @@ constexpr int64_t kAccumulators = 8;
 // additions.
 constexpr int64_t kTogether = 4;
 
-// All accumulators: one register where there are such, else two or four.
-typedef double Doubles __attribute__((vector_size(kAccumulators * sizeof(double))));
-typedef float Singles __attribute__((vector_size(kAccumulators * sizeof(float))));
+// As many float64 as a register of `kBytes` has room for: compilers keep no sums of longer vectors
+// in registers.
+template <int64_t kBytes>
+struct Register;
+template <>
+struct Register<64> {
+  typedef double Doubles __attribute__((vector_size(64)));
+};
+template <>
+struct Register<32> {
+  typedef double Doubles __attribute__((vector_size(32)));
+};
+template <>
+struct Register<16> {
+  typedef double Doubles __attribute__((vector_size(16)));
+};
 
 // What is summed over the elements of two rows.
 struct Product {
-  static MMGA_INLINE void add(Doubles& sum, const Doubles& x, const Doubles& y) { sum += x * y; }
+  template <typename V>
+  static MMGA_INLINE void add(V& sum, const V& x, const V& y) {
+    sum += x * y;
+  }
 };
 struct SquaredDifference {
-  static MMGA_INLINE void add(Doubles& sum, const Doubles& x, const Doubles& y) {
+  template <typename V>
+  static MMGA_INLINE void add(V& sum, const V& x, const V& y) {
     sum += (x - y) * (x - y);
   }
 };
 
-// Adds the terms of eight values.
-template <typename Term>
-MMGA_INLINE void add_terms(Doubles& sum, const double* x, const float* y) {
-  Doubles own;
-  Singles other;
-  std::memcpy(&own, x, sizeof own);
-  std::memcpy(&other, y, sizeof other);
-  Term::add(sum, own, __builtin_convertvector(other, Doubles));
-}
+// The accumulators of a pair of rows, in registers of `kBytes`.
+template <int64_t kBytes>
+struct Accumulators {
+  typedef typename Register<kBytes>::Doubles Doubles;
+  static constexpr int kLanes = kBytes / sizeof(double);
 
-template <typename Term, int kRows>
-MMGA_VECTOR_CLONES void sum_terms(const double* x, const float* const* y, int64_t width,
-                                  double* sums) {
-  Doubles sum[kRows] = {};
+  Doubles sums[kAccumulators / kLanes] = {};
+
+  // Adds the terms of eight values.
+  template <typename Term>
+  MMGA_INLINE void add(const double* x, const float* y) {
+#pragma GCC unroll 4
+    for (int part = 0; part < kAccumulators / kLanes; ++part) {
+      Doubles own, other;
+      std::memcpy(&own, x + part * kLanes, sizeof own);
+#pragma GCC unroll 8
+      for (int lane = 0; lane < kLanes; ++lane) other[lane] = y[part * kLanes + lane];
+      Term::add(sums[part], own, other);
+    }
+  }
+
+  MMGA_INLINE double total() const {
+    double s[kAccumulators];
+    std::memcpy(s, sums, sizeof s);
+    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+  }
+};
+
+template <typename Term, int kRows, int64_t kBytes>
+MMGA_INLINE void sum_terms_by(const double* x, const float* const* y, int64_t width, double* sums) {
+  Accumulators<kBytes> of_row[kRows];
   const int64_t whole = width / kAccumulators * kAccumulators;
   for (int64_t i = 0; i < whole; i += kAccumulators) {
-    for (int r = 0; r < kRows; ++r) add_terms<Term>(sum[r], x + i, y[r] + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) of_row[r].template add<Term>(x + i, y[r] + i);
   }
+#pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     if (whole < width) {
       float rest[kAccumulators] = {};
       std::memcpy(rest, y[r] + whole, (width - whole) * sizeof(float));
-      add_terms<Term>(sum[r], x + whole, rest);
+      of_row[r].template add<Term>(x + whole, rest);
     }
-    const Doubles& s = sum[r];
-    sums[r] = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+    sums[r] = of_row[r].total();
   }
+}
+
+#if MMGA_X86_CLONES
+template <typename Term, int kRows>
+__attribute__((target("arch=x86-64-v4"))) void sum_terms_512(const double* x, const float* const* y,
+                                                             int64_t width, double* sums) {
+  sum_terms_by<Term, kRows, 64>(x, y, width, sums);
+}
+
+template <typename Term, int kRows>
+__attribute__((target("arch=x86-64-v3"))) void sum_terms_256(const double* x, const float* const* y,
+                                                             int64_t width, double* sums) {
+  sum_terms_by<Term, kRows, 32>(x, y, width, sums);
+}
+#endif
+
+template <typename Term, int kRows>
+void sum_terms_128(const double* x, const float* const* y, int64_t width, double* sums) {
+  sum_terms_by<Term, kRows, 16>(x, y, width, sums);
+}
+
+typedef void (*SumTerms)(const double* x, const float* const* y, int64_t width, double* sums);
+
+// Returns the function for this processor's registers.
+template <typename Term, int kRows>
+SumTerms find_sum_terms() {
+#if MMGA_X86_CLONES
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) return sum_terms_512<Term, kRows>;
+  if (__builtin_cpu_supports("x86-64-v3")) return sum_terms_256<Term, kRows>;
+#endif
+  return sum_terms_128<Term, kRows>;
+}
+
+// Sums the terms of a row, which ends with zeros at a multiple of eight values, and `kRows` others.
+template <typename Term, int kRows>
+void sum_terms(const double* x, const float* const* y, int64_t width, double* sums) {
+  static const SumTerms found = find_sum_terms<Term, kRows>();
+  found(x, y, width, sums);
 }
 
 // The lengths of integer rows are below 2^15.5: no partial sum exceeds 32 bits, by Cauchy's
