@@ -35,13 +35,13 @@ inline const char* instruction_set() {
 #endif
 }
 
-// Instructions for products of 8-bit integers (VNNI), or of 16 in their place (AVX2), without which
-// they are no faster than those of float32.
+// Instructions for products of 8-bit integers (VNNI), or of such and of 16 bits (AVX2), without
+// which they are no faster than those of float32.
 enum class Int8Instructions { kNone, kAvx2, kAvxVnni, kAvx512Vnni };
 
-// Returns whether the processor multiplies 16-bit integers twice as fast as float32: Zen 3 and
-// Skylake without AVX-512 have two units for them, those before one.
-inline bool multiplies_int16_fast() {
+// Returns whether AVX2 multiplies such integers faster than float32: Zen 3 and Skylake without
+// AVX-512 have two units for them, processors before these one.
+inline bool multiplies_integers_fast() {
 #if MMGA_X86_CLONES && __GNUC__ >= 11
   return __builtin_cpu_is("znver3") || __builtin_cpu_is("skylake");
 #else
@@ -61,7 +61,7 @@ inline Int8Instructions int8_instructions() {
       return Int8Instructions::kAvx512Vnni;
     if (__builtin_cpu_supports("avxvnni")) return Int8Instructions::kAvxVnni;
   }
-  if (__builtin_cpu_supports("avx2") && (wanted == "avx2" || multiplies_int16_fast())) {
+  if (__builtin_cpu_supports("avx2") && (wanted == "avx2" || multiplies_integers_fast())) {
     return Int8Instructions::kAvx2;
   }
 #endif

@@ -7,7 +7,8 @@
 
 namespace mmga {
 
-constexpr float kMostOfByte = 127, kMostOfShort = 32767;
+constexpr int64_t kMostOfByte = 127;
+constexpr float kMostOfShort = 32767;
 // The most numbers of a row whose products with 16-bit integers are bounded (docs/certified.md).
 constexpr int64_t kWidestShorts = 1 << 24;
 

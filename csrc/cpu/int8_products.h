@@ -1,17 +1,22 @@
 // Inner products of rows of 8-bit integers, exact in 32 bits, by the processor's instructions for
-// them (VNNI) or for 16-bit integers (AVX2) where it has any.
+// them (VNNI) or by those of AVX2 where they are faster than products of float32.
 //
 // An instruction of VNNI adds four products of unsigned and signed bytes to each 32-bit lane.
 // Columns are packed in panels of 64, four bytes of a column next to each other and made unsigned
-// by adding 128; a part of a panel stays in the L1 cache while blocks of six rows pass by. 128
-// times the sum of a row is taken off in the end. Sums wrap around at 2^32, and no product leaves
-// 32 bits: D <= 2^17 is exact.
+// by adding an offset; a part of a panel stays in the L1 cache while blocks of six rows pass by.
+// The offset times the sum of a row is taken off in the end. Sums wrap around at 2^32, and no
+// product leaves 32 bits: D <= 2^17 is exact.
+//
+// AVX2 adds two products of bytes in 16 bits, where larger sums are cut off. Numbers of at most 90
+// are safe from that, and of numbers of at most 63 two such sums may be added before they are
+// widened: `ops.certified.int8_most` rounds rows so. Of others 16-bit integers are multiplied.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <thread>
@@ -30,7 +35,7 @@ namespace {
 constexpr int64_t kPanel = 64;             // columns of a panel
 constexpr int64_t kBlock = 6;              // rows that are multiplied together
 constexpr int64_t kQuad = 4;               // bytes that an instruction adds up in a lane
-constexpr int64_t kQuads = 128;            // quads of a row that are taken before the next rows
+constexpr int64_t kQuads = 64;             // quads of a row that are taken before the next rows
 constexpr int64_t kRowChunk = 48;          // rows of a strip of products; a multiple of kBlock
 constexpr int64_t kLine = 64;              // bytes of a cache line
 constexpr int64_t kWidestBytes = 1 << 17;  // up to which a product fits 32 bits
@@ -217,17 +222,80 @@ __attribute__((target("avx2"))) inline void multiply_block_wide(const RowBlock& 
     write_quarter(sum, sums + left);
   }
 }
+
+// Adds the products of `kTaken` quads of six rows and of a quarter of a panel. A sum of 2 kTaken
+// products must fit 16 bits.
+template <int kTaken>
+__attribute__((target("avx2"))) MMGA_INLINE void add_quads(
+    const RowBlock& x, const uint8_t* panel, int64_t quad,
+    __m256i (&sum)[kBlock][kQuarterVectors]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 6
+  for (int r = 0; r < kBlock; ++r) {
+    __m256i pairs[kQuarterVectors];
+#pragma GCC unroll 2
+    for (int taken = 0; taken < kTaken; ++taken) {
+      int32_t bytes;
+      std::memcpy(&bytes, x.rows[r] + (quad + taken) * kQuad, sizeof bytes);
+      const __m256i row = _mm256_set1_epi32(bytes);
+#pragma GCC unroll 2
+      for (int v = 0; v < kQuarterVectors; ++v) {
+        const uint8_t* y = panel + ((quad + taken) * kPanel + 8 * v) * kQuad;
+        const __m256i products =
+            _mm256_maddubs_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(y)), row);
+        pairs[v] = taken == 0 ? products : _mm256_add_epi16(pairs[v], products);
+      }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < kQuarterVectors; ++v) {
+      sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(pairs[v], ones));
+    }
+  }
+}
+
+// Multiplies bytes of which `kTaken` quads are added up in 16 bits.
+template <int kTaken>
+__attribute__((target("avx2"))) inline void multiply_block_narrow(const RowBlock& x,
+                                                                  const uint8_t* panel,
+                                                                  int64_t quads, bool first,
+                                                                  int32_t* sums) {
+  for (int64_t left = 0; left < kPanel; left += kQuarter) {
+    __m256i sum[kBlock][kQuarterVectors];
+    read_quarter(sums + left, first, sum);
+    int64_t q = 0;
+    for (; q + kTaken <= quads; q += kTaken) add_quads<kTaken>(x, panel + left * kQuad, q, sum);
+    for (; q < quads; ++q) add_quads<1>(x, panel + left * kQuad, q, sum);
+    write_quarter(sum, sums + left);
+  }
+}
 #endif
 
-inline MultiplyBlock multiply_block() {
-  const Int8Instructions found = int8_instructions();
+constexpr int64_t kOffset = 128, kMostOfSums = 90;  // of columns whose sums may fit 16 bits
+
+// Returns the function for rows of at most `most` and columns to which `offset` is added.
+inline MultiplyBlock multiply_block(Int8Instructions found, int64_t most, int64_t offset) {
 #if MMGA_X86_CLONES
   if (found == Int8Instructions::kAvx512Vnni) return multiply_block_512;
   if (found == Int8Instructions::kAvxVnni) return multiply_block_256;
-  if (found == Int8Instructions::kAvx2) return multiply_block_wide;
+  if (found == Int8Instructions::kAvx2) {
+    const int64_t pair = 2 * most * (2 * offset);
+    constexpr int64_t kLargest = std::numeric_limits<int16_t>::max();
+    if (2 * pair <= kLargest) return multiply_block_narrow<2>;
+    return pair <= kLargest ? multiply_block_narrow<1> : multiply_block_wide;
+  }
 #endif
-  (void)found;
+  (void)found, (void)most, (void)offset;
   return multiply_block_plain;
+}
+
+// Returns the largest absolute value.
+MMGA_VECTOR_CLONES inline int64_t largest_byte(const int8_t* x, int64_t count) {
+  int8_t least = 0, most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    least = x[i] < least ? x[i] : least;
+    most = x[i] > most ? x[i] : most;
+  }
+  return std::max(-int64_t{least}, int64_t{most});
 }
 
 // The columns of a tile, [width, depth], packed in panels, each by the thread that needs it first.
@@ -238,12 +306,19 @@ class PackedColumns {
         width_(width),
         depth_(depth),
         quads_((depth + kQuad - 1) / kQuad),
+        instructions_(int8_instructions()),
         panels_(panels() * quads_ * kQuad * kPanel),
-        state_(panels()) {}
+        state_(panels()) {
+    if (instructions_ != Int8Instructions::kAvx2) return;
+    const int64_t most = largest_byte(y, width * depth);
+    if (most <= kMostOfSums) offset_ = most;
+  }
 
   int64_t width() const { return width_; }
   int64_t depth() const { return depth_; }
   int64_t quads() const { return quads_; }
+  int64_t offset() const { return offset_; }  // that makes columns unsigned
+  Int8Instructions instructions() const { return instructions_; }
   int64_t panels() const { return (width_ + kPanel - 1) / kPanel; }
   const uint8_t* at(int64_t panel, int64_t quad) const {
     return panels_.get() + (panel * quads_ + quad) * kPanel * kQuad;
@@ -272,6 +347,7 @@ class PackedColumns {
   // does not matter.
   void fill(int64_t panel) const {
     constexpr int64_t kAtOnce = kLine / kQuad;  // quads of a cache line of a column
+    const auto less = static_cast<uint32_t>(kOffset - offset_);
     const int64_t first = panel * kPanel, count = std::min(kPanel, width_ - first);
     uint8_t* to = panels_.get() + panel * quads_ * kPanel * kQuad;
     if (count < kPanel || depth_ % kQuad != 0) std::fill(to, to + quads_ * kPanel * kQuad, 0);
@@ -285,10 +361,11 @@ class PackedColumns {
           if (bytes == kQuad) {
             uint32_t four;
             std::memcpy(&four, from + q * kQuad, kQuad);
-            four ^= 0x80808080;
+            four = (four ^ 0x80808080) - less * 0x01010101;  // no byte borrows
             std::memcpy(quad, &four, kQuad);
           } else {
-            for (int64_t b = 0; b < bytes; ++b) quad[b] = from[q * kQuad + b] ^ 0x80;
+            for (int64_t b = 0; b < bytes; ++b)
+              quad[b] = static_cast<uint8_t>(from[q * kQuad + b] + offset_);
           }
         }
       }
@@ -296,16 +373,16 @@ class PackedColumns {
   }
 
   const int8_t* y_;
-  int64_t width_, depth_, quads_;
+  int64_t width_, depth_, quads_, offset_ = kOffset;
+  Int8Instructions instructions_;
   Lines<uint8_t> panels_;
   mutable std::vector<std::atomic<uint8_t>> state_;  // of each panel
 };
 
-// Returns what the sums of a row with unsigned columns are too large by.
-MMGA_VECTOR_CLONES inline uint32_t excess_of(const int8_t* row, int64_t depth) {
+MMGA_VECTOR_CLONES inline int32_t sum_of_bytes(const int8_t* row, int64_t depth) {
   int32_t sum = 0;
   for (int64_t i = 0; i < depth; ++i) sum += row[i];
-  return static_cast<uint32_t>(sum) * 128;
+  return sum;
 }
 
 // Writes the first `width` columns of `count` rows of sums [count, 64] as products times units.
@@ -327,18 +404,19 @@ MMGA_VECTOR_CLONES inline void scale_sums(const int32_t* sums, const uint32_t* e
 class StripOfProducts {
  public:
   explicit StripOfProducts(const PackedColumns& columns)
-      : columns_(columns),
-        multiply_(multiply_block()),
-        sums_(kRowChunk * kPanel),
-        ends_(kRowChunk * kQuad) {}
+      : columns_(columns), sums_(kRowChunk * kPanel), ends_(kRowChunk * kQuad) {}
 
   // Calls use(panel) for all panels but the first ones, with the products of rows [count, depth]
   // and of the panel in `sums`.
   template <typename Use>
   void each_panel(const int8_t* x, int64_t count, int64_t first_panel, const Use& use) {
     const int64_t depth = columns_.depth(), whole = depth / kQuad;
+    const bool any = columns_.instructions() != Int8Instructions::kAvx2;
+    multiply_ = multiply_block(columns_.instructions(),
+                               any ? kOffset : largest_byte(x, count * depth), columns_.offset());
     for (int64_t r = 0; r < count; ++r) {
-      excess_[r] = excess_of(x + r * depth, depth);
+      const auto sum = static_cast<uint32_t>(sum_of_bytes(x + r * depth, depth));
+      excess_[r] = sum * static_cast<uint32_t>(columns_.offset());
       std::memcpy(ends_.get() + r * kQuad, x + r * depth + whole * kQuad, depth - whole * kQuad);
     }
     if (depth == 0) std::fill(sums_.get(), sums_.get() + kRowChunk * kPanel, 0);
@@ -363,7 +441,7 @@ class StripOfProducts {
     });
   }
 
-  // The products of a row and of the panel's columns, all too large by the row's `excess`.
+  // The products of a row and of the panel's unsigned columns: too large by the row's `excess`.
   const int32_t* sums(int64_t row) const { return sums_.get() + row * kPanel; }
   const uint32_t* excess() const { return excess_; }
 
@@ -381,7 +459,7 @@ class StripOfProducts {
   }
 
   const PackedColumns& columns_;
-  MultiplyBlock multiply_;
+  MultiplyBlock multiply_ = nullptr;  // for the rows at hand
   Lines<int32_t> sums_;
   Lines<int8_t> ends_;  // the last, incomplete quad of each row
   uint32_t excess_[kRowChunk];

@@ -151,10 +151,10 @@ class Shorts {
   int64_t width_;
 };
 
-// Writes rows as integers of 8 bits.
+// Writes rows as integers of at most `most`.
 class Bytes {
  public:
-  Bytes(const Tensor& like, int64_t rows, int64_t width)
+  Bytes(const Arguments& args, const Tensor& like, int64_t rows, int64_t width, int64_t most)
       : numbers(new_tensor<int8_t>(like, {rows, width})),
         unit(new_tensor<float>(like, {rows})),
         error(new_tensor<double>(like, {rows})),
@@ -163,15 +163,18 @@ class Bytes {
         left_(data_of<double>(error)),
         width_(width),
         mixed_(mixed_entries(width)),
+        most_(static_cast<float>(most)),
         shrink_(1 / std::sqrt(static_cast<float>(mixed_))),  // a power of two
-        signs_(mixing_signs(width)) {}
+        signs_(mixing_signs(width)) {
+    args.range("most", most, 1, kMostOfByte);
+  }
 
   // `scratch`: memory for a row.
   void write(int64_t row, const float* from, float* scratch) const {
     mix(from, signs_.data(), width_, mixed_, scratch);
     const float largest = largest_of(scratch, width_);
-    const float scale = largest < kLeastEntry ? 0 : kMostOfByte / largest;
-    const float one = largest / kMostOfByte;
+    const float scale = largest < kLeastEntry ? 0 : most_ / largest;
+    const float one = largest / most_;
     const double rest = round_to_bytes(scratch, width_, scale, one, to_ + row * width_);
     unit_[row] = one * shrink_;
     left_[row] = std::sqrt(rest) * shrink_;
@@ -184,7 +187,7 @@ class Bytes {
   float* unit_;
   double* left_;
   int64_t width_, mixed_;
-  float shrink_;
+  float most_, shrink_;
   std::vector<float> signs_;
 };
 
@@ -199,11 +202,11 @@ std::tuple<Tensor, Tensor> int16_rows(const Tensor& x, const Tensor& norms) {
   return {shorts.numbers, shorts.error};
 }
 
-std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x) {
+std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x, int64_t most) {
   const Arguments args("int8_rows", x);
   const auto* from = args.input<float>(x, "x", {kAny, kAny});
   const int64_t rows = x.size(0), width = x.size(1);
-  const Bytes bytes(x, rows, width);
+  const Bytes bytes(args, x, rows, width, most);
   share_ranges(rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(width);
     for (int64_t row = begin; row < end; ++row) {
@@ -217,13 +220,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rounded_rows(const Tensor& x,
                                                                 std::optional<Tensor> more_x,
                                                                 std::optional<Tensor> place_x,
                                                                 const Tensor& chosen,
-                                                                const Tensor& norms) {
+                                                                const Tensor& norms, int64_t most) {
   const Arguments args("rounded_rows", x);
   const PlacedRows from(args, "x", x, more_x, place_x);
   const auto* vector = args.input<int64_t>(chosen, "chosen", {kAny});
   const int64_t rows = chosen.size(0), width = from.depth();
   for (int64_t row = 0; row < rows; ++row) args.range("chosen", vector[row], 0, from.count() - 1);
-  const Bytes bytes(x, rows, width);
+  const Bytes bytes(args, x, rows, width, most);
   const Shorts shorts(args, x, norms, rows, width);
   share_ranges(rows, rows_per_thread(2 * width), [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(width);

@@ -27,15 +27,16 @@ std::tuple<Tensor, Tensor> int16_rows(const Tensor& x, const Tensor& norms) {
   return {numbers, errors};
 }
 
-std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x) {
+std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x, int64_t most) {
   const Arguments args("int8_rows", x);
+  args.range("most", most, 1, kMostOfByte);
   const FeatureRows rows = feature_rows(args, x);
   const Tensor numbers = new_tensor<int8_t>(x, {rows.rows, rows.width});
   const Tensor units = new_tensor<float>(x, {rows.rows});
   const Tensor errors = new_tensor<double>(x, {rows.rows});
   const Device device(x);
-  STD_CUDA_CHECK(launch_int8_rows(rows, data_of<int8_t>(numbers), data_of<float>(units),
-                                  data_of<double>(errors), device.stream()));
+  STD_CUDA_CHECK(launch_int8_rows(rows, static_cast<float>(most), data_of<int8_t>(numbers),
+                                  data_of<float>(units), data_of<double>(errors), device.stream()));
   return {numbers, units, errors};
 }
 

@@ -37,7 +37,7 @@ __device__ void each_mixed(const float* x, int64_t width, const Take& take) {
 
 template <int kCount>
 __global__ void __launch_bounds__(kWarpThreads)
-    int8_rows_kernel(const FeatureRows x, float shrink, int8_t* numbers, float* units,
+    int8_rows_kernel(const FeatureRows x, float most, float shrink, int8_t* numbers, float* units,
                      double* errors) {
   for (int64_t row = warp_number(); row < x.rows; row += warp_count()) {
     const float* line = x.values + row * x.width;
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kWarpThreads)
       largest = size > largest ? size : largest;
     });
     largest = warp_max(largest);
-    const float scale = largest < kLeastEntry ? 0 : kMostOfByte / largest;
-    const float unit = largest / kMostOfByte;
+    const float scale = largest < kLeastEntry ? 0 : most / largest;
+    const float unit = largest / most;
     double squares = 0;
     each_mixed<kCount>(line, x.width, [&](int64_t place, float value) {
       const float number = rintf(value * scale);
@@ -86,15 +86,15 @@ __global__ void __launch_bounds__(kWarpThreads)
 
 }  // namespace
 
-cudaError_t launch_int8_rows(const FeatureRows& x, int8_t* numbers, float* units, double* errors,
-                             cudaStream_t stream) {
+cudaError_t launch_int8_rows(const FeatureRows& x, float most, int8_t* numbers, float* units,
+                             double* errors, cudaStream_t stream) {
   const int64_t count = mixed_entries(x.width);
   const auto kernel = count == 1    ? int8_rows_kernel<1>
                       : count == 4  ? int8_rows_kernel<4>
                       : count == 16 ? int8_rows_kernel<16>
                                     : int8_rows_kernel<64>;
   const float shrink = 1 / sqrtf(static_cast<float>(count));  // a power of two
-  return launch(kernel, blocks_for(x.rows, kWarpsPerBlock), kWarpThreads, stream, x, shrink,
+  return launch(kernel, blocks_for(x.rows, kWarpsPerBlock), kWarpThreads, stream, x, most, shrink,
                 numbers, units, errors);
 }
 

@@ -14,9 +14,10 @@ struct FeatureRows {
   int64_t rows, width;
 };
 
-// Mixes rows and writes them as multiples of a 127th of their largest entry.
-cudaError_t launch_int8_rows(const FeatureRows& x, int8_t* numbers, float* units, double* errors,
-                             cudaStream_t stream);
+// Mixes rows and writes them as integers of at most `most`, multiples of a part of their largest
+// entry.
+cudaError_t launch_int8_rows(const FeatureRows& x, float most, int8_t* numbers, float* units,
+                             double* errors, cudaStream_t stream);
 
 // Writes rows, brought to length 2^15 by their squared norms, as integers.
 cudaError_t launch_int16_rows(const FeatureRows& x, const double* norms, int16_t* numbers,

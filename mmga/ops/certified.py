@@ -181,9 +181,21 @@ def multiplies_int8() -> bool:
     return bool(_extension.int8_instructions()) and has_kernel("int8_products_", "CPU")
 
 
-def int8_rate() -> float:
-    """Return how many of them take the time of one of float32, all dimensions being the same."""
-    return 1.6 if _extension.int8_instructions() == "AVX2" else 4.0
+def int8_most(width: int, device: torch.device) -> int:
+    """Return the largest number of 8 bits that features so wide are rounded to.
+
+    Without VNNI, products of fewer bits are faster (csrc/cpu/int8_products.h). Wider bounds cost
+    more: the wider the features, the narrower similarities are spread.
+    """
+    if device.type != "cpu" or _extension.int8_instructions() != "AVX2":
+        return 127
+    return 63 if width <= 1024 else 90
+
+
+def int8_rate(width: int) -> float:
+    """Return how many products of 8 bits take the time of one of float32 on the CPU."""
+    most = int8_most(width, torch.device("cpu"))
+    return {127: 4.0, 90: 1.9, 63: 2.3}[most]
 
 
 def device_multiplies_int8(device: torch.device) -> bool:
@@ -196,8 +208,8 @@ def device_multiplies_int8(device: torch.device) -> bool:
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round rows to integers of 8 bits (`reference.int8_rows`)."""
-    numbers, unit, error = _INT8_ROWS(x)
+    """Round rows to integers of 8 bits (`reference.int8_rows`), at most `int8_most`."""
+    numbers, unit, error = _INT8_ROWS(x, int8_most(x.shape[1], x.device))
     return numbers, unit, error
 
 
@@ -209,7 +221,8 @@ def rounded_rows(vectors: PlacedVectors, chosen: Tensor, norms: Tensor) -> tuple
         chosen: int64 [R], numbers of vectors.
         norms: float64 [R], their squared norms.
     """
-    rounded: tuple[Tensor, ...] = _ROUNDED_ROWS(*vectors[:3], chosen, norms)
+    most = int8_most(vectors.first.shape[1], vectors.first.device)
+    rounded: tuple[Tensor, ...] = _ROUNDED_ROWS(*vectors[:3], chosen, norms, most)
     return rounded
 
 
@@ -599,19 +612,19 @@ _INT16_ROWS = define(
     lambda x, norms: (x.new_empty(x.shape, dtype=torch.int16), torch.empty_like(norms)),
 )
 _INT8_ROWS = define(
-    "int8_rows(Tensor x) -> (Tensor, Tensor, Tensor)",
+    "int8_rows(Tensor x, int most) -> (Tensor, Tensor, Tensor)",
     reference.int8_rows,
-    lambda x: (
+    lambda x, most: (
         x.new_empty(x.shape, dtype=torch.int8),
         x.new_empty(len(x)),
         x.new_empty(len(x), dtype=torch.float64),
     ),
 )
 _ROUNDED_ROWS = define(
-    "rounded_rows(Tensor x, Tensor? more_x, Tensor? place_x, Tensor chosen, Tensor norms) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "rounded_rows(Tensor x, Tensor? more_x, Tensor? place_x, Tensor chosen, Tensor norms, "
+    "int most) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.rounded_rows,
-    lambda x, more_x, place_x, chosen, norms: (
+    lambda x, more_x, place_x, chosen, norms, most: (
         x.new_empty((len(chosen), x.shape[1]), dtype=torch.int8),
         x.new_empty(len(chosen)),
         torch.empty_like(norms),

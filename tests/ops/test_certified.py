@@ -219,20 +219,22 @@ def test_integers_equal_the_references(width):
     assert (numbers[5] == 0).all() and error[5] == 2**15
 
 
+@pytest.mark.parametrize("most", [1, 63, 90, 127])
 @pytest.mark.parametrize("width", [1, 7, 64, 33, 300, 768])
-def test_bytes_equal_the_references(width):
+def test_bytes_equal_the_references(width, most, monkeypatch):
+    monkeypatch.setattr(certified, "int8_most", lambda width, device: most)
     g = torch.Generator().manual_seed(width)
     x = torch.randn(13, width, generator=g) * torch.logspace(-6, 6, 13)[:, None]
     x[2], x[3] = 0, x[3] * 1e-33
     numbers, unit, error = certified.int8_rows(x)
-    expected, units, left = reference.int8_rows(x)
+    expected, units, left = reference.int8_rows(x, most)
     assert numbers.dtype == torch.int8 and torch.equal(numbers, expected)
     assert torch.equal(unit, units)
     torch.testing.assert_close(error, left, rtol=1e-5, atol=2.0**-58)  # squares underflow
-    assert (numbers.abs().amax(1) == 127)[x.norm(dim=1) > 1e-20].all() and unit[2] == error[2] == 0
+    assert (numbers.abs().amax(1) == most)[x.norm(dim=1) > 1e-20].all() and unit[2] == error[2] == 0
     assert (numbers[3] == 0).all()
     grid = torch.randint(-20, 21, (300, width), generator=g) / 2  # halves between two numbers
-    assert torch.equal(certified.int8_rows(grid)[0], reference.int8_rows(grid)[0])
+    assert torch.equal(certified.int8_rows(grid)[0], reference.int8_rows(grid, most)[0])
     count = reference.mixed_entries(width)
     assert count == {64: 4, 300: 4, 768: 16}.get(width, 1)
     rest = reference.mixed(x.double()) / count**0.5 - numbers.double() * unit.double()[:, None]
@@ -255,7 +257,8 @@ def test_placed_rows_are_rounded_as_copied_ones(width, more):
     given = *certified.int8_rows(copied), *certified.int16_rows(copied, norms)
     for one, other in zip(certified.rounded_rows(vectors, chosen, norms), given, strict=True):
         assert torch.equal(one, other)
-    expected = reference.rounded_rows(*vectors[:3], chosen, norms)
+    most = certified.int8_most(width, x.device)
+    expected = reference.rounded_rows(*vectors[:3], chosen, norms, most)
     assert torch.equal(expected[0], given[0]) and torch.equal(expected[3], given[3])
     every = vectors._replace(place=None)
     numbers, *_ = certified.rounded_rows(every, torch.arange(40), reference.squared_norms(x))
@@ -271,9 +274,22 @@ def test_mixing_keeps_inner_products(width):
     torch.testing.assert_close(products, x @ y.T)
     if width == 2048:  # one entry does not take all others' bits
         _, _, error = certified.int8_rows(x.float())
-        step = x.abs().amax(1, keepdim=True) / 127
+        step = x.abs().amax(1, keepdim=True) / certified.int8_most(width, x.device)
         alone = (x - (x / step).round() * step).norm(dim=1)
         assert (4 * error < alone).all()
+
+
+def test_fewer_bits_are_taken_where_their_products_are_faster(monkeypatch):
+    cpu = torch.device("cpu")
+    for instructions, widths in (
+        ("AVX2", {1: 63, 1024: 63, 1025: 90, 4096: 90}),
+        ("AVX-512 VNNI", {1: 127, 4096: 127}),
+        ("", {256: 127}),
+    ):
+        monkeypatch.setattr(certified._extension, "int8_instructions", lambda i=instructions: i)
+        assert {w: certified.int8_most(w, cpu) for w in widths} == widths
+        assert certified.int8_most(256, torch.device("cuda")) == 127
+        assert all(certified.int8_rate(w) > 1 for w in widths)
 
 
 @pytest.mark.parametrize(
@@ -340,12 +356,16 @@ def test_products_of_floats_leave_what_others_have_set():
 @pytest.mark.parametrize("instructions", ["none", "avx2", "avx", "avx512"])
 def test_products_of_bytes_are_equal_for_all_instructions(instructions):
     code = """
-import torch
+import itertools, torch
 from mmga.ops import certified, reference
-for rows, columns, width in ((1, 1, 1), (50, 70, 3), (7, 129, 513), (49, 64, 2050)):
-    x = torch.randint(-128, 128, (rows, width), dtype=torch.int8)
-    y = torch.randint(-128, 128, (columns, width), dtype=torch.int8)
-    x[-1], y[-1] = -128, 127 if width % 2 else -128
+limits = [(128, 128), (63, 63), (64, 63), (63, 64), (90, 90), (91, 90), (90, 91), (128, 1), (0, 0)]
+shapes = (1, 1, 1), (50, 70, 3), (7, 129, 513), (49, 64, 2050), (5, 3, 12)
+for (rows, columns, width), (most, others) in itertools.product(shapes, limits):
+    x = torch.randint(-most, min(most, 127) + 1, (rows, width), dtype=torch.int8)
+    y = torch.randint(-others, min(others, 127) + 1, (columns, width), dtype=torch.int8)
+    x[-1], y[-1] = -most, min(others, 127) if width % 2 else -others  # the largest sums there are
+    x[0] = min(most, 127)
+    y[0] = min(others, 127)
     units = torch.rand(rows), torch.rand(columns)
     found, expected = torch.empty(2, rows, columns)
     certified.int8_products_(x, y, *units, found)
@@ -454,10 +474,10 @@ def test_pairs_outside_the_tile_are_refused(change):
 
 
 def test_opcheck():
-    torch.library.opcheck(torch.ops.mmga.int8_rows.default, (torch.randn(4, 9),))
+    torch.library.opcheck(torch.ops.mmga.int8_rows.default, (torch.randn(4, 9), 90))
     placed = torch.randn(4, 9), torch.randn(2, 9), torch.tensor([5, 1]), torch.tensor([1, 1, 0])
     torch.library.opcheck(
-        torch.ops.mmga.rounded_rows.default, (*placed, torch.rand(3, dtype=torch.float64))
+        torch.ops.mmga.rounded_rows.default, (*placed, torch.rand(3, dtype=torch.float64), 127)
     )
     tile, matches, bound, codes = case(7)
     lower, upper = certified.thresholds(matches.match_start, matches.match_key, bound.row_slack)

@@ -33,7 +33,7 @@ def products_case(seed, rows, columns, width, metric, most=6, masks=()):
     g = torch.Generator().manual_seed(seed)
     tile, matches, bound, codes = case(seed, rows, columns, most)
     sides = [torch.randn(count, width, generator=g) for count in (rows, columns)]
-    (x, row_unit, _), (y, column_unit, _) = map(reference.int8_rows, sides)
+    (x, row_unit, _), (y, column_unit, _) = (reference.int8_rows(side, 127) for side in sides)
     values = torch.empty(rows, columns)
     reference.int8_products_(x, y, row_unit, column_unit, values)
     if metric == 1:
@@ -126,7 +126,8 @@ def test_products_by_torch_are_those_of_the_reference():
     g = torch.Generator().manual_seed(0)
     for rows, columns, width in ((1, 1, 1), (17, 9, 40), (30, 64, 33), (3, 0, 8), (2, 3, 0)):
         (x, one, _), (y, other, _) = (
-            reference.int8_rows(torch.randn(count, width, generator=g)) for count in (rows, columns)
+            reference.int8_rows(torch.randn(count, width, generator=g), 127)
+            for count in (rows, columns)
         )
         expected, found = torch.empty(2, rows, columns)
         reference.int8_products_(x, y, one, other, expected)

@@ -162,7 +162,7 @@ def small_tiles(planned: str):
             (certified_ranks, "_TILE", (64, 100)),
             (planner, "_FIT_SHARE", 1e9 if planned == "coordinates" else 0.0),
             (planner, "takes_int8", lambda width, device: planned == "int8"),
-            (planner, "int8_rate", lambda: 4.0),  # on any machine
+            (planner, "int8_rate", lambda width: 4.0),  # on any machine
         ):
             changed.enter_context(mock.patch.object(module, name, value))
         yield

@@ -199,10 +199,14 @@ def mixed_entries(width: int) -> int:
     return count
 
 
-def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Round `mixed` rows to multiples of a 127th of their largest entry.
+def int8_rows(x: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Round `mixed` rows to integers, of which the largest is `most`.
 
     Rows of entries below 2^-100 become 0. Kernels may lose squares of errors below 2^-126.
+
+    Args:
+        x: float32 [N, D].
+        most: 1 to 127.
 
     Returns:
         int8 [N, D]; the float32 unit [N] of each row's numbers, with which their inner products are
@@ -211,15 +215,20 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows, shrink = mixed(x), mixed_entries(x.shape[1]) ** -0.5
     largest = rows.abs().amax(1) if x.shape[1] else x.new_zeros(len(x))
     # A quotient of tensors: torch takes that of a number as a product with the reciprocal.
-    scale = torch.where(largest < LEAST_ENTRY, 0.0, torch.full_like(largest, 127) / largest)
-    unit = largest / 127
+    scale = torch.where(largest < LEAST_ENTRY, 0.0, torch.full_like(largest, most) / largest)
+    unit = largest / most
     numbers = (rows * scale[:, None]).round()
     rest = rows - numbers * unit[:, None]
     return numbers.to(torch.int8), unit * shrink, rest.double().norm(dim=1) * shrink
 
 
 def rounded_rows(
-    x: Tensor, more_x: Tensor | None, place_x: Tensor | None, chosen: Tensor, norms: Tensor
+    x: Tensor,
+    more_x: Tensor | None,
+    place_x: Tensor | None,
+    chosen: Tensor,
+    norms: Tensor,
+    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return `int8_rows` and `int16_rows` of chosen vectors.
 
@@ -228,9 +237,10 @@ def rounded_rows(
         place_x: int64 [N], the row of each vector; None: its number.
         chosen: int64 [R], numbers of vectors.
         norms: float64 [R], their squared norms.
+        most: the largest number of 8 bits.
     """
     rows = _placed(x, more_x, place_x)[chosen]
-    return *int8_rows(rows), *int16_rows(rows, norms)
+    return *int8_rows(rows, most), *int16_rows(rows, norms)
 
 
 def _placed(first: Tensor, more: Tensor | None, place: Tensor | None) -> Tensor:

@@ -67,7 +67,7 @@ def product_cost(tiles: Approximator | None, width: int) -> float:
     """Return the cost of a pair's product in a tile, in dimensions of a float32 product."""
     if isinstance(tiles, Projection):
         return float(tiles.basis.shape[1])
-    return width if tiles is None else width / int8_rate() + _INT8_SCALING
+    return width if tiles is None else width / int8_rate(width) + _INT8_SCALING
 
 
 def undecided_cost(width: int) -> float:

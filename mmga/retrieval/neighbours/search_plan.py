@@ -87,7 +87,7 @@ def cheapest_tiles(
     exact = min(1.0, sides * k * (1 + math.log(max(1.0, n / _SEEN))) / n)
     looked = min(1.0, sides * (_FEW + _OF_EACH * k) / n)
     costs = [
-        width / (_LOOK_RATE * int8_rate()) + COUNTING / 4 + looked * INTEGERS * width
+        width / (_LOOK_RATE * int8_rate(width)) + COUNTING / 4 + looked * INTEGERS * width
         if isinstance(tiles, Int8) and not kept
         else product_cost(tiles, width)
         + COUNTING

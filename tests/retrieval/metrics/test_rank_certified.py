@@ -227,7 +227,7 @@ def planned(monkeypatch, query, gallery, multiplies_int8):
     """The plan with and without 8-bit products."""
     with monkeypatch.context() as patch:
         patch.setattr(planner, "multiplies_int8", lambda: multiplies_int8)
-        patch.setattr(planner, "int8_rate", lambda: 4.0)
+        patch.setattr(planner, "int8_rate", lambda width: 4.0)
         return plan(*problem(query, gallery, "cosine"))
 
 
