@@ -35,7 +35,7 @@ namespace {
 constexpr int64_t kPanel = 64;             // columns of a panel
 constexpr int64_t kBlock = 6;              // rows that are multiplied together
 constexpr int64_t kQuad = 4;               // bytes that an instruction adds up in a lane
-constexpr int64_t kQuads = 64;             // quads of a row that are taken before the next rows
+constexpr int64_t kQuads = 128;            // quads of a row that are taken before the next rows
 constexpr int64_t kRowChunk = 48;          // rows of a strip of products; a multiple of kBlock
 constexpr int64_t kLine = 64;              // bytes of a cache line
 constexpr int64_t kWidestBytes = 1 << 17;  // up to which a product fits 32 bits
@@ -318,8 +318,17 @@ class PackedColumns {
   int64_t depth() const { return depth_; }
   int64_t quads() const { return quads_; }
   int64_t offset() const { return offset_; }  // that makes columns unsigned
-  Int8Instructions instructions() const { return instructions_; }
+  // How many quads of a row are taken before the next rows; processors without VNNI have small
+  // caches.
+  int64_t quads_at_once() const {
+    return instructions_ == Int8Instructions::kAvx2 ? kQuads / 2 : kQuads;
+  }
   int64_t panels() const { return (width_ + kPanel - 1) / kPanel; }
+  // Returns the function that multiplies rows, so many bytes in all, by the columns.
+  MultiplyBlock multiply_by(const int8_t* rows, int64_t bytes) const {
+    const bool any = instructions_ != Int8Instructions::kAvx2;
+    return multiply_block(instructions_, any ? kOffset : largest_byte(rows, bytes), offset_);
+  }
   const uint8_t* at(int64_t panel, int64_t quad) const {
     return panels_.get() + (panel * quads_ + quad) * kPanel * kQuad;
   }
@@ -411,9 +420,8 @@ class StripOfProducts {
   template <typename Use>
   void each_panel(const int8_t* x, int64_t count, int64_t first_panel, const Use& use) {
     const int64_t depth = columns_.depth(), whole = depth / kQuad;
-    const bool any = columns_.instructions() != Int8Instructions::kAvx2;
-    multiply_ = multiply_block(columns_.instructions(),
-                               any ? kOffset : largest_byte(x, count * depth), columns_.offset());
+    const int64_t at_once = columns_.quads_at_once();
+    multiply_ = columns_.multiply_by(x, count * depth);
     for (int64_t r = 0; r < count; ++r) {
       const auto sum = static_cast<uint32_t>(sum_of_bytes(x + r * depth, depth));
       excess_[r] = sum * static_cast<uint32_t>(columns_.offset());
@@ -422,8 +430,8 @@ class StripOfProducts {
     if (depth == 0) std::fill(sums_.get(), sums_.get() + kRowChunk * kPanel, 0);
     for (int64_t panel = first_panel; panel < columns_.panels(); ++panel) {
       columns_.prepare(panel);
-      for (int64_t q = 0; q < whole; q += kQuads) {
-        multiply(x + q * kQuad, depth, count, panel, q, std::min(kQuads, whole - q));
+      for (int64_t q = 0; q < whole; q += at_once) {
+        multiply(x + q * kQuad, depth, count, panel, q, std::min(at_once, whole - q));
       }
       if (whole < columns_.quads()) multiply(ends_.get(), kQuad, count, panel, whole, 1);
       use(panel);

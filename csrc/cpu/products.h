@@ -154,6 +154,10 @@ MMGA_VECTOR_CLONES void sum_terms(const int16_t* x, const int16_t* const* y, int
   for (int r = 0; r < kRows; ++r) sums[r] = products[r];
 }
 
+MMGA_VECTOR_CLONES inline void widen(const float* row, int64_t width, double* to) {
+  for (int64_t i = 0; i < width; ++i) to[i] = row[i];
+}
+
 // A row that is compared with many others, in the type of the arithmetic.
 template <typename T>
 class CommonRow {
@@ -175,7 +179,7 @@ class CommonRow<float> {
   void set(const float* row) {
     if (row == row_) return;
     row_ = row;
-    for (int64_t i = 0; i < width_; ++i) values_[i] = row[i];
+    widen(row, width_, values_.data());
   }
   const double* get() const { return values_.data(); }
 
