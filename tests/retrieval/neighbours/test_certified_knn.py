@@ -464,6 +464,31 @@ def test_candidates_that_are_no_items_are_refused(item):
         )
 
 
+@pytest.mark.parametrize("shuffled", [True, False])
+@pytest.mark.parametrize("metric", [1, 2])
+@pytest.mark.parametrize("most", [3, 140])  # long lists are settled by parts of the columns
+def test_lists_of_any_length_are_settled_as_by_the_reference(most, metric, shuffled):
+    lists, items, width, k = 260, 400, 600, 3
+    g = torch.Generator().manual_seed(most)
+    x = torch.randint(-3, 4, (items, width), generator=g).float()
+    x[7] = x[300]  # the same distance from all
+    norms = reference.squared_norms(x)
+    side = ops.PlacedVectors(x, None, None, norms.sqrt() if metric == 1 else norms)
+    counts = torch.randint(k, most + 1, (lists,), generator=g, dtype=torch.int32)
+    candidates = torch.zeros(lists, most + 1, 3, dtype=torch.int32)
+    for number, count in enumerate(counts.tolist()):
+        some = torch.randperm(items, generator=g)[:count]
+        candidates[number, :count, 0] = (some if shuffled else some.sort().values).int()
+    chosen = torch.randint(items, (lists,), generator=g)
+    order = torch.randperm(items, generator=g) if shuffled else None
+    numbers = torch.randperm(lists, generator=g)
+    given = candidates, counts, numbers, chosen, order, *side, *side, metric, k
+    for own, farthest in ((False, False), (True, False), (False, True)):
+        found = torch.ops.mmga.settle_candidates(*given, own, farthest)
+        expected = reference.settle_candidates(*given, own, farthest)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
