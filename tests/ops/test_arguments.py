@@ -192,9 +192,7 @@ def valid() -> dict[str, tuple[object, ...]]:
             ints(0, 0, 0, 2, 1, 2, 0, 1).view(2, 4), halves(2, 3), halves(3, 3), doubles(2),
             doubles(3), 1, *bound, 0, *matches, doubles(4), zeros(4), zeros(2),
         ),
-        "rounded_rows": (
-            halves(2, 3), halves(2, 3), longs(0, 3, 1), longs(2, 0, 1), doubles(3), 127
-        ),
+        "rounded_rows": (*[halves(2, 3)] * 2, longs(0, 3, 1), longs(2, 0, 1), doubles(3), 9),
         "sort_matches": (*matches, halves(4)),
         "squared_distances_": (halves(2, 3), halves(2), halves(3), True),
         "squared_norms": (halves(2, 3),),
