@@ -542,12 +542,26 @@ class CandidateLists:
         )[1]
         return distances[:, 0]
 
-    def listed(self, *, farthest: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the candidates of all rows: int32 [R, M], and bool [R, M] where there is one."""
+    @property
+    def longest(self) -> int:
+        """The most candidates for the nearest that a row has, at least 1."""
+        return max(1, int(self._nearest[1].max()))
+
+    def listed(self, lists: Tensor, *, farthest: bool = False) -> tuple[Tensor, Tensor]:
+        """Return the candidates of some rows' lists.
+
+        Args:
+            lists: int64 [R].
+            farthest: those for the farthest are wanted.
+
+        Returns:
+            int32 [R, M], and bool [R, M] where there is one.
+        """
         candidates, counts, _ = (self._farthest if farthest else None) or self._nearest
+        counts = counts[lists]
         most = max(0, int(counts.max()))
         used = torch.arange(most, device=counts.device) < counts[:, None]
-        return candidates[:, :most, 0].contiguous(), used
+        return candidates[lists, :most, 0], used
 
 
 def _empty_lists(rows: int, slots: int, device: torch.device | str) -> tuple[Tensor, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -150,6 +151,16 @@ class VectorSet:
     def dimension(self) -> int:
         """Width of a vector."""
         return self.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors as they are stored."""
+        width = math.prod(self.shape)
+        sizes = (high - low for low, high in itertools.pairwise(self._starts))
+        return sum(
+            size * width * side.stored.itemsize
+            for size, side in zip(sizes, self._sides, strict=True)
+        )
 
     @property
     def near(self) -> bool:

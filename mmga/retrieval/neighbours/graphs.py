@@ -87,8 +87,8 @@ def kneighbors_graph(
         raise UserError(f"k must be from 1 to the {most} {others}, got {k}")
     wanted = k + (not include_self)
     needed = search_bytes(vectors, vectors, wanted) + _GRAPH_BYTES * len(vectors) * wanted
-    check_memory(bound, needed, f"a graph of {len(vectors)} x {k} neighbours")
-    found = search(vectors, wanted, exact=exact, farthest=False, progress=progress)
+    spare = check_memory(bound, needed, f"a graph of {len(vectors)} x {k} neighbours")
+    found = search(vectors, wanted, exact=exact, farthest=False, spare=spare, progress=progress)
     near = found.neighbours
     if include_self:
         _put_self_in(near)

@@ -171,8 +171,8 @@ def _nearest_of_one(
     queries, items = vector_sets(query, gallery, settings.metric)
     k = _checked_k(settings.k, len(items))
     needed = search_bytes(queries, items, k) + RESULT_BYTES * len(queries) * k
-    check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
-    return nearest_items(queries, items, k, exact=settings.exact, progress=progress)
+    spare = check_memory(bound, needed, f"the {k} nearest of {len(queries)} queries")
+    return nearest_items(queries, items, k, exact=settings.exact, spare=spare, progress=progress)
 
 
 def _nearest_of_all(
@@ -274,6 +274,7 @@ def search(
     distances_of: int = 0,
     farthest: bool = True,
     alone: bool = False,
+    spare: int | None = None,
     progress: Progress | None = None,
 ) -> Found:
     """Return the k nearest of every vector of a set among all, itself included.
@@ -290,6 +291,8 @@ def search(
         farthest: each vector's largest distance is wanted, too; else it may be NaN.
         alone: no distance of float32 tiles need have the bits that it has in a larger set: tiles
             fit the set.
+        spare: bytes that may be taken beyond `search_bytes`, for less work; None: there is no
+            bound.
         progress: called as (phase, done, total).
 
     Raises:
@@ -309,8 +312,15 @@ def search(
     size = tile_for(count) if alone and tiles is None else None
     with kernels_alone(count * count) if certified else torch_alone():
         if isinstance(tiles, Int8):
-            look = Look(vectors, vectors, k, farthest=farthest, own_at_zero=True, progress=progress)
-            neighbours = look.run()
+            neighbours = Look(
+                vectors,
+                vectors,
+                k,
+                farthest=farthest,
+                own_at_zero=True,
+                spare=spare,
+                progress=progress,
+            ).run()
         elif certified:
             neighbours = certified_neighbours(
                 vectors, k, tiles, kept=distances, tile=size, farthest=farthest, progress=progress
@@ -329,6 +339,7 @@ def nearest_items(
     *,
     exact: str | None = None,
     farthest: bool = False,
+    spare: int | None = None,
     progress: Progress | None = None,
 ) -> Neighbours:
     """Return the k nearest items of every query and their squared distances.
@@ -340,6 +351,7 @@ def nearest_items(
         exact: see `search`.
         farthest: each query's largest distance is wanted, too, of certified neighbours; else it
             may be NaN.
+        spare: see `search`.
         progress: called as (phase, done, total).
 
     Raises:
@@ -349,7 +361,8 @@ def nearest_items(
         tiles = cheapest_tiles(queries, items, k, farthest=farthest)
         with kernels_alone(len(queries) * len(items)):
             if isinstance(tiles, Int8):
-                return Look(queries, items, k, farthest=farthest, progress=progress).run()
+                look = Look(queries, items, k, farthest=farthest, spare=spare, progress=progress)
+                return look.run()
             return certified_nearest(queries, items, k, tiles, farthest=farthest, progress=progress)
     with torch_alone():
         return _float32_nearest(queries, items, k, progress)

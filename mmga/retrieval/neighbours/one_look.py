@@ -38,19 +38,23 @@ from mmga.retrieval.tiles import placement
 
 MEMORY = 256 << 20
 """Bytes of the integers and lists of rows that are looked at together."""
-SET_MEMORY = 512 << 20
-"""Likewise of a set that meets each pair once; as much as its features, if that is more."""
+SET_MEMORY = 768 << 20
+"""Likewise of a set that meets each pair once, or the bytes of its features, if they are more."""
 # Bytes of a tile's 8-bit columns, which stay in the last cache while all rows pass by, and columns
 # of a tile.
 _TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
 # Tiles along a side where each pair is met once, but for those of a tile on the diagonal; columns
 # that are multiplied together.
 _PARTS, _PANEL = 8, 64
+# The share of `MEMORY` for which it is worth while to read a file once more.
+_LEAST_SHARE = 4
 # Slots of a list beyond k: when they are taken, the list is pruned. The factor by which they grow
 # for rows that have more candidates, and the bytes of one.
 _SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
-# Candidates of copied vectors that are settled together.
+# Candidates of copied vectors that are settled together; bytes of the pairs that rows pass on to
+# the lists of columns at once, and of one.
 _SETTLED = 1 << 24
+_PASSED_ON, _PAIR_BYTES, _LEAST_STEP = 16 << 20, 48, 1024
 
 
 def _memory(device: torch.device) -> tuple[int, int]:
@@ -68,24 +72,47 @@ def _tile(rows: VectorSet) -> int:
     return min(max(tile, _LEAST_TILE), _LARGEST_TILE)
 
 
-def _row_bytes(width: int, slots: int) -> int:
-    """Return the bytes of a row's integers, of 8 and of 16 bits, and of its lists."""
-    return 3 * width + _SLOT_BYTES * slots
+def _step(k: int) -> int:
+    """Return the rows that meet a tile together where its columns have lists, too."""
+    return max(_LEAST_STEP, _PASSED_ON // (_PAIR_BYTES * k))
+
+
+def _row_bytes(rows: VectorSet) -> int:
+    """Return the bytes of a row's integers, of 8 and of 16 bits, and of a copy if they need it."""
+    read_in_place = rows.in_place and rows.device.type == "cpu"
+    return (3 if read_in_place else 7) * rows.dimension
+
+
+def _rows_at_once(rows: VectorSet, slots: int, spare: int | None) -> int:
+    """Return how many rows of a set are held together where each pair is met once.
+
+    Args:
+        rows: the set.
+        slots: of a row's lists.
+        spare: see `Look`.
+
+    Returns:
+        Rows, perhaps more than there are; 0: the lists of all rows leave too little for them.
+    """
+    held, room = _memory(rows.device)
+    room = max(room, rows.nbytes)
+    if spare is not None:
+        room = min(room, held + spare)
+    height = (room - _SLOT_BYTES * slots * len(rows)) // _row_bytes(rows)
+    return height if height >= min(len(rows), held // _LEAST_SHARE // _row_bytes(rows)) else 0
 
 
 def look_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
-    """Return the most bytes that a `Look` takes beyond the features, its lists included."""
-    width, own = rows.dimension, rows is columns
+    """Return the bytes beyond the features with which a `Look` can do, its lists included.
+
+    Without a bound, that of a set in itself takes up to `SET_MEMORY` for sides and lists.
+    """
+    width = rows.dimension
     slots = k + max(_SPARE, k // 2) + _SPARE
-    held, of_set = _memory(rows.device)
-    if own and rows.in_place:
-        held = max(of_set, 4 * len(rows) * width)
-    read_in_place = rows.in_place and rows.device.type == "cpu"
-    copied = 0 if read_in_place else 4 * width
-    sides = min(held, len(rows) * (_row_bytes(width, slots) + copied))
+    sides = min(_memory(rows.device)[0], len(rows) * (_row_bytes(rows) + _SLOT_BYTES * slots))
     tile = min(_tile(rows), len(columns))
     # Of a tile: features, both kinds of integers and the packed ones; and pairs that are passed on.
-    tiles = 8 * tile * width + 24 * tile * slots
+    tiles = 8 * tile * width + _PAIR_BYTES * k * min(_step(k), len(rows))
     return sides + tiles + 48 * (len(rows) + len(columns)) + 32 * k * len(rows)
 
 
@@ -105,6 +132,7 @@ class Look:
         *,
         farthest: bool = False,
         own_at_zero: bool = False,
+        spare: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Take both sides.
@@ -117,9 +145,11 @@ class Look:
             farthest: each row's largest distance is wanted, too.
             own_at_zero: rows are the columns, and each is at distance 0 from itself, not at what
                 arithmetic gives.
+            spare: bytes that may be taken beyond `look_bytes`; None: there is no bound.
             progress: called as (phase, done, total).
         """
         self._rows, self._columns, self._k = rows, columns, k
+        self._spare = spare
         self._farthest, self._own_at_zero = farthest, own_at_zero
         self._progress = progress
         self._metric = metric_number(rows.metric)
@@ -139,18 +169,18 @@ class Look:
         rows, k, most = self._rows, self._k, len(self._columns) + 1
         chosen = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
-        if rows is self._columns and rows.in_place and len(rows) > _LEAST_TILE:
+        if rows is self._columns and len(rows) > _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
-            needed = len(rows) * _row_bytes(rows.dimension, slots + far)
-            if needed <= max(_memory(rows.device)[1], 4 * len(rows) * rows.dimension):
-                chosen = self._find_symmetric(slots, far)
+            height = _rows_at_once(rows, slots + far, self._spare)
+            if height:
+                chosen = self._find_symmetric(slots, far, height)
                 slots, far = _GROWTH * slots, _GROWTH * far
         order = None
         if len(chosen) == len(rows) and self._columns.in_place:
             order = _random_order(len(self._columns), rows.device)
         while len(chosen):
             slots, far = min(slots, max(most, k + 1)), min(far, most)
-            row_bytes = _row_bytes(rows.dimension, slots + far)
+            row_bytes = _row_bytes(rows) + _SLOT_BYTES * (slots + far)
             parts = chosen.split(max(1, _memory(rows.device)[0] // row_bytes))
             chosen = torch.cat([part[self._find(part, slots, far, order)] for part in parts])
             if len(chosen) and order is None and slots >= most and far in (0, most):
@@ -158,32 +188,55 @@ class Look:
             slots, far, order = _GROWTH * slots, _GROWTH * far, None
         return self.found
 
-    def _find_symmetric(self, slots: int, far_slots: int) -> Tensor:
+    def _find_symmetric(self, slots: int, far_slots: int, height: int) -> Tensor:
         """Find the nearest of all rows, which are the columns; each pair but a few is met once.
+
+        Rows that are held together meet each other and all that come after them. Each tile of the
+        set meets itself first, so that all its lists have limits.
+
+        Args:
+            slots: of a row's list.
+            far_slots: likewise, of the farthest.
+            height: rows that may be held together.
 
         Returns:
             The rows that must be found again, int64 [L].
         """
         rows, count = self._rows, len(self._rows)
-        order = _random_order(count, rows.device)
+        every = torch.arange(count, dtype=torch.int64, device=rows.device)
+        order, total = every, 0  # files are read as they lie
+        if rows.in_place:
+            order, total = _random_order(count, rows.device), count
         tile = min(self._tile, max(_LEAST_TILE, -(-count // _PARTS // _PANEL) * _PANEL))
-        # Devices write a bit for each pair of rows that are met together.
-        step = count if rows.device.type == "cpu" else tile
-        every = self._side(order, columns=False)
+        height = max(1, height // tile) * tile
         k = max(1, self._k - self._own_at_zero)
+        # Devices write a bit for each pair of rows that are met together.
+        step = _step(k) if rows.device.type == "cpu" else tile
         lists = CandidateLists(count, k, slots, far_slots, rows.device)
-        for begin in range(0, count, tile):
-            end = min(begin + tile, count)
-            theirs = every.cut(slice(begin, end))
-            own = torch.arange(begin, end, device=rows.device) if self._own_at_zero else None
-            place = CandidatePlace(begin, 0, False, count)
-            theirs.collect(lists, theirs, rows.metric, begin, place, own)
-            for first in range(0, begin, step):
-                earlier = every.cut(slice(first, min(first + step, begin)))
-                place = CandidatePlace(first, begin, True, count)
-                earlier.collect(lists, theirs, rows.metric, begin, place, None)
-            if self._progress is not None:
-                self._progress("neighbours", end * end, count * count)
+        met = 0
+        for first in range(0, count, height):
+            last = min(first + height, count)
+            mine = self._side(order[first:last], columns=False)
+            for begin in range(first, count, tile):
+                end = min(begin + tile, count)
+                if end <= last:
+                    theirs = mine.cut(slice(begin - first, end - first))
+                else:
+                    theirs = self._side(order[begin:end], columns=True)
+                if first == 0:
+                    own = every[begin:end] if self._own_at_zero else None
+                    place = CandidatePlace(begin, 0, False, total)
+                    theirs.collect(lists, theirs, rows.metric, begin, place, own)
+                    met += (end - begin) ** 2
+                for low in range(first, min(begin, last), step):
+                    high = min(low + step, begin, last)
+                    some = mine.cut(slice(low - first, high - first))
+                    place = CandidatePlace(low, begin, True, total)
+                    some.collect(lists, theirs, rows.metric, begin, place, None)
+                    met += 2 * (high - low) * (end - begin)
+                if self._progress is not None:
+                    self._progress("neighbours", met, count**2)
+            del mine, theirs  # before the next rows are read
         lost = lists.lost
         self._settle(order, lists, lost, order)
         return order[lost].sort().values
@@ -274,33 +327,30 @@ class Look:
         self, chosen: Tensor, lists: CandidateLists, numbers: Tensor, order: Tensor | None
     ) -> None:
         """Settle rows, given the numbers of their lists, by vectors that are copied by the pair."""
-        index, used = lists.listed()
-        step = max(1, _SETTLED // max(1, index.shape[1]))
+        step = max(1, _SETTLED // lists.longest)
         for mine, own in zip(chosen.split(step), numbers.split(step), strict=True):
-            near, distances = self._copied(mine, index, used, own, order)
+            near, distances = self._copied(mine, *lists.listed(own), order)
             if self._own_at_zero:
                 near = torch.cat([mine[:, None].to(torch.int32), near], 1)
                 distances = torch.cat([torch.zeros_like(distances[:, :1]), distances], 1)
             near, distances = nearest_of(near, distances, self._k)
             self.found.index[mine] = near
             self.found.distances[mine] = distances.float()
-        if self._farthest:
-            far = self._copied(chosen, *lists.listed(farthest=True), numbers, order)[1]
-            self.found.maxima[chosen] = far.masked_fill_(far.isinf(), 0).amax(1).float()
+            if self._farthest:
+                far = self._copied(mine, *lists.listed(own, farthest=True), order)[1]
+                self.found.maxima[mine] = far.masked_fill_(far.isinf(), 0).amax(1).float()
 
     def _copied(
-        self, chosen: Tensor, index: Tensor, used: Tensor, numbers: Tensor, order: Tensor | None
+        self, chosen: Tensor, index: Tensor, used: Tensor, order: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Return candidates and their distances, infinite where there is none, of copied vectors.
 
         Args:
             chosen: int64 [R], the rows.
-            index: int32 [L, M], the candidates of all lists, with `used` where there is one.
+            index: int32 [R, M], their candidates, with `used` where there is one; overwritten.
             used: see `index`.
-            numbers: int64 [R], the rows' lists.
             order: the item that each candidate's number stands for; None: the number itself.
         """
-        index, used = index[numbers], used[numbers]
         row, slot = used.nonzero().unbind(1)
         item = index[row, slot].long()
         if order is not None:

@@ -127,8 +127,9 @@ def augment_gallery(
     settings.check(len(items) - 1, "neighbours of database-side augmentation")
     if neighbours == 0:
         return unit_rows(items.take(torch.arange(len(items), device="cpu")))
-    settings.check_room(items, search_bytes(items, items, neighbours + 1))
-    found = search(items, neighbours + 1, exact=exact, farthest=False, progress=progress)
+    k = neighbours + 1
+    spare = settings.check_room(items, search_bytes(items, items, k))
+    found = search(items, k, exact=exact, farthest=False, spare=spare, progress=progress)
     return _averaged(items, without_self(found.neighbours), alpha, items)
 
 
@@ -149,12 +150,16 @@ class _Settings:
         if not real_number("alpha", self.alpha) >= 0:
             raise UserError(f"alpha must be at least 0, got {self.alpha}")
 
-    def check_room(self, own: VectorSet | None, needed: int) -> None:
-        """Raise a `UserError` where the memory does not suffice for a search and the averages."""
+    def check_room(self, own: VectorSet | None, needed: int) -> int | None:
+        """Return what a search and the averages leave of the memory.
+
+        Raises:
+            UserError: it does not suffice.
+        """
         count, averages = 0 if own is None else len(own), 4 * _COPIED
         if own is not None:
             averages += 8 * count * own.dimension
-        check_memory(parse(self.memory), needed + averages, f"averages of {count} features")
+        return check_memory(parse(self.memory), needed + averages, f"averages of {count} features")
 
 
 def _expanded_by_all(
@@ -196,11 +201,11 @@ def _augmented_by_all(gallery: ArrayLike | None, settings: _Settings, group: Gro
     k = settings.neighbours + 1
     with group.together():
         settings.check(len(items) - 1, "neighbours of database-side augmentation")
-        settings.check_room(vectors, items.search_bytes(k))
+        spare = settings.check_room(vectors, items.search_bytes(k))
     if settings.neighbours == 0:
         none = torch.empty(0, items.width, dtype=torch.float32, device="cpu")
         return none if vectors is None else unit_rows(vectors.block(0, len(vectors)))
-    found = items.nearest(k, farthest=False, progress=settings.progress)
+    found = items.nearest(k, farthest=False, spare=spare, progress=settings.progress)
     return _averaged(vectors, without_self(found, items.numbers), settings.alpha, items)
 
 

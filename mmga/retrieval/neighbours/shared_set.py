@@ -91,7 +91,7 @@ class SharedSet:
         return torch.cat(parts)
 
     def search_bytes(self, k: int) -> int:
-        """Return the most bytes that `nearest` takes here beyond the features, lists included."""
+        """Return the bytes beyond the features with which `nearest` can do here, with its lists."""
         if self.vectors is None:
             return 3 * BLOCK
         return 3 * BLOCK + search_bytes(self.vectors, self.vectors, min(k, len(self.vectors)))
@@ -109,7 +109,14 @@ class SharedSet:
         values = _joined([self.group.rows(part.values) for part in parts])
         return CsrRows(torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]), columns, values)
 
-    def nearest(self, k: int, *, farthest: bool, progress: Progress | None = None) -> Neighbours:
+    def nearest(
+        self,
+        k: int,
+        *,
+        farthest: bool,
+        spare: int | None = None,
+        progress: Progress | None = None,
+    ) -> Neighbours:
         """Return the k nearest of the vectors held here among all, themselves at distance 0.
 
         Exact distances have the same bits in any process: all that is returned is what `search`
@@ -118,6 +125,7 @@ class SharedSet:
         Args:
             k: 1 to N.
             farthest: each vector's largest distance is wanted, too; else it is NaN.
+            spare: bytes that may be taken here beyond `search_bytes`; None: there is no bound.
             progress: called as (phase, done, total).
 
         Returns:
@@ -134,6 +142,7 @@ class SharedSet:
                     exact="certified",
                     farthest=farthest,
                     alone=True,
+                    spare=spare,
                     progress=progress,
                 ).neighbours
                 near, maxima = found.index, found.maxima

@@ -68,10 +68,12 @@ _PILOT, _OTHERS, _PILOT_PAIR = 48, 8192, 28
 
 
 def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
-    """Return the most bytes that a search takes beyond the features, its lists included.
+    """Return the bytes beyond the features with which a search can do, its lists included.
 
     An upper estimate, whatever the tiles: of approximations (at most a byte a number, twice while
-    they are put together), of candidates with what orders them, and of single tiles.
+    they are put together), of candidates with what orders them, and of single tiles. Without a
+    bound, or with more to spare, a set that is searched in itself takes more to meet each pair once
+    (`one_look.look_bytes`).
 
     Args:
         rows: vectors whose neighbours are wanted.
@@ -95,15 +97,18 @@ def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     )
 
 
-def check_memory(memory: int | None, needed: int, what: str) -> None:
-    """Raise a `UserError` that says how much is needed, where a bound on memory is below it.
+def check_memory(memory: int | None, needed: int, what: str) -> int | None:
+    """Return what is left of a bound on memory, or raise a `UserError` that says what is needed.
 
     Args:
         memory: bytes that may be allocated, or None.
         needed: bytes that it takes.
         what: takes them.
     """
-    if memory is not None and memory < needed:
+    if memory is None:
+        return None
+    if memory < needed:
         raise UserError(
             f"memory: {spell(memory)} does not suffice for {what}; give at least {spell(needed)}"
         )
+    return memory - needed

@@ -82,7 +82,8 @@ class Reranking:
             rule: settings.
             exact: whose order neighbours that nearly tie have, see `neighbours.knn.search`.
             keep: float32 distances of queries to gallery are kept where they fit `memory`.
-            memory: bytes that kept distances may take; None for `KEPT_BYTES`.
+            memory: bytes that kept distances may take (`KEPT_BYTES` if None), or a search beyond
+                `search_bytes`.
             progress: called as (phase, done, total).
 
         Raises:
@@ -107,6 +108,7 @@ class Reranking:
             exact=exact,
             distances_of=self.queries if keep else 0,
             farthest=rule.divides,
+            spare=memory,
             progress=progress,
         )
         self._kept, self.exact = found.distances, found.exact
@@ -208,6 +210,8 @@ class SharedReranking(Reranking):
         own: VectorSet | None,
         items: SharedSet,
         rule: KReciprocal,
+        *,
+        spare: int | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Find the neighbours of all vectors together, and encode those of this process.
@@ -217,6 +221,7 @@ class SharedReranking(Reranking):
             own: the gallery items that this process holds.
             items: `graph_of(queries, own, ...)`.
             rule: settings.
+            spare: see `SharedSet.nearest`.
             progress: called as (phase, done, total).
         """
         self.rule, self.processes, self.exact = rule, items.group, "certified"
@@ -232,7 +237,7 @@ class SharedReranking(Reranking):
         self._tile = tile_on(self.device, len(items), self.vectors.dimension)
         start = time.perf_counter()
         k = rule.neighbours_needed(len(items))
-        found = items.nearest(k, farthest=rule.divides, progress=progress)
+        found = items.nearest(k, farthest=rule.divides, spare=spare, progress=progress)
         searched = time.perf_counter()
         graph = [torch.arange(self.queries, device="cpu")]
         if not one_set:
@@ -385,7 +390,7 @@ def reranked_source(
             rule,
             exact=problem.exact,
             keep=keep,
-            memory=None if problem.placed.memory is None else problem.placed.memory // 2,
+            memory=_spare(problem),
             progress=problem.monitor.step,
         )
     problem.monitor.add("neighbours", sum(reranking.seconds.values()))
@@ -423,7 +428,14 @@ def _shared(
         else:
             own = vectors(1, problem.gallery.rows, rows[1][low:high], held.start)
     items = graph_of(queries, own, group, one_set=one_set)
-    return SharedReranking(queries, own, items, rule, problem.monitor.step)
+    spare = _spare(problem)
+    return SharedReranking(queries, own, items, rule, spare=spare, progress=problem.monitor.step)
+
+
+def _spare(problem: RankingProblem) -> int | None:
+    """Return the bytes that the neighbour graph may take of a problem's memory; None: no bound."""
+    memory = problem.placed.memory
+    return None if memory is None else memory // 2
 
 
 def graph_of(

@@ -315,8 +315,9 @@ def _of_one(
     vectors = VectorSet([rows], metric)
     # One more item will be there: the query.
     k = min(rule.neighbours_needed(len(rows) + 1), len(rows))
-    check_memory(memory, search_bytes(vectors, vectors, k), f"the neighbours of {len(rows)} items")
-    near = search(vectors, k, exact=exact, progress=progress).neighbours
+    needed = search_bytes(vectors, vectors, k)
+    spare = check_memory(memory, needed, f"the neighbours of {len(rows)} items")
+    near = search(vectors, k, exact=exact, spare=spare, progress=progress).neighbours
     sets = expanded_sets(near, rule)
     distances = set_distances(sets, near, vectors.pair_distances)
     encoded = ops.encode(sets, *encoded_distances(distances, near.maxima, rule))
@@ -341,8 +342,9 @@ def _of_all(
     items = SharedSet.of(vectors, [counts[group.rank]], metric, group)
     k = min(rule.neighbours_needed(len(items) + 1), len(items))
     with group.together():
-        check_memory(memory, items.search_bytes(k), f"the neighbours of {len(items)} items")
-    near = items.nearest(k, farthest=True, progress=progress)
+        needed = items.search_bytes(k)
+        spare = check_memory(memory, needed, f"the neighbours of {len(items)} items")
+    near = items.nearest(k, farthest=True, spare=spare, progress=progress)
     first, last = items.ranges[0]
     graph = sets_of_own(items, near, rule)
     sets = CsrRows(*graph.sets, graph.distances).cut(first, last)

@@ -121,8 +121,11 @@ def jaccard_distance(
     vectors = VectorSet([own], metric)
     n = len(vectors)
     k, farthest = rule.neighbours_needed(n), rule.divides
-    check_memory(bound, search_bytes(vectors, vectors, k), f"the neighbours of {n} items")
-    found = search(vectors, k, exact=exact, farthest=farthest, alone=True, progress=progress)
+    needed = search_bytes(vectors, vectors, k)
+    spare = check_memory(bound, needed, f"the neighbours of {n} items")
+    found = search(
+        vectors, k, exact=exact, farthest=farthest, alone=True, spare=spare, progress=progress
+    )
     searched = time.perf_counter()
     rows = encode(found.neighbours, rule, vectors.pair_distances)
     encoded = time.perf_counter()
@@ -155,8 +158,9 @@ def _of_all(
     items = SharedSet.of(vectors, [counts[group.rank]], metric, group)
     n, k = len(items), rule.neighbours_needed(len(items))
     with group.together():
-        check_memory(settings.memory, items.search_bytes(k), f"the neighbours of {n} items")
-    found = items.nearest(k, farthest=rule.divides, progress=progress)
+        needed = items.search_bytes(k)
+        spare = check_memory(settings.memory, needed, f"the neighbours of {n} items")
+    found = items.nearest(k, farthest=rule.divides, spare=spare, progress=progress)
     searched = time.perf_counter()
     first, last = items.ranges[0]
     rows = [encode_shared(items, found, rule, items.numbers)[0].cut(first, last)]

@@ -228,13 +228,10 @@ class _Settings:
         Raises:
             UserError: it does not suffice.
         """
-        if self.memory is None:
-            return None
         needed = 8 * queries * items if self.topk is None else 16 * queries * self.topk
         needed += search
         what = f"re-ranking {queries} queries and {items} gallery items"
-        check_memory(self.memory, needed, what)
-        return self.memory - needed
+        return check_memory(self.memory, needed, what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,8 +292,8 @@ def _graph_of_all(
     items = graph_of(queries, own, group)
     with group.together():
         search = items.search_bytes(rule.neighbours_needed(len(items)))
-        settings.check_memory(search, asked.count, among.count)
-    return SharedReranking(queries, own, items, rule, progress)
+        spare = settings.check_memory(search, asked.count, among.count)
+    return SharedReranking(queries, own, items, rule, spare=spare, progress=progress)
 
 
 def _distances(
