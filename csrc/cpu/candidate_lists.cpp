@@ -663,7 +663,12 @@ class Settler {
  public:
   // `order` is the item that each candidate's number stands for; null: the number itself.
   Settler(const Side& x, const Side& y, int64_t metric, const int64_t* order)
-      : x_(x), y_(y), metric_(metric), order_(order), own_(x.rows.depth()) {}
+      : x_(x),
+        y_(y),
+        metric_(metric),
+        order_(order),
+        own_((x.rows.depth() + kAccumulators - 1) / kAccumulators * kAccumulators),
+        widened_((kTogether + 1) * x.rows.depth()) {}
 
   int64_t item_of(const Candidate& candidate) const {
     return order_ == nullptr ? candidate.item : order_[candidate.item];
@@ -696,20 +701,22 @@ class Settler {
   // Writes the distances of an item and of some candidates.
   void write(int64_t item, const Candidate* candidates, int64_t count, double* to) {
     if (count == 0) return;
-    own_.set(x_.rows[item]);
+    const int64_t depth = y_.rows.depth();
+    widen(x_.rows.read(item, widened_.data() + kTogether * depth), depth, own_.data());
     const float* rows[kTogether];
     double sums[kTogether];
     for (int64_t c = 0; c < count; c += kTogether) {
       const int64_t several = std::min(kTogether, count - c);
-      for (int64_t s = 0; s < kTogether; ++s)
-        rows[s] = y_.rows[item_of(candidates[c + std::min(s, several - 1)])];
+      for (int64_t s = 0; s < several; ++s)
+        rows[s] = y_.rows.read(item_of(candidates[c + s]), widened_.data() + s * depth);
+      for (int64_t s = several; s < kTogether; ++s) rows[s] = rows[0];
       for (int64_t n = c + several; n < std::min(count, c + 2 * kTogether); ++n) {
-        prefetch(y_.rows[item_of(candidates[n])], y_.rows.depth());
+        y_.rows.prefetch_row(item_of(candidates[n]));
       }
       if (metric_ == kEuclidean) {
-        sum_terms<SquaredDifference, kTogether>(own_.get(), rows, y_.rows.depth(), sums);
+        sum_terms<SquaredDifference, kTogether>(own_.data(), rows, depth, sums);
       } else {
-        sum_terms<Product, kTogether>(own_.get(), rows, y_.rows.depth(), sums);
+        sum_terms<Product, kTogether>(own_.data(), rows, depth, sums);
       }
       for (int64_t s = 0; s < several; ++s) {
         to[c + s] = squared_distance(item, item_of(candidates[c + s]), sums[s]);
@@ -728,7 +735,8 @@ class Settler {
   const Side& y_;
   int64_t metric_;
   const int64_t* order_;
-  CommonRow<float> own_;
+  std::vector<double> own_;     // a row, and zeros
+  std::vector<float> widened_;  // rows of float16
   std::vector<double> found_;
   std::vector<int64_t> done_;  // candidates of each list
 };
@@ -738,11 +746,11 @@ class Settler {
 struct SettledTogether {
   int64_t lists, columns;
 
-  SettledTogether(int64_t candidates, int64_t count, int64_t width, int64_t depth)
-      : lists(64), columns(width) {
+  SettledTogether(int64_t candidates, int64_t count, const PlacedRows& items)
+      : lists(64), columns(items.count()) {
     constexpr int64_t kPartBytes = 1 << 18, kLists = 256, kLeastOfList = 2;
-    const int64_t part = std::max<int64_t>(1, kPartBytes / (sizeof(float) * depth + 1));
-    if (static_cast<double>(candidates) * part < double{kLeastOfList} * count * width) return;
+    const int64_t part = std::max<int64_t>(1, kPartBytes / (items.row_bytes() + 1));
+    if (static_cast<double>(candidates) * part < double{kLeastOfList} * count * columns) return;
     lists = kLists;
     columns = part;
   }
@@ -805,7 +813,7 @@ std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Ten
   auto* to = data_of<double>(distances);
   int64_t candidates_of_all = 0;
   for (int64_t l = 0; l < count; ++l) candidates_of_all += used[list[l]];
-  const SettledTogether together(candidates_of_all, count, columns.count(), columns.depth());
+  const SettledTogether together(candidates_of_all, count, columns);
   share((count + together.lists - 1) / together.lists, [&](const auto& next) {
     Settler settler(x_side, y_side, metric, numbers);
     std::vector<ListOfItem> some;

@@ -270,7 +270,7 @@ __attribute__((target("avx2"))) inline void multiply_block_narrow(const RowBlock
 }
 #endif
 
-constexpr int64_t kOffset = 128, kMostOfSums = 90;  // of columns whose sums may fit 16 bits
+constexpr int64_t kOffset = 128;  // makes any byte unsigned
 
 // Returns the function for rows of at most `most` and columns to which `offset` is added.
 inline MultiplyBlock multiply_block(Int8Instructions found, int64_t most, int64_t offset) {
@@ -309,9 +309,7 @@ class PackedColumns {
         instructions_(int8_instructions()),
         panels_(panels() * quads_ * kQuad * kPanel),
         state_(panels()) {
-    if (instructions_ != Int8Instructions::kAvx2) return;
-    const int64_t most = largest_byte(y, width * depth);
-    if (most <= kMostOfSums) offset_ = most;
+    if (instructions_ == Int8Instructions::kAvx2) offset_ = largest_byte(y, width * depth);
   }
 
   int64_t width() const { return width_; }

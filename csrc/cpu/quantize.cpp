@@ -229,9 +229,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rounded_rows(const Tensor& x,
   const Bytes bytes(args, x, rows, width, most);
   const Shorts shorts(args, x, norms, rows, width);
   share_ranges(rows, rows_per_thread(2 * width), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(width);
+    std::vector<float> scratch(width), widened(width);
     for (int64_t row = begin; row < end; ++row) {
-      const float* features = from[vector[row]];
+      const float* features = from.read(vector[row], widened.data());
       bytes.write(row, features, scratch.data());
       shorts.write(row, features);
     }

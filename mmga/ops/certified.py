@@ -406,8 +406,8 @@ class PlacedVectors(NamedTuple):
     """Vectors where they are in memory, in one or two matrices.
 
     Attributes:
-        first: float32 [M, D].
-        second: the rows after these, or None.
+        first: float32 or float16 [M, D].
+        second: the rows after these, of the same dtype, or None.
         place: int64 [N], the row of each vector; None: its number.
         term: float64 [N], norms (cosine) or squared norms (euclidean).
     """

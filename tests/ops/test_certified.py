@@ -245,12 +245,13 @@ def test_bytes_equal_the_references(width, most, monkeypatch):
 
 @pytest.mark.parametrize("width", [1, 9, 64])
 @pytest.mark.parametrize("more", [False, True])
-def test_placed_rows_are_rounded_as_copied_ones(width, more):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_placed_rows_are_rounded_as_copied_ones(width, more, dtype):
     g = torch.Generator().manual_seed(width)
-    x = torch.randn(40, width, generator=g)
+    x = torch.randn(40, width, generator=g).to(dtype)
     place = torch.randint(40, (25,), generator=g)
     chosen = torch.randint(25, (33,), generator=g)
-    copied = x[place[chosen]]
+    copied = x[place[chosen]].float()
     norms = reference.squared_norms(copied)
     sides = (x[:30].contiguous(), x[30:].contiguous()) if more else (x, None)
     vectors = certified.PlacedVectors(*sides, place, norms)
@@ -262,7 +263,7 @@ def test_placed_rows_are_rounded_as_copied_ones(width, more):
     assert torch.equal(expected[0], given[0]) and torch.equal(expected[3], given[3])
     every = vectors._replace(place=None)
     numbers, *_ = certified.rounded_rows(every, torch.arange(40), reference.squared_norms(x))
-    assert torch.equal(numbers, certified.int8_rows(x)[0])
+    assert torch.equal(numbers, certified.int8_rows(x.float())[0])
 
 
 @pytest.mark.parametrize("width", [5, 128, 2048])

@@ -233,7 +233,7 @@ def rounded_rows(
     """Return `int8_rows` and `int16_rows` of chosen vectors.
 
     Args:
-        x: float32 [M, D], and after them `more_x`, if any.
+        x: float32 or float16 [M, D], and after them `more_x`, if any, of the same dtype.
         place_x: int64 [N], the row of each vector; None: its number.
         chosen: int64 [R], numbers of vectors.
         norms: float64 [R], their squared norms.
@@ -245,7 +245,7 @@ def rounded_rows(
 
 def _placed(first: Tensor, more: Tensor | None, place: Tensor | None) -> Tensor:
     rows = first if more is None else torch.cat([first, more])
-    return rows if place is None else rows[place]
+    return (rows if place is None else rows[place]).to(torch.float32)
 
 
 def int8_products_(
@@ -739,7 +739,7 @@ def settle_candidates(
         lists: int64 [L], which lists.
         chosen: int64 [L], the vector of each.
         order: int64 [N], the item that each number of a candidate stands for; None: itself.
-        x: float32 [M, D], and after them `more_x`, if any: the vectors of lists.
+        x: float32 or float16 [M, D], and after them `more_x`, if any: the vectors of lists.
         place_x: int64 [N], the row of each vector; None: its number.
         term_x: float64 [N], norms (cosine) or squared norms (euclidean) of the vectors.
         y: likewise the items.

@@ -311,11 +311,30 @@ class VectorSet:
             for side in self._sides
         )
 
+    @property
+    def mapped(self) -> bool:
+        """Whether some rows are in files that are mapped, which are best read as they lie."""
+        return any(side.mapped for side in self._sides)
+
+    @property
+    def placeable(self) -> bool:
+        """Whether `placed` knows: the CPU holds one or two matrices of float32 or of float16."""
+        shards = [shard for side in self._sides for shard in side.shards]
+        kinds = {shard.dtype for shard in shards}
+        return (
+            self.device.type == "cpu"
+            and self.near
+            and len(shards) <= 2
+            and len(kinds) == 1
+            and kinds <= {torch.float32, torch.float16}
+            and all(shard.is_contiguous() for shard in shards)
+        )
+
     def placed(self) -> PlacedVectors | None:
-        """Return where the vectors are in memory; None unless they are read in place."""
-        if not self.in_place or len(self._sides) > 2:
+        """Return where the vectors are in memory; None unless they are `placeable`."""
+        if not self.placeable:
             return None
-        first, *more = (side.shards[0] for side in self._sides)
+        first, *more = (shard for side in self._sides for shard in side.shards)
         place = None
         if any(rows is not None for rows in self._chosen):
             numbers = [
@@ -324,7 +343,7 @@ class VectorSet:
                 else rows
                 for side, rows in zip(self._sides, self._chosen, strict=True)
             ]
-            numbers[1:] = [rows + len(first) for rows in numbers[1:]]
+            numbers[1:] = [rows + len(self._sides[0]) for rows in numbers[1:]]
             place = torch.cat(numbers)
         term = exact_term(self.norms, self.metric)
         return PlacedVectors(first, more[0] if more else None, place, term)

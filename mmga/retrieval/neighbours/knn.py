@@ -106,13 +106,15 @@ def nearest(
 
     Args:
         query: `Features`, or a tensor or array [Q, D].
-        gallery: likewise, [G, D]; files that are memory-mapped are read once, and the rows of the
-            nearest items again. None in a process of a group that holds none.
+        gallery: likewise, [G, D]; files that are memory-mapped are read once for each part of the
+            queries that memory allows, and the rows of the nearest items again. None in a process
+            of a group that holds none.
         k: at least 1; at most G.
         metric: "cosine" (1 - cos, 1 for a zero vector) or "euclidean" (not squared).
         exact: ``"certified"``: distances that nearly tie have the order of float64 arithmetic;
             ``"float32"``: that of float32 tiles; None: certified where that can be.
-        memory: bound on what is allocated beyond the features, such as ``"2G"``.
+        memory: bound on what is allocated beyond the features, such as ``"2G"``; of a gallery that
+            is also the query, more of it may halve the work.
         progress: called as (phase, done, total).
         group: of torch.distributed, True for the default one: each process gives its own rows of
             the gallery, one after the other by rank, and the same queries; all get the neighbours

@@ -79,8 +79,7 @@ def _step(k: int) -> int:
 
 def _row_bytes(rows: VectorSet) -> int:
     """Return the bytes of a row's integers, of 8 and of 16 bits, and of a copy if they need it."""
-    read_in_place = rows.in_place and rows.device.type == "cpu"
-    return (3 if read_in_place else 7) * rows.dimension
+    return (3 if rows.placeable else 7) * rows.dimension
 
 
 def _rows_at_once(rows: VectorSet, slots: int, spare: int | None) -> int:
@@ -169,26 +168,24 @@ class Look:
         rows, k, most = self._rows, self._k, len(self._columns) + 1
         chosen = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
+        order = _Order.of(self._columns)
         if rows is self._columns and len(rows) > _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
             height = _rows_at_once(rows, slots + far, self._spare)
             if height:
-                chosen = self._find_symmetric(slots, far, height)
-                slots, far = _GROWTH * slots, _GROWTH * far
-        order = None
-        if len(chosen) == len(rows) and self._columns.in_place:
-            order = _random_order(len(self._columns), rows.device)
+                chosen = self._find_symmetric(slots, far, height, order)
+                slots, far, order = _GROWTH * slots, _GROWTH * far, order.numbered()
         while len(chosen):
             slots, far = min(slots, max(most, k + 1)), min(far, most)
             row_bytes = _row_bytes(rows) + _SLOT_BYTES * (slots + far)
             parts = chosen.split(max(1, _memory(rows.device)[0] // row_bytes))
             chosen = torch.cat([part[self._find(part, slots, far, order)] for part in parts])
-            if len(chosen) and order is None and slots >= most and far in (0, most):
+            if len(chosen) and not order.total and slots >= most and far in (0, most):
                 raise RuntimeError("a list of all items lacks a neighbour: a bound is too small")
-            slots, far, order = _GROWTH * slots, _GROWTH * far, None
+            slots, far, order = _GROWTH * slots, _GROWTH * far, order.numbered()
         return self.found
 
-    def _find_symmetric(self, slots: int, far_slots: int, height: int) -> Tensor:
+    def _find_symmetric(self, slots: int, far_slots: int, height: int, order: _Order) -> Tensor:
         """Find the nearest of all rows, which are the columns; each pair but a few is met once.
 
         Rows that are held together meet each other and all that come after them. Each tile of the
@@ -198,15 +195,13 @@ class Look:
             slots: of a row's list.
             far_slots: likewise, of the farthest.
             height: rows that may be held together.
+            order: of all rows.
 
         Returns:
             The rows that must be found again, int64 [L].
         """
         rows, count = self._rows, len(self._rows)
         every = torch.arange(count, dtype=torch.int64, device=rows.device)
-        order, total = every, 0  # files are read as they lie
-        if rows.in_place:
-            order, total = _random_order(count, rows.device), count
         tile = min(self._tile, max(_LEAST_TILE, -(-count // _PARTS // _PANEL) * _PANEL))
         height = max(1, height // tile) * tile
         k = max(1, self._k - self._own_at_zero)
@@ -216,39 +211,39 @@ class Look:
         met = 0
         for first in range(0, count, height):
             last = min(first + height, count)
-            mine = self._side(order[first:last], columns=False)
+            mine = self._side(order.items[first:last], columns=False)
             for begin in range(first, count, tile):
                 end = min(begin + tile, count)
                 if end <= last:
                     theirs = mine.cut(slice(begin - first, end - first))
                 else:
-                    theirs = self._side(order[begin:end], columns=True)
+                    theirs = self._side(order.items[begin:end], columns=True)
                 if first == 0:
                     own = every[begin:end] if self._own_at_zero else None
-                    place = CandidatePlace(begin, 0, False, total)
+                    place = CandidatePlace(begin, 0, False, order.total)
                     theirs.collect(lists, theirs, rows.metric, begin, place, own)
                     met += (end - begin) ** 2
                 for low in range(first, min(begin, last), step):
                     high = min(low + step, begin, last)
                     some = mine.cut(slice(low - first, high - first))
-                    place = CandidatePlace(low, begin, True, total)
+                    place = CandidatePlace(low, begin, True, order.total)
                     some.collect(lists, theirs, rows.metric, begin, place, None)
                     met += 2 * (high - low) * (end - begin)
                 if self._progress is not None:
                     self._progress("neighbours", met, count**2)
             del mine, theirs  # before the next rows are read
         lost = lists.lost
-        self._settle(order, lists, lost, order)
-        return order[lost].sort().values
+        self._settle(order.items, lists, lost, order)
+        return order.items[lost].sort().values
 
-    def _find(self, chosen: Tensor, slots: int, far_slots: int, order: Tensor | None) -> Tensor:
+    def _find(self, chosen: Tensor, slots: int, far_slots: int, order: _Order) -> Tensor:
         """Find the nearest of some rows among the columns in some order.
 
         Args:
             chosen: the rows, ascending int64 [R].
             slots: of a row's list.
             far_slots: likewise, of the farthest.
-            order: the columns in random order; None: as they are.
+            order: of the columns.
 
         Returns:
             Places of the rows that must be found again, int64 [L].
@@ -261,11 +256,10 @@ class Look:
         lists = CandidateLists(len(chosen), k, slots, far_slots, rows.device)
         own = None
         if self._own_at_zero:
-            own = chosen if order is None else order.argsort()[chosen]
-        total = 0 if order is None else len(columns)
+            own = order.places[chosen]
         whole = rows is columns and len(chosen) == len(columns)
-        for begin, end, theirs in self._tiles(order, mine if whole else None):
-            place = CandidatePlace(0, begin, False, total)
+        for begin, end, theirs in self._tiles(order.items, mine if whole else None):
+            place = CandidatePlace(0, begin, False, order.total)
             mine.collect(lists, theirs, rows.metric, begin, place, own)
             if self._progress is not None:
                 seen = first * len(columns) + (last - first) * end
@@ -274,13 +268,10 @@ class Look:
         self._settle(chosen, lists, lost, order)
         return lost
 
-    def _tiles(self, order: Tensor | None, all_: _Side | None) -> Iterator[tuple[int, int, _Side]]:
+    def _tiles(self, order: Tensor, all_: _Side | None) -> Iterator[tuple[int, int, _Side]]:
         """Yield the begin, the end and the columns of all tiles, of `all_` where they are known."""
-        columns, end = self._columns, 0
-        for begin, end, block in columns.sweep(self._tile) if order is None else ():
-            block, norms = block[: end - begin].contiguous(), columns.norms[begin:end]
-            yield begin, end, _Side.of(block, norms, columns.metric, self._int8)
-        for part in order.split(self._tile) if order is not None else ():
+        end = 0
+        for part in order.split(self._tile):
             begin, end = end, end + len(part)
             yield begin, end, self._side(part, columns=True) if all_ is None else all_.cut(part)
 
@@ -295,16 +286,14 @@ class Look:
         features = vectors.block(first, last).contiguous() if joined else vectors.take(chosen)
         return _Side.of(features, norms, metric, int8)
 
-    def _settle(
-        self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: Tensor | None
-    ) -> None:
+    def _settle(self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: _Order) -> None:
         """Compute the distances of all candidates and write what is nearest, but of lost rows.
 
         Args:
             chosen: int64 [R], the rows.
             lists: theirs.
             lost: int64 [L], places of rows that must be found again.
-            order: the item that each candidate's number stands for; None: the number itself.
+            order: of the items that candidates are numbers of.
         """
         sure = torch.ones(len(chosen), dtype=torch.bool, device=chosen.device)
         sure[lost] = False
@@ -316,15 +305,15 @@ class Look:
             self._settle_copies(chosen, lists, numbers, order)
             return
         own = self._own_at_zero
-        near, distances = lists.nearest(numbers, chosen, order, (x, y), self._metric, own=own)
+        near, distances = lists.nearest(numbers, chosen, order.items, (x, y), self._metric, own=own)
         self.found.index[chosen] = near[:, : self._k]
         self.found.distances[chosen] = distances[:, : self._k].float()
         if self._farthest:
-            far = lists.farthest(numbers, chosen, order, (x, y), self._metric)
+            far = lists.farthest(numbers, chosen, order.items, (x, y), self._metric)
             self.found.maxima[chosen] = far.float()
 
     def _settle_copies(
-        self, chosen: Tensor, lists: CandidateLists, numbers: Tensor, order: Tensor | None
+        self, chosen: Tensor, lists: CandidateLists, numbers: Tensor, order: _Order
     ) -> None:
         """Settle rows, given the numbers of their lists, by vectors that are copied by the pair."""
         step = max(1, _SETTLED // lists.longest)
@@ -341,7 +330,7 @@ class Look:
                 self.found.maxima[mine] = far.masked_fill_(far.isinf(), 0).amax(1).float()
 
     def _copied(
-        self, chosen: Tensor, index: Tensor, used: Tensor, order: Tensor | None
+        self, chosen: Tensor, index: Tensor, used: Tensor, order: _Order
     ) -> tuple[Tensor, Tensor]:
         """Return candidates and their distances, infinite where there is none, of copied vectors.
 
@@ -349,13 +338,11 @@ class Look:
             chosen: int64 [R], the rows.
             index: int32 [R, M], their candidates, with `used` where there is one; overwritten.
             used: see `index`.
-            order: the item that each candidate's number stands for; None: the number itself.
+            order: of the items that candidates are numbers of.
         """
         row, slot = used.nonzero().unbind(1)
-        item = index[row, slot].long()
-        if order is not None:
-            item = order[item]
-            index[row, slot] = item.to(torch.int32)
+        item = order.items[index[row, slot].long()]
+        index[row, slot] = item.to(torch.int32)
         distances = torch.full(index.shape, torch.inf, dtype=torch.float64, device=index.device)
         distances[row, slot] = self._distances(chosen[row], item)
         return index, distances
@@ -363,6 +350,38 @@ class Look:
     def _distances(self, row: Tensor, column: Tensor) -> Tensor:
         keys = exact_pair_keys(self._rows, row, self._columns, column)
         return squared_distances(keys, self._rows.metric)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The order in which items are met.
+
+    Attributes:
+        items: int64 [N].
+        total: N where it is random; 0: items come as they are numbered.
+    """
+
+    items: Tensor
+    total: int
+
+    @classmethod
+    def of(cls, items: VectorSet) -> _Order:
+        """Return an order, the same at every call: random where items need not be read in turn."""
+        count = len(items)
+        if items.mapped or not (items.in_place or items.placeable):
+            return cls(torch.arange(count, dtype=torch.int64, device=items.device), 0)
+        generator = torch.Generator("cpu").manual_seed(0)
+        order = torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
+        return cls(order.to(items.device), count)
+
+    def numbered(self) -> _Order:
+        """Return that in which items are numbered."""
+        return self if self.total == 0 else _Order(self.items.sort().values, 0)
+
+    @property
+    def places(self) -> Tensor:
+        """The place of each item, int64 [N]."""
+        return self.items.argsort()
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,10 +453,3 @@ class _Side:
             place,
             own,
         )
-
-
-def _random_order(count: int, device: torch.device) -> Tensor:
-    """Return the numbers below `count` in random order, the same at every call."""
-    generator = torch.Generator("cpu").manual_seed(0)
-    order = torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
-    return order.to(device)

@@ -110,6 +110,92 @@ def test_lists_are_those_of_float64(
         assert found.maxima.isnan().all()
 
 
+def copied(items):
+    """The same vectors in pieces, which are copied to be read, as those of files are."""
+    rows = items.block(0, len(items))
+    pieces = ShardedMatrix([rows[:29].clone(), rows[29:30].clone(), rows[30:].clone()])
+    pieces = VectorSet([pieces], items.metric, norms=items.norms)
+    assert not pieces.placeable
+    return pieces
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 10_000),
+    metric=st.sampled_from(["cosine", "euclidean"]),
+    k=st.sampled_from([1, 4, 21, 66]),
+    tile=st.sampled_from([8, 16, 40]),
+    height=st.sampled_from([1, 16, 50, 1000]),
+    step=st.sampled_from([3, 1024]),
+    in_place=st.booleans(),
+    own_at_zero=st.booleans(),
+    farthest=st.booleans(),
+)
+def test_lists_of_rows_that_are_held_in_turn_are_those_of_float64(
+    kind, seed, metric, k, tile, height, step, in_place, own_at_zero, farthest
+):
+    items = some_items(kind, seed, width=64, metric=metric)
+    items = items if in_place else copied(items)
+    met = []
+
+    def look(height, progress=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch_tiles_of_bytes(patch, tile)
+            patch.setattr(one_look, "_LEAST_STEP", step)
+            patch.setattr(one_look, "_PASSED_ON", 0)
+            patch.setattr(one_look, "_rows_at_once", lambda *given: height)
+            words = {"farthest": farthest, "own_at_zero": own_at_zero, "progress": progress}
+            return one_look.Look(items, items, k, **words).run()
+
+    found = look(height, lambda phase, done, total: met.append((done, total)))
+    if own_at_zero:
+        index, distance, maxima = brute_force(items, k)
+    else:
+        other = look(0)
+        index, distance, maxima = other.index, other.distances, other.maxima
+    assert torch.equal(found.index, index.int())
+    assert torch.equal(found.distances, distance.float())
+    if farthest:
+        assert torch.equal(found.maxima, maxima.float())
+    once = met[: met.index((len(items) ** 2, len(items) ** 2)) + 1]  # then come rows that were lost
+    assert once == sorted(once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_set_meets_each_pair_once_where_memory_allows(monkeypatch, dtype):
+    """Twice where a bound leaves no room for the lists of all rows."""
+    count, k = 700, 3
+    x = torch.randn(count, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pairs, heights = [], set()
+    collect = ops.CandidateLists.collect
+
+    def counted(lists, tile, *given):
+        pairs.append(len(tile.x) * len(tile.y))
+        heights.add(len(tile.x))
+        collect(lists, tile, *given)
+
+    monkeypatch.setattr(ops.CandidateLists, "collect", counted)
+    monkeypatch.setattr(search_plan, "_SMALL_LOOK", 0)
+    monkeypatch.setattr(one_look, "MEMORY", 1 << 16)
+    monkeypatch.setattr(one_look, "SET_MEMORY", 400_000)
+    patch_tiles_of_bytes(monkeypatch, 64)
+    vectors = VectorSet([ShardedMatrix([x])], "cosine")
+    least = knn.search_bytes(vectors, vectors, k) + knn.RESULT_BYTES * count * k
+    found = {}
+    for memory, share in ((None, 0.5), (least, 1), (least + 100_000, 1), (least + 350_000, 0.5)):
+        pairs.clear()
+        heights.clear()
+        found[memory] = mmga.nearest(x, x, k, memory=memory)
+        assert share * count**2 <= sum(pairs) < (share + 0.1) * count**2
+        assert max(heights) < count  # not all rows are held
+    unit = torch.nn.functional.normalize(x.double())
+    index = (unit @ unit.T).sort(dim=1, stable=True, descending=True).indices[:, :k]
+    for distances, near in found.values():
+        assert torch.equal(near, index)
+        assert torch.equal(distances, found[None][0])
+
+
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
@@ -467,10 +553,11 @@ def test_candidates_that_are_no_items_are_refused(item):
 @pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize("metric", [1, 2])
 @pytest.mark.parametrize("most", [3, 140])  # long lists are settled by parts of the columns
-def test_lists_of_any_length_are_settled_as_by_the_reference(most, metric, shuffled):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_lists_of_any_length_are_settled_as_by_the_reference(dtype, most, metric, shuffled):
     lists, items, width, k = 260, 400, 600, 3
     g = torch.Generator().manual_seed(most)
-    x = torch.randint(-3, 4, (items, width), generator=g).float()
+    x = torch.randint(-3, 4, (items, width), generator=g).to(dtype)
     x[7] = x[300]  # the same distance from all
     norms = reference.squared_norms(x)
     side = ops.PlacedVectors(x, None, None, norms.sqrt() if metric == 1 else norms)
@@ -487,6 +574,25 @@ def test_lists_of_any_length_are_settled_as_by_the_reference(most, metric, shuff
         found = torch.ops.mmga.settle_candidates(*given, own, farthest)
         expected = reference.settle_candidates(*given, own, farthest)
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_every_float16_is_read_exactly():
+    """Subnormal ones, too, at every place of a row."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = every[every.isfinite()]
+    width = 31
+    x = torch.ones(-(-len(every) // width) + 1, width, dtype=torch.float16)
+    x[1:].view(-1)[: len(every)] = every
+    count = len(x)
+    side = ops.PlacedVectors(x, None, None, reference.squared_norms(x))
+    candidates = torch.zeros(1, count + 1, 3, dtype=torch.int32)
+    candidates[0, :count, 0] = torch.arange(count)
+    zero = torch.zeros(1, dtype=torch.int64)
+    counts = torch.tensor([count], dtype=torch.int32)
+    given = candidates, counts, zero, zero, None, *side, *side, 2, count, False, False
+    found = torch.ops.mmga.settle_candidates(*given)
+    assert all(map(torch.equal, found, reference.settle_candidates(*given)))
+    assert found[1].unique().numel() == count
 
 
 @settings(max_examples=40, derandomize=True, deadline=None)
