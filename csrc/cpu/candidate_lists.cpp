@@ -644,8 +644,9 @@ struct Side {
 
   // `name` is that of the first matrix among the arguments.
   Side(const Arguments& args, const std::string& name, const Tensor& first,
-       const std::optional<Tensor>& more, const std::optional<Tensor>& place, const Tensor& term)
-      : rows(args, name, first, more, place),
+       const std::optional<Tensor>& more, const std::optional<Tensor>& place,
+       const std::optional<Tensor>& scale, const Tensor& term)
+      : rows(args, name, first, more, place, scale),
         term(args.input<double>(term, ("term_" + name).c_str(), {rows.count()})) {}
 };
 
@@ -736,7 +737,7 @@ class Settler {
   int64_t metric_;
   const int64_t* order_;
   std::vector<double> own_;     // a row, and zeros
-  std::vector<float> widened_;  // rows of float16
+  std::vector<float> widened_;  // rows that are not of float32
   std::vector<double> found_;
   std::vector<int64_t> done_;  // candidates of each list
 };
@@ -773,14 +774,13 @@ void write_nearest(std::vector<Neighbour>& found, int64_t k, bool farthest, int3
   }
 }
 
-std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Tensor& counts,
-                                             const Tensor& lists, const Tensor& chosen,
-                                             std::optional<Tensor> order, const Tensor& x,
-                                             std::optional<Tensor> more_x,
-                                             std::optional<Tensor> place_x, const Tensor& term_x,
-                                             const Tensor& y, std::optional<Tensor> more_y,
-                                             std::optional<Tensor> place_y, const Tensor& term_y,
-                                             int64_t metric, int64_t k, bool own, bool farthest) {
+std::tuple<Tensor, Tensor> settle_candidates(
+    const Tensor& candidates, const Tensor& counts, const Tensor& lists, const Tensor& chosen,
+    std::optional<Tensor> order, const Tensor& x, std::optional<Tensor> more_x,
+    std::optional<Tensor> place_x, std::optional<Tensor> scale_x, const Tensor& term_x,
+    const Tensor& y, std::optional<Tensor> more_y, std::optional<Tensor> place_y,
+    std::optional<Tensor> scale_y, const Tensor& term_y, int64_t metric, int64_t k, bool own,
+    bool farthest) {
   const Arguments args("settle_candidates", candidates);
   const int64_t all = candidates.size(0), count = lists.size(0), slots = candidates.size(1);
   const auto* from = reinterpret_cast<const Candidate*>(
@@ -788,8 +788,8 @@ std::tuple<Tensor, Tensor> settle_candidates(const Tensor& candidates, const Ten
   const auto* used = args.input<int32_t>(counts, "counts", {all});
   const auto* list = args.input<int64_t>(lists, "lists", {kAny});
   const auto* item = args.input<int64_t>(chosen, "chosen", {count});
-  const Side x_side(args, "x", x, more_x, place_x, term_x);
-  const Side y_side(args, "y", y, more_y, place_y, term_y);
+  const Side x_side(args, "x", x, more_x, place_x, scale_x, term_x);
+  const Side y_side(args, "y", y, more_y, place_y, scale_y, term_y);
   const PlacedRows &rows = x_side.rows, &columns = y_side.rows;
   args.range("columns of y", columns.depth(), rows.depth(), rows.depth());
   args.range("metric", metric, kCosine, kEuclidean);

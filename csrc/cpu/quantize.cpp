@@ -216,13 +216,11 @@ std::tuple<Tensor, Tensor, Tensor> int8_rows(const Tensor& x, int64_t most) {
   return {bytes.numbers, bytes.unit, bytes.error};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rounded_rows(const Tensor& x,
-                                                                std::optional<Tensor> more_x,
-                                                                std::optional<Tensor> place_x,
-                                                                const Tensor& chosen,
-                                                                const Tensor& norms, int64_t most) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rounded_rows(
+    const Tensor& x, std::optional<Tensor> more_x, std::optional<Tensor> place_x,
+    std::optional<Tensor> scale_x, const Tensor& chosen, const Tensor& norms, int64_t most) {
   const Arguments args("rounded_rows", x);
-  const PlacedRows from(args, "x", x, more_x, place_x);
+  const PlacedRows from(args, "x", x, more_x, place_x, scale_x);
   const auto* vector = args.input<int64_t>(chosen, "chosen", {kAny});
   const int64_t rows = chosen.size(0), width = from.depth();
   for (int64_t row = 0; row < rows; ++row) args.range("chosen", vector[row], 0, from.count() - 1);

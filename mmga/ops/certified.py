@@ -222,7 +222,7 @@ def rounded_rows(vectors: PlacedVectors, chosen: Tensor, norms: Tensor) -> tuple
         norms: float64 [R], their squared norms.
     """
     most = int8_most(vectors.first.shape[1], vectors.first.device)
-    rounded: tuple[Tensor, ...] = _ROUNDED_ROWS(*vectors[:3], chosen, norms, most)
+    rounded: tuple[Tensor, ...] = _ROUNDED_ROWS(*vectors[:4], chosen, norms, most)
     return rounded
 
 
@@ -406,15 +406,17 @@ class PlacedVectors(NamedTuple):
     """Vectors where they are in memory, in one or two matrices.
 
     Attributes:
-        first: float32 or float16 [M, D].
+        first: float32, float16 or int8 [M, D].
         second: the rows after these, of the same dtype, or None.
         place: int64 [N], the row of each vector; None: its number.
+        scale: float32, what the numbers of each row of int8 are multiplied with; None: 1.
         term: float64 [N], norms (cosine) or squared norms (euclidean).
     """
 
     first: Tensor
     second: Tensor | None
     place: Tensor | None
+    scale: Tensor | None
     term: Tensor
 
 
@@ -635,12 +637,12 @@ _INT8_ROWS = define(
     ),
 )
 _ROUNDED_ROWS = define(
-    "rounded_rows(Tensor x, Tensor? more_x, Tensor? place_x, Tensor chosen, Tensor norms, "
-    "int most) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "rounded_rows(Tensor x, Tensor? more_x, Tensor? place_x, Tensor? scale_x, Tensor chosen, "
+    "Tensor norms, int most) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference.rounded_rows,
-    lambda x, more_x, place_x, chosen, norms, most: (
+    lambda x, more_x, place_x, scale_x, chosen, norms, most: (
         x.new_empty((len(chosen), x.shape[1]), dtype=torch.int8),
-        x.new_empty(len(chosen)),
+        x.new_empty(len(chosen), dtype=torch.float32),
         torch.empty_like(norms),
         x.new_empty((len(chosen), x.shape[1]), dtype=torch.int16),
         torch.empty_like(norms),
@@ -726,13 +728,13 @@ define(
 )
 _SETTLE_CANDIDATES = define(
     "settle_candidates(Tensor candidates, Tensor counts, Tensor lists, Tensor chosen, "
-    "Tensor? order, Tensor x, Tensor? more_x, Tensor? place_x, Tensor term_x, Tensor y, "
-    "Tensor? more_y, Tensor? place_y, Tensor term_y, int metric, int k, bool own, bool farthest) "
-    "-> (Tensor, Tensor)",
+    "Tensor? order, Tensor x, Tensor? more_x, Tensor? place_x, Tensor? scale_x, Tensor term_x, "
+    "Tensor y, Tensor? more_y, Tensor? place_y, Tensor? scale_y, Tensor term_y, int metric, int k, "
+    "bool own, bool farthest) -> (Tensor, Tensor)",
     reference.settle_candidates,
-    lambda candidates, counts, lists, chosen, order, x, more_x, place_x, term_x, *others: (
-        candidates.new_empty(len(lists), others[5]),
-        term_x.new_empty(len(lists), others[5]),
+    lambda candidates, counts, lists, chosen, order, *sides: (
+        candidates.new_empty(len(lists), sides[-3]),
+        sides[4].new_empty(len(lists), sides[-3]),
     ),
 )
 _NEAREST_OF = define(

@@ -105,10 +105,12 @@ def calls_of_lists(
             halves(2, 3),
             halves(1, 3),
             longs(0, 1, 2),
+            None,
             doubles(3),
-            halves(2, 3),
-            halves(1, 3),
+            torch.ones(2, 3, dtype=torch.int8),
+            torch.ones(1, 3, dtype=torch.int8),
             longs(2, 1, 0),
+            halves(3),
             doubles(3),
             1,
             2,
@@ -192,7 +194,7 @@ def valid() -> dict[str, tuple[object, ...]]:
             ints(0, 0, 0, 2, 1, 2, 0, 1).view(2, 4), halves(2, 3), halves(3, 3), doubles(2),
             doubles(3), 1, *bound, 0, *matches, doubles(4), zeros(4), zeros(2),
         ),
-        "rounded_rows": (*[halves(2, 3)] * 2, longs(0, 3, 1), longs(2, 0, 1), doubles(3), 9),
+        "rounded_rows": (*[halves(2, 3)] * 2, longs(0, 3, 1), None, longs(2, 0, 1), doubles(3), 9),
         "sort_matches": (*matches, halves(4)),
         "squared_distances_": (halves(2, 3), halves(2), halves(3), True),
         "squared_norms": (halves(2, 3),),
@@ -312,7 +314,7 @@ def test_the_call_is_valid(run, host, name):
 @pytest.mark.parametrize("host, name, argument", TENSORS)
 def test_dtype(run, host, name, argument):
     value = value_of(name, argument)
-    other = torch.int16 if value.dtype == torch.int8 else torch.int8
+    other = torch.int8 if value.dtype in (torch.uint8, torch.bool) else torch.uint8
     says = f"{argument}: expected .*, found {str(other).removeprefix('torch.')}"
     refuses(run, host, name, argument, value.to(other), says)
 

@@ -245,25 +245,28 @@ def test_bytes_equal_the_references(width, most, monkeypatch):
 
 @pytest.mark.parametrize("width", [1, 9, 64])
 @pytest.mark.parametrize("more", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_placed_rows_are_rounded_as_copied_ones(width, more, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_placed_rows_are_rounded_as_copied_ones(width, more, dtype, scaled):
     g = torch.Generator().manual_seed(width)
-    x = torch.randn(40, width, generator=g).to(dtype)
+    x = (40 * torch.randn(40, width, generator=g)).clamp(-128, 127).to(dtype)
+    scale = torch.rand(40, generator=g) if scaled and dtype == torch.int8 else None
     place = torch.randint(40, (25,), generator=g)
     chosen = torch.randint(25, (33,), generator=g)
-    copied = x[place[chosen]].float()
+    values = x.float() if scale is None else x.float() * scale[:, None]
+    copied = values[place[chosen]]
     norms = reference.squared_norms(copied)
     sides = (x[:30].contiguous(), x[30:].contiguous()) if more else (x, None)
-    vectors = certified.PlacedVectors(*sides, place, norms)
+    vectors = certified.PlacedVectors(*sides, place, scale, norms)
     given = *certified.int8_rows(copied), *certified.int16_rows(copied, norms)
     for one, other in zip(certified.rounded_rows(vectors, chosen, norms), given, strict=True):
         assert torch.equal(one, other)
     most = certified.int8_most(width, x.device)
-    expected = reference.rounded_rows(*vectors[:3], chosen, norms, most)
+    expected = reference.rounded_rows(*vectors[:4], chosen, norms, most)
     assert torch.equal(expected[0], given[0]) and torch.equal(expected[3], given[3])
     every = vectors._replace(place=None)
-    numbers, *_ = certified.rounded_rows(every, torch.arange(40), reference.squared_norms(x))
-    assert torch.equal(numbers, certified.int8_rows(x.float())[0])
+    numbers, *_ = certified.rounded_rows(every, torch.arange(40), reference.squared_norms(values))
+    assert torch.equal(numbers, certified.int8_rows(values)[0])
 
 
 @pytest.mark.parametrize("width", [5, 128, 2048])
@@ -476,10 +479,13 @@ def test_pairs_outside_the_tile_are_refused(change):
 
 def test_opcheck():
     torch.library.opcheck(torch.ops.mmga.int8_rows.default, (torch.randn(4, 9), 90))
-    placed = torch.randn(4, 9), torch.randn(2, 9), torch.tensor([5, 1]), torch.tensor([1, 1, 0])
-    torch.library.opcheck(
-        torch.ops.mmga.rounded_rows.default, (*placed, torch.rand(3, dtype=torch.float64), 127)
-    )
+    for dtype in (torch.float32, torch.float16, torch.int8):
+        sides = [torch.randint(-9, 9, (n, 9)).to(dtype) for n in (4, 2)]
+        scale = torch.rand(6) if dtype == torch.int8 else None
+        placed = *sides, torch.tensor([5, 1]), scale, torch.tensor([1, 1, 0])
+        torch.library.opcheck(
+            torch.ops.mmga.rounded_rows.default, (*placed, torch.rand(3, dtype=torch.float64), 127)
+        )
     tile, matches, bound, codes = case(7)
     lower, upper = certified.thresholds(matches.match_start, matches.match_key, bound.row_slack)
     radii = bound.row_radius.float(), bound.column_radius.float(), bound.column_slack.float()

@@ -226,6 +226,7 @@ def rounded_rows(
     x: Tensor,
     more_x: Tensor | None,
     place_x: Tensor | None,
+    scale_x: Tensor | None,
     chosen: Tensor,
     norms: Tensor,
     most: int,
@@ -233,19 +234,23 @@ def rounded_rows(
     """Return `int8_rows` and `int16_rows` of chosen vectors.
 
     Args:
-        x: float32 or float16 [M, D], and after them `more_x`, if any, of the same dtype.
+        x: float32, float16 or int8 [M, D], and after them `more_x`, if any, of the same dtype.
         place_x: int64 [N], the row of each vector; None: its number.
+        scale_x: float32 [rows], what the numbers of each row are multiplied with; None: 1.
         chosen: int64 [R], numbers of vectors.
         norms: float64 [R], their squared norms.
         most: the largest number of 8 bits.
     """
-    rows = _placed(x, more_x, place_x)[chosen]
+    rows = _placed(x, more_x, place_x, scale_x)[chosen]
     return *int8_rows(rows, most), *int16_rows(rows, norms)
 
 
-def _placed(first: Tensor, more: Tensor | None, place: Tensor | None) -> Tensor:
-    rows = first if more is None else torch.cat([first, more])
-    return (rows if place is None else rows[place]).to(torch.float32)
+def _placed(
+    first: Tensor, more: Tensor | None, place: Tensor | None, scale: Tensor | None
+) -> Tensor:
+    rows = (first if more is None else torch.cat([first, more])).to(torch.float32)
+    rows = rows if scale is None else rows * scale[:, None]
+    return rows if place is None else rows[place]
 
 
 def int8_products_(
@@ -722,10 +727,12 @@ def settle_candidates(
     x: Tensor,
     more_x: Tensor | None,
     place_x: Tensor | None,
+    scale_x: Tensor | None,
     term_x: Tensor,
     y: Tensor,
     more_y: Tensor | None,
     place_y: Tensor | None,
+    scale_y: Tensor | None,
     term_y: Tensor,
     metric: int,
     k: int,
@@ -739,8 +746,9 @@ def settle_candidates(
         lists: int64 [L], which lists.
         chosen: int64 [L], the vector of each.
         order: int64 [N], the item that each number of a candidate stands for; None: itself.
-        x: float32 or float16 [M, D], and after them `more_x`, if any: the vectors of lists.
+        x: float32, float16 or int8 [M, D], and after them `more_x`, if any: the vectors of lists.
         place_x: int64 [N], the row of each vector; None: its number.
+        scale_x: float32 [rows], what the numbers of each row are multiplied with; None: 1.
         term_x: float64 [N], norms (cosine) or squared norms (euclidean) of the vectors.
         y: likewise the items.
         own: vectors are items, and each is at distance 0 from itself.
@@ -749,7 +757,7 @@ def settle_candidates(
     Returns:
         int32 [L, k] and float64 [L, k].
     """
-    sides = _placed(x, more_x, place_x), _placed(y, more_y, place_y)
+    sides = _placed(x, more_x, place_x, scale_x), _placed(y, more_y, place_y, scale_y)
     near, distances = [], []
     for number, vector in zip(lists.tolist(), chosen.tolist(), strict=True):
         items = candidates[number, : counts[number], 0].long()

@@ -318,15 +318,14 @@ class VectorSet:
 
     @property
     def placeable(self) -> bool:
-        """Whether `placed` knows: the CPU holds one or two matrices of float32 or of float16."""
+        """Whether `placed` knows: the CPU has one or two matrices of one dtype."""
         shards = [shard for side in self._sides for shard in side.shards]
-        kinds = {shard.dtype for shard in shards}
+        kinds = {(side.stored, side.scale is None) for side in self._sides}
         return (
             self.device.type == "cpu"
             and self.near
             and len(shards) <= 2
             and len(kinds) == 1
-            and kinds <= {torch.float32, torch.float16}
             and all(shard.is_contiguous() for shard in shards)
         )
 
@@ -345,8 +344,10 @@ class VectorSet:
             ]
             numbers[1:] = [rows + len(self._sides[0]) for rows in numbers[1:]]
             place = torch.cat(numbers)
+        scales = [side.scale for side in self._sides if side.scale is not None]
+        scale = torch.cat(scales) if scales else None
         term = exact_term(self.norms, self.metric)
-        return PlacedVectors(first, more[0] if more else None, place, term)
+        return PlacedVectors(first, more[0] if more else None, place, scale, term)
 
 
 def check_scale(name: str, norms: Tensor) -> None:

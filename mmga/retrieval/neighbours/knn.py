@@ -275,7 +275,6 @@ def search(
     exact: str | None = None,
     distances_of: int = 0,
     farthest: bool = True,
-    alone: bool = False,
     spare: int | None = None,
     progress: Progress | None = None,
 ) -> Found:
@@ -291,8 +290,6 @@ def search(
         distances_of: Q: the distances of the first Q vectors to the others are wanted, too, where
             tiles give them at no cost; 0 for none.
         farthest: each vector's largest distance is wanted, too; else it may be NaN.
-        alone: no distance of float32 tiles need have the bits that it has in a larger set: tiles
-            fit the set.
         spare: bytes that may be taken beyond `search_bytes`, for less work; None: there is no
             bound.
         progress: called as (phase, done, total).
@@ -311,7 +308,8 @@ def search(
         distances = torch.empty(
             distances_of, count - distances_of, dtype=torch.float32, device=vectors.device
         )
-    size = tile_for(count) if alone and tiles is None else None
+    # Certified lists do not depend on tiles: these fit the set, but for distances that are kept.
+    size = tile_for(count) if certified and tiles is None and not kept else None
     with kernels_alone(count * count) if certified else torch_alone():
         if isinstance(tiles, Int8):
             neighbours = Look(

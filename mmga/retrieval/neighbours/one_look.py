@@ -169,12 +169,13 @@ class Look:
         chosen = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
         order = _Order.of(self._columns)
+        numbered = _Order.numbered(len(self._columns), rows.device)
         if rows is self._columns and len(rows) > _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
             height = _rows_at_once(rows, slots + far, self._spare)
             if height:
                 chosen = self._find_symmetric(slots, far, height, order)
-                slots, far, order = _GROWTH * slots, _GROWTH * far, order.numbered()
+                slots, far, order = _GROWTH * slots, _GROWTH * far, numbered
         while len(chosen):
             slots, far = min(slots, max(most, k + 1)), min(far, most)
             row_bytes = _row_bytes(rows) + _SLOT_BYTES * (slots + far)
@@ -182,7 +183,7 @@ class Look:
             chosen = torch.cat([part[self._find(part, slots, far, order)] for part in parts])
             if len(chosen) and not order.total and slots >= most and far in (0, most):
                 raise RuntimeError("a list of all items lacks a neighbour: a bound is too small")
-            slots, far, order = _GROWTH * slots, _GROWTH * far, order.numbered()
+            slots, far, order = _GROWTH * slots, _GROWTH * far, numbered
         return self.found
 
     def _find_symmetric(self, slots: int, far_slots: int, height: int, order: _Order) -> Tensor:
@@ -369,14 +370,15 @@ class _Order:
         """Return an order, the same at every call: random where items need not be read in turn."""
         count = len(items)
         if items.mapped or not (items.in_place or items.placeable):
-            return cls(torch.arange(count, dtype=torch.int64, device=items.device), 0)
+            return cls.numbered(count, items.device)
         generator = torch.Generator("cpu").manual_seed(0)
         order = torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu")
         return cls(order.to(items.device), count)
 
-    def numbered(self) -> _Order:
+    @classmethod
+    def numbered(cls, count: int, device: torch.device) -> _Order:
         """Return that in which items are numbered."""
-        return self if self.total == 0 else _Order(self.items.sort().values, 0)
+        return cls(torch.arange(count, dtype=torch.int64, device=device), 0)
 
     @property
     def places(self) -> Tensor:

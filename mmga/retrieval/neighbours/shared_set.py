@@ -141,7 +141,6 @@ class SharedSet:
                     min(k, len(own)),
                     exact="certified",
                     farthest=farthest,
-                    alone=True,
                     spare=spare,
                     progress=progress,
                 ).neighbours

@@ -123,9 +123,7 @@ def jaccard_distance(
     k, farthest = rule.neighbours_needed(n), rule.divides
     needed = search_bytes(vectors, vectors, k)
     spare = check_memory(bound, needed, f"the neighbours of {n} items")
-    found = search(
-        vectors, k, exact=exact, farthest=farthest, alone=True, spare=spare, progress=progress
-    )
+    found = search(vectors, k, exact=exact, farthest=farthest, spare=spare, progress=progress)
     searched = time.perf_counter()
     rows = encode(found.neighbours, rule, vectors.pair_distances)
     encoded = time.perf_counter()

@@ -541,7 +541,7 @@ def test_candidates_that_are_no_items_are_refused(item):
     candidates = torch.zeros(1, 3, 3, dtype=torch.int32)
     candidates[0, 1, 0] = item
     features, term = torch.ones(4, 8), torch.ones(4, dtype=torch.float64)
-    side = ops.PlacedVectors(features, None, None, term)
+    side = ops.PlacedVectors(features, None, None, None, term)
     lists = torch.zeros(1, dtype=torch.int64)
     counts = torch.tensor([2], dtype=torch.int32)
     with pytest.raises(RuntimeError, match=f"candidates: expected 0 to 3, found {item}"):
@@ -553,14 +553,15 @@ def test_candidates_that_are_no_items_are_refused(item):
 @pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.parametrize("metric", [1, 2])
 @pytest.mark.parametrize("most", [3, 140])  # long lists are settled by parts of the columns
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
 def test_lists_of_any_length_are_settled_as_by_the_reference(dtype, most, metric, shuffled):
     lists, items, width, k = 260, 400, 600, 3
     g = torch.Generator().manual_seed(most)
     x = torch.randint(-3, 4, (items, width), generator=g).to(dtype)
     x[7] = x[300]  # the same distance from all
-    norms = reference.squared_norms(x)
-    side = ops.PlacedVectors(x, None, None, norms.sqrt() if metric == 1 else norms)
+    scale = torch.rand(items, generator=g) + 0.5 if dtype == torch.int8 else None
+    norms = reference.squared_norms(x.float() * (1 if scale is None else scale[:, None]))
+    side = ops.PlacedVectors(x, None, None, scale, norms.sqrt() if metric == 1 else norms)
     counts = torch.randint(k, most + 1, (lists,), generator=g, dtype=torch.int32)
     candidates = torch.zeros(lists, most + 1, 3, dtype=torch.int32)
     for number, count in enumerate(counts.tolist()):
@@ -584,7 +585,7 @@ def test_every_float16_is_read_exactly():
     x = torch.ones(-(-len(every) // width) + 1, width, dtype=torch.float16)
     x[1:].view(-1)[: len(every)] = every
     count = len(x)
-    side = ops.PlacedVectors(x, None, None, reference.squared_norms(x))
+    side = ops.PlacedVectors(x, None, None, None, reference.squared_norms(x))
     candidates = torch.zeros(1, count + 1, 3, dtype=torch.int32)
     candidates[0, :count, 0] = torch.arange(count)
     zero = torch.zeros(1, dtype=torch.int64)
