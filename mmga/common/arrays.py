@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,14 @@ def as_tensor(name: str, given: Any, *, lend: bool = False) -> Tensor:
     if not array.flags.writeable:
         array = np.asarray(_Lent(array)) if lend and array.size else array.copy()
     return torch.from_numpy(array)
+
+
+def is_mapped(given: Any, tensor: Tensor) -> bool:
+    """Return whether a tensor that was made of an array reads a file that is mapped."""
+    owner = given
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return isinstance(owner, mmap.mmap) and np.may_share_memory(given, tensor.numpy())
 
 
 def as_array(name: str, given: Any) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmga.common import ids, notebooks
-from mmga.common.arrays import as_array, as_tensor
+from mmga.common.arrays import as_array, as_tensor, is_mapped
 from mmga.common.errors import UserError
 from mmga.common.tables import PATHS, are_paths
 from mmga.ops.precision import float32_products
@@ -333,7 +333,8 @@ class Features:
                 + " and ".join(sorted({str(one.dtype).removeprefix("torch.") for one in shards}))
                 + "; write them in one dtype"
             )
-        rows = ShardedMatrix(shards)
+        mapped = any(is_mapped(part, shard) for part, shard in zip(parts, shards, strict=True))
+        rows = ShardedMatrix(shards, mapped=mapped)
         if not len(rows) or not all(rows.shape[1:]):
             raise UserError(f"{self._name(argument)}: found no values, shape {list(rows.shape)}")
         return rows
@@ -613,6 +614,7 @@ def joined(loaded: Sequence[Features]) -> Features:
         scale=scale,
         source=f"{first.source} and {len(loaded) - 1} more",
     )
+    whole.rows.mapped = any(one.rows.mapped for one in loaded)
     whole.notes = [note for one in loaded for note in one.notes]
     return whole
 

@@ -305,9 +305,6 @@ def _load_one(
         )
     features = of_arrays(arrays, str(path))
     features.notes += notes
-    rows = arrays.get("features", arrays.get("parts"))
-    same = isinstance(rows, np.memmap) and str(rows.dtype) in str(features.rows.stored)
-    features.rows.mapped = same
     return features
 
 

@@ -24,12 +24,15 @@ class ShardedMatrix:
         starts: index of the first row of each shard, and the number of all rows at the end.
         scale: float32 [N] on the shards' device, of int8 rows; else None, and of int8 rows whose
             lengths are not known.
-        mapped: whether shards are files that are mapped, which take no memory of the process.
+        mapped: whether some shards are files that are mapped, which take no memory of the process
+            and are best read as they lie.
     """
 
-    def __init__(self, shards: Sequence[Tensor], scale: Tensor | None = None) -> None:
+    def __init__(
+        self, shards: Sequence[Tensor], scale: Tensor | None = None, *, mapped: bool = False
+    ) -> None:
         self.shards = list(shards)
-        self.mapped = False
+        self.mapped = mapped
         self.scale = scale
         self.starts = [0]
         for shard in self.shards:
@@ -91,7 +94,8 @@ class ShardedMatrix:
     def cut(self, start: int, stop: int) -> ShardedMatrix:
         """Return rows start to stop, without a copy; none have the shape of the others."""
         pieces = self._pieces(start, stop) or [self.shards[0][:0]]
-        return ShardedMatrix(pieces, None if self.scale is None else self.scale[start:stop])
+        scale = None if self.scale is None else self.scale[start:stop]
+        return ShardedMatrix(pieces, scale, mapped=self.mapped)
 
     def select(self, indices: Tensor) -> ShardedMatrix:
         """Return some rows, int64 [K], as they are stored, in one piece."""

@@ -313,7 +313,7 @@ class VectorSet:
 
     @property
     def mapped(self) -> bool:
-        """Whether some rows are in files that are mapped, which are best read as they lie."""
+        """Whether some rows are in files that are mapped."""
         return any(side.mapped for side in self._sides)
 
     @property
@@ -387,7 +387,8 @@ def lifted(matrix: ShardedMatrix, norms: Tensor, first: int = 0) -> tuple[Sharde
         scaled_rows(shard, exponents[low:high]) if bool(odd[low:high].any()) else shard
         for shard, (low, high) in zip(matrix.shards, ends, strict=True)
     ]
-    return ShardedMatrix(shards), scaled_rows(norms[..., None], 2 * exponents)[..., 0]
+    matrix = ShardedMatrix(shards, mapped=matrix.mapped)
+    return matrix, scaled_rows(norms[..., None], 2 * exponents)[..., 0]
 
 
 def squared_distances(keys: Tensor, metric: str) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmga.common.arrays import as_tensor
+from mmga.common.arrays import as_tensor, is_mapped
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError, whole_number
 from mmga.common.grid import Grid, in_grid
@@ -308,8 +308,6 @@ def search(
         distances = torch.empty(
             distances_of, count - distances_of, dtype=torch.float32, device=vectors.device
         )
-    # Certified lists do not depend on tiles: these fit the set, but for distances that are kept.
-    size = tile_for(count) if certified and tiles is None and not kept else None
     with kernels_alone(count * count) if certified else torch_alone():
         if isinstance(tiles, Int8):
             neighbours = Look(
@@ -322,13 +320,13 @@ def search(
                 progress=progress,
             ).run()
         elif certified:
+            # The lists do not depend on tiles: these fit the set, but for distances that are kept.
+            tile = tile_for(count) if tiles is None and not kept else None
             neighbours = certified_neighbours(
-                vectors, k, tiles, kept=distances, tile=size, farthest=farthest, progress=progress
+                vectors, k, tiles, kept=distances, tile=tile, farthest=farthest, progress=progress
             )
         else:
-            neighbours = float32_neighbours(
-                vectors, k, kept=distances, tile=size, progress=progress
-            )
+            neighbours = float32_neighbours(vectors, k, kept=distances, progress=progress)
     return Found(neighbours, "certified" if certified else "float32", distances)
 
 
@@ -411,31 +409,29 @@ def float32_neighbours(
     k: int,
     *,
     kept: Tensor | None = None,
-    tile: int | None = None,
     progress: Progress | None = None,
 ) -> Neighbours:
     """Return the k nearest of every vector among all, in the order of float32 tiles.
 
-    Every pair is computed once, in a tile on or above the diagonal, and inserted in both lists.
+    Every pair is computed once, in a tile on or above the diagonal, and inserted in both lists. A
+    BLAS that rounds by shape gives one pair the same distance in sets of any size.
 
     Args:
         vectors: N vectors.
         k: 1 to N.
         kept: [Q, N - Q] float32, filled with the squared distances of the first Q vectors to the
             others; None where they are not wanted.
-        tile: rows and columns of a tile; `tile_on` if None, with which a BLAS that rounds by shape
-            gives one pair the same distance in sets of any size.
         progress: called as (phase, done, total).
 
     Returns:
         Lists in the order of (distance, index), and each vector's largest distance.
     """
     count = len(vectors)
-    size = tile or tile_on(vectors.device, count, vectors.dimension)
+    size = tile_on(vectors.device, count, vectors.dimension)
     lists = NearestLists(count, k, vectors.device)
     lists.add_self()
     places = upper_triangle(count, size)
-    tiles = _Tiles(vectors, vectors, size, size, upper=tile is not None)
+    tiles = _Tiles(vectors, vectors, size, size)
     for done, (own, other, products) in enumerate(tiles.along(places), 1):
         lists.add(products, own, other, cosine=tiles.cosine, symmetric=True, kept=kept)
         if progress is not None:
@@ -481,7 +477,7 @@ def feature_rows(value: ArrayLike | None, name: str) -> ShardedMatrix:
             raise UserError(f"{name} must be {wanted}, got {type(value).__name__} of {kind}")
         if tensor.dtype not in (torch.float16, torch.float32):
             tensor = tensor.float()
-        rows = ShardedMatrix([tensor])
+        rows = ShardedMatrix([tensor], mapped=is_mapped(value, tensor))
     if len(rows.shape) != 2:
         raise UserError(f"{name} must be [N, D], got {list(rows.shape)}")
     return rows
@@ -498,17 +494,10 @@ Products = tuple[Tensor, Tensor, Tensor]
 
 
 class _Tiles:
-    """Tiles of inner products in one buffer, every product of one shape and call form.
+    """Tiles of inner products in one buffer, every product of one shape and call form."""
 
-    With `upper` tiles of a set with itself are of two products, which leave out a quarter below
-    the diagonal: quicker, but of other shapes.
-    """
-
-    def __init__(
-        self, rows: VectorSet, columns: VectorSet, height: int, width: int, *, upper: bool = False
-    ) -> None:
+    def __init__(self, rows: VectorSet, columns: VectorSet, height: int, width: int) -> None:
         self._rows, self._columns, self._height, self._width = rows, columns, height, width
-        self._half = height // 32 * 16 if upper else 0
         self.cosine = rows.metric == "cosine"
         device, dimension = rows.device, rows.dimension
         self._row_block = torch.empty((height, dimension), dtype=torch.float32, device=device)
@@ -527,12 +516,7 @@ class _Tiles:
         column_end = min(column + self._width, len(self._columns))
         if self._held is None or self._held[0] != row:
             self._held = row, self._rows.block(row, row_end, self._row_block)
-        mine, half = self._held[1], self._half
-        if half and row == column:
-            torch.mm(mine[:half], others.t(), out=self._tile[:half])
-            torch.mm(mine[half:], others[half:].t(), out=self._tile[half:, half:])
-        else:
-            torch.mm(mine, others.t(), out=self._tile)
+        torch.mm(self._held[1], others.t(), out=self._tile)
         return (
             self._tile[: row_end - row, : column_end - column],
             self._rows.terms[row:row_end],

@@ -39,21 +39,22 @@ from mmga.retrieval.tiles import placement
 MEMORY = 256 << 20
 """Bytes of the integers and lists of rows that are looked at together."""
 SET_MEMORY = 768 << 20
-"""Likewise of a set that meets each pair once, or the bytes of its features, if they are more."""
+"""Likewise of a set that meets each pair once; as much as its features in memory, if that is more.
+"""
 # Bytes of a tile's 8-bit columns, which stay in the last cache while all rows pass by, and columns
 # of a tile.
 _TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
 # Tiles along a side where each pair is met once, but for those of a tile on the diagonal; columns
 # that are multiplied together.
 _PARTS, _PANEL = 8, 64
-# The share of `MEMORY` for which it is worth while to read a file once more.
-_LEAST_SHARE = 4
+# Parts of `MEMORY` for one of which it is worth while to read the set once more.
+_READINGS = 4
 # Slots of a list beyond k: when they are taken, the list is pruned. The factor by which they grow
 # for rows that have more candidates, and the bytes of one.
 _SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
 # Candidates of copied vectors that are settled together; bytes of the pairs that rows pass on to
 # the lists of columns at once, and of one.
-_SETTLED = 1 << 24
+_SETTLED = 1 << 21
 _PASSED_ON, _PAIR_BYTES, _LEAST_STEP = 16 << 20, 48, 1024
 
 
@@ -72,9 +73,21 @@ def _tile(rows: VectorSet) -> int:
     return min(max(tile, _LEAST_TILE), _LARGEST_TILE)
 
 
-def _step(k: int) -> int:
-    """Return the rows that meet a tile together where its columns have lists, too."""
-    return max(_LEAST_STEP, _PASSED_ON // (_PAIR_BYTES * k))
+def _largest_step(k: int) -> int:
+    """Return the most rows that meet a tile together where its columns have lists, too."""
+    return max(_LEAST_STEP, _PASSED_ON // (_PAIR_BYTES * (k + 1)))
+
+
+def _strips(first: int, last: int, least: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yield the begin and the end of strips of rows, each of up to twice as many as that before.
+
+    The first ones lower the limits of the columns, so that later ones pass on few pairs, whatever
+    the order of the rows.
+    """
+    step = least
+    while first < last:
+        yield first, min(first + step, last)
+        first, step = first + step, min(2 * step, most)
 
 
 def _row_bytes(rows: VectorSet) -> int:
@@ -82,36 +95,41 @@ def _row_bytes(rows: VectorSet) -> int:
     return (3 if rows.placeable else 7) * rows.dimension
 
 
-def _rows_at_once(rows: VectorSet, slots: int, spare: int | None) -> int:
+def _rows_at_once(rows: VectorSet, slots: int, tile: int, spare: int | None) -> int:
     """Return how many rows of a set are held together where each pair is met once.
 
     Args:
         rows: the set.
         slots: of a row's lists.
+        tile: rows and columns of a tile.
         spare: see `Look`.
 
     Returns:
-        Rows, perhaps more than there are; 0: the lists of all rows leave too little for them.
+        Some tiles of rows, perhaps more than there are; 0: the lists of all rows leave too little.
     """
     held, room = _memory(rows.device)
-    room = max(room, rows.nbytes)
+    if rows.device.type == "cpu" and not rows.mapped:
+        room = max(room, rows.nbytes)
     if spare is not None:
-        room = min(room, held + spare)
+        room = held + spare
     height = (room - _SLOT_BYTES * slots * len(rows)) // _row_bytes(rows)
-    return height if height >= min(len(rows), held // _LEAST_SHARE // _row_bytes(rows)) else 0
+    if height >= len(rows):
+        return -(-len(rows) // tile) * tile
+    return height // tile * tile if height >= held // _READINGS // _row_bytes(rows) else 0
 
 
 def look_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     """Return the bytes beyond the features with which a `Look` can do, its lists included.
 
-    Without a bound, that of a set in itself takes up to `SET_MEMORY` for sides and lists.
+    Without a bound, that of a set in itself takes up to `SET_MEMORY`, or as much as its features
+    in memory, for sides and lists.
     """
     width = rows.dimension
     slots = k + max(_SPARE, k // 2) + _SPARE
     sides = min(_memory(rows.device)[0], len(rows) * (_row_bytes(rows) + _SLOT_BYTES * slots))
     tile = min(_tile(rows), len(columns))
     # Of a tile: features, both kinds of integers and the packed ones; and pairs that are passed on.
-    tiles = 8 * tile * width + _PAIR_BYTES * k * min(_step(k), len(rows))
+    tiles = 8 * tile * width + _PAIR_BYTES * (k + 1) * min(_largest_step(k), len(rows))
     return sides + tiles + 48 * (len(rows) + len(columns)) + 32 * k * len(rows)
 
 
@@ -153,8 +171,8 @@ class Look:
         self._progress = progress
         self._metric = metric_number(rows.metric)
         # A device's candidates are read by the pair, which takes no kernel of its own.
-        on_cpu = rows.device.type == "cpu"
-        self._placed = (rows.placed(), columns.placed()) if on_cpu else (None, None)
+        placed = rows.placed()
+        self._placed = placed, placed if rows is columns else columns.placed()
         self._int8 = Int8(max(float(side.norms.max()) for side in (rows, columns)) ** 0.5)
         self._tile = _tile(rows)
         self.found = Neighbours(
@@ -172,9 +190,11 @@ class Look:
         numbered = _Order.numbered(len(self._columns), rows.device)
         if rows is self._columns and len(rows) > _LEAST_TILE:
             slots, far = min(slots, most), min(far, most)
-            height = _rows_at_once(rows, slots + far, self._spare)
+            tile = -(-len(rows) // _PARTS // _PANEL) * _PANEL
+            tile = min(self._tile, max(_LEAST_TILE, tile))
+            height = _rows_at_once(rows, slots + far, tile, self._spare)
             if height:
-                chosen = self._find_symmetric(slots, far, height, order)
+                chosen = self._find_symmetric((slots, far), (height, tile), order)
                 slots, far, order = _GROWTH * slots, _GROWTH * far, numbered
         while len(chosen):
             slots, far = min(slots, max(most, k + 1)), min(far, most)
@@ -186,16 +206,17 @@ class Look:
             slots, far, order = _GROWTH * slots, _GROWTH * far, numbered
         return self.found
 
-    def _find_symmetric(self, slots: int, far_slots: int, height: int, order: _Order) -> Tensor:
+    def _find_symmetric(
+        self, slots: tuple[int, int], sizes: tuple[int, int], order: _Order
+    ) -> Tensor:
         """Find the nearest of all rows, which are the columns; each pair but a few is met once.
 
         Rows that are held together meet each other and all that come after them. Each tile of the
         set meets itself first, so that all its lists have limits.
 
         Args:
-            slots: of a row's list.
-            far_slots: likewise, of the farthest.
-            height: rows that may be held together.
+            slots: of a row's list, and of that of the farthest.
+            sizes: rows that are held together, and rows and columns of a tile.
             order: of all rows.
 
         Returns:
@@ -203,12 +224,13 @@ class Look:
         """
         rows, count = self._rows, len(self._rows)
         every = torch.arange(count, dtype=torch.int64, device=rows.device)
-        tile = min(self._tile, max(_LEAST_TILE, -(-count // _PARTS // _PANEL) * _PANEL))
-        height = max(1, height // tile) * tile
+        height, tile = sizes
         k = max(1, self._k - self._own_at_zero)
         # Devices write a bit for each pair of rows that are met together.
-        step = _step(k) if rows.device.type == "cpu" else tile
-        lists = CandidateLists(count, k, slots, far_slots, rows.device)
+        steps = _LEAST_STEP, _largest_step(k)
+        if rows.device.type != "cpu":
+            steps = tile, tile
+        lists = CandidateLists(count, k, *slots, rows.device)
         met = 0
         for first in range(0, count, height):
             last = min(first + height, count)
@@ -224,8 +246,7 @@ class Look:
                     place = CandidatePlace(begin, 0, False, order.total)
                     theirs.collect(lists, theirs, rows.metric, begin, place, own)
                     met += (end - begin) ** 2
-                for low in range(first, min(begin, last), step):
-                    high = min(low + step, begin, last)
+                for low, high in _strips(first, min(begin, last), *steps):
                     some = mine.cut(slice(low - first, high - first))
                     place = CandidatePlace(low, begin, True, order.total)
                     some.collect(lists, theirs, rows.metric, begin, place, None)
@@ -257,7 +278,7 @@ class Look:
         lists = CandidateLists(len(chosen), k, slots, far_slots, rows.device)
         own = None
         if self._own_at_zero:
-            own = order.places[chosen]
+            own = order.places(chosen)
         whole = rows is columns and len(chosen) == len(columns)
         for begin, end, theirs in self._tiles(order.items, mine if whole else None):
             place = CandidatePlace(0, begin, False, order.total)
@@ -283,7 +304,7 @@ class Look:
         if placed is not None:
             return _Side.placed(placed, chosen, norms, metric, int8)
         first, last = int(chosen[0]), int(chosen[-1]) + 1
-        joined = last - first == len(chosen)
+        joined = last - first == len(chosen) and bool((chosen.diff() == 1).all())
         features = vectors.block(first, last).contiguous() if joined else vectors.take(chosen)
         return _Side.of(features, norms, metric, int8)
 
@@ -380,10 +401,9 @@ class _Order:
         """Return that in which items are numbered."""
         return cls(torch.arange(count, dtype=torch.int64, device=device), 0)
 
-    @property
-    def places(self) -> Tensor:
-        """The place of each item, int64 [N]."""
-        return self.items.argsort()
+    def places(self, chosen: Tensor) -> Tensor:
+        """Return the places of some items, int64 [R]."""
+        return self.items.argsort()[chosen] if self.total else chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,7 +252,7 @@ def in_place(
         if chosen is not None:
             places = chosen[(chosen >= start) & (chosen < start + len(shard))] - start
         if len(shard if places is None else places):
-            parts.append((ShardedMatrix([shard]), places))
+            parts.append((ShardedMatrix([shard], mapped=rows.mapped), places))
     return parts or [(rows, chosen)]
 
 

@@ -58,8 +58,8 @@ def upper_triangle(count: int, size: int) -> list[tuple[int, int]]:
     return places + [(own, other) for own in starts for other in range(own + size, count, size)]
 
 
-# Rows of a tile of the refinement, and bytes of a pair of it where all are refined.
-_TILE_ROWS, _PAIR_BYTES = 4 * TILE, 48
+# Rows of a tile of the refinement, in tiles, and bytes of a pair of it where all are refined.
+_TILE_ROWS, _PAIR_BYTES = 4, 48
 # Pairs of lists whose distances are computed at once, and numbers of vectors copied for that.
 _LISTED, _COPIED = 1 << 20, 1 << 22
 # Vectors of which the undecided pairs are counted beforehand, vectors these are paired with, and
@@ -86,10 +86,11 @@ def search_bytes(rows: VectorSet, columns: VectorSet, k: int) -> int:
     vectors = len(rows) + (0 if rows is columns else count)
     sides = vectors * (12 + 2 * (width + 24))
     lists = len(rows) * (60 * (2 * k + 16) + 16 * k)
-    height, across = min(_TILE_ROWS, len(rows)), min(TILE, count)
+    tile = max(TILE, tile_for(count)) if rows is columns else TILE
+    height, across = min(_TILE_ROWS * tile, len(rows)), min(tile, count)
     sample = min(count, max(1024, 2 * k))
     tiles = height * across * (4 + _PAIR_BYTES) + 6 * width * (height + across)
-    tiles += min(TILE, len(rows)) * sample * 4 + 4 * width * sample + 8 * TILE * width
+    tiles += min(tile, len(rows)) * sample * 4 + 4 * width * sample + 8 * TILE * width
     listed = min(_LISTED, len(rows) * k)
     pairs = 40 * listed + (0 if rows.in_place and columns.in_place else 8 * _COPIED)
     return (

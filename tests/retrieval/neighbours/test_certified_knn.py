@@ -126,14 +126,14 @@ def copied(items):
     metric=st.sampled_from(["cosine", "euclidean"]),
     k=st.sampled_from([1, 4, 21, 66]),
     tile=st.sampled_from([8, 16, 40]),
-    height=st.sampled_from([1, 16, 50, 1000]),
+    tiles=st.sampled_from([1, 2, 4, 100]),
     step=st.sampled_from([3, 1024]),
     in_place=st.booleans(),
     own_at_zero=st.booleans(),
     farthest=st.booleans(),
 )
 def test_lists_of_rows_that_are_held_in_turn_are_those_of_float64(
-    kind, seed, metric, k, tile, height, step, in_place, own_at_zero, farthest
+    kind, seed, metric, k, tile, tiles, step, in_place, own_at_zero, farthest
 ):
     items = some_items(kind, seed, width=64, metric=metric)
     items = items if in_place else copied(items)
@@ -143,12 +143,12 @@ def test_lists_of_rows_that_are_held_in_turn_are_those_of_float64(
         with pytest.MonkeyPatch.context() as patch:
             patch_tiles_of_bytes(patch, tile)
             patch.setattr(one_look, "_LEAST_STEP", step)
-            patch.setattr(one_look, "_PASSED_ON", 0)
+            patch.setattr(one_look, "_PASSED_ON", 4 * step * one_look._PAIR_BYTES * k)
             patch.setattr(one_look, "_rows_at_once", lambda *given: height)
             words = {"farthest": farthest, "own_at_zero": own_at_zero, "progress": progress}
             return one_look.Look(items, items, k, **words).run()
 
-    found = look(height, lambda phase, done, total: met.append((done, total)))
+    found = look(tiles * tile, lambda phase, done, total: met.append((done, total)))
     if own_at_zero:
         index, distance, maxima = brute_force(items, k)
     else:
@@ -160,6 +160,67 @@ def test_lists_of_rows_that_are_held_in_turn_are_those_of_float64(
         assert torch.equal(found.maxima, maxima.float())
     once = met[: met.index((len(items) ** 2, len(items) ** 2)) + 1]  # then come rows that were lost
     assert once == sorted(once)
+
+
+@pytest.mark.parametrize("count, first, last", [(308, 64, 128), (686, 256, 320)])
+def test_rows_in_random_order_are_not_read_as_a_block(monkeypatch, count, first, last):
+    """Of a tile whose first and last item are as far apart as those of a block."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 64, generator=g)
+    items = VectorSet([ShardedMatrix([part.clone()]) for part in x.chunk(3)], "cosine")
+    assert items.in_place and not items.placeable
+    tile = one_look._Order.of(items).items[first:last]
+    assert tile[-1] - tile[0] == len(tile) - 1 and (tile.diff() != 1).any()
+    patch_tiles_of_bytes(monkeypatch, 64)
+    queries = VectorSet([ShardedMatrix([x[tile]])], "cosine")
+    assert torch.equal(one_look.Look(queries, items, 1).run().index[:, 0].long(), tile)
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+@pytest.mark.parametrize("sizes", [[[40]], [[30, 10]], [[25], [15]]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_vectors_are_placed_where_they_are_stored(dtype, sizes, chosen, scaled):
+    """One or two matrices, in one side or in two, of which some rows may be chosen."""
+    g = torch.Generator().manual_seed(len(sizes))
+    sides, places = [], []
+    for shards in sizes:
+        rows = (40 * torch.randn(sum(shards), 24, generator=g)).clamp(-128, 127).to(dtype)
+        scale = torch.rand(len(rows), generator=g) + 0.1 if scaled else None
+        pieces = [piece.clone() for piece in rows.split(shards)]
+        sides.append(ShardedMatrix(pieces, scale if dtype == torch.int8 else None))
+        places.append(torch.randperm(len(rows), generator=g)[:9] if chosen else None)
+    vectors = VectorSet(sides, "cosine", places)
+    some = torch.randperm(len(vectors), generator=g)
+    copied, norms = vectors.take(some), vectors.norms[some]
+    found = ops.rounded_rows(vectors.placed(), some, norms)
+    expected = *ops.int8_rows(copied), *ops.int16_rows(copied, norms)
+    assert all(map(torch.equal, found, expected))
+
+
+def test_sides_of_unlike_numbers_are_not_placed():
+    bytes_, scale = torch.ones(3, 8, dtype=torch.int8), torch.ones(3)
+    scaled, plain = ShardedMatrix([bytes_], scale), ShardedMatrix([bytes_])
+    half, single = ShardedMatrix([torch.ones(3, 8).half()]), ShardedMatrix([torch.ones(3, 8)])
+    for sides in ((scaled, plain), (half, single), (single, single, single)):
+        assert VectorSet(sides, "cosine").placed() is None
+
+
+def test_mapped_files_are_met_as_they_lie(tmp_path):
+    x = np.random.default_rng(0).standard_normal((50, 16)).astype(np.float16)
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", x)
+    files = [np.load(tmp_path / f"{name}.npy", mmap_mode="c") for name in "ab"]
+    mapped = [
+        knn.feature_rows(file, "x") for file in (files[0], mmga.Features(files, np.arange(100)))
+    ]
+    mapped += [mapped[0].cut(3, 9), knn.feature_rows(np.load(tmp_path / "a.npy", "r"), "x")]
+    for rows in mapped:
+        assert rows.mapped and one_look._Order.of(VectorSet([rows], "cosine")).total == 0
+    for value in (x, files[0].astype(np.float32), np.load(tmp_path / "a.npy")):
+        rows = knn.feature_rows(value, "x")
+        assert not rows.mapped
+        assert one_look._Order.of(VectorSet([rows], "cosine")).total == len(rows)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
