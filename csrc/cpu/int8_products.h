@@ -7,10 +7,10 @@
 // The offset times the sum of a row is taken off in the end. Sums wrap around at 2^32, and no
 // product leaves 32 bits: D <= 2^17 is exact.
 //
-// AVX2 adds two products of bytes in 16 bits, where larger sums are cut off. If rows and columns are
-// of at most 90, that cannot be, and if they are of at most 63, two such sums may be added before
-// they are widened: `ops.certified.int8_most` rounds rows so. Where the largest numbers of both
-// allow neither, 16-bit integers are multiplied.
+// AVX2 adds two products of bytes in 16 bits, where larger sums are cut off. If rows and columns
+// are of at most 90, that cannot be, and if they are of at most 63, two such sums may be added
+// before they are widened: `ops.certified.int8_most` rounds rows so. Where the largest numbers of
+// both allow neither, 16-bit integers are multiplied.
 #pragma once
 
 #include <algorithm>
