@@ -90,10 +90,13 @@ def test_counts_equal_the_reference(triton, rows, columns, width, metric, most, 
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("same", [True, False], ids=["one set", "two sets"])
+@pytest.mark.parametrize("sides", ["one set", "one set, rows in turn", "two sets"])
 @pytest.mark.parametrize("k", [1, 7])
-def test_neighbours_are_those_of_the_cpu(triton, monkeypatch, metric, same, k):
+def test_neighbours_are_those_of_the_cpu(triton, monkeypatch, metric, sides, k):
     """Several tiles of several panels, each pair met once where there is one set."""
+    same = sides != "two sets"
+    if sides == "one set, rows in turn":
+        monkeypatch.setattr(one_look, "_rows_at_once", lambda *given: 192)
     for name, value in (("_LEAST_TILE", 64), ("_LARGEST_TILE", 64)):
         monkeypatch.setattr(one_look, name, value)
     monkeypatch.setattr(triton, "LEAST_PANEL", 40)
@@ -102,8 +105,8 @@ def test_neighbours_are_those_of_the_cpu(triton, monkeypatch, metric, same, k):
     items[300:340] = items[:40]  # copies, which tie
 
     def look(device):
-        sides = (items[::7].to(device), items.to(device))
-        queries, gallery = (VectorSet([ShardedMatrix([side])], metric) for side in sides)
+        both = (items[::7].to(device), items.to(device))
+        queries, gallery = (VectorSet([ShardedMatrix([side])], metric) for side in both)
         options = {"farthest": True, "own_at_zero": same}
         return one_look.Look(gallery if same else queries, gallery, k, **options).run()
 
