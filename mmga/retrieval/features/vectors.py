@@ -422,8 +422,9 @@ def exact_pair_keys(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -
 def _pair_sums(x: VectorSet, rows: Tensor, y: VectorSet, columns: Tensor) -> Tensor:
     """Return `pair_sums` of pairs, float64 [P]; vectors are copied only if they must be."""
     if not (x.in_place and y.in_place):
-        places = torch.arange(len(rows), device=x.device)
-        return pair_sums(x.take(rows), y.take(columns), places, places, x.metric)
+        own, place = rows.unique_consecutive(return_inverse=True)  # lists of pairs are by the row
+        places = torch.arange(len(columns), device=x.device)
+        return pair_sums(x.take(own), y.take(columns), place, places, x.metric)
     sums = torch.empty(len(rows), dtype=torch.float64, device=x.device)
     row_side = torch.bucketize(
         rows, torch.tensor(x._starts[1:], dtype=torch.int64, device=x.device), right=True
