@@ -668,7 +668,7 @@ class Settler {
         y_(y),
         metric_(metric),
         order_(order),
-        own_((x.rows.depth() + kAccumulators - 1) / kAccumulators * kAccumulators),
+        own_(x.rows.depth()),
         widened_((kTogether + 1) * x.rows.depth()) {}
 
   int64_t item_of(const Candidate& candidate) const {
@@ -703,7 +703,7 @@ class Settler {
   void write(int64_t item, const Candidate* candidates, int64_t count, double* to) {
     if (count == 0) return;
     const int64_t depth = y_.rows.depth();
-    widen(x_.rows.read(item, widened_.data() + kTogether * depth), depth, own_.data());
+    own_.renew(x_.rows.read(item, widened_.data() + kTogether * depth));
     const float* rows[kTogether];
     double sums[kTogether];
     for (int64_t c = 0; c < count; c += kTogether) {
@@ -715,9 +715,9 @@ class Settler {
         y_.rows.prefetch_row(item_of(candidates[n]));
       }
       if (metric_ == kEuclidean) {
-        sum_terms<SquaredDifference, kTogether>(own_.data(), rows, depth, sums);
+        sum_terms<SquaredDifference, kTogether>(own_.get(), rows, depth, sums);
       } else {
-        sum_terms<Product, kTogether>(own_.data(), rows, depth, sums);
+        sum_terms<Product, kTogether>(own_.get(), rows, depth, sums);
       }
       for (int64_t s = 0; s < several; ++s) {
         to[c + s] = squared_distance(item, item_of(candidates[c + s]), sums[s]);
@@ -736,7 +736,7 @@ class Settler {
   const Side& y_;
   int64_t metric_;
   const int64_t* order_;
-  std::vector<double> own_;     // a row, and zeros
+  CommonRow<float> own_;
   std::vector<float> widened_;  // rows that are not of float32
   std::vector<double> found_;
   std::vector<int64_t> done_;  // candidates of each list

@@ -177,7 +177,10 @@ class CommonRow<float> {
       : width_(width), values_((width + kAccumulators - 1) / kAccumulators * kAccumulators) {}
 
   void set(const float* row) {
-    if (row == row_) return;
+    if (row != row_) renew(row);
+  }
+  // Sets a row whose values may have changed.
+  void renew(const float* row) {
     row_ = row;
     widen(row, width_, values_.data());
   }

@@ -226,10 +226,11 @@ class Look:
         every = torch.arange(count, dtype=torch.int64, device=rows.device)
         height, tile = sizes
         k = max(1, self._k - self._own_at_zero)
-        # Devices write a bit for each pair of rows that are met together.
-        steps = _LEAST_STEP, _largest_step(k)
-        if rows.device.type != "cpu":
-            steps = tile, tile
+        # Devices write a bit for each pair of rows that are met together. In random order, limits
+        # are low from the first tile on.
+        on_cpu = rows.device.type == "cpu"
+        most = _largest_step(k) if on_cpu else tile
+        least = _LEAST_STEP if on_cpu and not order.total else most
         lists = CandidateLists(count, k, *slots, rows.device)
         met = 0
         for first in range(0, count, height):
@@ -246,7 +247,7 @@ class Look:
                     place = CandidatePlace(begin, 0, False, order.total)
                     theirs.collect(lists, theirs, rows.metric, begin, place, own)
                     met += (end - begin) ** 2
-                for low, high in _strips(first, min(begin, last), *steps):
+                for low, high in _strips(first, min(begin, last), least, most):
                     some = mine.cut(slice(low - first, high - first))
                     place = CandidatePlace(low, begin, True, order.total)
                     some.collect(lists, theirs, rows.metric, begin, place, None)
@@ -303,9 +304,10 @@ class Look:
         norms, metric, int8 = vectors.norms[chosen], vectors.metric, self._int8
         if placed is not None:
             return _Side.placed(placed, chosen, norms, metric, int8)
-        first, last = int(chosen[0]), int(chosen[-1]) + 1
-        joined = last - first == len(chosen) and bool((chosen.diff() == 1).all())
-        features = vectors.block(first, last).contiguous() if joined else vectors.take(chosen)
+        if (chosen.diff() == 1).all():
+            features = vectors.block(int(chosen[0]), int(chosen[-1]) + 1).contiguous()
+        else:
+            features = vectors.take(chosen)
         return _Side.of(features, norms, metric, int8)
 
     def _settle(self, chosen: Tensor, lists: CandidateLists, lost: Tensor, order: _Order) -> None:
