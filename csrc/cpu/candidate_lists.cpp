@@ -115,14 +115,9 @@ class CandidateLists {
 
   // Appends a candidate if it is within the limit, of which the first `rank` are surely kept. A
   // list without room for all of them is lost.
-  void add(int64_t list, int64_t item, double least, double most, int64_t rank,
-           std::vector<float>& scratch) {
-    constexpr double kRounding = 0x1p-22, kSmallest = 0x1p-126;  // of float32, generously
-    const auto low = static_cast<float>(least - (std::abs(least) * kRounding + kSmallest));
-    if (!(low <= limit(list))) return;
-    candidates_[list * slots_ + counts_[list]++] = {
-        static_cast<int32_t>(item), low,
-        static_cast<float>(most + (std::abs(most) * kRounding + kSmallest))};
+  void add(int64_t list, const Candidate& candidate, int64_t rank, std::vector<float>& scratch) {
+    if (counts_[list] == kLost || !(candidate.low <= limits_[list])) return;
+    candidates_[list * slots_ + counts_[list]++] = candidate;
     if (counts_[list] < std::min(slots_, rank + std::max(kLeastSpare, rank / 2))) return;
     prune(list, rank, scratch);
     if (counts_[list] == slots_) counts_[list] = kLost;
@@ -319,18 +314,56 @@ struct Refinement {
   }
 };
 
-// Computes inner products of four pairs of 16-bit rows. Rows are shorter than 2^15.5: no part of a
-// sum leaves 32 bits, by Cauchy's inequality.
-MMGA_VECTOR_CLONES void sums_of_products(const int16_t* const* x, const int16_t* const* y,
-                                         int64_t width, int32_t* sums) {
+// A row and a column of a tile, and bounds of their key.
+struct BoundedPair {
+  int32_t row, column;
+  float low, high;
+};
+
+// Computes the bounds of four pairs, rounded outwards. 16-bit rows are shorter than 2^15.5: no part
+// of their products' sum leaves 32 bits, by Cauchy's inequality.
+MMGA_VECTOR_CLONES void bound_pairs(const Refinement& fine, BoundedPair* pairs) {
+  const int16_t* x[kTogether];
+  const int16_t* y[kTogether];
+  int32_t sums[kTogether] = {};
   for (int64_t p = 0; p < kTogether; ++p) {
-    const int16_t* one = x[p];
-    const int16_t* other = y[p];
-    int32_t sum = 0;
-#pragma GCC unroll 4  // of few instructions, it takes a third longer where it lies badly in memory
-    for (int64_t i = 0; i < width; ++i) sum += int32_t{one[i]} * int32_t{other[i]};
-    sums[p] = sum;
+    x[p] = fine.x + pairs[p].row * fine.depth;
+    y[p] = fine.y + pairs[p].column * fine.depth;
   }
+  if (y[0] == y[kTogether - 1]) {  // pairs come by columns
+    for (int64_t i = 0; i < fine.depth; ++i) {
+      for (int64_t p = 0; p < kTogether; ++p) sums[p] += int32_t{x[p][i]} * int32_t{y[0][i]};
+    }
+  } else {
+    for (int64_t p = 0; p < kTogether; ++p) {
+      const int16_t* one = x[p];
+      const int16_t* other = y[p];
+#pragma GCC unroll 4  // of few instructions, it takes a third longer where it lies badly in memory
+      for (int64_t i = 0; i < fine.depth; ++i) sums[p] += int32_t{one[i]} * int32_t{other[i]};
+    }
+  }
+  constexpr double kRounding = 0x1p-22, kSmallest = 0x1p-126;  // of float32, generously
+  for (int64_t p = 0; p < kTogether; ++p) {
+    const auto& [row, column, low, high] = pairs[p];
+    const double key = fine.key(row, column, sums[p]), width = fine.width(row, column);
+    const double least = key - width, most = key + width;
+    pairs[p].low = static_cast<float>(least - (std::abs(least) * kRounding + kSmallest));
+    pairs[p].high = static_cast<float>(most + (std::abs(most) * kRounding + kSmallest));
+  }
+}
+
+// Copies the pairs that are within the limits of their rows or columns, which are numbered from
+// `first` on, and returns how many. There is no branch: none could be foreseen.
+template <int32_t BoundedPair::* kSide>
+MMGA_VECTOR_CLONES int64_t pairs_within(const BoundedPair* pairs, int64_t count, int64_t first,
+                                        const float* near, const float* far, BoundedPair* to) {
+  int64_t found = 0;
+  for (int64_t p = 0; p < count; ++p) {
+    const int64_t place = pairs[p].*kSide - first;
+    to[found] = pairs[p];
+    found += (pairs[p].low <= near[place]) | (pairs[p].high >= far[place]);
+  }
+  return found;
 }
 
 // Which pairs a tile has, and where its rows and columns are.
@@ -352,10 +385,11 @@ struct AllLists {
   float far(int64_t list) const {
     return farthest ? -farthest->limit(list) : std::numeric_limits<float>::infinity();
   }
-  void add(int64_t list, int64_t item, double key, double width, int64_t rank,
-           std::vector<float>& scratch) {
-    nearest.add(list, item, key - width, key + width, rank, scratch);
-    if (farthest) farthest->add(list, item, -key - width, width - key, 1, scratch);
+  void add(int64_t list, const Candidate& candidate, int64_t rank, std::vector<float>& scratch) {
+    nearest.add(list, candidate, rank, scratch);
+    if (farthest) {
+      farthest->add(list, {candidate.item, -candidate.high, -candidate.low}, 1, scratch);
+    }
   }
   void prune(int64_t list, int64_t rank, std::vector<float>& scratch) {
     nearest.prune(list, rank, scratch);
@@ -363,10 +397,10 @@ struct AllLists {
   }
 };
 
-// A pair for the list of its column.
-struct Mirrored {
-  int32_t row, column;
-  double key, width;
+// The pairs of a strip of rows for the lists of columns, one panel after the other.
+struct MirroredStrip {
+  std::vector<BoundedPair> pairs;
+  std::vector<size_t> ends;  // of each panel's pairs
 };
 
 // Looks at all pairs of strips of rows and of a tile; one for each thread.
@@ -382,10 +416,13 @@ class Collector {
         place_(place),
         lists_(lists),
         find_wanted_(find_wanted()),
-        strip_(packed) {}
+        strip_(packed),
+        pairs_(kRowChunk * kPanel + kTogether),
+        found_(kRowChunk * kPanel) {}
 
-  // Looks at some rows; pairs for lists of columns go to `mirrored`.
-  void collect(int64_t begin, int64_t end, std::vector<Mirrored>& mirrored) {
+  // Looks at some rows; returns the pairs for lists of columns.
+  MirroredStrip collect(int64_t begin, int64_t end) {
+    MirroredStrip mirrored;
     for (int64_t row = begin; row < end; ++row) set_limits(row, row - begin);
     strip_.each_panel(rows_.bytes + begin * fine_.depth, end - begin, 0, [&](int64_t panel) {
       rank_ = lists_.ranks.after(place_.seen + std::min((panel + 1) * kPanel, packed_.width()));
@@ -393,13 +430,12 @@ class Collector {
       std::fill_n(next_, kPanel + 1, 0);
       find(begin, end, panel);
       order_by_column(panel * kPanel);
-      for (size_t p = 0; p < pairs_.size(); p += kTogether) {
-        refine(&pairs_[p], std::min<int64_t>(kTogether, pairs_.size() - p), mirrored);
-      }
-      for (const auto& pair : pairs_) set_limits(pair.row, pair.row - begin);
+      refine(begin, mirrored.pairs);
+      mirrored.ends.push_back(mirrored.pairs.size());
     });
     for (int64_t row = begin; row < end; ++row)
       lists_.prune(place_.first_row + row, rank_, scratch_);
+    return mirrored;
   }
 
  private:
@@ -489,33 +525,31 @@ class Collector {
   // 16-bit rows then come from the last cache once.
   void order_by_column(int64_t first) {
     for (int64_t c = 0; c < kPanel; ++c) next_[c + 1] += next_[c];
-    pairs_.resize(open_.size());
     for (const auto& [row, column] : open_) {
-      pairs_[next_[column]++] = {row, static_cast<int32_t>(first + column)};
+      auto& pair = pairs_[next_[column]++];
+      pair.row = row;
+      pair.column = static_cast<int32_t>(first + column);
     }
+    if (!open_.empty()) std::fill_n(&pairs_[open_.size()], kTogether, pairs_[open_.size() - 1]);
   }
 
-  void refine(const Pair* pairs, int64_t several, std::vector<Mirrored>& mirrored) {
-    const int16_t* x[kTogether];
-    const int16_t* y[kTogether];
-    int32_t sums[kTogether];
-    for (int64_t p = 0; p < kTogether; ++p) {
-      const Pair& pair = pairs[std::min(p, several - 1)];
-      x[p] = fine_.x + pair.row * fine_.depth;
-      y[p] = fine_.y + pair.column * fine_.depth;
+  // Adds the pairs of a panel to the lists of rows; those for lists of columns go to `mirrored`.
+  void refine(int64_t begin, std::vector<BoundedPair>& mirrored) {
+    const auto count = static_cast<int64_t>(open_.size());
+    for (int64_t p = 0; p < count; p += kTogether) bound_pairs(fine_, &pairs_[p]);
+    if (place_.mirrored) {
+      const int64_t theirs = pairs_within<&BoundedPair::column>(
+          pairs_.data(), count, 0, columns_.near.data(), columns_.far.data(), found_.data());
+      mirrored.insert(mirrored.end(), found_.begin(), found_.begin() + theirs);
     }
-    sums_of_products(x, y, fine_.depth, sums);
-    for (int64_t p = 0; p < several; ++p) {
-      const auto& [row, column] = pairs[p];
-      const int64_t list = place_.first_row + row, other = place_.first_other + column;
-      const double key = fine_.key(row, column, sums[p]);
-      const double width = fine_.width(row, column);
-      lists_.add(list, other, key, width, rank_, scratch_);
-      if (place_.mirrored &&
-          (key - width <= columns_.near[column] || key + width >= columns_.far[column])) {
-        mirrored.push_back({row, column, key, width});
-      }
+    const int64_t mine =
+        pairs_within<&BoundedPair::row>(pairs_.data(), count, begin, near_, far_, found_.data());
+    for (int64_t p = 0; p < mine; ++p) {
+      const auto& [row, column, low, high] = found_[p];
+      const auto item = static_cast<int32_t>(place_.first_other + column);
+      lists_.add(place_.first_row + row, {item, low, high}, rank_, scratch_);
     }
+    for (int64_t p = 0; p < mine; ++p) set_limits(found_[p].row, found_[p].row - begin);
   }
 
   const PackedColumns& packed_;
@@ -529,37 +563,29 @@ class Collector {
   StripOfProducts strip_;
   float near_[kRowChunk], far_[kRowChunk], width_[kRowChunk];
   uint64_t wanted_[kRowChunk];
-  std::vector<Pair> open_, pairs_;  // of a panel: as they are found, and by column
+  std::vector<Pair> open_;                  // of a panel, as they are found
+  std::vector<BoundedPair> pairs_, found_;  // the same by column; those for lists
   std::vector<float> scratch_;
   int32_t next_[kPanel + 1];  // counts of a panel's columns, then where their pairs go
 };
 
 // Adds pairs to the lists of a tile's columns, in the order of strips. `seen`: how many items the
 // columns have met by then.
-void mirror(const std::vector<std::vector<Mirrored>>& strips, const Place& place, int64_t width,
+void mirror(const std::vector<MirroredStrip>& strips, const Place& place, int64_t width,
             int64_t seen, AllLists& lists) {
-  constexpr int64_t kColumns = 64;
-  const int64_t rank = lists.ranks.after(seen), pieces = (width + kColumns - 1) / kColumns;
-  std::vector<int64_t> starts(pieces + 1, 0);
-  for (const auto& strip : strips) {
-    for (const auto& pair : strip) ++starts[pair.column / kColumns + 1];
-  }
-  for (int64_t piece = 0; piece < pieces; ++piece) starts[piece + 1] += starts[piece];
-  std::vector<Mirrored> ordered(starts[pieces]);
-  std::vector<int64_t> next(starts);
-  for (const auto& strip : strips) {
-    for (const auto& pair : strip) ordered[next[pair.column / kColumns]++] = pair;
-  }
-  share(pieces, [&](const auto& next_piece) {
+  const int64_t rank = lists.ranks.after(seen), panels = (width + kPanel - 1) / kPanel;
+  share(panels, [&](const auto& next) {
     std::vector<float> scratch;
-    for (int64_t piece = next_piece(); piece < pieces; piece = next_piece()) {
-      for (int64_t p = starts[piece]; p < starts[piece + 1]; ++p) {
-        const Mirrored& pair = ordered[p];
-        lists.add(place.first_other + pair.column, place.first_row + pair.row, pair.key, pair.width,
-                  rank, scratch);
+    for (int64_t panel = next(); panel < panels; panel = next()) {
+      for (const MirroredStrip& strip : strips) {
+        for (size_t p = panel == 0 ? 0 : strip.ends[panel - 1]; p < strip.ends[panel]; ++p) {
+          const auto& [row, column, low, high] = strip.pairs[p];
+          const auto item = static_cast<int32_t>(place.first_row + row);
+          lists.add(place.first_other + column, {item, low, high}, rank, scratch);
+        }
       }
-      const int64_t end = std::min(width, (piece + 1) * kColumns);
-      for (int64_t c = piece * kColumns; c < end; ++c)
+      const int64_t end = std::min(width, (panel + 1) * kPanel);
+      for (int64_t c = panel * kPanel; c < end; ++c)
         lists.prune(place.first_other + c, rank, scratch);
     }
   });
@@ -625,13 +651,11 @@ void collect_candidates_(
   const int64_t even = (height + 2 * threads - 1) / (2 * threads);
   const int64_t strip = std::min(kRowChunk, (even + kBlock - 1) / kBlock * kBlock);
   const int64_t strips = height == 0 ? 0 : (height + strip - 1) / strip;
-  std::vector<std::vector<Mirrored>> found(strips);
+  std::vector<MirroredStrip> found(strips);
   share(strips, [&](const auto& next) {
     Collector collector(packed, columns, rows, fine, metric, place, lists);
     for (int64_t s = next(); s < strips; s = next()) {
-      std::vector<Mirrored> mine;  // grows here: ends of neighbouring strips share a cache line
-      collector.collect(s * strip, std::min(height, (s + 1) * strip), mine);
-      found[s] = std::move(mine);
+      found[s] = collector.collect(s * strip, std::min(height, (s + 1) * strip));
     }
   });
   if (mirrored) mirror(found, place, width, width + first_row + height, lists);
