@@ -366,12 +366,18 @@ MMGA_VECTOR_CLONES int64_t pairs_within(const BoundedPair* pairs, int64_t count,
   return found;
 }
 
-// Which pairs a tile has, and where its rows and columns are.
+// Where a tile is: the list of its first row, the item of its first column.
 struct Place {
-  int64_t first_row;    // list of the first row
-  int64_t first_other;  // item of the first column
+  int64_t first_row, first_other;
+};
+
+// A strip of rows and some columns of a tile that meet.
+struct Meeting {
+  int64_t begin, end;   // rows
+  int64_t first, last;  // columns, from the first of a panel on
   int64_t seen;         // columns that the rows have met before
-  bool mirrored;        // columns have lists, too: list i is that of item i
+  int64_t met;          // 0, or columns have lists, too (list i is that of item i): how many items
+                        // these will have met
 };
 
 // The lists of the nearest, and perhaps of the farthest; the number of the nearest that each tile
@@ -397,43 +403,55 @@ struct AllLists {
   }
 };
 
-// The pairs of a strip of rows for the lists of columns, one panel after the other.
-struct MirroredStrip {
+// A tile, and the lists of its rows and perhaps of its columns.
+struct Tile {
+  const PackedColumns& packed;
+  Columns& columns;
+  const Rows& rows;
+  const Refinement& fine;
+  int64_t metric;
+  Place place;
+  AllLists& lists;
+};
+
+// The pairs of a meeting for the lists of columns, one panel after the other.
+struct MirroredPairs {
   std::vector<BoundedPair> pairs;
   std::vector<size_t> ends;  // of each panel's pairs
 };
 
-// Looks at all pairs of strips of rows and of a tile; one for each thread.
+// Looks at all pairs of meetings; one for each thread.
 class Collector {
  public:
-  Collector(const PackedColumns& packed, const Columns& columns, const Rows& rows,
-            const Refinement& fine, int64_t metric, const Place& place, AllLists& lists)
-      : packed_(packed),
-        columns_(columns),
-        rows_(rows),
-        fine_(fine),
-        metric_(metric),
-        place_(place),
-        lists_(lists),
+  explicit Collector(const Tile& tile)
+      : packed_(tile.packed),
+        columns_(tile.columns),
+        rows_(tile.rows),
+        fine_(tile.fine),
+        metric_(tile.metric),
+        place_(tile.place),
+        lists_(tile.lists),
         find_wanted_(find_wanted()),
-        strip_(packed),
+        strip_(tile.packed),
         pairs_(kRowChunk * kPanel + kTogether),
         found_(kRowChunk * kPanel) {}
 
-  // Looks at some rows; returns the pairs for lists of columns.
-  MirroredStrip collect(int64_t begin, int64_t end) {
-    MirroredStrip mirrored;
-    for (int64_t row = begin; row < end; ++row) set_limits(row, row - begin);
-    strip_.each_panel(rows_.bytes + begin * fine_.depth, end - begin, 0, [&](int64_t panel) {
-      rank_ = lists_.ranks.after(place_.seen + std::min((panel + 1) * kPanel, packed_.width()));
+  // Adds pairs to the lists of rows and returns those for lists of columns.
+  MirroredPairs collect(const Meeting& of) {
+    MirroredPairs mirrored;
+    for (int64_t row = of.begin; row < of.end; ++row) set_limits(row, row - of.begin);
+    const int64_t begin = of.first / kPanel, end = (of.last + kPanel - 1) / kPanel;
+    const int8_t* bytes = rows_.bytes + of.begin * fine_.depth;
+    strip_.each_panel(bytes, of.end - of.begin, begin, end, [&](int64_t panel) {
+      rank_ = lists_.ranks.after(of.seen + std::min((panel + 1) * kPanel, of.last) - of.first);
       open_.clear();
       std::fill_n(next_, kPanel + 1, 0);
-      find(begin, end, panel);
+      find(of.begin, of.end, panel);
       order_by_column(panel * kPanel);
-      refine(begin, mirrored.pairs);
+      refine(of, mirrored.pairs);
       mirrored.ends.push_back(mirrored.pairs.size());
     });
-    for (int64_t row = begin; row < end; ++row)
+    for (int64_t row = of.begin; row < of.end; ++row)
       lists_.prune(place_.first_row + row, rank_, scratch_);
     return mirrored;
   }
@@ -534,22 +552,22 @@ class Collector {
   }
 
   // Adds the pairs of a panel to the lists of rows; those for lists of columns go to `mirrored`.
-  void refine(int64_t begin, std::vector<BoundedPair>& mirrored) {
+  void refine(const Meeting& of, std::vector<BoundedPair>& mirrored) {
     const auto count = static_cast<int64_t>(open_.size());
     for (int64_t p = 0; p < count; p += kTogether) bound_pairs(fine_, &pairs_[p]);
-    if (place_.mirrored) {
+    if (of.met > 0) {
       const int64_t theirs = pairs_within<&BoundedPair::column>(
           pairs_.data(), count, 0, columns_.near.data(), columns_.far.data(), found_.data());
       mirrored.insert(mirrored.end(), found_.begin(), found_.begin() + theirs);
     }
     const int64_t mine =
-        pairs_within<&BoundedPair::row>(pairs_.data(), count, begin, near_, far_, found_.data());
+        pairs_within<&BoundedPair::row>(pairs_.data(), count, of.begin, near_, far_, found_.data());
     for (int64_t p = 0; p < mine; ++p) {
       const auto& [row, column, low, high] = found_[p];
       const auto item = static_cast<int32_t>(place_.first_other + column);
       lists_.add(place_.first_row + row, {item, low, high}, rank_, scratch_);
     }
-    for (int64_t p = 0; p < mine; ++p) set_limits(found_[p].row, found_[p].row - begin);
+    for (int64_t p = 0; p < mine; ++p) set_limits(found_[p].row, found_[p].row - of.begin);
   }
 
   const PackedColumns& packed_;
@@ -569,26 +587,82 @@ class Collector {
   int32_t next_[kPanel + 1];  // counts of a panel's columns, then where their pairs go
 };
 
-// Adds pairs to the lists of a tile's columns, in the order of strips. `seen`: how many items the
-// columns have met by then.
-void mirror(const std::vector<MirroredStrip>& strips, const Place& place, int64_t width,
-            int64_t seen, AllLists& lists) {
-  const int64_t rank = lists.ranks.after(seen), panels = (width + kPanel - 1) / kPanel;
-  share(panels, [&](const auto& next) {
+// Adds pairs of meetings to the lists of columns.
+void mirror(const Tile& tile, const std::vector<Meeting>& meetings,
+            const std::vector<MirroredPairs>& pairs) {
+  const Place& place = tile.place;
+  share(tile.packed.panels(), [&](const auto& next) {
     std::vector<float> scratch;
-    for (int64_t panel = next(); panel < panels; panel = next()) {
-      for (const MirroredStrip& strip : strips) {
-        for (size_t p = panel == 0 ? 0 : strip.ends[panel - 1]; p < strip.ends[panel]; ++p) {
-          const auto& [row, column, low, high] = strip.pairs[p];
+    for (int64_t panel = next(); panel < tile.packed.panels(); panel = next()) {
+      const int64_t first = panel * kPanel;
+      int64_t last = first, rank = 1;
+      for (size_t m = 0; m < meetings.size(); ++m) {
+        const Meeting& of = meetings[m];
+        if (first < of.first || first >= of.last) continue;
+        last = std::min(of.last, first + kPanel);
+        rank = tile.lists.ranks.after(of.met);
+        const int64_t place_of_panel = (first - of.first) / kPanel;
+        const auto& [found, ends] = pairs[m];
+        for (size_t p = place_of_panel == 0 ? 0 : ends[place_of_panel - 1];
+             p < ends[place_of_panel]; ++p) {
+          const auto& [row, column, low, high] = found[p];
           const auto item = static_cast<int32_t>(place.first_row + row);
-          lists.add(place.first_other + column, {item, low, high}, rank, scratch);
+          tile.lists.add(place.first_other + column, {item, low, high}, rank, scratch);
         }
       }
-      const int64_t end = std::min(width, (panel + 1) * kPanel);
-      for (int64_t c = panel * kPanel; c < end; ++c)
-        lists.prune(place.first_other + c, rank, scratch);
+      for (int64_t column = first; column < last; ++column)
+        tile.lists.prune(place.first_other + column, rank, scratch);
     }
   });
+}
+
+// Adds the pairs of meetings, each of other rows or other columns, to lists.
+void meet(const Tile& tile, const std::vector<Meeting>& meetings) {
+  const bool mirrored = !meetings.empty() && meetings[0].met > 0;
+  for (int64_t column = 0; mirrored && column < tile.packed.width(); ++column) {
+    tile.columns.near[column] = tile.lists.near(tile.place.first_other + column);
+    tile.columns.far[column] = tile.lists.far(tile.place.first_other + column);
+  }
+  const auto count = static_cast<int64_t>(meetings.size());
+  std::vector<MirroredPairs> found(count);
+  share(count, [&](const auto& next) {
+    Collector collector(tile);
+    for (int64_t m = next(); m < count; m = next()) found[m] = collector.collect(meetings[m]);
+  });
+  if (mirrored) mirror(tile, meetings, found);
+}
+
+// Appends the meetings of some rows, by strips, and columns.
+void add_strips(const Meeting& of, int64_t strip, std::vector<Meeting>& to) {
+  for (int64_t begin = of.begin; begin < of.end; begin += strip) {
+    to.push_back(of);
+    to.back().begin = begin;
+    to.back().end = std::min(of.end, begin + strip);
+  }
+}
+
+// Lets a tile of items with lists meet itself, each pair but a few once: blocks meet themselves, so
+// that lists have limits; then one of two neighbours meets the other, which makes a block of both.
+void meet_itself(const Tile& tile) {
+  constexpr int64_t kLeast = kPanel, kShare = 4;
+  const int64_t width = tile.packed.width();
+  int64_t block = kLeast;  // of whose pairs a limit leaves a small share
+  while (block < width && kShare * tile.lists.ranks.after(block) > block) block *= 2;
+  std::vector<Meeting> meetings;
+  for (int64_t first = 0; first < width; first += block) {
+    const int64_t last = std::min(width, first + block);
+    add_strips({first, last, first, last, 0, 0}, kRowChunk, meetings);
+  }
+  meet(tile, meetings);
+  for (; block < width; block *= 2) {
+    meetings.clear();
+    for (int64_t first = block; first < width; first += 2 * block) {
+      const int64_t last = std::min(width, first + block);
+      add_strips({first - block, first, first, last, block, last - first + block}, kRowChunk,
+                 meetings);
+    }
+    meet(tile, meetings);
+  }
 }
 
 void collect_candidates_(
@@ -610,7 +684,8 @@ void collect_candidates_(
   args.tensor(candidates, "candidates", {ScalarType::Int}, {kAny, kAny, 3});
   const int64_t all = candidates.size(0);
   args.range("first_row", first_row, 0, all - height);
-  if (mirrored) {
+  const bool itself = mirrored && first_other == first_row && width == height;
+  if (mirrored && !itself) {
     args.range("first_other", first_other, first_row + height, all - width);
   }
   AllLists lists{CandidateLists(args, "", candidates, counts, limits, all, k), std::nullopt,
@@ -641,24 +716,19 @@ void collect_candidates_(
        args.input<double>(fine_row_slack, "fine_row_slack", {height})},
       {args.input<double>(fine_column_radius, "fine_column_radius", {width}),
        args.input<double>(fine_column_slack, "fine_column_slack", {width})}};
-  const Place place{first_row, first_other, seen, mirrored};
-  for (int64_t column = 0; mirrored && column < width; ++column) {
-    columns.near[column] = lists.near(first_other + column);
-    columns.far[column] = lists.far(first_other + column);
+  const Tile tile{packed, columns, rows, fine, metric, {first_row, first_other}, lists};
+  if (itself) {
+    meet_itself(tile);
+    return;
   }
   // Strips are lower where there would be too few for all threads.
   const int64_t threads = kernel_threads();
   const int64_t even = (height + 2 * threads - 1) / (2 * threads);
   const int64_t strip = std::min(kRowChunk, (even + kBlock - 1) / kBlock * kBlock);
-  const int64_t strips = height == 0 ? 0 : (height + strip - 1) / strip;
-  std::vector<MirroredStrip> found(strips);
-  share(strips, [&](const auto& next) {
-    Collector collector(packed, columns, rows, fine, metric, place, lists);
-    for (int64_t s = next(); s < strips; s = next()) {
-      found[s] = collector.collect(s * strip, std::min(height, (s + 1) * strip));
-    }
-  });
-  if (mirrored) mirror(found, place, width, width + first_row + height, lists);
+  std::vector<Meeting> meetings;
+  const int64_t met = mirrored ? width + first_row + height : 0;
+  add_strips({0, height, 0, width, seen, met}, strip, meetings);
+  meet(tile, meetings);
 }
 
 // Vectors in memory, and their norms (cosine) or squared norms (euclidean).
@@ -711,6 +781,7 @@ class Settler {
       double* to = found_.data();
       for (size_t l = 0; l < lists.size(); ++l) {
         const ListOfItem& list = lists[l];
+        if (l + 1 < lists.size()) x_.rows.prefetch_row(lists[l + 1].item);
         const int64_t begin = done_[l];
         int64_t& now = done_[l];
         if (end >= width) now = list.count;
@@ -773,7 +844,7 @@ struct SettledTogether {
 
   SettledTogether(int64_t candidates, int64_t count, const PlacedRows& items)
       : lists(64), columns(items.count()) {
-    constexpr int64_t kPartBytes = 1 << 18, kLists = 256, kLeastOfList = 2;
+    constexpr int64_t kPartBytes = 1 << 18, kLists = 256, kLeastOfList = 4;
     const int64_t part = std::max<int64_t>(1, kPartBytes / (items.row_bytes() + 1));
     if (static_cast<double>(candidates) * part < double{kLeastOfList} * count * columns) return;
     lists = kLists;
@@ -781,22 +852,66 @@ struct SettledTogether {
   }
 };
 
-// Orders neighbours by (distance, item), the farthest first where `farthest`, and writes k.
-void write_nearest(std::vector<Neighbour>& found, int64_t k, bool farthest, int32_t* items,
-                   double* distances) {
-  const auto before = [farthest](const Neighbour& one, const Neighbour& other) {
-    if (one.first != other.first) return farthest != (one.first < other.first);
-    return one.second < other.second;
-  };
-  if (k < static_cast<int64_t>(found.size())) {
-    std::nth_element(found.begin(), found.begin() + k, found.end(), before);
+// Orders neighbours by (distance, item), the farthest first where `farthest`; one for each thread.
+// Distances are spread over as many equal ranges as there are neighbours, of which few have
+// several: that sorts them with few comparisons, whose outcome could not be foreseen.
+class NeighbourOrder {
+ public:
+  explicit NeighbourOrder(bool farthest) : farthest_(farthest) {}
+
+  // Writes the first k.
+  void write(const std::vector<Neighbour>& found, int64_t k, int32_t* items, double* distances) {
+    if (found.empty()) return;
+    const auto count = static_cast<int64_t>(found.size());
+    spread(found);
+    const auto before = [this](const Neighbour& one, const Neighbour& other) {
+      if (one.first != other.first) return farthest_ != (one.first < other.first);
+      return one.second < other.second;
+    };
+    int64_t begin = 0;
+    for (int64_t range = 0; range < count && begin < k; ++range) {
+      if (ends_[range] - begin > 1) {
+        std::sort(ordered_.begin() + begin, ordered_.begin() + ends_[range], before);
+      }
+      begin = ends_[range];
+    }
+    for (int64_t s = 0; s < k; ++s) {
+      distances[s] = ordered_[s].first;
+      items[s] = ordered_[s].second;
+    }
   }
-  std::sort(found.begin(), found.begin() + k, before);
-  for (int64_t s = 0; s < k; ++s) {
-    distances[s] = found[s].first;
-    items[s] = found[s].second;
+
+ private:
+  // Brings neighbours into the order of their ranges, and finds the end of each range.
+  void spread(const std::vector<Neighbour>& found) {
+    const auto count = static_cast<int64_t>(found.size());
+    constexpr double kEndless = std::numeric_limits<double>::infinity();
+    double least = kEndless, most = -kEndless;  // of finite distances
+    for (const auto& [distance, item] : found) {
+      least = std::min(least, distance);
+      most = distance < kEndless ? std::max(most, distance) : most;
+    }
+    const double ranges = static_cast<double>(count) / (most - least);
+    const double scale = ranges < kEndless ? ranges : 0;
+    range_.resize(count);
+    ends_.assign(count, 0);
+    for (int64_t s = 0; s < count; ++s) {
+      const double place = (found[s].first - least) * scale;  // NaN: of what is infinitely far
+      const int64_t last = count - 1;
+      const int64_t range = place < static_cast<double>(last) ? static_cast<int64_t>(place) : last;
+      range_[s] = static_cast<int32_t>(farthest_ ? last - range : range);
+      ++ends_[range_[s]];
+    }
+    int32_t begin = 0;  // of a range, and after its last neighbour was written, its end
+    for (int32_t& end : ends_) begin += std::exchange(end, begin);
+    ordered_.resize(count);
+    for (int64_t s = 0; s < count; ++s) ordered_[ends_[range_[s]]++] = found[s];
   }
-}
+
+  bool farthest_;
+  std::vector<Neighbour> ordered_;
+  std::vector<int32_t> range_, ends_;
+};
 
 std::tuple<Tensor, Tensor> settle_candidates(
     const Tensor& candidates, const Tensor& counts, const Tensor& lists, const Tensor& chosen,
@@ -842,6 +957,7 @@ std::tuple<Tensor, Tensor> settle_candidates(
     Settler settler(x_side, y_side, metric, numbers);
     std::vector<ListOfItem> some;
     std::vector<Neighbour> found;
+    NeighbourOrder order_of_found(farthest);
     for (int64_t first = next() * together.lists; first < count; first = next() * together.lists) {
       some.clear();
       const int64_t last = std::min(count, first + together.lists);
@@ -857,7 +973,7 @@ std::tuple<Tensor, Tensor> settle_candidates(
           found.emplace_back(*distance++, static_cast<int32_t>(column));
         }
         if (own) found.emplace_back(0.0, static_cast<int32_t>(item[l]));
-        write_nearest(found, k, farthest, to_items + l * k, to + l * k);
+        order_of_found.write(found, k, to_items + l * k, to + l * k);
       }
     }
   });
@@ -877,11 +993,12 @@ std::tuple<Tensor, Tensor> nearest_of(const Tensor& index, const Tensor& distanc
   auto* to = data_of<double>(distances);
   share_ranges(rows, rows_per_thread(8 * slots), [&](int64_t begin, int64_t end) {
     std::vector<Neighbour> found;
+    NeighbourOrder order(false);
     for (int64_t row = begin; row < end; ++row) {
       found.clear();
       for (int64_t s = row * slots; s < (row + 1) * slots; ++s)
         found.emplace_back(from[s], items[s]);
-      write_nearest(found, k, false, to_item + row * k, to + row * k);
+      order.write(found, k, to_item + row * k, to + row * k);
     }
   });
   return {near, distances};

@@ -414,10 +414,11 @@ class StripOfProducts {
   explicit StripOfProducts(const PackedColumns& columns)
       : columns_(columns), sums_(kRowChunk * kPanel), ends_(kRowChunk * kQuad) {}
 
-  // Calls use(panel) for all panels but the first ones, with the products of rows [count, depth]
-  // and of the panel in `sums`.
+  // Calls use(panel) for some panels, with the products of rows [count, depth] and of the panel in
+  // `sums`.
   template <typename Use>
-  void each_panel(const int8_t* x, int64_t count, int64_t first_panel, const Use& use) {
+  void each_panel(const int8_t* x, int64_t count, int64_t first_panel, int64_t end_panel,
+                  const Use& use) {
     const int64_t depth = columns_.depth(), whole = depth / kQuad;
     const int64_t at_once = columns_.quads_at_once();
     multiply_ = columns_.multiply_by(x, count * depth);
@@ -427,7 +428,7 @@ class StripOfProducts {
       std::memcpy(ends_.get() + r * kQuad, x + r * depth + whole * kQuad, depth - whole * kQuad);
     }
     if (depth == 0) std::fill(sums_.get(), sums_.get() + kRowChunk * kPanel, 0);
-    for (int64_t panel = first_panel; panel < columns_.panels(); ++panel) {
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
       columns_.prepare(panel);
       for (int64_t q = 0; q < whole; q += at_once) {
         multiply(x + q * kQuad, depth, count, panel, q, std::min(at_once, whole - q));
@@ -441,7 +442,7 @@ class StripOfProducts {
   // units, to `to`.
   void compute(const int8_t* x, int64_t count, int64_t first_panel, const float* row_unit,
                const float* column_unit, float* to, int64_t stride) {
-    each_panel(x, count, first_panel, [&](int64_t panel) {
+    each_panel(x, count, first_panel, columns_.panels(), [&](int64_t panel) {
       const int64_t first = panel * kPanel;
       scale_sums(sums_.get(), excess_, row_unit, column_unit + first, count,
                  std::min(kPanel, columns_.width() - first), to + first, stride);

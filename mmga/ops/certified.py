@@ -427,7 +427,7 @@ class CandidatePlace(NamedTuple):
         first_row: list of its first row.
         seen: columns that its rows have met before.
         mirrored: its columns are items with lists of their own, item i with list i, which get its
-            pairs, too.
+            pairs, too; or its rows themselves, which have not met any yet.
         total: items of all tiles, where these come in random order; 0: in any.
     """
 

@@ -585,7 +585,7 @@ def collect_candidates_(
         fine_x: int16 [R, D], with `fine_y` [W, D]; float64 terms and bounds of their keys.
         own: int64 [R], the item that each row is and which is no candidate of it, or None.
         first_row: list of the first row.
-        mirrored: columns have lists of the numbers of their items, which get their rows as items.
+        mirrored: lists of the columns' items get the rows, too; a tile may meet itself.
         seen: columns that the rows have met before.
         total: columns of all tiles, if these come in random order; else 0.
     """
@@ -600,17 +600,18 @@ def collect_candidates_(
         wanted = keys - width <= _loosest(limits, first_row + row, of_columns)
         if far_limits is not None:
             wanted |= -keys - width <= _loosest(far_limits, first_row + row, of_columns)
-        if own is not None:
-            wanted &= items != own[row]
+        wanted &= own is None or items != own[row]
+        wanted &= not mirrored or items >= first_row + row  # once, where a tile meets itself
         chosen = wanted.nonzero()[:, 0]
         mine = torch.full_like(chosen, row)
         fine = pair_keys(fine_x, fine_y, fine_row_term, fine_column_term, mine, chosen, metric)
         error = fine_row_slack[row] + fine_column_slack[chosen]
         error += fine_row_radius[row] * fine_column_radius[chosen]
         _add_candidates(first_row + row, items[chosen], fine, error, lists, k)
-        for c, column in enumerate(items[chosen].tolist() if mirrored else []):
+        others = items[chosen] != first_row + row
+        for c in others.nonzero()[:, 0].tolist() if mirrored else []:
             other, at = items.new_tensor([first_row + row]), slice(c, c + 1)
-            _add_candidates(column, other, fine[at], error[at], lists, k)
+            _add_candidates(int(items[chosen[c]]), other, fine[at], error[at], lists, k)
 
 
 def _loosest(limits: Tensor, row: int, columns: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ SET_MEMORY = 768 << 20
 # Bytes of a tile's 8-bit columns, which stay in the last cache while all rows pass by, and columns
 # of a tile.
 _TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
-# Tiles along a side where each pair is met once, but for those of a tile on the diagonal; columns
-# that are multiplied together.
+# Tiles along a side of a set on a device, whose tiles meet themselves row by row; columns that are
+# multiplied together.
 _PARTS, _PANEL = 8, 64
 # Parts of `MEMORY` for one of which it is worth while to read the set once more.
 _READINGS = 4
@@ -71,6 +71,13 @@ def _tile(rows: VectorSet) -> int:
         return _LARGEST_TILE
     tile = _TILE_BYTES // max(1, rows.dimension) // _LEAST_TILE * _LEAST_TILE
     return min(max(tile, _LEAST_TILE), _LARGEST_TILE)
+
+
+def _tile_of_set(rows: VectorSet) -> int:
+    """Return the rows and columns of a tile where each pair of a set is met once."""
+    parts = 1 if rows.device.type == "cpu" else _PARTS
+    tile = -(-len(rows) // parts // _PANEL) * _PANEL
+    return min(_tile(rows), max(_LEAST_TILE, tile))
 
 
 def _largest_step(k: int) -> int:
@@ -188,10 +195,9 @@ class Look:
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
         order = _Order.of(self._columns)
         numbered = _Order.numbered(len(self._columns), rows.device)
-        if rows is self._columns and len(rows) > _LEAST_TILE:
+        if rows is self._columns:
             slots, far = min(slots, most), min(far, most)
-            tile = -(-len(rows) // _PARTS // _PANEL) * _PANEL
-            tile = min(self._tile, max(_LEAST_TILE, tile))
+            tile = _tile_of_set(rows)
             height = _rows_at_once(rows, slots + far, tile, self._spare)
             if height:
                 chosen = self._find_symmetric((slots, far), (height, tile), order)
@@ -244,7 +250,7 @@ class Look:
                     theirs = self._side(order.items[begin:end], columns=True)
                 if first == 0:
                     own = every[begin:end] if self._own_at_zero else None
-                    place = CandidatePlace(begin, 0, False, order.total)
+                    place = CandidatePlace(begin, 0, True, order.total)
                     theirs.collect(lists, theirs, rows.metric, begin, place, own)
                     met += (end - begin) ** 2
                 for low, high in _strips(first, min(begin, last), least, most):

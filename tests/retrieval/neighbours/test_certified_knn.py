@@ -62,10 +62,9 @@ def lists_of(items, k, tiles, farthest=True):
 
 
 def patch_tiles_of_bytes(patch, tile):
-    """Make tiles of 8-bit rows this large, and let few of them do to meet each pair once."""
+    """Make tiles of 8-bit rows this large."""
     for name in ("_LEAST_TILE", "_LARGEST_TILE", "_PANEL"):
         patch.setattr(one_look, name, tile)
-    patch.setattr(one_look, "_PARTS", 2)
 
 
 @pytest.mark.program_settings
@@ -682,3 +681,66 @@ def test_the_reference_collects_what_the_kernel_does(kind, seed, metric, k):
         assert torch.equal(found.index, other.index)
         assert torch.equal(found.distances, other.distances)
         assert torch.equal(found.maxima, other.maxima)
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 129, 200, 257, 449, 700])
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("total", [0, 700])
+def test_items_of_a_tile_that_meets_itself_meet_all_others_once(count, own, metric, total):
+    """All are equally far from each other, so that lists keep whom they meet."""
+    first, lists = 5, ops.CandidateLists(count + 5, 1, count + 2, count + 2)
+    rows = torch.full((count, 24), 0.25)
+    int8 = approximation.Int8(float(reference.squared_norms(rows).max()) ** 0.5)
+    side = one_look._Side.of(rows, reference.squared_norms(rows), metric, int8)
+    items = torch.arange(first, first + count)
+    place = ops.CandidatePlace(first, 0, True, total)
+    side.collect(lists, side, metric, first, place, items if own else None)
+    for farthest in (False, True):
+        index, used = lists.listed(torch.arange(count + first), farthest=farthest)
+        assert not used[:first].any()
+        for item in items.tolist():
+            met = index[item, used[item]].sort().values
+            assert torch.equal(met.long(), items[items != item] if own else items)
+
+
+@pytest.mark.parametrize("k", [1, 4, 21])
+@pytest.mark.parametrize("total", [True, False])
+@pytest.mark.parametrize("kind", ["flat", "decaying", "alike"])
+def test_sets_of_many_blocks_have_the_neighbours_of_float64(kind, total, k, monkeypatch):
+    if not total:
+        order = one_look._Order.numbered(500, torch.device("cpu"))
+        monkeypatch.setattr(one_look._Order, "of", lambda items: order)
+    g = torch.Generator().manual_seed(k)
+    rows = torch.randn(50 if kind == "alike" else 500, 40, generator=g)
+    sides = [ShardedMatrix([rows])] * (500 // len(rows))
+    items = VectorSet([decaying(500, 40).rows] if kind == "decaying" else sides, "cosine")
+    found, (index, distances, farthest) = lists_of(items, k, bytes_of(items)), brute_force(items, k)
+    assert torch.equal(found.index, index)
+    assert torch.equal(found.distances, distances.float())
+    assert torch.equal(found.maxima, farthest.float())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [torch.inf],
+        [0.0],
+        [0.0, torch.inf],
+        [0.0, 5e-324, 1e-323],
+        [0.0, 5e-324, 1.0, 1e300, torch.inf],
+        [1.0, 1.0 + 2**-52, 1.0 + 2**-51],
+        list(range(200)),
+        [2.0**-i for i in range(200)],
+    ],
+)
+def test_the_nearest_are_ordered_as_by_the_reference(values):
+    g = torch.Generator().manual_seed(0)
+    for slots in (0, 1, 2, 31, 300):
+        chosen = torch.randint(len(values), (7, slots), generator=g)
+        distance = torch.tensor(values, dtype=torch.float64)[chosen]
+        index = torch.rand(7, slots, generator=g).argsort(1).int()
+        for k in {0, min(1, slots), slots // 2, slots}:
+            found = torch.ops.mmga.nearest_of(index, distance, k)
+            expected = reference.nearest_of(index, distance, k)
+            assert all(map(torch.equal, found, expected))
