@@ -269,8 +269,8 @@ inline FindWanted find_wanted() {
   return find_wanted_plain;
 }
 
-// The columns of a tile: numbers of 8 bits, units, terms and bounds, and the same of 16 bits. Units
-// and terms reach to the end of the last panel; bounds are the largest of each panel.
+// The columns of a tile: units and terms of 8-bit numbers, and limits, to the end of the last
+// panel; bounds, which are the largest of each panel.
 struct Columns {
   std::vector<float> unit, term, radius, slack, near, far;
 
@@ -406,7 +406,7 @@ struct AllLists {
 // A tile, and the lists of its rows and perhaps of its columns.
 struct Tile {
   const PackedColumns& packed;
-  Columns& columns;
+  Columns columns;
   const Rows& rows;
   const Refinement& fine;
   int64_t metric;
@@ -439,6 +439,7 @@ class Collector {
   // Adds pairs to the lists of rows and returns those for lists of columns.
   MirroredPairs collect(const Meeting& of) {
     MirroredPairs mirrored;
+    rank_ = lists_.ranks.after(of.seen);
     for (int64_t row = of.begin; row < of.end; ++row) set_limits(row, row - of.begin);
     const int64_t begin = of.first / kPanel, end = (of.last + kPanel - 1) / kPanel;
     const int8_t* bytes = rows_.bytes + of.begin * fine_.depth;
@@ -449,7 +450,7 @@ class Collector {
       find(of.begin, of.end, panel);
       order_by_column(panel * kPanel);
       refine(of, mirrored.pairs);
-      mirrored.ends.push_back(mirrored.pairs.size());
+      if (of.met > 0) mirrored.ends.push_back(mirrored.pairs.size());
     });
     for (int64_t row = of.begin; row < of.end; ++row)
       lists_.prune(place_.first_row + row, rank_, scratch_);
@@ -574,7 +575,7 @@ class Collector {
   const Columns& columns_;
   const Rows& rows_;
   const Refinement& fine_;
-  int64_t metric_, rank_ = 1;
+  int64_t metric_, rank_;
   const Place& place_;
   AllLists& lists_;
   FindWanted find_wanted_;
@@ -617,7 +618,7 @@ void mirror(const Tile& tile, const std::vector<Meeting>& meetings,
 }
 
 // Adds the pairs of meetings, each of other rows or other columns, to lists.
-void meet(const Tile& tile, const std::vector<Meeting>& meetings) {
+void meet(Tile& tile, const std::vector<Meeting>& meetings) {
   const bool mirrored = !meetings.empty() && meetings[0].met > 0;
   for (int64_t column = 0; mirrored && column < tile.packed.width(); ++column) {
     tile.columns.near[column] = tile.lists.near(tile.place.first_other + column);
@@ -632,8 +633,18 @@ void meet(const Tile& tile, const std::vector<Meeting>& meetings) {
   if (mirrored) mirror(tile, meetings, found);
 }
 
-// Appends the meetings of some rows, by strips, and columns.
-void add_strips(const Meeting& of, int64_t strip, std::vector<Meeting>& to) {
+// Returns the most rows of a strip: fewer than fit where there would be too few strips for all
+// threads.
+int64_t strip_height(int64_t rows) {
+  const int64_t parts = 2 * kernel_threads(), even = (rows + parts - 1) / parts;
+  return std::min(kRowChunk, (even + kBlock - 1) / kBlock * kBlock);
+}
+
+// Appends the meetings of some rows, by strips that are about equal, and columns.
+void add_strips(const Meeting& of, int64_t most, std::vector<Meeting>& to) {
+  const int64_t rows = of.end - of.begin, strips = (rows + most - 1) / most;
+  const int64_t even = strips == 0 ? rows : (rows + strips - 1) / strips;
+  const int64_t strip = (even + kBlock - 1) / kBlock * kBlock;
   for (int64_t begin = of.begin; begin < of.end; begin += strip) {
     to.push_back(of);
     to.back().begin = begin;
@@ -642,26 +653,31 @@ void add_strips(const Meeting& of, int64_t strip, std::vector<Meeting>& to) {
 }
 
 // Lets a tile of items with lists meet itself, each pair but a few once: blocks meet themselves, so
-// that lists have limits; then one of two neighbours meets the other, which makes a block of both.
-void meet_itself(const Tile& tile) {
-  constexpr int64_t kLeast = kPanel, kShare = 4;
+// that lists have limits, but perhaps those of the last; then one of two neighbours meets the
+// other, which makes a block of both. Limits of columns are lowered each time that some rows have
+// met them.
+void meet_itself(Tile& tile) {
+  constexpr int64_t kLeast = kPanel, kShare = 4, kMost = 1024;
   const int64_t width = tile.packed.width();
   int64_t block = kLeast;  // of whose pairs a limit leaves a small share
   while (block < width && kShare * tile.lists.ranks.after(block) > block) block *= 2;
   std::vector<Meeting> meetings;
   for (int64_t first = 0; first < width; first += block) {
     const int64_t last = std::min(width, first + block);
-    add_strips({first, last, first, last, 0, 0}, kRowChunk, meetings);
+    add_strips({first, last, first, last, 0, 0}, strip_height(width), meetings);
   }
   meet(tile, meetings);
   for (; block < width; block *= 2) {
-    meetings.clear();
-    for (int64_t first = block; first < width; first += 2 * block) {
-      const int64_t last = std::min(width, first + block);
-      add_strips({first - block, first, first, last, block, last - first + block}, kRowChunk,
-                 meetings);
+    for (int64_t low = 0, high = 0; low < block; low = high) {
+      high = std::min(block, low + kMost);
+      meetings.clear();
+      for (int64_t left = 0; left + block < width; left += 2 * block) {
+        const int64_t right = left + block, last = std::min(width, right + block);
+        add_strips({left + low, left + high, right, last, block, last - right + high},
+                   strip_height(width / 2), meetings);
+      }
+      meet(tile, meetings);
     }
-    meet(tile, meetings);
   }
 }
 
@@ -688,6 +704,7 @@ void collect_candidates_(
   if (mirrored && !itself) {
     args.range("first_other", first_other, first_row + height, all - width);
   }
+  args.require(!itself || seen == 0, "seen: expected 0 where a tile meets itself, found ", seen);
   AllLists lists{CandidateLists(args, "", candidates, counts, limits, all, k), std::nullopt,
                  KeptRanks(k, total)};
   if (far_candidates.has_value()) {
@@ -716,18 +733,14 @@ void collect_candidates_(
        args.input<double>(fine_row_slack, "fine_row_slack", {height})},
       {args.input<double>(fine_column_radius, "fine_column_radius", {width}),
        args.input<double>(fine_column_slack, "fine_column_slack", {width})}};
-  const Tile tile{packed, columns, rows, fine, metric, {first_row, first_other}, lists};
+  Tile tile{packed, std::move(columns), rows, fine, metric, {first_row, first_other}, lists};
   if (itself) {
     meet_itself(tile);
     return;
   }
-  // Strips are lower where there would be too few for all threads.
-  const int64_t threads = kernel_threads();
-  const int64_t even = (height + 2 * threads - 1) / (2 * threads);
-  const int64_t strip = std::min(kRowChunk, (even + kBlock - 1) / kBlock * kBlock);
   std::vector<Meeting> meetings;
   const int64_t met = mirrored ? width + first_row + height : 0;
-  add_strips({0, height, 0, width, seen, met}, strip, meetings);
+  add_strips({0, height, 0, width, seen, met}, strip_height(height), meetings);
   meet(tile, meetings);
 }
 
@@ -853,8 +866,8 @@ struct SettledTogether {
 };
 
 // Orders neighbours by (distance, item), the farthest first where `farthest`; one for each thread.
-// Distances are spread over as many equal ranges as there are neighbours, of which few have
-// several: that sorts them with few comparisons, whose outcome could not be foreseen.
+// Distances are spread over as many equal ranges as there are neighbours, most of which have few:
+// that sorts them with few comparisons, whose outcome could not be foreseen.
 class NeighbourOrder {
  public:
   explicit NeighbourOrder(bool farthest) : farthest_(farthest) {}
@@ -886,9 +899,9 @@ class NeighbourOrder {
   void spread(const std::vector<Neighbour>& found) {
     const auto count = static_cast<int64_t>(found.size());
     constexpr double kEndless = std::numeric_limits<double>::infinity();
-    double least = kEndless, most = -kEndless;  // of finite distances
+    double least = kEndless, most = -kEndless;  // of finite distances, but for copies' 0
     for (const auto& [distance, item] : found) {
-      least = std::min(least, distance);
+      least = distance > 0 ? std::min(least, distance) : least;
       most = distance < kEndless ? std::max(most, distance) : most;
     }
     const double ranges = static_cast<double>(count) / (most - least);
@@ -898,7 +911,8 @@ class NeighbourOrder {
     for (int64_t s = 0; s < count; ++s) {
       const double place = (found[s].first - least) * scale;  // NaN: of what is infinitely far
       const int64_t last = count - 1;
-      const int64_t range = place < static_cast<double>(last) ? static_cast<int64_t>(place) : last;
+      const bool inside = place < static_cast<double>(last);
+      const int64_t range = inside ? static_cast<int64_t>(std::max(place, 0.0)) : last;
       range_[s] = static_cast<int32_t>(farthest_ ? last - range : range);
       ++ends_[range_[s]];
     }

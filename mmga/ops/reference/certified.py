@@ -586,7 +586,7 @@ def collect_candidates_(
         own: int64 [R], the item that each row is and which is no candidate of it, or None.
         first_row: list of the first row.
         mirrored: lists of the columns' items get the rows, too; a tile may meet itself.
-        seen: columns that the rows have met before.
+        seen: columns that the rows have met before; 0 where a tile meets itself.
         total: columns of all tiles, if these come in random order; else 0.
     """
     values = row_unit.new_empty(len(x), len(y))

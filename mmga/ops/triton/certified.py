@@ -348,7 +348,7 @@ def collect_candidates_(
     Panels of columns grow with what was seen, so that limits are low before most pairs are met. A
     tile that meets itself does so row by row.
     """
-    mirrored = mirrored and first_row != first_other
+    mirrored = mirrored and (first_row != first_other or len(x) != len(y))
     rows, width = len(x), x.shape[1]
     of_rows = slice(first_row, first_row + rows)
     lists = candidates, counts, limits, far_candidates, far_counts, far_limits

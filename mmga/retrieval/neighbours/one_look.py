@@ -44,7 +44,7 @@ SET_MEMORY = 768 << 20
 # Bytes of a tile's 8-bit columns, which stay in the last cache while all rows pass by, and columns
 # of a tile.
 _TILE_BYTES, _LEAST_TILE, _LARGEST_TILE = 2 << 20, 512, 8192
-# Tiles along a side of a set on a device, whose tiles meet themselves row by row; columns that are
+# Tiles along a side of a set on a device, where those meet themselves row by row; columns that are
 # multiplied together.
 _PARTS, _PANEL = 8, 64
 # Parts of `MEMORY` for one of which it is worth while to read the set once more.
@@ -53,9 +53,9 @@ _READINGS = 4
 # for rows that have more candidates, and the bytes of one.
 _SPARE, _GROWTH, _SLOT_BYTES = 34, 8, 12
 # Candidates of copied vectors that are settled together; bytes of the pairs that rows pass on to
-# the lists of columns at once, and of one.
+# the lists of columns at once, and of one, with what vectors have to spare.
 _SETTLED = 1 << 21
-_PASSED_ON, _PAIR_BYTES, _LEAST_STEP = 16 << 20, 48, 1024
+_PASSED_ON, _PAIR_BYTES, _LEAST_STEP = 16 << 20, 32, 1024
 
 
 def _memory(device: torch.device) -> tuple[int, int]:
@@ -75,9 +75,10 @@ def _tile(rows: VectorSet) -> int:
 
 def _tile_of_set(rows: VectorSet) -> int:
     """Return the rows and columns of a tile where each pair of a set is met once."""
-    parts = 1 if rows.device.type == "cpu" else _PARTS
-    tile = -(-len(rows) // parts // _PANEL) * _PANEL
-    return min(_tile(rows), max(_LEAST_TILE, tile))
+    if rows.device.type == "cpu":
+        return _tile(rows)
+    part = -(-len(rows) // _PARTS // _PANEL) * _PANEL
+    return min(_tile(rows), max(_LEAST_TILE, part))
 
 
 def _largest_step(k: int) -> int:
@@ -191,6 +192,12 @@ class Look:
     def run(self) -> Neighbours:
         """Find the nearest of all rows."""
         rows, k, most = self._rows, self._k, len(self._columns) + 1
+        if self._own_at_zero and len(rows) == 1:  # without others
+            self.found.index.zero_()
+            self.found.distances.zero_()
+            if self._farthest:
+                self.found.maxima.zero_()
+            return self.found
         chosen = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
         slots, far = k + max(_SPARE, k // 2), _SPARE * self._farthest
         order = _Order.of(self._columns)
@@ -218,7 +225,7 @@ class Look:
         """Find the nearest of all rows, which are the columns; each pair but a few is met once.
 
         Rows that are held together meet each other and all that come after them. Each tile of the
-        set meets itself first, so that all its lists have limits.
+        set meets itself first, so that its lists have limits.
 
         Args:
             slots: of a row's list, and of that of the farthest.

@@ -336,17 +336,21 @@ def test_a_bound_that_is_too_small_is_caught(monkeypatch, planted):
     assert caught > 0
 
 
-def test_threads_change_nothing():
+@pytest.mark.parametrize("tiles", ["projections", "bytes"])
+def test_threads_change_nothing(tiles):
     items = VectorSet([decaying(9000, 32).rows], "euclidean")
-    chosen = approximation.Projection.of_sample(items.block(0, 512), 8)
+    chosen = bytes_of(items)
+    if tiles == "projections":
+        chosen = approximation.Projection.of_sample(items.block(0, 512), 8)
     threads, found = torch.get_num_threads(), []
     for count in (1, 3):
         torch.set_num_threads(count)
         try:
-            found.append(certified_neighbours(items, 5, tiles=chosen))
+            found.append(lists_of(items, 5, chosen))
         finally:
             torch.set_num_threads(threads)
     assert torch.equal(found[0].index, found[1].index)
+    assert torch.equal(found[0].distances, found[1].distances)
     assert torch.equal(found[0].maxima, found[1].maxima)
 
 
@@ -686,15 +690,19 @@ def test_the_reference_collects_what_the_kernel_does(kind, seed, metric, k):
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 129, 200, 257, 449, 700])
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize("total", [0, 700])
-def test_items_of_a_tile_that_meets_itself_meet_all_others_once(count, own, metric, total):
+@pytest.mark.parametrize("k", [1, 20])
+@pytest.mark.parametrize("random_order", [True, False])
+def test_items_of_a_tile_that_meets_itself_meet_all_others_once(
+    count, own, metric, k, random_order
+):
     """All are equally far from each other, so that lists keep whom they meet."""
-    first, lists = 5, ops.CandidateLists(count + 5, 1, count + 2, count + 2)
+    first, slots = 5, max(k, count) + 2
+    lists = ops.CandidateLists(count + first, k, slots, slots)
     rows = torch.full((count, 24), 0.25)
     int8 = approximation.Int8(float(reference.squared_norms(rows).max()) ** 0.5)
     side = one_look._Side.of(rows, reference.squared_norms(rows), metric, int8)
     items = torch.arange(first, first + count)
-    place = ops.CandidatePlace(first, 0, True, total)
+    place = ops.CandidatePlace(first, 0, True, count * random_order)
     side.collect(lists, side, metric, first, place, items if own else None)
     for farthest in (False, True):
         index, used = lists.listed(torch.arange(count + first), farthest=farthest)
@@ -705,20 +713,38 @@ def test_items_of_a_tile_that_meets_itself_meet_all_others_once(count, own, metr
 
 
 @pytest.mark.parametrize("k", [1, 4, 21])
-@pytest.mark.parametrize("total", [True, False])
+@pytest.mark.parametrize("random_order", [True, False])
 @pytest.mark.parametrize("kind", ["flat", "decaying", "alike"])
-def test_sets_of_many_blocks_have_the_neighbours_of_float64(kind, total, k, monkeypatch):
-    if not total:
-        order = one_look._Order.numbered(500, torch.device("cpu"))
+def test_sets_of_many_blocks_have_the_neighbours_of_float64(kind, random_order, k, monkeypatch):
+    find, again = one_look.Look._find_symmetric, []
+
+    def found_again(*given):
+        again.append(find(*given))
+        return again[0]
+
+    monkeypatch.setattr(one_look.Look, "_find_symmetric", found_again)
+    count = 2200 if kind == "flat" else 500
+    if not random_order:
+        order = one_look._Order.numbered(count, torch.device("cpu"))
         monkeypatch.setattr(one_look._Order, "of", lambda items: order)
     g = torch.Generator().manual_seed(k)
-    rows = torch.randn(50 if kind == "alike" else 500, 40, generator=g)
-    sides = [ShardedMatrix([rows])] * (500 // len(rows))
-    items = VectorSet([decaying(500, 40).rows] if kind == "decaying" else sides, "cosine")
+    rows = torch.randn(50 if kind == "alike" else count, 40, generator=g)
+    sides = [ShardedMatrix([rows])] * (count // len(rows))
+    items = VectorSet([decaying(count, 40).rows] if kind == "decaying" else sides, "cosine")
     found, (index, distances, farthest) = lists_of(items, k, bytes_of(items)), brute_force(items, k)
     assert torch.equal(found.index, index)
     assert torch.equal(found.distances, distances.float())
     assert torch.equal(found.maxima, farthest.float())
+    if kind != "alike":  # of whom no list has room for all
+        assert len(again[0]) <= 3 * random_order
+
+
+@pytest.mark.parametrize("farthest", [True, False])
+def test_a_set_of_one_has_itself_alone(farthest):
+    items = VectorSet([ShardedMatrix([torch.ones(1, 8)])], "cosine")
+    found = lists_of(items, 1, bytes_of(items), farthest)
+    assert found.index.tolist() == [[0]] and found.distances.tolist() == [[0.0]]
+    assert found.maxima.tolist() == [0.0] if farthest else found.maxima.isnan().all()
 
 
 @pytest.mark.parametrize(
