@@ -637,14 +637,14 @@ void meet(Tile& tile, const std::vector<Meeting>& meetings) {
 // threads.
 int64_t strip_height(int64_t rows) {
   const int64_t parts = 2 * kernel_threads(), even = (rows + parts - 1) / parts;
-  return std::min(kRowChunk, (even + kBlock - 1) / kBlock * kBlock);
+  return std::clamp((even + kBlock - 1) / kBlock * kBlock, kBlock, kRowChunk);
 }
 
 // Appends the meetings of some rows, by strips that are about equal, and columns.
 void add_strips(const Meeting& of, int64_t most, std::vector<Meeting>& to) {
-  const int64_t rows = of.end - of.begin, strips = (rows + most - 1) / most;
-  const int64_t even = strips == 0 ? rows : (rows + strips - 1) / strips;
-  const int64_t strip = (even + kBlock - 1) / kBlock * kBlock;
+  const int64_t rows = of.end - of.begin;
+  const int64_t strips = std::max<int64_t>(1, (rows + most - 1) / most);
+  const int64_t strip = ((rows + strips - 1) / strips + kBlock - 1) / kBlock * kBlock;
   for (int64_t begin = of.begin; begin < of.end; begin += strip) {
     to.push_back(of);
     to.back().begin = begin;

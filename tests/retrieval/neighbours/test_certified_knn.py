@@ -739,6 +739,24 @@ def test_sets_of_many_blocks_have_the_neighbours_of_float64(kind, random_order, 
         assert len(again[0]) <= 3 * random_order
 
 
+@pytest.mark.parametrize(("height", "width"), [(0, 0), (0, 3), (3, 0)])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_lists_that_meet_nobody_stay_as_they_are(height, width, mirrored):
+    rows = torch.ones(8, 24)
+    side = one_look._Side.of(
+        rows, reference.squared_norms(rows), "cosine", approximation.Int8(24**0.5)
+    )
+    lists = ops.CandidateLists(8, 1, 6)
+    place = ops.CandidatePlace(0, 0, False, 0)
+    side.cut(slice(0, 4)).collect(lists, side.cut(slice(4, 8)), "cosine", 4, place, None)
+    before = [values.clone() for values in lists._nearest]
+    place = ops.CandidatePlace(0, 0, mirrored, 0)
+    given = side.cut(slice(0, width)), "cosine", height, place, None
+    side.cut(slice(0, height)).collect(lists, *given)
+    assert all(map(torch.equal, lists._nearest[1:], before[1:]))
+    assert before[1].tolist() == [4] * 4 + [0] * 4
+
+
 @pytest.mark.parametrize("farthest", [True, False])
 def test_a_set_of_one_has_itself_alone(farthest):
     items = VectorSet([ShardedMatrix([torch.ones(1, 8)])], "cosine")
