@@ -97,6 +97,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(temporary)
 
 
+@contextlib.contextmanager
+def atomic_table(path: str | os.PathLike[str]) -> Iterator[io.TextIOWrapper]:
+    """Yield a text file for records, some of them paths, in UTF-8 on every machine.
+
+    Bytes of file names that are not UTF-8 are written as they are. Otherwise as `atomic_path`.
+    """
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file
+
+
 class _Steady(io.FileIO):
     """A file that keeps its first error."""
 

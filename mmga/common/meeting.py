@@ -86,7 +86,7 @@ def refuse(error: Exception) -> Exception:
         return error
     try:
         return _Meeting(int(rank), int(world), None, STORE).refuse(error)
-    except (UserError, RuntimeError, KeyError):  # nobody is there, or could be
+    except (UserError, RuntimeError, KeyError, ValueError):  # nobody is there, or could be
         return error
 
 

@@ -287,7 +287,8 @@ def _shared(
             raise UserError(f"gallery: missing; protocol {rules.name} needs one")
     named = rules.own_image == "path" or options.exclude is not None
     with grid.together():
-        asked = SharedGallery.gathered(query, grid.column, columns=named, name="query")
+        # The report lists the paths of the queries.
+        asked = SharedGallery.gathered(query, grid.column, columns=True, name="query")
     with grid.together():
         if not rules.one_set:
             return asked, SharedGallery.gathered(gallery, grid.row, columns=named)
@@ -619,6 +620,7 @@ def _report(
         num_cameras=selection.labels.num_cameras,
         pids=ids.written(labels.pids, labels.pid_names),
         camids=None if labels.camids is None else ids.written(labels.camids, labels.camid_names),
+        paths=labels.paths,
         counted=counted,
         extra=extra,
         notes=notes + caveats.of_ranking(selection, scores, given=given),

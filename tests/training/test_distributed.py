@@ -179,3 +179,25 @@ def test_a_world_without_ranks_is_named(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="RANK is not; start the processes with torchrun"):
         environment()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("WORLD_SIZE", "two", "at least 1, found 'two'"),
+        ("WORLD_SIZE", "0", "at least 1, found '0'"),
+        ("RANK", "2", "from 0 to 1, found '2'"),
+        ("LOCAL_RANK", "-1", "from 0 to 1, found '-1'"),
+        ("LOCAL_RANK", "", "from 0 to 1, found ''"),
+        ("MASTER_PORT", "http", "from 1 to 65535, found 'http'"),
+        ("MASTER_PORT", "65536", "from 1 to 65535, found '65536'"),
+    ],
+)
+def test_a_variable_that_is_no_such_number_is_named(monkeypatch, name, value, expected):
+    right = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": " 29500 "}
+    for other, given in (right | {"MASTER_ADDR": "127.0.0.1"}).items():
+        monkeypatch.setenv(other, given)
+    assert environment() == (1, 2, 1)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"^{name}: expected a whole number {expected}; start"):
+        environment()

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmga.common import ids, notebooks
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_path, atomic_table
 from mmga.common.version import __version__
 from mmga.retrieval.metrics.rank import PerQuery
 
@@ -112,6 +112,7 @@ class Report:
             given.
         pids: pid of each query, as it was given.
         camids: likewise, or None.
+        paths: likewise, of its image, or None.
         counted: rows of the queries that enter the averages, or None.
         pair_counts: pairs by distance, from which ROC curves are drawn; None without verification.
         extra: figures of single protocols and options, by name.
@@ -142,6 +143,7 @@ class Report:
     zero_vectors: int = 0
     pids: np.ndarray | None = None
     camids: np.ndarray | None = None
+    paths: np.ndarray | None = None
     counted: np.ndarray | None = None
     pair_counts: Counts | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -228,7 +230,7 @@ class Report:
             UserError: the file cannot be written, or this protocol has no per-query figures.
         """
         columns = self._queries()
-        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        with atomic_table(path) as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
@@ -254,7 +256,13 @@ class Report:
                 "to_pandas needs pandas, which is not installed; pip install 'mmga[pandas]'"
             ) from None
         if table == "queries":
-            frame = pandas.DataFrame(self._queries())
+            frame = pandas.DataFrame(
+                # pandas' strings take no names of files that are not UTF-8.
+                {
+                    name: pandas.Series(cells, dtype=object if name == "path" else None)
+                    for name, cells in self._queries().items()
+                }
+            )
             whole = [name for name in frame if name.endswith("first_rank")]
             for name in ("pid", "camid"):  # whole numbers and None are no floats
                 if all(value is None or isinstance(value, int) for value in frame[name]):
@@ -293,6 +301,8 @@ class Report:
         redone = None if self.reranked is None else self.reranked.per_query
         if redone is not None:
             columns |= {f"reranked_{name}": cells for name, cells in _columns(redone).items()}
+        if self.paths is not None:
+            columns["path"] = self.paths.tolist()
         return columns
 
     def table(self, verbose: bool = False) -> str:

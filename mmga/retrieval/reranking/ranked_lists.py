@@ -15,7 +15,7 @@ import torch
 from mmga.common import ids
 from mmga.common.distributed import Group
 from mmga.common.errors import UserError
-from mmga.common.files import atomic_path
+from mmga.common.files import atomic_table
 from mmga.common.paths import Files
 from mmga.common.progress import Progress
 from mmga.retrieval.features import Features
@@ -111,7 +111,7 @@ class RankedLists:
         Raises:
             UserError: the file cannot be written.
         """
-        with atomic_path(out) as path, path.open("w", newline="") as file:
+        with atomic_table(out) as file:
             if out.suffix == ".json":
                 content = {"schema": 1, **settings, "results": list(self.records(progress))}
                 json.dump(content, file, indent=1)

@@ -1,6 +1,7 @@
 """The report and features as data frames and as HTML of a notebook."""
 
 import csv
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -61,6 +62,20 @@ def test_names_and_what_is_not_known():
     assert "reranked_AP" not in frame
     report.pids = None
     assert report.to_pandas().pid.isna().all()
+
+
+def test_queries_with_paths_are_listed_with_them(tmp_path):
+    query, gallery = side(9, 0, int), side(30, 1, int)
+    paths = [f"c{row}/{row}.jpg" for row in range(7)] + ["é, 7.jpg", os.fsdecode(b"\xff8.jpg")]
+    named = mmga.Features(query.features, query.pids, query.camids, paths)
+    report = mmga.evaluate(named, gallery)
+    report.to_csv(tmp_path / "q.csv")
+    with (tmp_path / "q.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        header, *lines = csv.reader(file)
+    assert header[-1] == "path" and [line[-1] for line in lines] == paths
+    assert "path" not in mmga.evaluate(query, gallery)._queries()
+    pytest.importorskip("pandas")
+    assert report.to_pandas().path.tolist() == paths
 
 
 def test_figures_and_curves_of_both_rankings(report):
