@@ -91,6 +91,8 @@ class KeptRanks {
   int64_t k_, total_;
 };
 
+constexpr int32_t kLost = -1;  // the count of a list that had no room for a candidate
+
 // Lists of candidates, [lists, slots]. Only what may be within a list's limit is kept.
 class CandidateLists {
  public:
@@ -145,7 +147,6 @@ class CandidateLists {
   }
 
  private:
-  static constexpr int32_t kLost = -1;
   static constexpr int64_t kLeastSpare = 8;  // candidates beyond the rank with which it is worth
                                              // while to prune
 
@@ -955,10 +956,6 @@ std::tuple<Tensor, Tensor> settle_candidates(
     args.range("chosen", item[l], 0, rows.count() - 1);
     args.require(used[list[l]] + own >= k && used[list[l]] <= slots, "counts: expected ", k - own,
                  " to ", slots, ", found ", used[list[l]], " at ", list[l]);
-    for (int64_t c = 0; c < used[list[l]]; ++c) {
-      const int64_t number = from[list[l] * slots + c].item;
-      args.range("candidates", number, 0, columns.count() - 1);
-    }
   }
   const Tensor near = new_tensor<int32_t>(candidates, {count, k});
   const Tensor distances = new_tensor<double>(candidates, {count, k});
@@ -977,6 +974,9 @@ std::tuple<Tensor, Tensor> settle_candidates(
       const int64_t last = std::min(count, first + together.lists);
       for (int64_t l = first; l < last; ++l) {
         some.push_back({item[l], from + list[l] * slots, used[list[l]]});
+        for (int64_t c = 0; c < used[list[l]]; ++c) {
+          args.range("candidates", some.back().candidates[c].item, 0, columns.count() - 1);
+        }
       }
       const double* distance = settler.distances(some, together.columns);
       for (int64_t l = first; l < last; ++l) {
@@ -992,6 +992,28 @@ std::tuple<Tensor, Tensor> settle_candidates(
     }
   });
   return {near, distances};
+}
+
+// Returns how many candidates of each list are surely within its limit.
+Tensor sure_candidates(const Tensor& candidates, const Tensor& counts, const Tensor& limits) {
+  const Arguments args("sure_candidates", candidates);
+  const int64_t lists = candidates.size(0), slots = candidates.size(1);
+  const auto* from = reinterpret_cast<const Candidate*>(
+      args.input<int32_t>(candidates, "candidates", {kAny, kAny, 3}));
+  const auto* used = args.input<int32_t>(counts, "counts", {lists});
+  const auto* limit = args.input<float>(limits, "limits", {lists});
+  for (int64_t list = 0; list < lists; ++list) args.range("counts", used[list], kLost, slots);
+  const Tensor sure = new_tensor<int32_t>(candidates, {lists});
+  auto* to = data_of<int32_t>(sure);
+  share_ranges(lists, rows_per_thread(slots), [&](int64_t begin, int64_t end) {
+    for (int64_t list = begin; list < end; ++list) {
+      const Candidate* one = from + list * slots;
+      int32_t within = 0;
+      for (int64_t c = 0; c < used[list]; ++c) within += one[c].high <= limit[list];
+      to[list] = within;
+    }
+  });
+  return sure;
 }
 
 // Returns the first k candidates of each row by (distance, index).
@@ -1024,5 +1046,6 @@ std::tuple<Tensor, Tensor> nearest_of(const Tensor& index, const Tensor& distanc
 STABLE_TORCH_LIBRARY_IMPL(mmga, CPU, m) {
   m.impl("collect_candidates_", TORCH_BOX(&mmga::collect_candidates_));
   m.impl("settle_candidates", TORCH_BOX(&mmga::settle_candidates));
+  m.impl("sure_candidates", TORCH_BOX(&mmga::sure_candidates));
   m.impl("nearest_of", TORCH_BOX(&mmga::nearest_of));
 }

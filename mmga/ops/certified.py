@@ -505,9 +505,9 @@ class CandidateLists:
     @property
     def lost(self) -> Tensor:
         """Rows whose lists may lack one of the k nearest, or the farthest, int64 [L]."""
-        lost = _lost(self._nearest, self._k)
+        lost = _SURE_CANDIDATES(*self._nearest) < self._k
         if self._farthest is not None:
-            lost |= _lost(self._farthest, 1)
+            lost |= _SURE_CANDIDATES(*self._farthest) < 1
         return lost.nonzero()[:, 0]
 
     def nearest(
@@ -566,10 +566,6 @@ class CandidateLists:
         return candidates[lists, :most, 0], used
 
 
-_COUNTED = 1 << 16
-"""Lists whose candidates are counted together."""
-
-
 def _empty_lists(rows: int, slots: int, device: torch.device | str) -> tuple[Tensor, ...]:
     """Return the candidates, counts and limits of empty lists."""
     return (
@@ -577,19 +573,6 @@ def _empty_lists(rows: int, slots: int, device: torch.device | str) -> tuple[Ten
         torch.zeros(rows, dtype=torch.int32, device=device),
         torch.full((rows,), torch.inf, dtype=torch.float32, device=device),
     )
-
-
-def _lost(lists: tuple[Tensor, ...], k: int) -> Tensor:
-    """Return for which rows fewer than k candidates are surely within the limit, bool [R]."""
-    candidates, counts, limits = lists
-    most = max(0, int(counts.max()))
-    lost = torch.empty(len(counts), dtype=torch.bool, device=counts.device)
-    for begin in range(0, len(counts), _COUNTED):
-        some = slice(begin, begin + _COUNTED)
-        high = candidates[some].view(torch.float32)[:, :most, 2]
-        used = torch.arange(most, device=counts.device) < counts[some, None]
-        lost[some] = ((high <= limits[some, None]) & used).sum(1) < k
-    return lost
 
 
 def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -744,6 +727,11 @@ _SETTLE_CANDIDATES = define(
         candidates.new_empty(len(lists), sides[-3]),
         sides[4].new_empty(len(lists), sides[-3]),
     ),
+)
+_SURE_CANDIDATES = define(
+    "sure_candidates(Tensor candidates, Tensor counts, Tensor limits) -> Tensor",
+    reference.sure_candidates,
+    lambda candidates, counts, limits: torch.empty_like(counts),
 )
 _NEAREST_OF = define(
     "nearest_of(Tensor index, Tensor distance, int k) -> (Tensor, Tensor)",

@@ -117,6 +117,7 @@ def calls_of_lists(
             False,
             False,
         ),
+        "sure_candidates": candidates(3, 6),
         "nearest_of": (ints(0, 1, 2, 3, 4, 5).view(2, 3), doubles(2, 3), 2),
     }
 
@@ -235,11 +236,12 @@ COMPARED = {
 }  # fmt: skip
 # Counts that say with -1 that a list is lost.
 LOST = {("collect_candidates_", "counts"), ("collect_candidates_", "far_counts")}
+LOST.add(("sure_candidates", "counts"))
 # Indices that the Python wrappers take from `transpose_rows`, which makes none out of range; a pass
 # over all of them may cost more than the call, see csrc/args/jaccard.h.
 TRUSTED = {("jaccard_rows", "inverted_rows"), ("jaccard_join", "index_rows")}
 # Items and bits of numbers that are no index; test_certified_knn.py has wrong items.
-TRUSTED.add(("settle_candidates", "candidates"))
+TRUSTED |= {(name, "candidates") for name in ("settle_candidates", "sure_candidates")}
 
 
 def listed(table: set[tuple[str, str]], name: str, argument: str) -> bool:

@@ -707,6 +707,31 @@ def _outward(values: Tensor, end: float) -> Tensor:
     return rounded.nextafter(torch.full_like(rounded, end))
 
 
+_COUNTED = 1 << 16
+"""Lists whose candidates are counted together."""
+
+
+def sure_candidates(candidates: Tensor, counts: Tensor, limits: Tensor) -> Tensor:
+    """Count the candidates of each list that are surely within its limit.
+
+    Args:
+        candidates: int32 [R, S, 3], see `collect_candidates_`.
+        counts: int32 [R]; -1: the list is lost.
+        limits: float32 [R].
+
+    Returns:
+        int32 [R]; of lists that are lost, 0.
+    """
+    sure = torch.empty_like(counts)
+    most = max(0, int(counts.max())) if len(counts) else 0
+    for begin in range(0, len(counts), _COUNTED):
+        some = slice(begin, begin + _COUNTED)
+        high = candidates[some].view(torch.float32)[:, :most, 2]
+        used = torch.arange(most, device=counts.device) < counts[some, None]
+        sure[some] = ((high <= limits[some, None]) & used).sum(1, dtype=torch.int32)
+    return sure
+
+
 def nearest_of(index: Tensor, distance: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the first k candidates of each row by (distance, index).
 

@@ -140,8 +140,8 @@ def nearest(
             found = _nearest_of_one(query, gallery, settings, progress)
         else:
             found = _nearest_of_all(query, gallery, settings, progress, grid)
-        distances = from_squared(found.distances, metric)
-        index = found.index.long()
+    distances = from_squared(found.distances, metric)
+    index = found.index.long()
     if isinstance(query, np.ndarray):
         return distances.cpu().numpy(), index.cpu().numpy()
     return distances, index

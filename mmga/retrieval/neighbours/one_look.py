@@ -343,8 +343,8 @@ class Look:
             return
         own = self._own_at_zero
         near, distances = lists.nearest(numbers, chosen, order.items, (x, y), self._metric, own=own)
-        self.found.index[chosen] = near[:, : self._k]
-        self.found.distances[chosen] = distances[:, : self._k].float()
+        self.found.index.index_copy_(0, chosen, near[:, : self._k])
+        self.found.distances.index_copy_(0, chosen, distances[:, : self._k].float())
         if self._farthest:
             far = lists.farthest(numbers, chosen, order.items, (x, y), self._metric)
             self.found.maxima[chosen] = far.float()

@@ -660,6 +660,26 @@ def test_every_float16_is_read_exactly():
     assert found[1].unique().numel() == count
 
 
+@pytest.mark.parametrize("lists", [0, 1, 7, 70_000])
+def test_candidates_that_are_surely_within_a_limit_are_counted(lists):
+    generator = torch.Generator().manual_seed(lists)
+    candidates = torch.zeros(lists, 5, 3, dtype=torch.int32)
+    upper = torch.randint(-2, 3, (lists, 5), generator=generator).float()
+    candidates.view(torch.float32)[:, :, 2] = upper
+    counts = torch.randint(-1, 6, (lists,), dtype=torch.int32, generator=generator)
+    limits = torch.randint(-2, 3, (lists,), generator=generator).float()
+    limits[::11] = torch.inf
+    given = candidates, counts, limits
+    expected = [
+        sum(value <= limit for value in values[: max(0, count)])
+        for values, count, limit in zip(
+            upper.tolist(), counts.tolist(), limits.tolist(), strict=True
+        )
+    ]
+    assert torch.ops.mmga.sure_candidates(*given).tolist() == expected
+    assert reference.sure_candidates(*given).tolist() == expected
+
+
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
@@ -671,13 +691,13 @@ def test_the_reference_collects_what_the_kernel_does(kind, seed, metric, k):
     items = some_items(kind, seed, count=40, width=64, metric=metric)
     found = lists_of(items, k, bytes_of(items))
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_COLLECT_CANDIDATES", "_SETTLE_CANDIDATES", "_NEAREST_OF"):
-            function = {
-                "_COLLECT_CANDIDATES": reference.collect_candidates_,
-                "_SETTLE_CANDIDATES": reference.settle_candidates,
-                "_NEAREST_OF": reference.nearest_of,
-            }[name]
-            patch.setattr(ops, name, function)
+        for name in (
+            "collect_candidates_",
+            "settle_candidates",
+            "sure_candidates",
+            "nearest_of",
+        ):
+            patch.setattr(ops, f"_{name.upper().rstrip('_')}", getattr(reference, name))
         expected = lists_of(items, k, bytes_of(items))
         patch_tiles_of_bytes(patch, 16)
         mirrored = lists_of(items, k, bytes_of(items))
