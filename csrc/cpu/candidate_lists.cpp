@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -957,6 +958,18 @@ std::tuple<Tensor, Tensor> settle_candidates(
     args.require(used[list[l]] + own >= k && used[list[l]] <= slots, "counts: expected ", k - own,
                  " to ", slots, ", found ", used[list[l]], " at ", list[l]);
   }
+  constexpr int64_t kNone = std::numeric_limits<int64_t>::min();
+  std::atomic<int64_t> outside{kNone};  // a candidate that is no column
+  share_ranges(count, rows_per_thread(slots), [&](int64_t begin, int64_t end) {
+    for (int64_t l = begin; l < end; ++l) {
+      const Candidate* one = from + list[l] * slots;
+      for (int64_t c = 0; c < used[list[l]]; ++c) {
+        if (one[c].item < 0 || one[c].item >= columns.count()) outside = one[c].item;
+      }
+    }
+  });
+  args.require(outside == kNone, "candidates: expected 0 to ", columns.count() - 1, ", found ",
+               outside.load());
   const Tensor near = new_tensor<int32_t>(candidates, {count, k});
   const Tensor distances = new_tensor<double>(candidates, {count, k});
   auto* to_items = data_of<int32_t>(near);
@@ -974,9 +987,6 @@ std::tuple<Tensor, Tensor> settle_candidates(
       const int64_t last = std::min(count, first + together.lists);
       for (int64_t l = first; l < last; ++l) {
         some.push_back({item[l], from + list[l] * slots, used[list[l]]});
-        for (int64_t c = 0; c < used[list[l]]; ++c) {
-          args.range("candidates", some.back().candidates[c].item, 0, columns.count() - 1);
-        }
       }
       const double* distance = settler.distances(some, together.columns);
       for (int64_t l = first; l < last; ++l) {

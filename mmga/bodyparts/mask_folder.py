@@ -54,6 +54,11 @@ Projected = Callable[[int, float], None]
 """Called after the first batch with the number of images left and the seconds they may take."""
 
 
+def _listed(file: Path) -> str:
+    """Return a file of paths, one on a line, with the bytes that they have on disk."""
+    return file.read_text(encoding="utf-8", errors="surrogateescape")
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskMaker:
     """Makes the masks of a set into a folder; after an interruption it makes the missing ones.
@@ -129,11 +134,7 @@ class MaskMaker:
 
     def empty(self) -> set[str]:
         """Return the paths of images in which nobody was found."""
-        return {
-            path
-            for file in self._empty_files()
-            for path in file.read_text(errors="replace").splitlines()
-        }
+        return {path for file in self._empty_files() for path in _listed(file).splitlines()}
 
     def _empty_files(self) -> list[Path]:
         return [self.out / EMPTY] * (self.out / EMPTY).is_file() + sorted(
@@ -243,9 +244,9 @@ class MaskMaker:
         places = {path: place for place, path in enumerate(paths)}
         ordered = sorted(empty, key=lambda path: (places.get(path, -1), path))
         text = "".join(f"{path}\n" for path in ordered)
-        if [(file.name, file.read_text(errors="replace")) for file in files] != [(EMPTY, text)]:
+        if [(file.name, _listed(file)) for file in files] != [(EMPTY, text)]:
             with atomic_path(self.out / EMPTY) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
             for file in set(files) - {self.out / EMPTY}:
                 file.unlink()
         return empty
@@ -275,7 +276,7 @@ class MaskMaker:
             own = own.with_stem(f"{own.stem}.{self.group.rank}")
         size = own.stat().st_size if own.is_file() else 0
         try:
-            with own.open("a") as file:
+            with own.open("a", encoding="utf-8", errors="surrogateescape") as file:
                 file.write(f"{path}\n")
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmga.common.device import resolve_device
-from mmga.common.errors import PeerError, UserError
+from mmga.common.errors import PeerError, UserError, set_number
 from mmga.common.meeting import meet
 from mmga.common.watch import MEETING, Watch, is_lost, told
 
@@ -39,7 +38,7 @@ def environment() -> tuple[int, int, int]:
     Raises:
         UserError: WORLD_SIZE is set, but the others are not, or one is not such a number.
     """
-    world = _set_number("WORLD_SIZE", 1, sys.maxsize) if "WORLD_SIZE" in os.environ else 1
+    world = set_number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
     if world == 1:
         return 0, 1, 0
     missing = [
@@ -50,24 +49,8 @@ def environment() -> tuple[int, int, int]:
             f"WORLD_SIZE={world} is set in the environment, but {missing[0]} is not; "
             "start the processes with torchrun, or unset WORLD_SIZE"
         )
-    _set_number("MASTER_PORT", 1, 65_535)
-    return _set_number("RANK", 0, world - 1), world, _set_number("LOCAL_RANK", 0, world - 1)
-
-
-def _set_number(name: str, least: int, most: int) -> int:
-    """Return the whole number that a variable of the environment is set to.
-
-    Raises:
-        UserError: it is set to something else.
-    """
-    given = os.environ[name].strip()
-    if not (given.isdecimal() and least <= int(given) <= most):
-        limits = f"at least {least}" if most == sys.maxsize else f"from {least} to {most}"
-        raise UserError(
-            f"{name}: expected a whole number {limits}, found {given!r}; start the processes with "
-            "torchrun, which sets it, or unset WORLD_SIZE"
-        )
-    return int(given)
+    set_number("MASTER_PORT", 1, 65_535)
+    return set_number("RANK", 0, world - 1), world, set_number("LOCAL_RANK", 0, world - 1)
 
 
 def own_device(name: str) -> torch.device:

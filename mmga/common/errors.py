@@ -2,6 +2,8 @@
 
 import contextlib
 import operator
+import os
+import re
 import sys
 from numbers import Real
 from typing import Any
@@ -51,6 +53,21 @@ def whole_number(name: str, given: Any) -> int:
         return operator.index(given)
     except TypeError:
         raise UserError(f"{name} must be an integer, got {given!r}") from None
+
+
+def set_number(name: str, least: int, most: int = 1 << 20) -> int:
+    """Return the whole number that a variable of the environment is set to, by torchrun.
+
+    Raises:
+        UserError: it is not set, or to something else.
+    """
+    given = os.environ.get(name, "")
+    if not (re.fullmatch("[0-9]{1,18}", given) and least <= int(given) <= most):
+        raise UserError(
+            f"{name}: expected a whole number from {least} to {most}, found {given!r}; start the "
+            "processes with torchrun, which sets it, or unset WORLD_SIZE"
+        )
+    return int(given)
 
 
 def real_number(name: str, given: Any) -> float:

@@ -99,13 +99,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_table(path: str | os.PathLike[str]) -> Iterator[io.TextIOWrapper]:
-    """Yield a text file for records, some of them paths, in UTF-8 on every machine.
+    """Yield a text file for records, in UTF-8 on every machine; otherwise as `atomic_path`.
 
-    Bytes of file names that are not UTF-8 are written as they are. Otherwise as `atomic_path`.
+    Names of files that are no text are written with escapes.
     """
     with (
         atomic_path(path) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from mmga.common.errors import PeerError, UserError, first_line, say_error
+from mmga.common.errors import PeerError, UserError, first_line, say_error, set_number
 from mmga.common.watch import GRACE, told
 
 START = "MMGA_JOIN_TIMEOUT"
@@ -81,12 +81,12 @@ def refuse(error: Exception) -> Exception:
     Returns:
         The error, or a PeerError where another process tells the same one.
     """
-    world, rank = os.environ.get("WORLD_SIZE", ""), os.environ.get("RANK", "")
-    if _came or dist.is_initialized() or not (world.isdecimal() and rank.isdecimal()):
+    if _came or dist.is_initialized() or "WORLD_SIZE" not in os.environ:
         return error
     try:
-        return _Meeting(int(rank), int(world), None, STORE).refuse(error)
-    except (UserError, RuntimeError, KeyError, ValueError):  # nobody is there, or could be
+        world = set_number("WORLD_SIZE", 2)
+        return _Meeting(set_number("RANK", 0, world - 1), world, None, STORE).refuse(error)
+    except (UserError, RuntimeError, KeyError):  # nobody is there, or could be
         return error
 
 
@@ -157,7 +157,7 @@ class _Meeting:
         self._telling, self._met = threading.Lock(), threading.Event()
         self._tells_of_store = False
         self._thread = threading.Thread(target=self._listen, name="meeting", daemon=True)
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        host, port = os.environ["MASTER_ADDR"], set_number("MASTER_PORT", 1, 65_535)
         self._place = f"{host}:{port}"
         of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._hosts = rank == 0 and not of_torchrun

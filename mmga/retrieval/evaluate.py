@@ -287,8 +287,10 @@ def _shared(
             raise UserError(f"gallery: missing; protocol {rules.name} needs one")
     named = rules.own_image == "path" or options.exclude is not None
     with grid.together():
-        # The report lists the paths of the queries.
-        asked = SharedGallery.gathered(query, grid.column, columns=True, name="query")
+        listed = not (rules.pools or rules.splits)  # query by query
+        asked = SharedGallery.gathered(
+            query, grid.column, columns=named, paths=listed, name="query"
+        )
     with grid.together():
         if not rules.one_set:
             return asked, SharedGallery.gathered(gallery, grid.row, columns=named)

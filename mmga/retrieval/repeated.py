@@ -224,6 +224,7 @@ def _mean(reports: list[Report]) -> Report:
         np.mean([one.cmc for one in reports], axis=0),
         None,
     )
+    whole.pids = whole.camids = whole.paths = whole.counted = None  # of one part
     whole.num_valid_query = sum(one.num_valid_query for one in reports)
     whole.ties = sum(one.ties for one in reports)
     whole.distractors = sum(one.distractors for one in reports)

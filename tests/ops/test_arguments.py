@@ -232,16 +232,18 @@ COMPARED = {
     ("ordered_candidates", "candidates"), ("select_neighbours", "candidates"),
     ("refine_pairs", "match_item"), ("sort_matches", "match_item"),
     ("collect_candidates_", "candidates"), ("collect_candidates_", "far_candidates"),
-    ("collect_candidates_", "own"), ("nearest_of", "index"),
+    ("collect_candidates_", "own"), ("nearest_of", "index"), ("sure_candidates", "candidates"),
 }  # fmt: skip
 # Counts that say with -1 that a list is lost.
-LOST = {("collect_candidates_", "counts"), ("collect_candidates_", "far_counts")}
-LOST.add(("sure_candidates", "counts"))
+LOST = {
+    ("collect_candidates_", "counts"), ("collect_candidates_", "far_counts"),
+    ("sure_candidates", "counts"),
+}  # fmt: skip
 # Indices that the Python wrappers take from `transpose_rows`, which makes none out of range; a pass
 # over all of them may cost more than the call, see csrc/args/jaccard.h.
 TRUSTED = {("jaccard_rows", "inverted_rows"), ("jaccard_join", "index_rows")}
 # Items and bits of numbers that are no index; test_certified_knn.py has wrong items.
-TRUSTED |= {(name, "candidates") for name in ("settle_candidates", "sure_candidates")}
+TRUSTED.add(("settle_candidates", "candidates"))
 
 
 def listed(table: set[tuple[str, str]], name: str, argument: str) -> bool:

@@ -203,6 +203,7 @@ def evaluated(
         values["per_query"] = {
             name: getattr(scores, name).tobytes() for name in scores.__dataclass_fields__
         }
+        values["queries"] = report._queries()
     return values
 
 

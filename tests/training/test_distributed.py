@@ -12,6 +12,7 @@ import torch
 
 from mmga.common.distributed import Group, environment
 from mmga.common.errors import UserError
+from mmga.common.meeting import refuse
 from mmga.config import merged, recipe_config
 from mmga.models.checkpoint import load_checkpoint
 from mmga.training import trainer
@@ -184,8 +185,9 @@ def test_a_world_without_ranks_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("WORLD_SIZE", "two", "at least 1, found 'two'"),
-        ("WORLD_SIZE", "0", "at least 1, found '0'"),
+        ("WORLD_SIZE", "two", "from 1 to 1048576, found 'two'"),
+        ("WORLD_SIZE", "0", "from 1 to 1048576, found '0'"),
+        ("WORLD_SIZE", "9" * 5000, "from 1 to 1048576, found '9999"),
         ("RANK", "2", "from 0 to 1, found '2'"),
         ("LOCAL_RANK", "-1", "from 0 to 1, found '-1'"),
         ("LOCAL_RANK", "", "from 0 to 1, found ''"),
@@ -194,10 +196,12 @@ def test_a_world_without_ranks_is_named(monkeypatch):
     ],
 )
 def test_a_variable_that_is_no_such_number_is_named(monkeypatch, name, value, expected):
-    right = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": " 29500 "}
+    right = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_PORT": "29500"}
     for other, given in (right | {"MASTER_ADDR": "127.0.0.1"}).items():
         monkeypatch.setenv(other, given)
     assert environment() == (1, 2, 1)
     monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"^{name}: expected a whole number {expected}; start"):
+    with pytest.raises(UserError, match=f"^{name}: expected a whole number {expected}") as told:
         environment()
+    if name != "LOCAL_RANK":  # which the others need not know
+        assert refuse(told.value) is told.value  # and meets nobody

@@ -77,7 +77,7 @@ def read_list(path: Path) -> list[tuple[str, int, int]]:
         UserError: the list cannot be read, is empty, or a line is not an image's.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"list {path} cannot be read ({error}); the data set is incomplete") from (
             error

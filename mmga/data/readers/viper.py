@@ -138,7 +138,7 @@ def read_splits(path: Path) -> list[list[int]]:
         UserError: the file cannot be read or holds no such lists.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"splits file {path} cannot be read ({error})") from error
     splits: list[list[int]] = []

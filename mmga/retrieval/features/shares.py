@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +42,13 @@ class SharedGallery:
 
     @classmethod
     def gathered(
-        cls, own: Features | None, group: Group, *, columns: bool, name: str = "gallery"
+        cls,
+        own: Features | None,
+        group: Group,
+        *,
+        columns: bool = False,
+        paths: bool = False,
+        name: str = "gallery",
     ) -> SharedGallery:
         """Return the set that the processes hold together, one after the other by rank.
 
@@ -49,6 +56,7 @@ class SharedGallery:
             own: rows and labels of this process; None: it holds none.
             group: the processes.
             columns: paths and further columns are gathered, too.
+            paths: paths are.
             name: of the side, for messages.
 
         Raises:
@@ -56,7 +64,8 @@ class SharedGallery:
         """
         if group.world == 1 and own is not None:
             return cls(own, 0, len(own), group)
-        arrays = {} if own is None else _labels(own, columns)
+        wanted = (*_ALWAYS, "paths") if paths else _ALWAYS
+        arrays = {} if own is None else _labels(own, None if columns else wanted)
         told = [json.loads(text) for text in group.texts(json.dumps(_told(own, group.rank)))]
         found = group.columns(arrays)
         counts = [0 if one is None else one["shape"][0] for one in told]
@@ -142,10 +151,10 @@ def share_of(count: int, group: Group) -> tuple[int, int]:
     return count * group.rank // group.world, count * (group.rank + 1) // group.world
 
 
-def _labels(own: Features, columns: bool) -> dict[str, np.ndarray]:
-    """Return what is gathered of a process' labels, codes of names as names."""
+def _labels(own: Features, wanted: Sequence[str] | None) -> dict[str, np.ndarray]:
+    """Return wanted labels of a process, or all, codes of names as names."""
     arrays = {name: np.asarray(value) for name, value in own.arrays_without_rows().items()}
-    return {name: value for name, value in arrays.items() if columns or name in _ALWAYS}
+    return {name: value for name, value in arrays.items() if wanted is None or name in wanted}
 
 
 def _told(own: Features | None, rank: int) -> dict[str, Any] | None:

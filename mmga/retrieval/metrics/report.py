@@ -112,7 +112,7 @@ class Report:
             given.
         pids: pid of each query, as it was given.
         camids: likewise, or None.
-        paths: likewise, of its image, or None.
+        paths: likewise, of its image, or None; pooled queries have none.
         counted: rows of the queries that enter the averages, or None.
         pair_counts: pairs by distance, from which ROC curves are drawn; None without verification.
         extra: figures of single protocols and options, by name.
@@ -257,9 +257,11 @@ class Report:
             ) from None
         if table == "queries":
             frame = pandas.DataFrame(
-                # pandas' strings take no names of files that are not UTF-8.
+                # pandas' strings take no names of files that are no text.
                 {
-                    name: pandas.Series(cells, dtype=object if name == "path" else None)
+                    name: pandas.Series(
+                        cells, dtype=object if any(isinstance(c, str) for c in cells) else None
+                    )
                     for name, cells in self._queries().items()
                 }
             )
